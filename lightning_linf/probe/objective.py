@@ -1,0 +1,114 @@
+"""How a module and a batch make a loss."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+from lightning_linf.probe.errors import ProbeError
+
+Objective: TypeAlias = Callable[[Any, int], Tensor]
+
+
+def make_objective(module: nn.Module, loss: Callable[[nn.Module, Any], Tensor] | None) -> Objective:
+    """Find what turns ``(batch, batch_idx)`` into a scalar loss.
+
+    In this order: ``loss(module, batch)`` if given, the module's ``probe_loss(batch)``, a
+    LightningModule's ``training_step``.
+
+    Raises:
+        ProbeError: If there is none of these, or the module steps its optimizers by hand.
+    """
+    name = type(module).__name__
+    if loss is not None:
+        return lambda batch, batch_idx: _scalar(loss(module, batch), "loss(module, batch)")
+    if callable(getattr(module, "probe_loss", None)):
+        return lambda batch, batch_idx: _scalar(
+            module.probe_loss(batch),  # type: ignore[operator]  # checked one line above
+            f"{name}.probe_loss",
+        )
+    if not isinstance(module, LightningModule):
+        raise ProbeError(
+            f"probe: expected a LightningModule or a `loss`, got a plain {name}. "
+            "Pass `loss=lambda module, batch: ...` that returns a scalar."
+        )
+    if not module.automatic_optimization:
+        raise ProbeError(
+            f"probe: expected automatic optimization, but {name}.training_step steps its "
+            "optimizers by hand, which cannot be repeated without changing the training. "
+            f"Define {name}.probe_loss(batch) that returns the loss to measure."
+        )
+    names = inspect.signature(module.training_step).parameters
+    if "dataloader_iter" in names:
+        raise ProbeError(
+            f"probe: expected {name}.training_step to take a batch, but it takes an iterator. "
+            f"Define {name}.probe_loss(batch) that returns the loss to measure."
+        )
+    # As Lightning does: batch_idx is passed by name where there is such a parameter.
+    takes_index = "batch_idx" in names
+
+    def training_step(batch: Any, batch_idx: int) -> Tensor:
+        extra = {"batch_idx": batch_idx} if takes_index else {}
+        return _scalar(module.training_step(batch, **extra), f"{name}.training_step")
+
+    return training_step
+
+
+def batch_weight(module: nn.Module, batch: Any) -> float:
+    """Number of samples in a batch, or what the module's ``probe_weight(batch)`` says.
+
+    The loss of several batches is their mean with these weights. A loss that is a mean over tokens
+    wants the number of tokens.
+
+    Raises:
+        ProbeError: If tensors of the batch disagree about its length, or it holds none.
+    """
+    if callable(getattr(module, "probe_weight", None)):
+        return float(module.probe_weight(batch))  # type: ignore[operator]  # checked above
+    lengths: set[int] = set()
+    apply_to_collection(batch, Tensor, lambda t: lengths.add(len(t)) if t.ndim else None)
+    if len(lengths) != 1:
+        raise ProbeError(
+            "probe: expected all tensors of a batch to have the same first dimension, got "
+            f"{sorted(lengths) or 'no tensors'}. Define {type(module).__name__}.probe_weight(batch)"
+            " that returns the number of samples (or tokens) that the loss is a mean over."
+        )
+    return float(lengths.pop())
+
+
+def copy_batch(batch: Any, dtype: torch.dtype | None) -> Any:
+    """Copy containers and tensors, so that in-place work on a batch does not last.
+
+    Tensors narrower than float32 become ``dtype`` if it is given.
+    """
+
+    def copy(tensor: Tensor) -> Tensor:
+        narrow = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+        return tensor.to(dtype, copy=True) if dtype and narrow else tensor.clone()
+
+    return apply_to_collection(batch, Tensor, copy)
+
+
+def _scalar(output: Any, source: str) -> Tensor:
+    value = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ProbeError(
+            f"probe: expected a scalar loss (or a dict with one as 'loss') from {source}, "
+            f"got {got}. Return the mean over the batch."
+        )
+    if not value.requires_grad:
+        raise ProbeError(
+            f"probe: expected a loss with a graph from {source}, got a tensor that does not "
+            "require grad. Compute it from the parameters, without detach or no_grad."
+        )
+    if not value.isfinite():
+        raise ProbeError(
+            f"probe: expected a finite loss from {source}, got {float(value)}. Look at the "
+            "parameters and the batch; a lower learning rate often helps."
+        )
+    return value.reshape(())

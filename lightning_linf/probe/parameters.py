@@ -1,0 +1,97 @@
+"""Trainable parameters as one vector, and fresh copies in a module's tables."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_linf.probe.errors import ProbeError
+
+
+class ParameterVector:
+    """The trainable parameters of a module, in its own order, as one vector of d numbers.
+
+    A tied parameter counts once. Working dtype: float32, or wider if a parameter is.
+
+    Raises:
+        ProbeError: If none is trainable, or one is uninitialized, complex or on another device.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if not named:
+            raise ProbeError(
+                f"probe: expected trainable parameters in {type(module).__name__}, got none. "
+                "Set requires_grad on those whose landscape you want."
+            )
+        self.device = next(iter(named.values())).device
+        for name, p in named.items():
+            if isinstance(p, UninitializedParameter):
+                raise ProbeError(
+                    f"probe: expected initialized parameters, but {name} is still lazy. "
+                    "Run the module once before probing it."
+                )
+            if not p.is_floating_point():
+                raise ProbeError(
+                    f"probe: expected real floating parameters, but {name} is {p.dtype}. "
+                    "Freeze it, or hold its real and imaginary parts as real parameters."
+                )
+            if p.device != self.device:
+                raise ProbeError(
+                    f"probe: expected all trainable parameters on {self.device}, but {name} is on "
+                    f"{p.device}. Models split over devices cannot be probed."
+                )
+        self.names = list(named)
+        self.shapes = [p.shape for p in named.values()]
+        self.sizes = [p.numel() for p in named.values()]
+        self.num_params = sum(self.sizes)
+        self.dtype = torch.float32
+        for p in named.values():
+            self.dtype = torch.promote_types(self.dtype, p.dtype)
+        # Low-precision training: probe all of the module in the working dtype.
+        self.widen = any(_is_narrow(p) for p in named.values())
+        self._trainable = list(named.values())
+        self._entries: list[tuple[dict[str, Any], str, Tensor]] = [
+            (table, name, tensor)
+            for part in module.modules()
+            for table in (part._parameters, part._buffers)
+            for name, tensor in table.items()
+            if tensor is not None
+        ]
+
+    def substitute(self) -> list[Tensor]:
+        """Put copies of all parameters and buffers into the module's tables.
+
+        Tied entries stay tied. Putting the originals back is the business of
+        :func:`~lightning_linf.probe.isolation.untouched`.
+
+        Returns:
+            The trainable copies, leaves that require grad, in the order of ``names``.
+        """
+        copies: dict[int, Tensor] = {}
+        for p in self._trainable:
+            copies[id(p)] = self._copy(p).requires_grad_()
+        for table, name, tensor in self._entries:
+            if id(tensor) not in copies:
+                copies[id(tensor)] = self._copy(tensor)
+            table[name] = copies[id(tensor)]
+        return [copies[id(p)] for p in self._trainable]
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Join one tensor per parameter to a vector. Shape: (d,)."""
+        return torch.cat([tensor.reshape(-1).to(self.dtype) for tensor in tensors])
+
+    def unflatten(self, vector: Tensor) -> list[Tensor]:
+        """Cut a vector (d,) into one tensor per parameter."""
+        parts = vector.split_with_sizes(self.sizes)
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        wide = self.widen and tensor.is_floating_point() and _is_narrow(tensor)
+        return tensor.detach().to(self.dtype if wide else tensor.dtype, copy=True)
+
+
+def _is_narrow(tensor: Tensor) -> bool:
+    return tensor.dtype.itemsize < 4
