@@ -1,0 +1,6 @@
+"""Lightning callbacks: when to measure, and what to log."""
+
+from lightning_linf.callbacks.heterogeneity import (
+    GradientHeterogeneityMonitor as GradientHeterogeneityMonitor,
+)
+from lightning_linf.callbacks.smoothness import LinfSmoothnessMonitor as LinfSmoothnessMonitor

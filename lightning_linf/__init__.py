@@ -1,0 +1,35 @@
+"""See, while you train, which geometry your loss landscape has and which optimizer it favours.
+
+Importing this package imports neither torch nor lightning; its names do, when they are used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_linf.callbacks import (
+        GradientHeterogeneityMonitor as GradientHeterogeneityMonitor,
+    )
+    from lightning_linf.callbacks import LinfSmoothnessMonitor as LinfSmoothnessMonitor
+    from lightning_linf.probe import Landscape as Landscape
+    from lightning_linf.probe import Smoothness as Smoothness
+    from lightning_linf.probe import measure_smoothness as measure_smoothness
+
+_HOMES = {
+    "GradientHeterogeneityMonitor": "lightning_linf.callbacks",
+    "LinfSmoothnessMonitor": "lightning_linf.callbacks",
+    "Landscape": "lightning_linf.probe",
+    "Smoothness": "lightning_linf.probe",
+    "measure_smoothness": "lightning_linf.probe",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -48,12 +48,11 @@ def make_objective(module: nn.Module, loss: Callable[[nn.Module, Any], Tensor] |
             f"probe: expected {name}.training_step to take a batch, but it takes an iterator. "
             f"Define {name}.probe_loss(batch) that returns the loss to measure."
         )
-    # As Lightning does: batch_idx is passed by name where there is such a parameter.
-    takes_index = "batch_idx" in names
+    takes_index = len(names) > 1  # Lightning, too, goes by position
 
     def training_step(batch: Any, batch_idx: int) -> Tensor:
-        extra = {"batch_idx": batch_idx} if takes_index else {}
-        return _scalar(module.training_step(batch, **extra), f"{name}.training_step")
+        arguments = (batch, batch_idx) if takes_index else (batch,)
+        return _scalar(module.training_step(*arguments), f"{name}.training_step")
 
     return training_step
 

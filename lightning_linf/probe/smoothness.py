@@ -51,7 +51,7 @@ def measure_smoothness(
     max_lanczos_hvps: int = 32,
     tol: float = 1e-2,
     seed: int = 0,
-    on_hvps: Callable[[int], None] | None = None,
+    on_hvps: Callable[[int], object] | None = None,
 ) -> Smoothness:
     """Estimate the (1,1)-norm of the Hessian and its largest absolute eigenvalue.
 
