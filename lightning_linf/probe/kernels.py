@@ -1,11 +1,15 @@
 """Kernels that can be differentiated twice, while probing only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_linf.probe.errors import ProbeError
+
+_NO_SECOND_DERIVATIVE = ("torch::autograd::Error", "torch::autograd::NotImplemented")
 
 
 @contextmanager
@@ -27,3 +31,28 @@ def twice_differentiable(module: nn.Module, device: torch.device) -> Iterator[No
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
+
+
+def check_second_derivatives(gradients: Sequence[Tensor]) -> None:
+    """Refuse gradients whose graph holds an operation that cannot be differentiated again.
+
+    Autograd raises only where such a node lies between gradient and parameter. That of a
+    ``once_differentiable`` function leads nowhere: it would be left out without a word.
+
+    Raises:
+        ProbeError: Naming the kind of node and what it feeds.
+    """
+    pending = [(g.grad_fn, "the gradient") for g in gradients if g.grad_fn is not None]
+    seen = set()
+    while pending:
+        node, user = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name() in _NO_SECOND_DERIVATIVE:
+            raise ProbeError(
+                "probe: an operation in the loss has no second derivative (a fused kernel or a "
+                f"once_differentiable function, below {user} in the graph of the gradient). Use a "
+                "version in plain PyTorch for the probe, e.g. by defining probe_loss(batch)."
+            )
+        pending.extend((f, node.name()) for f, _ in node.next_functions if f is not None)

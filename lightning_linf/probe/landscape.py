@@ -1,7 +1,6 @@
 """A live module seen as a pure function of its parameters on given batches."""
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -16,12 +15,11 @@ from torch import Tensor, nn
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.isolation import untouched
-from lightning_linf.probe.kernels import twice_differentiable
+from lightning_linf.probe.kernels import check_second_derivatives, twice_differentiable
 from lightning_linf.probe.objective import batch_weight, copy_batch, make_objective
 from lightning_linf.probe.parameters import ParameterVector
 
 Mode = Literal["eval", "train"]
-_NO_SECOND_DERIVATIVE = re.compile(r"derivative for .* not implemented|differentiate twice")
 
 
 class _Graph(NamedTuple):
@@ -184,7 +182,7 @@ class Landscape:
         if self._reduce is not None:
             totals = self._reduce(totals)
         if failure is not None:
-            raise _explain(failure)
+            raise failure
         if totals[2]:
             raise ProbeError("probe: another rank failed; the cause stands in its own output.")
         if self._reduce is not None:
@@ -216,6 +214,7 @@ class Landscape:
         batch = copy_batch(batch, self.parameters.dtype if self.parameters.widen else None)
         loss = self._objective(batch, index)
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        check_second_derivatives(gradients)
         graph = _Graph(parameters, loss, gradients)
         if len(self._batches) == 1:
             self._graph = graph
@@ -229,12 +228,10 @@ class Landscape:
             if not pairs:  # the loss is linear
                 rows.append(torch.zeros_like(vector))
                 continue
-            outputs, weights = zip(*pairs, strict=True)
-            weights = tuple(v.to(g.dtype) for g, v in pairs)
             products = torch.autograd.grad(
-                outputs,
+                [g for g, _ in pairs],
                 graph.parameters,
-                grad_outputs=weights,
+                grad_outputs=[v.to(g.dtype) for g, v in pairs],
                 retain_graph=True,
                 materialize_grads=True,
             )
@@ -254,14 +251,3 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  # the global state is what modules draw from
-
-
-def _explain(error: Exception) -> Exception:
-    if isinstance(error, RuntimeError) and _NO_SECOND_DERIVATIVE.search(str(error)):
-        explained = ProbeError(
-            f"probe: an operation in the loss has no second derivative ({error}). Use a version "
-            "in plain PyTorch for the probe, e.g. by defining probe_loss(batch) on the module."
-        )
-        explained.__cause__ = error
-        return explained
-    return error

@@ -107,7 +107,7 @@ def _scalar(output: Any, source: str) -> Tensor:
         )
     if not value.isfinite():
         raise ProbeError(
-            f"probe: expected a finite loss from {source}, got {float(value)}. Look at the "
+            f"probe: expected a finite loss from {source}, got {value.item()}. Look at the "
             "parameters and the batch; a lower learning rate often helps."
         )
     return value.reshape(())
