@@ -86,7 +86,8 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         if scale != 1.0:
             gradients = {name: gradient / scale for name, gradient in gradients.items()}
 
-        metric = GradientHeterogeneity(len(gradients))
+        # Every rank holds the same gradients: nothing to add up.
+        metric = GradientHeterogeneity(len(gradients), sync_on_compute=False)
         metric.update(list(gradients.values()))
         each, whole = metric.compute()
         scalars = {

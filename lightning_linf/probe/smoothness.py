@@ -98,8 +98,10 @@ def measure_smoothness(
             device=vector.device,
         )
 
-    metric = OneOneNorm(vector.sizes, num_probes, seed=probe_seed, dtype=vector.dtype)
-    metric.to(vector.device)
+    # Products are summed over ranks already: each rank holds all of them.
+    metric = OneOneNorm(
+        vector.sizes, num_probes, seed=probe_seed, dtype=vector.dtype, sync_on_compute=False
+    ).to(vector.device)
     first_product: Tensor | None = None
     step = landscape.probes_per_pass
     for first in range(0, num_probes, step):

@@ -1,0 +1,164 @@
+"""Two gloo processes on the CPU give the numbers of one process on all the data."""
+
+import lightning
+import networks
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
+from lightning_linf.functional import cauchy
+from lightning_linf.metrics import GradientHeterogeneity, OneOneNorm
+from lightning_linf.probe import Landscape, ProbeError, measure_smoothness
+
+pytestmark = pytest.mark.slow  # each test forks two processes
+
+
+def in_two_processes(function, tmp_path):
+    """Run ``function(rank)`` on two gloo ranks and return both results."""
+    context = mp.get_context("fork")  # spawn imports torch again: 25 s
+    queue = context.SimpleQueue()
+    arguments = (function, tmp_path, queue)
+    processes = [context.Process(target=_run, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    results = dict(queue.get() for _ in processes)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return [results[0], results[1]]
+
+
+def _run(rank, function, tmp_path, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=rank, world_size=2)
+    try:
+        queue.put((rank, function(rank)))
+    except Exception as error:
+        queue.put((rank, error))
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(tensor):
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def test_smoothness_over_two_ranks_equals_that_of_the_joined_batch(tmp_path):
+    module, (x, y), loss = networks.mlp()
+    parts = [(x[:4], y[:4]), (x[4:], y[4:])]  # of different sizes
+
+    def on_rank(rank):
+        with Landscape(module, [parts[rank]], loss=loss, reduce=sum_over_ranks) as landscape:
+            return measure_smoothness(landscape, num_probes=8)
+
+    results = in_two_processes(on_rank, tmp_path)
+    with Landscape(module, [(x, y)], loss=loss) as landscape:
+        expected = measure_smoothness(landscape, num_probes=8)
+    for result in results:
+        assert result.one_one_norm == pytest.approx(expected.one_one_norm, rel=1e-9)
+        assert result.lambda_max == pytest.approx(expected.lambda_max, rel=1e-9)
+        assert result.loss == pytest.approx(expected.loss, rel=1e-12)
+        assert result.num_hvps == expected.num_hvps
+
+
+def test_an_error_on_one_rank_ends_in_an_error_on_both(tmp_path):
+    module, batch, loss = networks.mlp()
+
+    def on_rank(rank):
+        def loss_here(module, batch):
+            return loss(module, batch) / (rank - 1 if rank else 0)  # infinite on rank 0
+
+        with Landscape(module, [batch], loss=loss_here, reduce=sum_over_ranks) as landscape:
+            return landscape.gradient()
+
+    first, second = in_two_processes(on_rank, tmp_path)
+    assert isinstance(first, ProbeError)
+    assert isinstance(second, (ProbeError, ZeroDivisionError))
+
+
+def test_metrics_over_two_ranks_equal_one_over_everything(tmp_path):
+    gradients = torch.randn(4, 3, 50)
+    hessian = torch.randn(20, 20, dtype=torch.float64)
+    hessian = hessian + hessian.T
+    probes = [cauchy(20, seed=1, probe=k, dtype=torch.float64) for k in range(8)]
+
+    def measure(rank, world_size):
+        spread = GradientHeterogeneity(num_tensors=3)
+        for step in range(rank, 4, world_size):
+            spread.update(list(gradients[step]))
+        norm = OneOneNorm([12, 8], num_probes=8, seed=1, dtype=torch.float64)
+        for k in range(rank, 8, world_size):
+            norm.update(hessian @ probes[k], k)
+        per_tensor, whole = spread.compute()
+        return [t.tolist() for t in (*per_tensor, *whole, *norm.compute())]
+
+    results = in_two_processes(lambda rank: measure(rank, 2), tmp_path)
+    expected = measure(0, 1)
+    for result in results:
+        for ours, alone in zip(result, expected, strict=True):
+            torch.testing.assert_close(torch.tensor(ours), torch.tensor(alone))
+
+
+class Regression(lightning.LightningModule):
+    def __init__(self, dropout):
+        super().__init__()
+        torch.manual_seed(5)
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(dropout), nn.Tanh(), nn.Linear(8, 1)
+        )
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = (self.net(x) - y).square().mean()
+        self.log("train_loss", loss, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.05)  # Adam would enlarge rounding
+
+
+def _train(tmp_path, monitors, world_size, dropout=0.2):
+    torch.manual_seed(5)
+    data = TensorDataset(torch.randn(64, 4), torch.randn(64, 1))
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    trainer = lightning.Trainer(
+        max_steps=6,
+        accelerator="cpu",
+        devices=world_size,
+        strategy=strategy if world_size > 1 else "auto",
+        callbacks=monitors,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    module = Regression(dropout)
+    trainer.fit(module, DataLoader(data, batch_size=8 // world_size))
+    return trainer, module
+
+
+def test_training_under_ddp_is_bit_identical_and_measures_the_mean_over_ranks(tmp_path):
+    def monitors():
+        return [
+            GradientHeterogeneityMonitor(2, on_error="raise"),
+            LinfSmoothnessMonitor(2, num_probes=8, max_overhead=100.0, on_error="raise"),
+        ]
+
+    trainer, with_monitors = _train(tmp_path, monitors(), 2)
+    _, without = _train(tmp_path, [], 2)
+    for ours, plain in zip(with_monitors.parameters(), without.parameters(), strict=True):
+        assert torch.equal(ours, plain)
+    # Dropout draws other masks than one process on the joined batch would, so train without it.
+    trainer, _ = _train(tmp_path, monitors(), 2, dropout=0.0)
+    alone, _ = _train(tmp_path, monitors(), 1, dropout=0.0)
+    exact = ("density", "gini", "zero_fraction", "num_nonfinite", "probe_loss", "lambda_max")
+    for name in (*exact, "one_one_norm_per_param", "probe_hvps"):
+        ours, theirs = (t.callback_metrics[f"geometry/{name}"].item() for t in (trainer, alone))
+        assert ours == pytest.approx(theirs, rel=1e-4), name  # float32

@@ -1,0 +1,382 @@
+"""What the monitors log, when, and what they refuse."""
+
+import csv
+import math
+
+import lightning
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_linf import tags
+from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor, _monitor
+from lightning_linf.callbacks import smoothness as smoothness_module
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers:UserWarning",
+    "ignore:.*smaller than the logging interval:UserWarning",
+    "ignore:.*Checkpoint directory .* exists:UserWarning",
+)
+
+HETEROGENEITY = {
+    tags.DENSITY,
+    tags.GINI,
+    tags.TOP_ENERGY,
+    tags.ZERO_FRACTION,
+    tags.MEDIAN_LOG10_GRAD,
+    tags.NUM_NONFINITE,
+}
+SMOOTHNESS = {
+    tags.ONE_ONE_NORM_PER_PARAM,
+    tags.LAMBDA_MAX,
+    tags.SMOOTHNESS_RATIO,
+    tags.ONE_ONE_NORM_ERROR,
+    tags.LAMBDA_MAX_ERROR,
+    tags.PROBE_LOSS,
+    tags.PROBE_HVPS,
+    tags.PROBE_SECONDS,
+}
+
+
+class Quadratic(lightning.LightningModule):
+    """The loss sum(scale * theta^2) / 2 + 3 sum(phi): gradients and Hessian known."""
+
+    def __init__(self, lr: float = 0.01):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor([1.0, 2.0, 0.0, -2.0]))
+        self.phi = nn.Parameter(torch.zeros(2))
+        self.register_buffer("scale", torch.tensor([1.0, 1.0, 1.0, 10.0]))
+        self.lr = lr
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.scale * self.theta.square()).sum() / 2 + 3 * self.phi.sum()
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+def loader(length=64):
+    return DataLoader(TensorDataset(torch.zeros(length, 1)), batch_size=1)
+
+
+def fit(module, callbacks, tmp_path, **options):
+    defaults = {
+        "max_steps": 1,
+        "logger": False,
+        "log_every_n_steps": 1,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "default_root_dir": tmp_path,
+    }
+    trainer = lightning.Trainer(callbacks=callbacks, **{**defaults, **options})
+    trainer.fit(module, loader())
+    return trainer
+
+
+def test_heterogeneity_is_that_of_the_gradient_of_the_step(tmp_path):
+    monitor = GradientHeterogeneityMonitor(every_n_steps=1, on_error="raise")
+    trainer = fit(Quadratic(), [monitor], tmp_path)
+    (entry,) = monitor.history
+    # the gradient is (1, 2, 0, -20, 3, 3): norm1 29, norm2^2 423
+    assert entry["step"] == 0
+    assert entry["density"] == pytest.approx(29**2 / (6 * 423), rel=1e-12)
+    assert entry["zero_fraction"] == 1 / 6
+    assert entry["num_nonfinite"] == 0.0
+    assert entry["median_log10_grad"] == pytest.approx(math.log10(3), abs=0.0134)
+    assert entry["tensor_names"] == ["theta", "phi"]
+    torch.testing.assert_close(
+        entry["per_tensor"]["density"], torch.tensor([23**2 / (4 * 405), 1.0])
+    )
+    assert trainer.callback_metrics[tags.DENSITY] == torch.tensor(entry["density"])
+
+
+def test_smoothness_is_that_of_the_hessian_after_the_step(tmp_path):
+    monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=64, on_error="raise")
+    fit(Quadratic(), [monitor], tmp_path)
+    (entry,) = monitor.history
+    assert entry["lambda_max"] == pytest.approx(10.0, rel=1e-3)
+    # a diagonal of (1, 1, 1, 10, 0, 0): single rows err most, 1.6 / sqrt(64) each
+    assert entry["one_one_norm_per_param"] == pytest.approx(13 / 6, rel=0.5)
+    assert entry["smoothness_ratio"] == pytest.approx(
+        entry["lambda_max"] / entry["one_one_norm_per_param"]
+    )
+    theta = torch.tensor([0.99, 1.98, 0.0, -1.8])
+    loss = (torch.tensor([1.0, 1.0, 1.0, 10.0]) * theta.square()).sum() / 2 - 3 * 0.06
+    assert entry["probe_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert 64 < entry["probe_hvps"] <= 64 + 32
+    torch.testing.assert_close(entry["per_tensor"]["one_one_norm_share"], torch.tensor([1.0, 0.0]))
+
+
+def test_gradients_are_read_before_clipping(tmp_path):
+    monitor = GradientHeterogeneityMonitor(every_n_steps=1, on_error="raise")
+    fit(Quadratic(), [monitor], tmp_path, gradient_clip_val=1e-3)
+    assert monitor.history[0]["median_log10_grad"] == pytest.approx(math.log10(3), abs=0.0134)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_read_unscaled_under_a_gradient_scaler(tmp_path, fused):
+    class Scaled(Quadratic):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=self.lr, fused=fused)
+
+    monitor = GradientHeterogeneityMonitor(every_n_steps=1, on_error="raise")
+    plugin = MixedPrecision("16-mixed", "cpu")
+    trainer = fit(Scaled(), [monitor], tmp_path, plugins=[plugin])
+    assert trainer.precision_plugin.scaler.get_scale() > 1.0
+    assert monitor.history[0]["median_log10_grad"] == pytest.approx(math.log10(3), abs=0.0134)
+
+
+def test_every_scalar_is_logged_at_the_measured_steps_and_no_others(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loggers = [TensorBoardLogger(tmp_path, name="tb"), CSVLogger(tmp_path, name="csv")]
+    callbacks = [
+        GradientHeterogeneityMonitor(every_n_steps=5, on_error="raise"),
+        LinfSmoothnessMonitor(every_n_steps=10, num_probes=4, on_error="raise"),
+    ]
+    fit(Quadratic(), callbacks, tmp_path, max_steps=20, logger=loggers, log_every_n_steps=5)
+
+    events = EventAccumulator(loggers[0].log_dir)
+    events.Reload()
+    steps = {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert steps["train_loss"] == [4, 9, 14, 19]
+    geometry = {tag: at for tag, at in steps.items() if tag.startswith(tags.PREFIX)}
+    assert geometry == {
+        **{tag: [4, 9, 14, 19] for tag in HETEROGENEITY},
+        **{tag: [9, 19] for tag in SMOOTHNESS},
+    }
+    logged = [e.value for e in events.Scalars(tags.LAMBDA_MAX)]
+    assert logged == pytest.approx([entry["lambda_max"] for entry in callbacks[1].history])
+    records = events.Tensors(callbacks[0].record_tag)
+    assert [e.step for e in records] == [4, 9, 14, 19]
+    assert [d.size for d in records[0].tensor_proto.tensor_shape.dim] == [2, 4 + 7]
+
+    with open(f"{loggers[1].log_dir}/metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row[tags.DENSITY]]
+    assert [int(row["step"]) for row in rows] == [4, 9, 14, 19]
+
+
+def test_accumulated_batches_are_one_step(tmp_path):
+    callbacks = [
+        GradientHeterogeneityMonitor(every_n_steps=2, on_error="raise"),
+        LinfSmoothnessMonitor(every_n_steps=2, num_probes=4, num_batches=4, on_error="raise"),
+    ]
+    fit(Quadratic(), callbacks, tmp_path, max_steps=4, accumulate_grad_batches=4)
+    for callback in callbacks:
+        assert [entry["step"] for entry in callback.history] == [1, 3]
+
+
+def test_nothing_is_touched_on_other_steps(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("measured on a step that is not due")
+
+    monkeypatch.setattr(smoothness_module, "measure_smoothness", fail)
+    monkeypatch.setattr(GradientHeterogeneityMonitor, "_measure", fail)
+    callbacks = [
+        GradientHeterogeneityMonitor(every_n_steps=6, on_error="raise"),
+        LinfSmoothnessMonitor(every_n_steps=6, on_error="raise"),
+    ]
+    fit(Quadratic(), callbacks, tmp_path, max_steps=6, limit_train_batches=5, max_epochs=1)
+    with pytest.raises(AssertionError, match="not due"):
+        fit(Quadratic(), callbacks, tmp_path, max_steps=6)
+
+
+def test_should_measure_is_made_to_override(tmp_path):
+    class Early(LinfSmoothnessMonitor):
+        def should_measure(self, trainer):
+            return trainer.global_step in (1, 3)
+
+    monitor = Early(num_probes=4, on_error="raise", every_n_steps=1)
+    fit(Quadratic(), [monitor], tmp_path, max_steps=5)
+    assert [entry["step"] for entry in monitor.history] == [0, 2]
+
+
+class Clock:
+    """Training takes 1 s a step, a probe 4 s."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(smoothness_module.time, "perf_counter", lambda: self.now)
+        measure = LinfSmoothnessMonitor._measure
+
+        def slow(monitor, trainer, pl_module):
+            measure(monitor, trainer, pl_module)
+            self.now += 4.0
+
+        monkeypatch.setattr(LinfSmoothnessMonitor, "_measure", slow)
+
+
+def test_max_overhead_stretches_the_interval(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+
+    class Timed(Quadratic):
+        def on_train_batch_start(self, batch, batch_idx):
+            clock.now += 1.0
+
+    monitor = LinfSmoothnessMonitor(1, num_probes=4, max_overhead=0.2, on_error="raise")
+    fit(Timed(), [monitor], tmp_path, max_steps=64)
+    # the first probe is free of charge; then 4 k <= 0.2 n before the k-th
+    assert [entry["step"] for entry in monitor.history] == [0, 39, 59]
+    assert monitor.state_dict()["seconds"] == {"probe": 12.0, "train": 64.0}
+    unlimited = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
+    fit(Timed(), [unlimited], tmp_path, max_steps=3)
+    assert len(unlimited.history) == 3
+
+
+class TwoOptimizers(Quadratic):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD([self.theta], 0.01), torch.optim.SGD([self.phi], 0.01)]
+
+
+def test_each_of_several_optimizers_has_its_own_tags(tmp_path):
+    monitor = GradientHeterogeneityMonitor(every_n_steps=1, on_error="raise")
+    trainer = fit(TwoOptimizers(), [monitor], tmp_path, max_steps=2)
+    assert [entry["tensor_names"] for entry in monitor.history] == [["theta"], ["phi"]]
+    assert monitor.history[1]["density/optimizer1"] == 1.0
+    assert tags.DENSITY + "/optimizer0" in trainer.callback_metrics
+
+
+def test_manual_optimization_is_not_probed_and_goes_on(tmp_path):
+    monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4)
+    with pytest.warns(UserWarning, match=r"at step 0 .*TwoOptimizers.probe_loss\(batch\)") as seen:
+        trainer = fit(TwoOptimizers(), [monitor], tmp_path, max_steps=6)
+    assert trainer.global_step == 6
+    assert len([w for w in seen if "LinfSmoothnessMonitor" in str(w.message)]) == 1
+    assert monitor.history == []
+
+
+def test_manual_optimization_with_probe_loss_is_probed(tmp_path):
+    class Probed(TwoOptimizers):
+        def probe_loss(self, batch):
+            return (self.scale * self.theta.square()).sum() / 2
+
+    monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4, on_error="raise")
+    fit(Probed(), [monitor], tmp_path, max_steps=2)
+    assert monitor.history[0]["lambda_max"] == pytest.approx(10.0, rel=1e-3)
+
+
+def test_on_error_raise_ends_the_training(tmp_path):
+    monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4, on_error="raise")
+    with pytest.raises(RuntimeError, match="expected automatic optimization"):
+        fit(TwoOptimizers(), [monitor], tmp_path, max_steps=2)
+
+
+def test_nonfinite_gradients_are_counted_and_survived(tmp_path):
+    class Infinite(Quadratic):
+        def on_after_backward(self):
+            self.theta.grad[0] = math.nan
+            self.phi.grad[1] = math.inf
+
+    monitor = GradientHeterogeneityMonitor(every_n_steps=1, on_error="raise")
+    fit(Infinite(), [monitor], tmp_path)
+    assert monitor.history[0]["num_nonfinite"] == 2.0
+    assert monitor.history[0]["density"] == pytest.approx(25**2 / (4 * 413))
+
+
+def test_fast_dev_run_measures_once(tmp_path):
+    callbacks = [GradientHeterogeneityMonitor(), LinfSmoothnessMonitor(num_probes=4)]
+    fit(Quadratic(), callbacks, tmp_path, fast_dev_run=True)
+    assert [len(callback.history) for callback in callbacks] == [1, 1]
+
+
+def test_barebones_is_skipped_with_one_warning(tmp_path):
+    monitor = GradientHeterogeneityMonitor(every_n_steps=1)
+    trainer = lightning.Trainer(barebones=True, callbacks=[monitor], max_steps=2, accelerator="cpu")
+    module = Quadratic()
+    module.log = lambda *args: None
+    with pytest.warns(UserWarning, match="barebones=True") as seen:
+        trainer.fit(module, loader())
+    assert len([w for w in seen if "GradientHeterogeneityMonitor" in str(w.message)]) == 1
+    assert monitor.history == []
+
+
+def test_an_interval_that_is_never_reached_is_said(tmp_path):
+    with pytest.warns(UserWarning, match=r"`every_n_steps`=500 is more than the 3 steps"):
+        fit(Quadratic(), [LinfSmoothnessMonitor()], tmp_path, max_steps=3)
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+@pytest.mark.parametrize("monitor", [GradientHeterogeneityMonitor, LinfSmoothnessMonitor])
+def test_sharded_strategies_are_refused(strategy, monitor):
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.__class__ = strategy
+    with pytest.raises(MisconfigurationException, match=f"got {strategy.__name__}, which shards"):
+        monitor().setup(trainer, Quadratic(), "fit")
+
+
+def test_two_monitors_of_a_class_keep_their_states_apart():
+    first, second = LinfSmoothnessMonitor(10), LinfSmoothnessMonitor(20)
+    assert first.state_key != second.state_key
+    assert GradientHeterogeneityMonitor(10).state_key != GradientHeterogeneityMonitor(20).state_key
+
+
+@pytest.mark.parametrize(
+    ("monitor", "arguments", "message"),
+    [
+        (GradientHeterogeneityMonitor, {"every_n_steps": 0}, "`every_n_steps` >= 1, got 0"),
+        (GradientHeterogeneityMonitor, {"on_error": "ignore"}, "\"raise\", got 'ignore'"),
+        (LinfSmoothnessMonitor, {"every_n_steps": -1}, "`every_n_steps` >= 1, got -1"),
+        (LinfSmoothnessMonitor, {"num_probes": 3}, "`num_probes` >= 4, got 3"),
+        (LinfSmoothnessMonitor, {"num_batches": 0}, "`num_batches` >= 1, got 0"),
+        (LinfSmoothnessMonitor, {"max_overhead": 0.0}, "`max_overhead` > 0 .* got 0.0"),
+        (LinfSmoothnessMonitor, {"mode": "test"}, "\"train\", got 'test'"),
+    ],
+)
+def test_constructor_refusals(monitor, arguments, message):
+    with pytest.raises(ValueError, match=f"{monitor.__name__}: expected .*{message}"):
+        monitor(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jsonargparse, at Lightning's calls
+def test_lightning_cli_builds_the_monitors(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse")
+    arguments = [
+        "--seed_everything=0",
+        f"--trainer.default_root_dir={tmp_path}",
+        "--trainer.logger=false",
+        "--trainer.callbacks+=lightning_linf.callbacks.LinfSmoothnessMonitor",
+        "--trainer.callbacks.num_probes=8",
+        "--trainer.callbacks.max_overhead=0.1",
+        "--trainer.callbacks.mode=train",
+        "--trainer.callbacks+=lightning_linf.callbacks.GradientHeterogeneityMonitor",
+        "--trainer.callbacks.every_n_steps=7",
+    ]
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+    cli = LightningCLI(Quadratic, run=False, save_config_callback=None)
+    monitors = [c for c in cli.trainer.callbacks if isinstance(c, _monitor.GeometryMonitor)]
+    assert (monitors[0].num_probes, monitors[0].max_overhead, monitors[0].mode) == (8, 0.1, "train")
+    assert monitors[1].every_n_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("bar", "options"),
+    [("RichProgressBar", {"console_kwargs": {"force_terminal": True}}), ("TQDMProgressBar", {})],
+)
+def test_probes_show_in_the_trainers_own_progress_bar(tmp_path, bar, options, capsys):
+    progress = getattr(lightning.pytorch.callbacks, bar)(**options)
+    monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4, on_error="raise")
+    fit(Quadratic(), [progress, monitor], tmp_path, enable_progress_bar=True)
+    captured = capsys.readouterr()
+    assert "Probing" in captured.out + captured.err
+    assert len(monitor.history) == 1
