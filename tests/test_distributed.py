@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
 from lightning_linf.functional import cauchy
@@ -119,13 +119,20 @@ class Regression(lightning.LightningModule):
         self.log("train_loss", loss, sync_dist=True)
         return loss
 
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(5)
+        data = TensorDataset(
+            torch.randn(64, 4, generator=generator), torch.randn(64, 1, generator=generator)
+        )
+        world_size, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler = DistributedSampler(data, world_size, rank, shuffle=False)
+        return DataLoader(data, batch_size=8 // world_size, sampler=sampler)
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.05)  # Adam would enlarge rounding
 
 
 def _train(tmp_path, monitors, world_size, dropout=0.2):
-    torch.manual_seed(5)
-    data = TensorDataset(torch.randn(64, 4), torch.randn(64, 1))
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
     trainer = lightning.Trainer(
         max_steps=6,
@@ -138,9 +145,10 @@ def _train(tmp_path, monitors, world_size, dropout=0.2):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
+        use_distributed_sampler=False,
     )
     module = Regression(dropout)
-    trainer.fit(module, DataLoader(data, batch_size=8 // world_size))
+    trainer.fit(module)
     return trainer, module
 
 

@@ -1,0 +1,147 @@
+"""A recipe's choices: flags over YAML over preset, and the checkpoint to go on from."""
+
+import argparse
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar
+
+import torch
+import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+
+class RecipeError(ValueError):
+    """Something that the user can put right; the command line shows it as one line."""
+
+
+class RunConfig(Protocol):
+    """What this module reads of a recipe's frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Folder of the run under ``runs_dir``."""
+
+    @property
+    def runs_dir(self) -> str:
+        """Folder of all runs."""
+
+    @property
+    def resume(self) -> str | None:
+        """Checkpoint, or `last`."""
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps."""
+
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+def refuse(name: str, expected: str, got: object, remedy: str) -> NoReturn:
+    """Raise a `RecipeError` about the choice ``name``."""
+    raise RecipeError(f"{name}: expected {expected}, got {got!r}. {remedy}")
+
+
+def parse(presets: Mapping[str, Callable[[], ConfigT]], args: Sequence[str], about: str) -> ConfigT:
+    """Read the command line of a recipe.
+
+    Args:
+        presets: Named sets of choices, the default first; all return the same dataclass.
+        args: The command line without the program.
+        about: First line of the help.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        usage="%(prog)s [--preset NAME] [--config FILE.yaml] [--FIELD VALUE ...]",
+        description=about,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of fields (and of a preset).")
+    parser.add_argument(
+        "--preset",
+        type=Literal[tuple(presets)],
+        default=next(iter(presets)),
+        help="Where the other defaults come from.",
+    )
+    kind = type(next(iter(presets.values()))())
+    parser.add_class_arguments(kind)
+    # The preset sets the defaults, so it must be known before the rest is read. And files go first,
+    # because the parser lets the later of two settings win.
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    ahead.add_argument("--preset")
+    ahead.add_argument("--config", action="append", default=[])
+    try:
+        known, flags = ahead.parse_known_args(list(args))
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
+    if known.preset is not None:
+        flags = [f"--preset={known.preset}", *flags]
+    preset = str(known.preset or _preset_in_files(known.config))
+    if preset in presets:  # else the parser names the choices
+        parser.set_defaults(asdict(presets[preset]()))
+    chosen = parser.parse_args([*(f"--config={file}" for file in known.config), *flags])
+    try:
+        return kind(**{field.name: chosen[field.name] for field in fields(kind)})
+    except RecipeError as error:
+        parser.error(str(error))
+
+
+def find_checkpoint(config: RunConfig, may_change: set[str]) -> str | None:
+    """Find the checkpoint that ``config.resume`` means, and refuse one whose run went otherwise.
+
+    Lightning would restore, say, the old learning rate and drop the new one without a word.
+
+    Args:
+        config: The choices of this run.
+        may_change: Fields that may differ from the run of the checkpoint.
+    """
+    if config.resume is None:
+        return None
+    path = Path(config.resume).expanduser()
+    if config.resume == "last":
+        found = Path(config.runs_dir, config.name).glob("version_*/checkpoints/last.ckpt")
+        path = max(found, key=os.path.getmtime, default=path)
+    if not path.is_file():
+        refuse(
+            "resume",
+            f"a checkpoint, or 'last' with one under {Path(config.runs_dir, config.name)}",
+            config.resume,
+            "Check --resume, --runs_dir and --name, or leave --resume out to start afresh.",
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        before = type(config)(**state["hyper_parameters"])
+    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise RecipeError(
+            f"resume: expected a checkpoint of this recipe, got {str(path)!r} "
+            f"({type(error).__name__}). Give a last.ckpt or best.ckpt that it wrote."
+        ) from error
+    for field in fields(config):
+        old, new = getattr(before, field.name), getattr(config, field.name)
+        if old != new and field.name not in may_change:
+            refuse(field.name, f"{old!r} as in the run of {path}", new, "Repeat that run's flags.")
+    if state["global_step"] >= config.max_steps:
+        refuse(
+            "resume",
+            f"a run that has some of its {config.max_steps} steps left",
+            str(path),
+            "That run is complete; leave --resume out to train anew.",
+        )
+    return str(path)
+
+
+def _preset_in_files(files: Sequence[str]) -> str | None:
+    preset = None
+    for file in files:
+        try:
+            settings = yaml.safe_load(Path(file).read_text())
+        except (OSError, yaml.YAMLError):
+            continue  # the parser reads it again and says what is wrong
+        if isinstance(settings, dict):
+            preset = settings.get("preset", preset)
+    return preset

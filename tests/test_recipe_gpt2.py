@@ -1,0 +1,571 @@
+import dataclasses
+import importlib
+import io
+import random
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+if not (RECIPES / "gpt2.py").is_file():
+    pytest.skip("recipes/ is not beside tests/: they are not in the wheel", allow_module_level=True)
+for library in ("transformers", "tokenizers", "jsonargparse", "rich", "tensorboard"):
+    pytest.importorskip(library, reason=f"the recipes need {library}: lightning-linf[recipes]")
+if str(RECIPES) not in sys.path:
+    sys.path.insert(0, str(RECIPES))  # as for `python recipes/gpt2.py`
+
+corpus = importlib.import_module("corpus")
+gpt2 = importlib.import_module("gpt2")
+report = importlib.import_module("report")
+settings = importlib.import_module("settings")
+token_data = importlib.import_module("token_data")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Twelve documents, each with a word of its own, as files."""
+    folder = tmp_path_factory.mktemp("texts")
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 6))) for _ in range(60)]
+    for number in range(12):
+        text = " ".join([f"only{number:02d}", *draw.choices(words, k=120)])
+        (folder / f"{number:02d}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def config(texts, cache_dir, tmp_path):
+    return gpt2.Config(
+        name="test",
+        data=str(texts),
+        val_fraction=0.2,
+        vocab_size=300,
+        sequence_length=16,
+        n_layer=1,
+        n_head=2,
+        n_embd=8,
+        batch_size=4,
+        micro_batch=2,
+        max_steps=2,
+        lr=1e-2,
+        warmup_steps=1,
+        val_every=2,
+        val_sequences=3,
+        log_every=1,
+        checkpoint_every=1,
+        heterogeneity_every=1,
+        smoothness_every=2,
+        num_probes=4,
+        accelerator="cpu",
+        runs_dir=str(tmp_path / "runs"),
+        cache_dir=str(cache_dir),
+    )
+
+
+def logged(trainer, tag):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trainer.log_dir)).Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def test_two_steps_run_and_everything_is_reported(config, capsys):
+    trainer = gpt2.main(config)
+    output = capsys.readouterr().out
+    assert trainer.global_step == 2
+    assert set(logged(trainer, "train_loss")) == {0, 1}
+    val_loss = logged(trainer, "val_loss")
+    assert set(val_loss) == {1}
+    assert logged(trainer, "val_perplexity")[1] == pytest.approx(np.exp(val_loss[1]), rel=1e-5)
+    assert set(logged(trainer, "geometry/density")) == {0, 1}
+    assert set(logged(trainer, "geometry/one_one_norm_per_param")) == {1}
+    assert "Geometry of the loss" in output
+    assert "At step 1, a step of steepest descent in l-infinity" in output
+    assert f"tensorboard --logdir {config.runs_dir}" in output
+    folder = Path(trainer.log_dir) / "checkpoints"
+    assert {file.name for file in folder.iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert f"Checkpoint: {folder / 'last.ckpt'}" in output
+
+
+def test_logits_and_loss_are_those_of_transformers(config):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    module = gpt2.GPT2(config).eval()
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=300, n_positions=16, n_layer=1, n_head=2, n_embd=8, bos_token_id=0,
+            eos_token_id=0, attn_implementation="eager",
+        )
+    ).eval()  # fmt: skip
+    theirs.load_state_dict(module.model.state_dict())
+    tokens = torch.randint(300, (3, 16))
+    with torch.no_grad():
+        outputs = theirs(tokens, labels=tokens)
+        torch.testing.assert_close(module.model(tokens).logits, outputs.logits)
+        torch.testing.assert_close(module.loss(tokens), outputs.loss)
+    assert module.model.lm_head.weight is module.model.transformer.wte.weight
+
+
+@pytest.mark.parametrize(
+    ("file", "checkpoint_every", "first"),
+    [
+        ("last.ckpt", 3, 3),  # between two validations
+        ("last.ckpt", 2, 4),  # just before the validation of the same step
+        ("best.ckpt", 3, 4),  # just after it
+    ],
+)
+def test_a_run_resumed_in_the_middle_equals_one_in_one_go(
+    config, monkeypatch, file, checkpoint_every, first
+):
+    config = dataclasses.replace(
+        config, max_steps=6, checkpoint_every=checkpoint_every, val_every=2, smoothness_every=2
+    )
+    whole = gpt2.main(config)
+
+    class Interruption(Exception):
+        pass
+
+    def interrupt(self, batch, batch_idx):
+        if self.global_step == 5:
+            raise Interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpt2.GPT2, "on_train_batch_start", interrupt)
+        with pytest.raises(Interruption):
+            gpt2.main(dataclasses.replace(config, name="interrupted"))
+    checkpoint = Path(config.runs_dir, "interrupted", "version_0", "checkpoints", file)
+    resumed = gpt2.main(dataclasses.replace(config, name="interrupted", resume=str(checkpoint)))
+
+    for (name, expected), (_, weight) in zip(
+        whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
+    for tag, steps in (
+        ("train_loss", range(6)),
+        ("val_loss", (1, 3, 5)),
+        ("lr-AdamW/pg1", range(6)),
+        ("geometry/density", range(6)),
+        ("geometry/one_one_norm_per_param", (1, 3, 5)),
+    ):
+        before, after = logged(whole, tag), logged(resumed, tag)
+        assert set(before) == set(steps), tag
+        assert after == {step: before[step] for step in steps if step >= first}, tag
+    assert len(set(logged(whole, "train_loss").values())) == 6  # the batches are different ones
+    histories = [
+        [callback.history for callback in trainer.callbacks if hasattr(callback, "history")]
+        for trainer in (whole, resumed)
+    ]
+    for old, new in zip(*histories, strict=True):
+        assert [row["step"] for row in old] == [row["step"] for row in new]
+
+
+def test_last_means_the_newest_checkpoint_of_the_name(config):
+    finished = gpt2.main(config)
+    newest = Path(finished.log_dir) / "checkpoints" / "last.ckpt"
+    with pytest.raises(settings.RecipeError, match=re.escape(f"steps left, got '{newest}'")):
+        gpt2.main(dataclasses.replace(config, resume="last"))
+
+
+def sequences(texts, cache_dir, *, rank=0, num_ranks=1, micro_batch=4, step=0):
+    data = token_data.TokenData(
+        str(texts), cache_dir=str(cache_dir), vocab_size=300, val_fraction=0.2, sequence_length=16,
+        batch_size=4, micro_batch=micro_batch, max_steps=5, val_sequences=3, seed=0,
+    )  # fmt: skip
+    data.trainer = types.SimpleNamespace(
+        global_step=step, global_rank=rank, world_size=num_ranks, **{"lightning_module": None}
+    )
+    data.prepare_data()
+    data.setup("fit")
+    return list(data.train_dataloader()), list(data.val_dataloader())
+
+
+def test_batches_from_a_later_step_are_those_of_the_run(texts, cache_dir):
+    run, _ = sequences(texts, cache_dir)
+    later, _ = sequences(texts, cache_dir, step=3)
+    assert [batch.shape for batch in run] == [(4, 16)] * 5
+    assert len(later) == 5  # Lightning's count of batches goes on from the checkpoint
+    torch.testing.assert_close(later[:2], run[3:])
+
+
+def test_a_step_has_the_same_sequences_on_any_number_of_ranks(texts, cache_dir):
+    run, _ = sequences(texts, cache_dir)
+    ranks = [sequences(texts, cache_dir, rank=r, num_ranks=2, micro_batch=1)[0] for r in range(2)]
+    for step, batch in enumerate(run):
+        shared = torch.cat([part for rank in ranks for part in rank[2 * step : 2 * step + 2]])
+        assert sorted(shared.tolist()) == sorted(batch.tolist())
+
+
+def test_ranks_share_out_the_validation_sequences(texts, cache_dir):
+    _, alone = sequences(texts, cache_dir)
+    ranks = [sequences(texts, cache_dir, rank=rank, num_ranks=2)[1] for rank in range(2)]
+    shared = [sequence.tolist() for rank in ranks for batch in rank for sequence in batch]
+    assert len(shared) == 3
+    assert sorted(shared) == sorted(torch.cat(alone).tolist())
+
+
+def read_corpus(folder):
+    """Read the documents of a corpus back, as two lists of text."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    splits = []
+    for split in ("train", "validation"):
+        tokens = np.fromfile(folder / f"{split}.bin", dtype=np.uint16)
+        ends = np.flatnonzero(tokens == corpus.END_OF_TEXT_ID)
+        splits.append([tokenizer.decode(part) for part in np.split(tokens, ends + 1)[:-1]])
+        assert ends[-1] == len(tokens) - 1
+    return splits
+
+
+def build(data, cache_dir, vocab_size=300, val_fraction=0.2):
+    folder = corpus.cache_folder(str(data), str(cache_dir), vocab_size, val_fraction)
+    corpus.build(str(data), folder, vocab_size, val_fraction)
+    return folder
+
+
+def test_every_document_is_on_exactly_one_side(texts, tmp_path):
+    train, validation = read_corpus(build(texts, tmp_path))
+    assert not set(train) & set(validation)
+    assert sorted(train + validation) == sorted(file.read_text() for file in texts.iterdir())
+    assert [text[:6] for text in validation] == ["only01", "only06", "only11"]  # 2nd of each five
+
+
+def test_the_corpus_repeats_and_its_address_follows_the_content(texts, tmp_path):
+    first, second = build(texts, tmp_path / "a"), build(texts, tmp_path / "b")
+    assert first.name == second.name
+    for name in ("train.bin", "validation.bin", "tokenizer.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in texts.iterdir():
+        (copy / file.name).write_text(file.read_text())
+    assert corpus.cache_folder(str(copy), str(tmp_path), 300, 0.2).name == first.name
+    (copy / "00.txt").write_text("other")
+    assert corpus.cache_folder(str(copy), str(tmp_path), 300, 0.2).name != first.name
+    assert corpus.cache_folder(str(texts), str(tmp_path), 301, 0.2).name != first.name
+
+
+def test_an_interrupted_build_leaves_nothing(texts, tmp_path, monkeypatch):
+    def interrupted(texts, vocab_size):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "train_tokenizer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(texts, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert build(texts, tmp_path).is_dir()
+
+
+def test_a_build_that_another_process_finished_first_is_kept(texts, tmp_path, monkeypatch):
+    finished = build(texts, tmp_path)
+    with monkeypatch.context() as patch:  # as if it was not there yet at the first look
+        looks = iter([False, True])
+        patch.setattr(Path, "exists", lambda self: next(looks))
+        corpus.build(str(texts), finished, 300, 0.2)
+    assert [folder.name for folder in tmp_path.iterdir()] == [finished.name]
+
+
+def test_a_file_that_is_alone_is_cut_in_two(tmp_path):
+    file = tmp_path / "only.txt"
+    file.write_text("abcde " * 100)
+    train, validation = read_corpus(build(file, tmp_path))
+    assert [len(train[0]), len(validation[0])] == [480, 120]
+    assert train[0] + validation[0] == file.read_text()
+
+
+def test_binary_and_empty_files_are_left_out_and_bad_bytes_replaced(tmp_path):
+    folder = tmp_path / "data"
+    (folder / ".hidden").mkdir(parents=True)
+    (folder / ".hidden" / "a.txt").write_text("hidden")
+    (folder / "binary").write_bytes(b"a\0b")
+    (folder / "empty").write_bytes(b"")
+    (folder / "latin").write_bytes(b"caf\xe9 <|endoftext|>")
+    (folder / "text").write_text("plain")
+    train, validation = read_corpus(build(folder, tmp_path))
+    assert train == ["caf\ufffd <|endoftext|>"]  # the mark in it is text, not an end
+    assert validation == ["plain"]
+
+
+def test_globs_and_home_are_expanded(texts, monkeypatch):
+    monkeypatch.setenv("HOME", str(texts.parent))
+    named = corpus.find_files(f"~/{texts.name}/0*.txt")
+    assert [name for name, _ in named] == [f"{number:02d}.txt" for number in range(10)]
+
+
+def test_the_standard_library_comes_without_its_tests():
+    names = [name for name, _ in corpus.find_files("stdlib")]
+    assert "json/decoder.py" in names
+    assert names == sorted(names)
+    parts = {part for name in names for part in Path(name).parts}
+    assert not parts & {"test", "tests", "idle_test", "site-packages", "__pycache__"}
+
+
+class HubDataset:
+    column_names = ("text",)
+
+    def iter(self, batch_size):
+        yield {"text": ["first document", "second document"]}
+        yield {"text": ["third document"]}
+
+
+def test_hub_documents_fall_back_to_the_converted_copy(monkeypatch):
+    calls = []
+
+    def load_dataset(path, **choice):
+        calls.append((path, choice))
+        if "revision" not in choice:
+            raise RuntimeError("Dataset scripts are no longer supported, but found it.py")
+        return HubDataset()
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    documents = list(corpus.read_documents("hf:someone/text:en", 0.1))
+    assert documents == ["first document", "second document", "third document"]
+    assert calls[-1] == (
+        "someone/text",
+        {"name": "en", "split": "train", "revision": "refs/convert/parquet"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("load_dataset", "message"),
+    [
+        (None, r"pip install 'lightning-linf\[hub\]'"),
+        (lambda path, **choice: 1 / 0, "got 'ZeroDivisionError: division by zero'. Check the name"),
+        (lambda path, **choice: types.SimpleNamespace(column_names=["a"]), "have a column 'text'"),
+    ],
+)
+def test_hub_refusals(monkeypatch, load_dataset, message):
+    module = types.SimpleNamespace(load_dataset=load_dataset) if load_dataset else None
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    with pytest.raises(settings.RecipeError, match=message):
+        list(corpus.read_documents("hf:name", 0.1))
+
+
+@pytest.mark.parametrize(
+    ("split", "contents", "message"),
+    [
+        ("training", ["ab", "cd " * 500], "at least 16 train tokens .* got 2 in"),
+        ("validation", ["ab " * 500, "cd"], "at least 16 validation tokens .* Give more text"),
+        ("all", ["", ""], "at least 16 train tokens .* got 0 in"),
+    ],
+)
+def test_too_little_text_is_refused(config, tmp_path, split, contents, message):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number, content in enumerate(contents):
+        (folder / f"{number}.txt").write_text(content)
+    with pytest.raises(settings.RecipeError, match=message):
+        gpt2.main(dataclasses.replace(config, data=str(folder)))
+
+
+def test_missing_text_is_refused(config, tmp_path):
+    with pytest.raises(settings.RecipeError, match=r"expected 'stdlib'.* got .*nowhere.* --data"):
+        gpt2.main(dataclasses.replace(config, data=str(tmp_path / "nowhere" / "*.txt")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_layer": 0}, "n_layer: expected at least 1, got 0. Give a positive number"),
+        ({"devices": -1}, "devices: expected at least 1, got -1"),
+        ({"val_fraction": 0.6}, r"val_fraction: expected a share in \(0, 0.5\], got 0.6. Try 0.1"),
+        ({"vocab_size": 256}, "vocab_size: expected at least 257"),
+        ({"sequence_length": 1}, "sequence_length: expected at least 2"),
+        ({"n_embd": 66}, "n_embd: expected a multiple of n_head=4, got 66"),
+        ({"dropout": 1.0}, r"dropout: expected a chance in \[0, 1\)"),
+        ({"batch_size": 24}, "batch_size: expected a multiple of 16 = micro_batch x devices"),
+        ({"devices": 3}, "batch_size: expected a multiple of 48"),
+        ({"lr": 0.0}, "lr: expected more than 0"),
+        ({"warmup_steps": 500}, "warmup_steps: expected at least 0 and less than max_steps=500"),
+        ({"betas": (0.9, 1.0)}, r"betas: expected two in \[0, 1\)"),
+        ({"weight_decay": -0.1}, "weight_decay: expected at least 0"),
+        ({"gradient_clip_val": -1.0}, "gradient_clip_val: expected at least 0"),
+        ({"num_probes": 3}, "num_probes: expected at least 4"),
+        ({"seed": -1}, "seed: expected in"),
+    ],
+)
+def test_wrong_choices_are_refused(changes, message):
+    with pytest.raises(settings.RecipeError, match=message):
+        gpt2.Config(**changes)
+
+
+def parse(*args):
+    return settings.parse(gpt2.PRESETS, args, "Train.")
+
+
+def test_no_argument_means_tiny():
+    assert parse() == gpt2.tiny() == gpt2.Config()
+
+
+def test_flags_win_over_yaml_over_preset(tmp_path):
+    file = tmp_path / "choices.yaml"
+    file.write_text("preset: small\nlr: 0.5\nmax_steps: 7000\n")
+    expected = dataclasses.replace(gpt2.small(), lr=0.25, max_steps=7000)
+    # a flag before the file wins, too
+    assert parse("--lr", "0.25", "--config", str(file)) == expected
+    assert parse(f"--config={file}", "--lr=0.25") == expected
+    other = dataclasses.replace(gpt2.gpt2_124m(), lr=0.5, max_steps=7000)
+    assert parse("--preset", "124m", "--config", str(file)) == other
+
+
+def test_every_field_is_a_flag_with_help(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse("--preset", "small", "--help")
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(gpt2.Config):
+        assert f"--{field.name} " in text
+    assert "Transformer blocks. (type: int, default: 6)" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--n_layer", "x"], "n_layer"),
+        (["--n_embd", "66"], "error: n_embd: expected a multiple of n_head=4, got 66"),
+        (["--preset", "huge"], "preset"),
+        (["--preset"], "expected one argument"),
+        (["--config", "nowhere.yaml"], "File does not exist"),
+        (["--n_lay", "3"], "unrecognized arguments: --n_lay"),
+        (["--precision", "8"], "precision"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_a_reason(args, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse(*args)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["n_lyer: 3", "[", "preset: huge"])
+def test_a_wrong_file_ends_with_a_reason(content, tmp_path, capsys):
+    file = tmp_path / "choices.yaml"
+    file.write_text(content)
+    with pytest.raises(SystemExit):
+        parse("--config", str(file))
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8, 16, 32])
+def test_124m_takes_half_a_million_tokens_a_step(devices):
+    config = dataclasses.replace(gpt2.gpt2_124m(), devices=devices)
+    assert config.micro_batch * devices * config.accumulate * config.sequence_length == 2**19
+
+
+def test_sizes_of_the_presets():
+    sizes = {}
+    for name, preset in gpt2.PRESETS.items():
+        with torch.device("meta"):
+            module = gpt2.GPT2(preset())
+        sizes[name] = sum(p.numel() for p in module.parameters())
+    assert sizes == {"tiny": 370_432, "small": 13_891_584, "124m": 124_475_904}
+
+
+def test_only_matrices_decay_and_the_rate_warms_up_and_falls_to_a_tenth(config):
+    config = dataclasses.replace(config, max_steps=100, warmup_steps=9, lr=1.0)
+    module = gpt2.GPT2(config)
+    chosen = module.configure_optimizers()
+    matrices, vectors = chosen["optimizer"].param_groups
+    assert {p.ndim for p in matrices["params"]} == {2}
+    assert {p.ndim for p in vectors["params"]} == {1}
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert matrices["betas"] == (0.9, 0.95)
+    grouped = matrices["params"] + vectors["params"]
+    assert {id(p) for p in grouped} == {id(p) for p in module.parameters()}
+    assert len(grouped) == len(list(module.parameters()))
+
+    assert chosen["lr_scheduler"]["interval"] == "step"
+    (scale,) = set(chosen["lr_scheduler"]["scheduler"].lr_lambdas)
+    assert [scale(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert [scale(step) for step in (9 + 91 / 2, 100)] == pytest.approx([0.55, 0.1])
+
+
+def test_resume_refusals(config, tmp_path):
+    def resume(**changes):
+        return gpt2.main(dataclasses.replace(config, **changes))
+
+    with pytest.raises(settings.RecipeError, match="resume: expected a checkpoint, or 'last' with"):
+        resume(resume="last")
+    broken = tmp_path / "broken.ckpt"
+    broken.write_text("not a checkpoint")
+    with pytest.raises(settings.RecipeError, match="expected a checkpoint of this recipe"):
+        resume(resume=str(broken))
+    other = tmp_path / "other.ckpt"
+    torch.save({"state_dict": {}}, other)
+    with pytest.raises(settings.RecipeError, match=r"of this recipe, got .*other.ckpt.*KeyError"):
+        resume(resume=str(other))
+    torch.save({"hyper_parameters": dataclasses.asdict(config), "global_step": 2}, other)
+    with pytest.raises(
+        settings.RecipeError, match=r"has some of its 2 steps left, got .* complete"
+    ):
+        resume(resume=str(other))
+    with pytest.raises(
+        settings.RecipeError, match=r"lr: expected 0.01 as in the run of .* got 0.5"
+    ):
+        resume(resume=str(other), lr=0.5)
+
+
+def rows(ratio=4.0, density=0.5, step=99):
+    smoothness = {
+        "step": step, "one_one_norm_per_param": 2.0, "one_one_norm_relative_error": 0.1,
+        "lambda_max": 8.0, "lambda_max_relative_error": 0.01, "smoothness_ratio": ratio,
+    }  # fmt: skip
+    return [smoothness], [{"step": 49, "density": 9.0}, {"step": 89, "density": density}]
+
+
+def test_the_sentence_says_which_side_it_came_out():
+    assert "at least 2.00 times" in report.geometry_sentence(*rows())
+    assert "favours Adam, even from the (1,1)-norm" in report.geometry_sentence(*rows())
+    other = report.geometry_sentence(*rows(density=0.1))
+    assert "at least 0.40 times" in other
+    assert "favours SGD; but" in other
+    assert "was not measured" in report.geometry_sentence([], [])
+    assert "lower --heterogeneity_every" in report.geometry_sentence(rows()[0], [])
+
+
+def test_the_table_has_the_latest_values_of_the_past():
+    from rich.console import Console
+
+    losses = report.LossHistory(1)
+    losses.train = {99: 4.5, 100: 9.0}
+    losses.validation = {49: 5.25, 149: 9.0}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.geometry_table(*rows(), losses))
+    row = next(line for line in console.export_text().splitlines() if "99" in line)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == ["99", "4.500", "5.250", "2 ±10%", "8 ±1%", "0.500", "4.00"]
+
+
+def test_the_tensorboard_command_fits_the_environment(tmp_path, monkeypatch):
+    program = tmp_path / ".venv" / "bin" / "tensorboard"
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    monkeypatch.chdir(tmp_path)
+    assert report.tensorboard_command("runs").startswith("pip install")
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    assert report.tensorboard_command("runs") == ".venv/bin/tensorboard --logdir runs"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert report.tensorboard_command("runs") == "tensorboard --logdir runs"
+
+
+@pytest.mark.slow
+def test_the_program_says_in_one_line_what_is_wrong(tmp_path):
+    command = [sys.executable, RECIPES / "gpt2.py", "--accelerator=cpu", "--data=nowhere.txt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: data: expected 'stdlib'")
