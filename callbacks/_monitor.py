@@ -33,6 +33,8 @@ class GeometryMonitor(Callback):
         MisconfigurationException: In ``setup``, for strategies that shard parameters.
     """
 
+    record_tag: str  # of the per-tensor record in event files
+
     def __init__(self, every_n_steps: int, on_error: OnError) -> None:
         name = type(self).__name__
         if every_n_steps < 1:
@@ -105,11 +107,6 @@ class GeometryMonitor(Callback):
                 write_per_tensor(
                     logger.experiment, self.record_tag + suffix, tensor_names, columns, step
                 )
-
-    @property
-    def record_tag(self) -> str:
-        """Tag of the per-tensor record in event files."""
-        raise NotImplementedError
 
     @contextmanager
     def _errors_handled(self, trainer: Trainer) -> Iterator[None]:

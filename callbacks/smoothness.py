@@ -42,8 +42,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             steps at which Lightning logs when ``log_every_n_steps`` is the same.
         num_probes: Cauchy probes for the (1,1)-norm, at least 4; 16 give a relative error of about
             0.1, four times as many half of it.
-        num_batches: Measure the mean loss over this many of the latest training batches, which
-            stay in memory.
+        num_batches: Measure the mean loss over this many of the latest training batches; all but
+            one are kept in memory for it.
         max_overhead: Time to spend on probes, as a fraction of the time spent on training; steps
             that would exceed it are passed over. None: no limit.
         mode: "eval" for the network as it predicts, "train" for dropout with fixed masks and
@@ -96,7 +96,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self.max_overhead = max_overhead
         self.mode: Mode = mode
         self.seed = seed
-        self._batches: deque[Any] = deque(maxlen=num_batches)
+        self._earlier_batches: deque[Any] = deque(maxlen=num_batches - 1)
         self._last_global_step = 0
         self._probe_seconds = 0.0  # of all probes, and of the last one
         self._last_probe_seconds = 0.0
@@ -128,7 +128,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self._batches.append(batch)
+        batches = [*self._earlier_batches, batch]
+        self._earlier_batches.append(batch)
         if trainer.global_step == self._last_global_step:  # accumulating: no optimizer step
             return
         self._last_global_step = trainer.global_step
@@ -136,16 +137,15 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             now = time.perf_counter()
             self._train_seconds += now - self._clock
             if self._is_affordable(trainer):
-                now = time.perf_counter()
                 with self._errors_handled(trainer):
-                    self._measure(trainer, pl_module)
+                    self._measure(trainer, pl_module, batches)
                 self._last_probe_seconds = time.perf_counter() - now
                 self._probe_seconds += self._last_probe_seconds
             self._clock = time.perf_counter()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._batches.clear()
+        self._earlier_batches.clear()
 
     def _is_affordable(self, trainer: Trainer) -> bool:
         if self.max_overhead is None:
@@ -155,7 +155,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         # Clocks differ between ranks, and one must not wait for the others in a collective.
         return bool(trainer.strategy.broadcast(affordable or self._probe_seconds == 0.0))
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> None:
         reduce = (
             partial(trainer.strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else None
         )
@@ -164,7 +164,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             probe_progress(trainer, "Probing", most_hvps) as advance,
             Landscape(
                 pl_module,
-                list(self._batches),
+                batches,
                 mode=self.mode,
                 seed=derive_seed("masks", self.seed),
                 reduce=reduce,

@@ -18,8 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 
 # Objects of these packages are machinery (trainers, loggers, compilers' caches) that is reachable
 # from a module but not part of its state; torch.nn.Module and tensors are.
-_MACHINERY = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "numpy"}
-_STANDARD_LIBRARY = set(sys.stdlib_module_names) - {"collections"}
+_MACHINERY = {
+    *("torch", "lightning", "pytorch_lightning", "lightning_fabric", "numpy"),
+    *("wandb", "mlflow", "comet_ml", "neptune", "clearml", "tensorboardX"),
+    *(sys.stdlib_module_names - {"collections"}),
+}
+_THREADING = {"_thread", "threading", "queue", "asyncio", "multiprocessing"}
 _TABLES_OF_TENSORS = ("_parameters", "_buffers")
 
 
@@ -117,8 +121,14 @@ def _is_plain_object(value: Any) -> bool:
         return True
     if isinstance(value, (type, ModuleType, Dataset, DataLoader, Trainer)):
         return False
-    package = type(value).__module__.partition(".")[0]
-    return package not in _MACHINERY and package not in _STANDARD_LIBRARY
+    attributes = getattr(value, "__dict__", {}).values()
+    if any(_package(attribute) in _THREADING for attribute in attributes):
+        return False  # another thread may be at work on it, whose progress is not ours to undo
+    return _package(value) not in _MACHINERY
+
+
+def _package(value: Any) -> str:
+    return type(value).__module__.partition(".")[0]
 
 
 def _capture_attributes(value: Any, pending: list[Any]) -> list[Callable[[], None]]:

@@ -1,0 +1,43 @@
+# Each target makes what it needs: the environment once, and again when its files change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUTSIDE := build/outside
+
+.PHONY: gpt2 test test-all lint types wheel clean
+
+gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
+	$(BIN)/python recipes/gpt2.py $(ARGS)
+
+test: $(VENV)/dev.stamp  ## the everyday tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/dev.stamp  ## the slow ones too; those marked gpu where there is a CUDA device
+	$(BIN)/python -m pytest -m '' --cov=lightning_linf --cov-report=term $(ARGS)
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+wheel: $(VENV)/dev.stamp  ## build the wheel, install it elsewhere, test it outside the tree
+	rm -rf build dist $(VENV)-wheel
+	$(BIN)/python -m build --wheel
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet --constraint constraints.txt pytest "$$(ls dist/*.whl)[tensorboard]"
+	mkdir -p $(OUTSIDE)
+	cp -r tests pyproject.toml $(OUTSIDE)
+	cd $(OUTSIDE) && $(abspath $(VENV)-wheel)/bin/python -m pytest tests
+
+clean:
+	rm -rf build dist .cache *.egg-info $(VENV) $(VENV)-wheel
+
+$(VENV)/%.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "expected Python >= 3.11, got $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 1; }
+	@echo "Installing into $(VENV), once; this takes a few minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@

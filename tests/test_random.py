@@ -1,0 +1,193 @@
+"""Seeded draws: they repeat, differ where they should, and have the right distribution."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_linf.functional import cauchy
+from lightning_linf.functional.random import (
+    CHUNK,
+    cauchy_chunk,
+    chunks,
+    derive_seed,
+    laplace_chunk,
+    normal,
+)
+
+CPU = torch.device("cpu")
+# sqrt(N) times the largest distance of the empirical from the true distribution function exceeds
+# this with probability 2 exp(-2 * 2.5^2) = 7e-6.
+KOLMOGOROV = 2.5
+
+
+def largest_distance(values, distribution_function):
+    """Kolmogorov-Smirnov distance between sorted draws and a distribution function."""
+    values = values.double().sort().values
+    exact = distribution_function(values)
+    steps = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
+    return float(torch.maximum((exact - steps[:-1]).abs(), (exact - steps[1:]).abs()).max())
+
+
+def cauchy_distribution_function(values):
+    return 0.5 + values.atan() / math.pi
+
+
+def probability_beyond(threshold):
+    return 2 / math.pi * math.atan(1 / threshold)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [1, 17, CHUNK, CHUNK + 1])
+def test_cauchy_draws_repeat(dim, dtype):
+    first = cauchy(dim, seed=3, probe=5, dtype=dtype)
+    assert first.shape == (dim,)
+    assert first.dtype == dtype
+    assert first.isfinite().all()
+    assert torch.equal(cauchy(dim, seed=3, probe=5, dtype=dtype), first)
+
+
+def test_float32_draws_are_float64_draws_rounded_so_that_their_tails_are_as_long():
+    single, double = (
+        cauchy(CHUNK, seed=0, probe=0, dtype=t) for t in (torch.float32, torch.float64)
+    )
+    assert torch.equal(single, double.float())
+
+
+def test_cauchy_draws_differ_between_seeds_and_probes_and_chunks():
+    draws = [cauchy(100, seed=seed, probe=probe) for seed in range(4) for probe in range(4)]
+    draws.append(cauchy(CHUNK + 100, seed=0, probe=0)[CHUNK:])
+    for i, first in enumerate(draws):
+        for second in draws[:i]:
+            assert not (first == second).any()
+
+
+def test_cauchy_follows_its_distribution_function():
+    for probe in range(4):
+        values = cauchy(1 << 18, seed=1, probe=probe, dtype=torch.float64)
+        distance = largest_distance(values, cauchy_distribution_function)
+        assert distance < KOLMOGOROV / len(values) ** 0.5
+
+
+@pytest.mark.parametrize("threshold", [10.0, 1e3, 1e4])
+def test_cauchy_has_its_far_tails_on_both_sides(threshold):
+    num_draws, above, below = 1 << 22, 0, 0
+    for probe in range(4):
+        values = cauchy(num_draws // 4, seed=2, probe=probe)
+        above += int((values > threshold).sum())
+        below += int((values < -threshold).sum())
+    expected = num_draws * probability_beyond(threshold) / 2  # 1.3e5, 1.3e3 and 134 a side
+    for count in (above, below):
+        assert abs(count - expected) < 5 * expected**0.5  # five Poisson standard errors
+
+
+def test_largest_of_many_draws_is_as_large_as_it_should_be():
+    # The largest of N exceeds 2 N / pi / 12 with probability 1 - exp(-12), and 1e4 times that with
+    # probability 1e-3.
+    num_draws = 1 << 21
+    largest = float(cauchy(num_draws, seed=3, probe=0).abs().max())
+    assert num_draws / 6 / math.pi < largest < 1e4 * num_draws
+
+
+def test_probes_are_independent_of_each_other():
+    first, second = (cauchy(1 << 18, seed=4, probe=probe).sign() for probe in (0, 1))
+    assert abs(float((first * second).mean())) < 5 / (1 << 18) ** 0.5
+    neighbours = first[1:] * first[:-1]
+    assert abs(float(neighbours.mean())) < 5 / len(neighbours) ** 0.5
+
+
+@pytest.mark.parametrize("dim", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5])
+def test_chunks_cover_the_range_once_and_in_order(dim):
+    numbers, parts = zip(*chunks(dim), strict=True)
+    assert numbers == tuple(range(math.ceil(dim / CHUNK)))
+    assert torch.equal(torch.cat([torch.arange(dim)[part] for part in parts]), torch.arange(dim))
+    assert max(part.stop - part.start for part in parts) <= CHUNK
+
+
+def test_no_entries_make_no_chunk():
+    assert list(chunks(0)) == []
+    assert cauchy(0, seed=0, probe=0).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [5, CHUNK, CHUNK + 1, 2 * CHUNK + 5])
+def test_whole_vector_is_its_chunks_joined(dim, dtype):
+    joined = torch.cat(
+        [
+            cauchy_chunk(
+                part.stop - part.start, seed=7, probe=2, chunk=index, dtype=dtype, device=CPU
+            )
+            for index, part in chunks(dim)
+        ]
+    )
+    assert torch.equal(cauchy(dim, seed=7, probe=2, dtype=dtype), joined)
+
+
+def draw_laplace(*, rows=64, size=5_000, seed=0, chunk=0, dtype=torch.float64):
+    return laplace_chunk(rows, size, seed=seed, chunk=chunk, dtype=dtype, device=CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_laplace_draws_repeat_and_differ_between_seeds_and_chunks(dtype):
+    first = draw_laplace(dtype=dtype)
+    assert first.shape == (64, 5_000)
+    assert first.dtype == dtype
+    assert torch.equal(draw_laplace(dtype=dtype), first)
+    for other in (draw_laplace(dtype=dtype, seed=1), draw_laplace(dtype=dtype, chunk=1)):
+        assert not (other == first).any()
+    assert not (first[0] == first[1]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_laplace_has_mean_zero_and_mean_magnitude_one(dtype):
+    values = draw_laplace(dtype=dtype).double()
+    error = values.numel() ** -0.5
+    assert abs(float(values.mean())) < 5 * 2**0.5 * error  # its variance is 2
+    assert abs(float(values.abs().mean()) - 1) < 5 * error  # that of the magnitude is 1
+
+
+def test_laplace_follows_its_distribution_function():
+    values = draw_laplace().reshape(-1)
+    distance = largest_distance(
+        values, lambda x: torch.where(x < 0, x.exp() / 2, 1 - (-x.abs()).exp() / 2)
+    )
+    assert distance < KOLMOGOROV / len(values) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normal_draws_repeat_and_have_mean_zero_and_variance_one(dtype):
+    values = normal(100_000, seed=0, dtype=dtype)
+    assert values.dtype == dtype
+    assert torch.equal(normal(100_000, seed=0, dtype=dtype), values)
+    assert not (normal(100_000, seed=1, dtype=dtype) == values).any()
+    error = len(values) ** -0.5
+    assert abs(float(values.double().mean())) < 5 * error
+    assert abs(float(values.double().var()) - 1) < 5 * 2**0.5 * error
+
+
+def test_draws_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    cauchy(100, seed=0, probe=0)
+    draw_laplace()
+    normal(100, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_global_generator_does_not_touch_the_draws():
+    first = (cauchy(100, seed=0, probe=0), draw_laplace(), normal(100, seed=0))
+    torch.manual_seed(12345)
+    second = (cauchy(100, seed=0, probe=0), draw_laplace(), normal(100, seed=0))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_derived_seeds_are_the_same_in_every_process_and_version():
+    assert derive_seed("cauchy", 0, 0, 0) == 3845885032096377455
+
+
+def test_derived_seeds_differ_and_fit_a_generator():
+    seeds = [derive_seed(*parts) for parts in ((), (0,), ("0",), (0, 1), (1, 0), ("01",), (-1,))]
+    seeds += [derive_seed("cauchy", 0, probe, chunk) for probe in range(50) for chunk in range(50)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # The top bit of the 63 is set in half of them: nothing was cut off.
+    assert abs(sum(seed >> 62 for seed in seeds) - len(seeds) / 2) < 5 * len(seeds) ** 0.5 / 2
