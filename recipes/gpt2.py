@@ -85,6 +85,10 @@ class Config:
     """Steps between measurements of the smoothness; one costs about 100 micro-batches."""
     num_probes: int = 16
     """Hessian-vector products behind a (1,1)-norm, whose error falls with their square root."""
+    probe_sequences: int = 16
+    """Sequences of a micro-batch that a probe sees: its graph needs some ten times their memory."""
+    probe_batches: int = 1
+    """Micro-batches that a probe averages over."""
     seed: int = 0
     """Fixes the initial weights and the order of the data."""
     accelerator: str = "auto"
@@ -142,8 +146,8 @@ class Config:
 
 MAY_CHANGE_ON_RESUME = {
     "name", "val_every", "val_sequences", "log_every", "checkpoint_every", "heterogeneity_every",
-    "smoothness_every", "num_probes", "accelerator", "strategy", "precision", "runs_dir",
-    "cache_dir", "resume",
+    "smoothness_every", "num_probes", "probe_sequences", "probe_batches", "accelerator",
+    "strategy", "precision", "runs_dir", "cache_dir", "resume",
 }  # fmt: skip
 
 
@@ -171,7 +175,8 @@ def gpt2_124m() -> Config:
         small(), name="gpt2-124m", data="hf:openwebtext", val_fraction=0.0005, vocab_size=50304,
         n_layer=12, n_head=12, n_embd=768, sequence_length=1024, batch_size=512, micro_batch=16,
         max_steps=100_000, lr=1.8e-3, warmup_steps=2000, val_every=1000, val_sequences=512,
-        checkpoint_every=1000, heterogeneity_every=100, smoothness_every=2500,
+        checkpoint_every=1000, heterogeneity_every=100, smoothness_every=2500, probe_sequences=4,
+        probe_batches=8,
     )  # fmt: skip
 
 
@@ -211,6 +216,14 @@ class GPT2(LightningModule):
         loss = self.loss(tokens)
         self.log("train_loss", loss, prog_bar=True)
         return loss
+
+    def probe_loss(self, tokens: Tensor) -> Tensor:
+        """Return the loss whose landscape is measured: that of the first few sequences."""
+        return self.loss(tokens[: self.config.probe_sequences])
+
+    def probe_weight(self, tokens: Tensor) -> int:
+        """Count those sequences."""
+        return min(len(tokens), self.config.probe_sequences)
 
     def validation_step(self, tokens: Tensor) -> None:
         """Add a batch to the mean over all ranks."""
@@ -272,7 +285,9 @@ def main(config: Config) -> Trainer:
     )
     heterogeneity = GradientHeterogeneityMonitor(every_n_steps=config.heterogeneity_every)
     smoothness = LinfSmoothnessMonitor(
-        every_n_steps=config.smoothness_every, num_probes=config.num_probes
+        every_n_steps=config.smoothness_every,
+        num_probes=config.num_probes,
+        num_batches=config.probe_batches,
     )
     monitors = [heterogeneity, smoothness]
     losses = LossHistory(config.smoothness_every)

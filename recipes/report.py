@@ -117,15 +117,16 @@ def geometry_sentence(smoothness: Rows, heterogeneity: Rows) -> str:
         )
     advantage = density * ratio
     verdict = (
-        "this point favours Adam, even from the (1,1)-norm, which is the pessimistic end for Adam."
+        "this point favours Adam."
         if advantage > 1
-        else "by this measure it favours SGD; but the (1,1)-norm is the pessimistic end for Adam, "
-        "so an advantage of Adam is not ruled out."
+        else "that leaves open which of them this point favours, as the (1,1)-norm is the upper "
+        "end of what a step along l-infinity meets."
     )
     return (
-        f"At step {step}, a step of steepest descent in l-infinity, the geometry of Adam, promises "
-        f"at least {advantage:.2f} times the decrease of one in l2, the geometry of SGD "
-        f"(gradient density {density:.3f} x ratio {ratio:.2f}, within the errors above): {verdict}"
+        f"At step {step} the loss is {ratio:.2f} times smoother per coordinate along l-infinity, "
+        f"the geometry of Adam, than along l2, that of SGD; with a gradient of density "
+        f"{density:.3f}, steepest descent along l-infinity promises at least {advantage:.2f} times "
+        f"the decrease of steepest descent along l2 (within the errors above): {verdict}"
     )
 
 
