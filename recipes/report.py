@@ -116,17 +116,18 @@ def geometry_sentence(smoothness: Rows, heterogeneity: Rows) -> str:
             "that favours depends on the gradient's density: lower --heterogeneity_every to see it."
         )
     advantage = density * ratio
+    error = advantage * smoothness[-1]["one_one_norm_relative_error"]
     verdict = (
         "this point favours Adam."
-        if advantage > 1
+        if advantage - 2 * error > 1
         else "that leaves open which of them this point favours, as the (1,1)-norm is the upper "
         "end of what a step along l-infinity meets."
     )
     return (
         f"At step {step} the loss is {ratio:.2f} times smoother per coordinate along l-infinity, "
         f"the geometry of Adam, than along l2, that of SGD; with a gradient of density "
-        f"{density:.3f}, steepest descent along l-infinity promises at least {advantage:.2f} times "
-        f"the decrease of steepest descent along l2 (within the errors above): {verdict}"
+        f"{density:.3f}, steepest descent along l-infinity promises at least {advantage:.2f} "
+        f"± {error:.2f} times the decrease of steepest descent along l2: {verdict}"
     )
 
 

@@ -44,7 +44,7 @@ def test_row_norms_are_unbiased_row_by_row(num_probes):
 
 @pytest.mark.parametrize("k", [16, 64])
 def test_spread_of_one_row_norm_is_that_of_the_moments(k):
-    # One row, so nothing averages out. For a Cauchy c, E|c|^p = 1 / cos(p pi / 2): here p = 1/k, 2/k.
+    # One row: nothing averages out. E|c|^p = 1 / cos(p pi / 2) for a Cauchy c; here p = 1/k, 2/k.
     products = cauchy_products(torch.eye(1, dtype=torch.float64), k, (4_000,))
     estimates = torch.stack([row_norms(p) for p in products])
     variance = math.cos(math.pi / (2 * k)) ** (2 * k) / math.cos(math.pi / k) ** k - 1

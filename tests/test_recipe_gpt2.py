@@ -528,10 +528,10 @@ def rows(ratio=4.0, density=0.5, step=99):
 
 
 def test_the_sentence_says_which_side_it_came_out():
-    assert "at least 2.00 times" in report.geometry_sentence(*rows())
+    assert "at least 2.00 ± 0.20 times" in report.geometry_sentence(*rows())
     assert "this point favours Adam" in report.geometry_sentence(*rows())
     other = report.geometry_sentence(*rows(density=0.1))
-    assert "at least 0.40 times" in other
+    assert "at least 0.40 ± 0.04 times" in other
     assert "leaves open which" in other
     assert "was not measured" in report.geometry_sentence([], [])
     assert "lower --heterogeneity_every" in report.geometry_sentence(rows()[0], [])
