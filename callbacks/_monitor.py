@@ -1,5 +1,7 @@
 """What every geometry monitor shares: when to measure, where numbers go, what errors do."""
 
+import re
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_linf.callbacks._lightning import is_dev_run, logged_step
+from lightning_linf.probe.errors import RestoreError
 from lightning_linf.tags import PREFIX
 from lightning_linf.tensorboard.writer import write_per_tensor
 
@@ -45,6 +48,8 @@ class GeometryMonitor(Callback):
         self.on_error = on_error
         self.history: list[dict[str, Any]] = []
         self._warned: set[str] = set()
+        self._num_failures = 0
+        self._due_step: int | None = None  # the last step at which a measurement was due
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -55,6 +60,12 @@ class GeometryMonitor(Callback):
                 f"{type(self).__name__}: expected whole parameters on every rank (one device or "
                 f"DDP), got {type(trainer.strategy).__name__}, which shards them. Use "
                 "Trainer(strategy='ddp') or remove the callback."
+            )
+        twins = [c for c in trainer.callbacks if type(c) is type(self)]  # type: ignore[attr-defined]
+        if len(twins) > 1:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: expected one callback of this class in the trainer, got "
+                f"{len(twins)}, which would log under the same tags. Keep one."
             )
         if trainer.barebones:
             self._warn_once(
@@ -67,11 +78,37 @@ class GeometryMonitor(Callback):
                 "of this training, so nothing will be measured. Lower it.",
             )
 
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._due_step = None
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._due_step is None:  # in on_train_start a resumed counter is still one behind
+            self._due_step = logged_step(trainer) - 1
+
     def should_measure(self, trainer: Trainer) -> bool:
-        """Decide at the present optimizer step; every rank must decide alike. Made to override."""
+        """Decide at the present optimizer step; every rank must decide alike. Made to override.
+
+        The base measures at the first optimizer step in every ``every_n_steps`` that ends them:
+        under manual optimization a batch may pass without a step.
+        """
         if trainer.barebones:
             return False
-        return is_dev_run(trainer) or (logged_step(trainer) + 1) % self.every_n_steps == 0
+        if is_dev_run(trainer):
+            return not self.history
+        assert self._due_step is not None  # a batch has started
+        intervals = (logged_step(trainer) + 1) // self.every_n_steps
+        return intervals > (self._due_step + 1) // self.every_n_steps
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Ask ``should_measure`` once a step."""
+        step = logged_step(trainer)
+        if step != self._due_step and self.should_measure(trainer):
+            self._due_step = step
+        return step == self._due_step
 
     def record(
         self,
@@ -102,23 +139,38 @@ class GeometryMonitor(Callback):
         tagged = {tag + suffix: value for tag, value in scalars.items()}
         trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in tagged.items()})
         for logger in trainer.loggers:
-            logger.log_metrics(tagged, step=step)
+            with self._errors_handled(trainer, f"log to {type(logger).__name__}"):
+                logger.log_metrics(tagged, step=step)
+        for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                write_per_tensor(
-                    logger.experiment, self.record_tag + suffix, tensor_names, columns, step
-                )
+                with self._errors_handled(trainer, "write the record of each parameter tensor"):
+                    tag = self.record_tag + suffix
+                    write_per_tensor(logger.experiment, tag, tensor_names, columns, step)
 
     @contextmanager
-    def _errors_handled(self, trainer: Trainer) -> Iterator[None]:
+    def _errors_handled(self, trainer: Trainer, task: str) -> Iterator[None]:
         try:
             yield
+        except RestoreError:
+            raise  # to go on would be another training
         except Exception as error:
             if self.on_error == "raise":
                 raise
+            self._num_failures += 1
+            cause = f"{type(error).__name__}: {error}"
             self._warn_once(
-                type(error).__name__,
-                f"could not measure at step {logged_step(trainer)} and leaves it out; later "
-                f"failures of this kind are not reported. {type(error).__name__}: {error}",
+                re.sub(r"[-+\d.e]+|inf|nan", "", cause),  # the same but for numbers
+                f"could not {task} at step {logged_step(trainer)} and goes on without. {cause}",
+            )
+            # What the failed frames hold, a graph say, would stay until the collector runs.
+            traceback.clear_frames(error.__traceback__)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._num_failures > 1:
+            rank_zero_warn(
+                f"{type(self).__name__}: {self._num_failures} failures in all, and "
+                f"{len(self.history)} measurements in `history`; each cause was reported once."
             )
 
     def _warn_once(self, kind: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -19,9 +20,9 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
     """Log density, Gini coefficient, energy share and more of the gradient that training uses.
 
     Reads ``.grad`` in ``on_before_optimizer_step``: after DDP has averaged and AMP unscaled it,
-    before clipping. All ranks hold the same gradient, so nothing is communicated. Cost: about three
-    passes over the gradient on measured steps, nothing on others. Training is not changed in any
-    bit.
+    before clipping. A parameter of the optimizer without a gradient counts as zeros. All ranks hold
+    the same gradient, so nothing is communicated. Cost: about three passes over the gradient on
+    measured steps, nothing on others. Training is not changed in any bit.
 
     Logged under ``geometry/``: ``density``, ``gini``, ``top1_energy``, ``zero_fraction``,
     ``median_log10_grad``, ``num_nonfinite`` (:class:`~lightning_linf.functional.Heterogeneity`),
@@ -51,17 +52,12 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         super().__init__(every_n_steps, on_error)
         self._measured: tuple[int, set[int]] = (-1, set())
 
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(every_n_steps=self.every_n_steps)
-
     @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if self.should_measure(trainer) and self._is_first_this_step(trainer, optimizer):
-            with self._errors_handled(trainer):
+        if self._is_due(trainer) and self._is_first_this_step(trainer, optimizer):
+            with self._errors_handled(trainer, "measure"):
                 self._measure(trainer, pl_module, optimizer)
 
     def _is_first_this_step(self, trainer: Trainer, optimizer: Optimizer) -> bool:
@@ -75,13 +71,18 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        gradients = {
-            name: p.grad.to_dense()
+        parameters = {
+            name: p
             for name, p in pl_module.named_parameters()
-            if id(p) in stepped and p.grad is not None
+            if id(p) in stepped and p.requires_grad
         }
-        if not gradients:
+        if all(p.grad is None for p in parameters.values()):
             raise ValueError("expected gradients before the optimizer step, but all are None.")
+        gradients = {
+            # That of a parameter which the loss does not reach is zero.
+            name: torch.zeros_like(p) if p.grad is None else p.grad.to_dense()
+            for name, p in parameters.items()
+        }
         scale = gradient_scale(trainer, optimizer)
         if scale != 1.0:
             gradients = {name: gradient / scale for name, gradient in gradients.items()}

@@ -8,23 +8,52 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_linf import tags
 from lightning_linf.callbacks._monitor import GeometryMonitor, OnError
 from lightning_linf.callbacks._progress import probe_progress
 from lightning_linf.functional.random import derive_seed
-from lightning_linf.probe import Landscape, measure_smoothness
+from lightning_linf.probe import Landscape, ProbeError, measure_smoothness
 from lightning_linf.probe.landscape import Mode
 
 _MAX_LANCZOS_HVPS = 32
+
+
+class _KeptBatch:
+    """A batch as it was before ``training_step``, which may take entries out of its containers."""
+
+    def __init__(self, batch: Any, batch_idx: int) -> None:
+        self.batch_idx = batch_idx
+        self._tensors: list[Tensor] = []
+        self._batch = apply_to_collection(batch, Tensor, self._keep)
+        self._versions = self._present_versions()
+
+    def batch(self) -> Any:
+        """Give it, if its tensors are unchanged."""
+        if self._present_versions() != self._versions:
+            raise ProbeError(
+                "probe: expected a batch as training_step got it, but its tensors were changed in "
+                "place. Work on copies in training_step."
+            )
+        return self._batch
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self._tensors.append(tensor)
+        return tensor
+
+    def _present_versions(self) -> list[int]:
+        return [t._version for t in self._tensors if not t.is_inference()]
 
 
 class LinfSmoothnessMonitor(GeometryMonitor):
     """Log the (1,1)-norm of the Hessian beside its largest absolute eigenvalue, while training.
 
     Probes in ``on_train_batch_end``, right after an optimizer step, on the training batches it has
-    just used, with Hessian-vector products of the loss that ``training_step`` (or the module's
+    just used (as they came to ``training_step``), over the parameters of the optimizers, with
+    Hessian-vector products of the loss that ``training_step`` (or the module's
     ``probe_loss(batch)``) returns. Training is not changed in any bit. Cost: about 1 + 2 gradients
     for each of ``num_probes`` products and up to 32 more for the eigenvalue, times ``num_batches``.
     Under DDP every rank probes its own batches and each product is averaged over ranks: one
@@ -42,10 +71,10 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             steps at which Lightning logs when ``log_every_n_steps`` is the same.
         num_probes: Cauchy probes for the (1,1)-norm, at least 4; 16 give a relative error of about
             0.1, four times as many half of it.
-        num_batches: Measure the mean loss over this many of the latest training batches; all but
-            one are kept in memory for it.
+        num_batches: Measure the mean loss over this many of the latest training batches, which
+            are kept in memory.
         max_overhead: Time to spend on probes, as a fraction of the time spent on training; steps
-            that would exceed it are passed over. None: no limit.
+            that would exceed it are passed over. The first probe always runs. None: no limit.
         mode: "eval" for the network as it predicts, "train" for dropout with fixed masks and
             BatchNorm with batch statistics (:class:`~lightning_linf.probe.Landscape`).
         seed: Of the probes; the same probes serve every step, so that curves are smoother.
@@ -96,7 +125,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self.max_overhead = max_overhead
         self.mode: Mode = mode
         self.seed = seed
-        self._earlier_batches: deque[Any] = deque(maxlen=num_batches - 1)
+        self._batches: deque[_KeptBatch] = deque(maxlen=num_batches)
         self._last_global_step = 0
         self._probe_seconds = 0.0  # of all probes, and of the last one
         self._last_probe_seconds = 0.0
@@ -106,18 +135,20 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(
-            every_n_steps=self.every_n_steps,
-            num_probes=self.num_probes,
-            num_batches=self.num_batches,
-            mode=self.mode,
-            seed=self.seed,
-        )
+        return self._generate_state_key(mode=self.mode)  # the rest may change on resuming
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._last_global_step = trainer.global_step
         self._clock = time.perf_counter()
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._batches.append(_KeptBatch(batch, batch_idx))
 
     @override
     def on_train_batch_end(
@@ -128,24 +159,29 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        batches = [*self._earlier_batches, batch]
-        self._earlier_batches.append(batch)
         if trainer.global_step == self._last_global_step:  # accumulating: no optimizer step
             return
         self._last_global_step = trainer.global_step
-        if self.should_measure(trainer):
+        if self._is_due(trainer):
             now = time.perf_counter()
             self._train_seconds += now - self._clock
             if self._is_affordable(trainer):
-                with self._errors_handled(trainer):
-                    self._measure(trainer, pl_module, batches)
+                with self._errors_handled(trainer, "measure"):
+                    self._measure(trainer, pl_module)
                 self._last_probe_seconds = time.perf_counter() - now
                 self._probe_seconds += self._last_probe_seconds
             self._clock = time.perf_counter()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._earlier_batches.clear()
+        super().on_train_end(trainer, pl_module)
+        self._batches.clear()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._batches.clear()
 
     def _is_affordable(self, trainer: Trainer) -> bool:
         if self.max_overhead is None:
@@ -155,19 +191,22 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         # Clocks differ between ranks, and one must not wait for the others in a collective.
         return bool(trainer.strategy.broadcast(affordable or self._probe_seconds == 0.0))
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> None:
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reduce = (
             partial(trainer.strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else None
         )
         most_hvps = self.num_probes + _MAX_LANCZOS_HVPS
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         with (
             probe_progress(trainer, "Probing", most_hvps) as advance,
             Landscape(
                 pl_module,
-                batches,
+                [kept.batch() for kept in self._batches],
+                batch_indices=[kept.batch_idx for kept in self._batches],
+                parameters=[p for group in groups for p in group["params"]],
                 mode=self.mode,
                 seed=derive_seed("masks", self.seed),
-                reduce=reduce,
+                reduce=reduce if trainer.world_size > 1 else None,
             ) as landscape,
         ):
             result = measure_smoothness(

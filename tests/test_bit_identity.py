@@ -50,6 +50,9 @@ class Everything(lightning.LightningModule):
         self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(16, 16))
         self.head = nn.Linear(16, 3)
         self.teacher = nn.Linear(6, 3).requires_grad_(False)
+        self.hidden = [nn.BatchNorm1d(6)]  # a list, to keep it out of the state_dict
+        self.hidden_parameters = list(self.teacher.parameters())
+        self.random_state = np.random.RandomState(7)
         self.frozen_eval = nn.Dropout(0.5).eval()
         self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=3)
         self.mean_loss = torchmetrics.MeanMetric()
@@ -71,6 +74,7 @@ class Everything(lightning.LightningModule):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
+        x = x + 0.01 * self.hidden[0](x) + 0.01 * self.random_state.rand()
         if self.activation_checkpointing:
             hidden = checkpoint(self.body, x, use_reentrant=False)
         else:
@@ -83,7 +87,7 @@ class Everything(lightning.LightningModule):
         loss = nn.functional.cross_entropy(logits, y) * (1 + 0.01 * noise)
         loss = loss + 0.1 * (logits.softmax(-1) - target).square().mean()
         with torch.no_grad():
-            for ours, theirs in zip(self.teacher.parameters(), self.head.parameters(), strict=True):
+            for ours, theirs in zip(self.hidden_parameters, self.head.parameters(), strict=True):
                 ours.data.lerp_(theirs.data[:, :6] if theirs.ndim == 2 else theirs.data, 0.1)
         self.calls += 1
         self.losses.append(loss.item())
@@ -168,6 +172,7 @@ def trace(trainer, module, logger):
             if isinstance(metric, torchmetrics.Metric)
         },
         "counters": (module.calls, module.losses, module.nested["seen"], module.hook_calls),
+        "hidden": {k: v.clone() for k, v in module.hidden[0].state_dict().items()},
         "meter": (module.nested["meter"].total, module.running, module.array.tolist()),
         "flags": [part.training for part in module.modules()],
         "experiment": logger.calls,
@@ -178,6 +183,7 @@ def trace(trainer, module, logger):
             module.generator.get_state(),
             module.numpy_generator.random(),
             module.python_generator.random(),
+            module.random_state.rand(),
         ),
         "attributes": sorted(module.__dict__),
         "grads": [p.grad is None for p in module.parameters()],
@@ -273,7 +279,9 @@ def test_a_failing_probe_leaves_no_trace_either(tmp_path):
         probing = False
 
     callback = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4)
-    with pytest.warns(UserWarning, match=r"leaves it out.*RuntimeError: in the middle of a probe"):
+    with pytest.warns(
+        UserWarning, match=r"20 failures in all|RuntimeError: in the middle of a probe"
+    ):
         with_monitors = trace(*train(tmp_path, [callback], make=Failing))
     assert_same(trace(*train(tmp_path, [], make=Failing)), with_monitors)
     assert callback.history == []

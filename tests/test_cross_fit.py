@@ -336,7 +336,7 @@ def test_sizes_change_the_value_only_through_shrinkage(monkeypatch):
     split = cross_fitted_one_one_norm(products, seed=0, sizes=sizes).value
     whole = cross_fitted_one_one_norm(products, seed=0).value
     assert split != whole
-    torch.testing.assert_close(split, whole, rtol=0.1, atol=0)  # both within the error at n = 8
+    torch.testing.assert_close(split, whole, rtol=0.4, atol=0)  # the error of each is 0.13
     monkeypatch.setattr(
         cross_fit_module, "_shrunken_norms", lambda log_norms, num_probes, sizes: log_norms.exp()
     )

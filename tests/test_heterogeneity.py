@@ -73,6 +73,9 @@ SHAPES_OF_DISTRIBUTION = {
     "relu": lambda: torch.randn(4, 25, 100).relu(),
     "subnormals only": lambda: torch.randint(1, 2**22, (10_000,)).double().mul(2.0**-149).float(),
     "down to the smallest subnormal": lambda: torch.arange(1.0, 40.0).double().mul(2.0**-149),
+    "around the smallest normal float32": lambda: torch.tensor(
+        [1.0, 1.5, 1.9999999, 2.0, 3.0, 4.0], dtype=torch.float64
+    ).mul(2.0**-127),
     "near the largest float32": lambda: torch.rand(1_000).mul(FLOAT32_MAX),
     "bfloat16": lambda: torch.randn(10_000).bfloat16(),
     "float16 with subnormals": lambda: torch.randn(10_000).mul(1e-5).half(),

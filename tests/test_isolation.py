@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.quasirandom import SobolEngine
 
+from lightning_linf.probe import ProbeError
+from lightning_linf.probe.errors import RestoreError
 from lightning_linf.probe.isolation import untouched
 
 
@@ -72,6 +75,20 @@ CHANGES = {
         lambda m: setattr(m, "x", np.random.default_rng(0)),
         lambda m: m.x.random(),
     ),
+    "numpy random state": (
+        lambda m: setattr(m, "x", np.random.RandomState(0)),
+        lambda m: m.x.rand(),
+    ),
+    "sobol": (lambda m: setattr(m, "x", SobolEngine(2)), lambda m: m.x.draw()),
+    "replaced data": (
+        lambda m: setattr(m, "x", torch.zeros(2)),
+        lambda m: setattr(m.x, "data", torch.ones(3)),
+    ),
+    "expanded": (lambda m: setattr(m, "x", torch.zeros(1).expand(3)), lambda m: m.x[:1].add_(1)),
+    "in a tuple of tensors": (
+        lambda m: setattr(m, "x", (nn.Parameter(torch.zeros(2)),)),
+        lambda m: m.x[0].data.add_(1),
+    ),
     "python generator": (lambda m: setattr(m, "x", random.Random(0)), lambda m: m.x.random()),
     "torch": (lambda m: None, lambda m: torch.rand(1)),
     "numpy": (lambda m: None, lambda m: np.random.random()),  # noqa: NPY002
@@ -90,6 +107,8 @@ def describe(value, seen=()):
         return value.get_state().tolist()
     if isinstance(value, np.random.Generator):
         return str(value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return str(value.get_state())
     if isinstance(value, random.Random):
         return value.getstate()
     if isinstance(value, dict):
@@ -120,10 +139,10 @@ def test_changes_are_undone_on_leaving_and_on_rewinding(prepare, change):
     prepare(module)
     identity = id(getattr(module, "x", None))
     before = world(module)
-    with untouched(module) as rewind:
+    with untouched(module) as isolation:
         change(module)
         assert world(module) != before
-        rewind()
+        isolation.rewind()
         assert world(module) == before
         change(module)
     assert world(module) == before
@@ -142,6 +161,59 @@ def test_changes_are_undone_after_an_exception():
     with pytest.raises(RuntimeError, match="inside"):
         run()
     assert module.calls == 0
+
+
+def test_a_failing_restore_is_said_and_does_not_stop_the_others():
+    class Locked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+            self.bank = torch.zeros(2)
+            self.calls = 0
+
+    module = Locked()
+    weight = module.weight
+
+    def run():
+        with untouched(module) as isolation:
+            for table, key, _ in isolation.slots:
+                table[key] = torch.ones(2)
+            module.calls += 1
+            isolation._values.insert(0, ("Locked.bank", lambda: 1 / 0))
+
+    with pytest.raises(RestoreError, match=r"Locked.bank \(ZeroDivisionError"):
+        run()
+    assert module.weight is weight
+    assert module.calls == 0
+
+
+def test_what_cannot_be_put_back_is_refused_by_name():
+    module = nn.Linear(1, 1)
+    module.stream = iter([1, 2])
+    with (
+        pytest.raises(ProbeError, match=r"Linear.stream \(list_iterator\) is not: the position"),
+        untouched(module, refuse_iterators=True),
+    ):
+        pass
+    with untouched(module):
+        assert next(module.stream) == 1
+
+
+def test_subclasses_that_forbid_update_are_restored():
+    transformers = pytest.importorskip("transformers", reason="needs lightning-linf[recipes]")
+    module = nn.Linear(1, 1)
+    module.last = transformers.modeling_outputs.CausalLMOutput(logits=torch.zeros(1))
+    with untouched(module):
+        module.last["logits"] = torch.ones(1)
+    assert module.last["logits"].item() == module.last.logits.item() == 0.0
+
+
+def test_large_read_only_arrays_are_not_copied():
+    module = nn.Linear(1, 1)
+    module.data = np.zeros(3)
+    module.data.flags.writeable = False
+    with untouched(module) as isolation:
+        assert not isolation._values
 
 
 def test_graphs_that_the_training_holds_stay_usable():

@@ -1,5 +1,9 @@
 """The landscape's derivatives are exact."""
 
+import contextlib
+import gc
+import weakref
+
 import networks
 import pytest
 import torch
@@ -325,6 +329,12 @@ REFUSALS = {
         _loss_of(lambda y: _OnceDifferentiable.apply(y).square().sum()),
         "an operation in the loss has no second derivative",
     ),
+    "weight norm": (
+        nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)),
+        torch.ones(1, 2),
+        _loss_of(lambda y: y.square().sum()),
+        "fused weight_norm has a wrong second derivative",
+    ),
     "root at zero": (
         nn.Linear(1, 1, bias=False),
         torch.zeros(1, 1),
@@ -339,6 +349,71 @@ def test_what_cannot_be_probed_is_refused(module, batch, loss, message):
     with pytest.raises(ProbeError, match=message):
         with Landscape(module, [batch], loss=loss) as landscape:
             measure_smoothness(landscape)
+
+
+def test_a_parameter_used_past_the_attributes_is_refused():
+    module = nn.Linear(2, 1)
+    parameters = tuple(module.parameters())
+
+    def loss(m, x):
+        return m(x).square().mean() + 5 * sum(p.square().sum() for p in parameters)
+
+    with (
+        pytest.raises(ProbeError, match=r"reaches a parameter of shape .* past the attributes"),
+        Landscape(module, [torch.ones(1, 2)], loss=loss) as landscape,
+    ):
+        landscape.gradient()
+
+
+def test_a_parameter_in_a_list_is_seen():
+    module = nn.Linear(2, 1, bias=False)
+    module.decayed = list(module.parameters())
+
+    def loss(m, x):
+        return 5 * sum(p.square().sum() for p in m.decayed)
+
+    with Landscape(module, [torch.ones(1, 2)], loss=loss) as landscape:
+        assert torch.equal(landscape.hvp(torch.ones(2)), torch.full((2,), 10.0))
+
+
+def test_entering_again_sees_the_module_as_it_is_then():
+    module = nn.Linear(1, 1, bias=False)
+    landscape = Landscape(module, [torch.ones(1, 1)], loss=lambda m, x: m(x).square().sum())
+    for value in (1.0, 3.0):
+        nn.init.constant_(module.weight, value)
+        with landscape:
+            assert landscape.loss() == value**2
+    module.weight = nn.Parameter(torch.full((1, 1), 5.0))
+    with landscape:
+        assert landscape.loss() == 25.0
+
+
+def test_a_frozen_bfloat16_part_is_widened_too():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16().requires_grad_(False))
+    with Landscape(module, [torch.ones(1, 2)], loss=lambda m, x: m(x).square().sum()) as landscape:
+        assert landscape.gradient().dtype == torch.float32
+    assert module[1].weight.dtype == torch.bfloat16
+
+
+def test_a_failed_probe_leaves_nothing_for_the_garbage_collector():
+    module = nn.Linear(1, 1)
+    kept = []
+
+    def loss(m, x):
+        hidden = m(x)
+        kept.append(weakref.ref(hidden))
+        return hidden.sum() / 0
+
+    gc.disable()
+    try:
+        with (
+            contextlib.suppress(ProbeError),
+            Landscape(module, [torch.ones(1, 1)], loss=loss) as landscape,
+        ):
+            landscape.gradient()
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_lazy_parameters_are_refused():

@@ -259,10 +259,14 @@ def test_each_of_several_optimizers_has_its_own_tags(tmp_path):
 
 def test_manual_optimization_is_not_probed_and_goes_on(tmp_path):
     monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4)
-    with pytest.warns(UserWarning, match=r"at step 0 .*TwoOptimizers.probe_loss\(batch\)") as seen:
+    with pytest.warns(UserWarning, match="LinfSmoothnessMonitor") as seen:
         trainer = fit(TwoOptimizers(), [monitor], tmp_path, max_steps=6)
     assert trainer.global_step == 6
-    assert len([w for w in seen if "LinfSmoothnessMonitor" in str(w.message)]) == 1
+    messages = [str(w.message) for w in seen if "LinfSmoothnessMonitor" in str(w.message)]
+    assert len(messages) == 2
+    assert "at step 0" in messages[0]
+    assert "TwoOptimizers.probe_loss(batch)" in messages[0]
+    assert "3 failures in all" in messages[1]
     assert monitor.history == []
 
 
@@ -325,10 +329,113 @@ def test_sharded_strategies_are_refused(strategy, monitor):
         monitor().setup(trainer, Quadratic(), "fit")
 
 
-def test_two_monitors_of_a_class_keep_their_states_apart():
-    first, second = LinfSmoothnessMonitor(10), LinfSmoothnessMonitor(20)
-    assert first.state_key != second.state_key
-    assert GradientHeterogeneityMonitor(10).state_key != GradientHeterogeneityMonitor(20).state_key
+def test_two_monitors_of_a_class_are_refused_as_they_would_share_their_tags(tmp_path):
+    twins = [LinfSmoothnessMonitor(1), LinfSmoothnessMonitor(1, mode="train")]
+    with pytest.raises(MisconfigurationException, match=r"one callback of this class .* got 2"):
+        fit(Quadratic(), twins, tmp_path)
+    assert twins[0].state_key != twins[1].state_key
+
+
+def test_manual_optimization_that_skips_batches_is_measured_at_its_steps(tmp_path):
+    class EveryThird(TwoOptimizers):
+        def training_step(self, batch, batch_idx):
+            if batch_idx % 3 == 1:
+                super().training_step(batch, batch_idx)
+
+        def probe_loss(self, batch):
+            return self.theta.square().sum()
+
+    callbacks = [
+        GradientHeterogeneityMonitor(5, on_error="raise"),
+        LinfSmoothnessMonitor(5, num_probes=4, on_error="raise"),
+    ]
+    fit(EveryThird(), callbacks, tmp_path, max_steps=100, limit_train_batches=20, max_epochs=1)
+    assert [entry["step"] for entry in callbacks[0].history[::2]] == [4, 10, 16, 19]
+    assert [entry["step"] for entry in callbacks[1].history] == [4, 10, 16, 19]
+
+
+def test_a_batch_that_training_step_empties_is_probed_as_it_came(tmp_path):
+    class Pops(Quadratic):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch.pop(0), batch_idx)
+
+    monitor = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
+    fit(Pops(), [monitor], tmp_path, max_steps=2)
+    assert len(monitor.history) == 2
+
+
+def test_a_batch_that_training_step_overwrites_is_not_probed(tmp_path):
+    class Overwrites(Quadratic):
+        def training_step(self, batch, batch_idx):
+            batch[0].add_(1)
+            return super().training_step(batch, batch_idx)
+
+    monitor = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
+    with pytest.raises(RuntimeError, match="its tensors were changed in place"):
+        fit(Overwrites(), [monitor], tmp_path)
+
+
+def test_the_probe_sees_the_batch_index_of_the_training(tmp_path):
+    class Alternating(Quadratic):
+        def training_step(self, batch, batch_idx):
+            return (1 + batch_idx % 2) * super().training_step(batch, batch_idx)
+
+    monitor = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
+    fit(Alternating(), [monitor], tmp_path, max_steps=2)
+    values = [entry["lambda_max"] for entry in monitor.history]
+    assert values == pytest.approx([10.0, 20.0], rel=1e-3)
+
+
+def test_both_monitors_count_the_same_parameters(tmp_path):
+    class Extra(Quadratic):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(6))
+            self.average = nn.Parameter(torch.zeros(100))  # not in the optimizer
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([self.theta, self.phi, self.unused], lr=self.lr)
+
+    callbacks = [GradientHeterogeneityMonitor(1), LinfSmoothnessMonitor(1, num_probes=4)]
+    fit(Extra(), callbacks, tmp_path)
+    for callback in callbacks:
+        assert callback.history[0]["tensor_names"] == ["theta", "phi", "unused"]
+    assert callbacks[0].history[0]["density"] == pytest.approx(29**2 / (12 * 423))
+
+
+def test_each_cause_is_reported_once_and_failures_are_counted(tmp_path):
+    class Fails(Quadratic):
+        def probe_loss(self, batch):
+            if self.global_step < 3:
+                raise RuntimeError(f"no loss at {self.global_step}")
+            return self.theta
+
+    monitor = LinfSmoothnessMonitor(1, num_probes=4)
+    with pytest.warns(UserWarning, match="LinfSmoothnessMonitor") as seen:
+        fit(Fails(), [monitor], tmp_path, max_steps=6)
+    messages = [str(w.message) for w in seen if "LinfSmoothnessMonitor" in str(w.message)]
+    assert len(messages) == 3
+    assert "RuntimeError: no loss at 1" in messages[0]
+    assert "expected a scalar loss" in messages[1]
+    assert "6 failures in all, and 0 measurements" in messages[2]
+
+
+def test_one_loggers_failure_does_not_keep_numbers_from_the_others(tmp_path):
+    class Broken(CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            raise OSError("disk full")
+
+    loggers = [Broken(tmp_path, name="a"), CSVLogger(tmp_path, name="b")]
+    monitor = GradientHeterogeneityMonitor(1)
+
+    class Silent(Quadratic):
+        def training_step(self, batch, batch_idx):
+            return (self.scale * self.theta.square()).sum() / 2
+
+    with pytest.warns(UserWarning, match="could not log to Broken at step 0 .* disk full"):
+        fit(Silent(), [monitor], tmp_path, logger=loggers, log_every_n_steps=50)
+    with open(f"{loggers[1].log_dir}/metrics.csv") as file:
+        assert len(list(csv.DictReader(file))) == 1
 
 
 @pytest.mark.parametrize(

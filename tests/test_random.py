@@ -89,6 +89,12 @@ def test_largest_of_many_draws_is_as_large_as_it_should_be():
     assert num_draws / 6 / math.pi < largest < 1e4 * num_draws
 
 
+def test_cauchy_entries_are_drawn_with_more_than_the_24_bits_of_float32():
+    # With 24 bits some 2,000 of these pairs would be equal, and tails would end near 1e7.
+    values = cauchy(1 << 18, seed=5, probe=0, dtype=torch.float64)
+    assert len(values.unique()) == len(values)
+
+
 def test_probes_are_independent_of_each_other():
     first, second = (cauchy(1 << 18, seed=4, probe=probe).sign() for probe in (0, 1))
     assert abs(float((first * second).mean())) < 5 / (1 << 18) ** 0.5

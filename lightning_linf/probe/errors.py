@@ -3,3 +3,7 @@
 
 class ProbeError(RuntimeError):
     """A loss landscape could not be measured; the module and the training are as they were."""
+
+
+class RestoreError(RuntimeError):
+    """A module could not be put back as it was: training on would be another training."""

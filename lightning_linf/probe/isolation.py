@@ -1,8 +1,9 @@
 """Run a module's own code and leave no trace of it."""
 
+import io
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,70 +12,195 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
+from torch.quasirandom import SobolEngine
 from torch.utils.data import DataLoader, Dataset
 
-# Objects of these packages are machinery (trainers, loggers, compilers' caches) that is reachable
-# from a module but not part of its state; torch.nn.Module and tensors are.
-_MACHINERY = {
-    *("torch", "lightning", "pytorch_lightning", "lightning_fabric", "numpy"),
+from lightning_linf.probe.errors import ProbeError, RestoreError
+
+# Objects of these packages are machinery or data that is reachable from a module but not part of
+# its state, except for modules, tensors and generators.
+_NOT_STATE = {
+    *("torch", "lightning", "pytorch_lightning", "lightning_fabric", "numpy", "tokenizers"),
     *("wandb", "mlflow", "comet_ml", "neptune", "clearml", "tensorboardX"),
+    *("datasets", "pandas", "polars", "pyarrow", "PIL", "scipy", "sklearn"),
     *(sys.stdlib_module_names - {"collections"}),
 }
 _THREADING = {"_thread", "threading", "queue", "asyncio", "multiprocessing"}
-_TABLES_OF_TENSORS = ("_parameters", "_buffers")
+_ATOMS = (int, float, complex, str, bytes, type(None), type, ModuleType)
+_MUTABLE = (dict, list, set, deque)
+
+Restore = Callable[[], object]
 
 
-@contextmanager
-def untouched(module: nn.Module) -> Iterator[Callable[[], None]]:
-    """Restore everything that running ``module`` may change, also after an exception.
+class Isolation:
+    """What :func:`untouched` captured of a module."""
 
-    That is: every attribute reachable from the module through submodules, containers and plain
-    objects (training flags, hooks, counters, lists, torchmetrics states, generators), the entries
-    of the parameter and buffer tables, and the random state of torch on every device, Python and
-    NumPy. While it is open, ``self.log`` and ``self.log_dict`` do nothing and the trainer's loggers
-    are dummies. The *values* of parameters and buffers are not copied: whoever runs the module
-    replaces the table entries. State outside the module (globals, closures, files) is the user's.
+    def __init__(self, module: nn.Module, *, refuse_iterators: bool) -> None:
+        self.slots: list[tuple[Any, Any, Tensor]] = []
+        """Container, key and tensor of every place that holds a parameter or a buffer."""
+        self._module = module
+        self._random = _capture_random()
+        # Containers first: with the module's own tensors back in its tables, a failure further
+        # down cannot train copies.
+        self._containers: list[tuple[str, Restore]] = []
+        self._values: list[tuple[str, Restore]] = []
+        self._walk(refuse_iterators)
 
-    Yields:
-        A function that goes back to the state on entering (logging still off), so that the module
-        can be run again and does the same again.
-    """
-    trainer = module._trainer if isinstance(module, LightningModule) else None
-    loggers = list(trainer.loggers) if isinstance(trainer, Trainer) else []
-    restores = [*_capture_state(module), _capture_random()]
+    def restore(self) -> None:
+        """Put everything back, going on after failures.
 
-    def restore() -> None:
-        for step in restores:
-            step()
+        Raises:
+            RestoreError: Naming what could not be put back.
+        """
+        failures = []
+        for path, step in (*self._containers, *self._values, ("random state", self._random)):
+            try:
+                step()
+            except Exception as error:
+                failures.append(f"{path} ({type(error).__name__}: {error})")
+        if failures:
+            raise RestoreError(
+                "probe: expected to put the module back as it was, but could not restore "
+                f"{'; '.join(failures)}. Define probe_loss(batch) that does not change it."
+            )
 
-    def rewind() -> None:
-        restore()
-        for part in module.modules():
+    def rewind(self) -> None:
+        """Go back to the state on entering, with logging off, to run the module once more."""
+        self.restore()
+        for part in self._module.modules():
             if isinstance(part, LightningModule):
                 part.__dict__.update(log=_ignore, log_dict=_ignore)
 
+    def _walk(self, refuse_iterators: bool) -> None:
+        seen: set[int] = set()
+        pending: list[tuple[str, Any]] = [(type(self._module).__name__, self._module)]
+        tensors: list[tuple[str, Any, Any, Tensor]] = []
+        own: set[int] = set()  # parameters and buffers: replaced, so their values need no capture
+        while pending:
+            path, value = pending.pop()
+            if isinstance(value, _ATOMS) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            try:
+                if isinstance(value, torch.jit.ScriptModule):
+                    raise ProbeError("scripted modules hold their state outside Python")
+                if isinstance(value, _MUTABLE):
+                    self._containers.append((path, _capture_container(value)))
+                if isinstance(value, (dict, list)):
+                    items = list(dict.items(value) if isinstance(value, dict) else enumerate(value))
+                    tensors += [(path, value, k, v) for k, v in items if isinstance(v, Tensor)]
+                    pending += [(f"{path}.{k}", v) for k, v in items if not isinstance(v, Tensor)]
+                elif isinstance(value, (set, deque, tuple, frozenset)):
+                    for item in value:
+                        if isinstance(item, Tensor):
+                            tensors.append((path, None, None, item))
+                        else:
+                            pending.append((path, item))
+                elif _is_generator(value):
+                    self._values.append((path, _capture_generator(value)))
+                elif isinstance(value, np.ndarray):
+                    if value.flags.writeable and not isinstance(value, np.memmap):
+                        self._values.append((path, partial(np.copyto, value, value.copy())))
+                elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+                    if refuse_iterators:
+                        raise ProbeError("the position of an iterator cannot be put back")
+                elif isinstance(value, nn.Module):
+                    own.update(id(buffer) for buffer in value._buffers.values())
+                if isinstance(value, _MUTABLE) or _has_state(value):
+                    if hasattr(value, "__dict__"):
+                        pending.append((path, value.__dict__))
+                    self._walk_slots(path, value, pending)
+            except Exception as error:
+                raise ProbeError(
+                    f"probe: expected module state that can be put back, but {path} "
+                    f"({type(value).__name__}) is not: {error}. Define probe_loss(batch) on the "
+                    "module and keep it out of the module's attributes."
+                ) from error
+        captured: set[int] = set()
+        for path, container, key, tensor in tensors:
+            is_own = isinstance(tensor, nn.Parameter) or id(tensor) in own
+            if is_own and container is not None:
+                self.slots.append((container, key, tensor))
+            elif id(tensor) not in captured:
+                captured.add(id(tensor))
+                self._values.append((f"{path}.{key}", _capture_tensor(tensor)))
+
+    def _walk_slots(self, path: str, value: Any, pending: list[tuple[str, Any]]) -> None:
+        for cls in type(value).__mro__:
+            names = cls.__dict__.get("__slots__", ())
+            for name in (names,) if isinstance(names, str) else names:
+                if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                    item = getattr(value, name)
+                    step = partial(object.__setattr__, value, name, item)
+                    self._containers.append((f"{path}.{name}", step))
+                    pending.append((f"{path}.{name}", [item] if isinstance(item, Tensor) else item))
+
+
+@contextmanager
+def untouched(module: nn.Module, *, refuse_iterators: bool = False) -> Iterator[Isolation]:
+    """Restore everything that running ``module`` may change, also after an exception.
+
+    That is: every attribute reachable from the module through submodules, containers and plain
+    objects (training flags, hooks, counters, lists, torchmetrics states, generators), the places
+    that hold parameters and buffers, and the random state of torch on every device, Python and
+    NumPy. While it is open, ``self.log`` and ``self.log_dict`` do nothing and the trainer's loggers
+    are dummies.
+
+    The *values* of parameters and buffers are not copied: whoever runs the module puts other
+    tensors into ``slots``. Left alone are data sets, loggers, objects that hold locks or threads,
+    read-only and memory-mapped arrays, and all that is outside the module (globals, closures,
+    files).
+
+    Args:
+        module: Any module; a LightningModule may be attached to a trainer.
+        refuse_iterators: Refuse a module that holds an iterator.
+
+    Raises:
+        ProbeError: On entering, if something reachable cannot be put back.
+        RestoreError: On leaving, if something could not be put back.
+    """
+    trainer = module._trainer if isinstance(module, LightningModule) else None
+    loggers = list(trainer.loggers) if isinstance(trainer, Trainer) else []
+    isolation = Isolation(module, refuse_iterators=refuse_iterators)
     try:
-        rewind()
+        isolation.rewind()
         if isinstance(trainer, Trainer):
             trainer.loggers = [DummyLogger() for _ in loggers]
-        yield rewind
+        yield isolation
     finally:
-        restore()
         if isinstance(trainer, Trainer):
             trainer.loggers = loggers
+        isolation.restore()
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``self.log``."""
 
 
-def _capture_random() -> Callable[[], None]:
+def _has_state(value: Any) -> bool:
+    """Whether the attributes of an object are part of a module's state."""
+    if isinstance(value, (nn.Module, SobolEngine, SimpleNamespace)):
+        return True
+    if isinstance(value, (Dataset, DataLoader, LightningDataModule, Trainer)):
+        return False
+    attributes = getattr(value, "__dict__", {})
+    if any(_package(attribute) in _THREADING for attribute in attributes.values()):
+        return False  # another thread may be at work on it, whose progress is not ours to undo
+    return _package(value) not in _NOT_STATE and not isinstance(value, np.ndarray)
+
+
+def _package(value: Any) -> str:
+    return type(value).__module__.partition(".")[0]
+
+
+def _capture_random() -> Restore:
     cpu, python = torch.get_rng_state(), random.getstate()
     numpy = np.random.get_state()  # noqa: NPY002  # the global state is what modules draw from
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if has_cuda else []
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
 
     def restore() -> None:
@@ -88,107 +214,53 @@ def _capture_random() -> Callable[[], None]:
     return restore
 
 
-def _capture_state(module: nn.Module) -> list[Callable[[], None]]:
-    """Walk what is reachable from ``module`` and return what puts each piece back."""
-    restores: list[Callable[[], None]] = []
-    seen: set[int] = set()
-    pending: list[Any] = [module]
-    while pending:
-        value = pending.pop()
-        if id(value) in seen or isinstance(value, (int, float, str, bytes, type(None))):
-            continue
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            if not isinstance(value, nn.Parameter):
-                restores.append(_capture_tensor(value))
-        elif isinstance(value, np.ndarray):
-            restores.append(_capture_array(value))
-        elif isinstance(value, (torch.Generator, np.random.Generator, random.Random)):
-            restores.append(_capture_generator(value))
-        elif isinstance(value, (dict, list, set, deque)):
-            restores.append(_capture_container(value))
-            pending.extend(value.values() if isinstance(value, dict) else value)
-            pending.extend(getattr(value, "__dict__", {}).values())
-        elif isinstance(value, (tuple, frozenset)):
-            pending.extend(value)
-        elif isinstance(value, nn.Module) or _is_plain_object(value):
-            restores.extend(_capture_attributes(value, pending))
-    return restores
-
-
-def _is_plain_object(value: Any) -> bool:
-    if isinstance(value, SimpleNamespace):
-        return True
-    if isinstance(value, (type, ModuleType, Dataset, DataLoader, Trainer)):
-        return False
-    attributes = getattr(value, "__dict__", {}).values()
-    if any(_package(attribute) in _THREADING for attribute in attributes):
-        return False  # another thread may be at work on it, whose progress is not ours to undo
-    return _package(value) not in _MACHINERY
-
-
-def _package(value: Any) -> str:
-    return type(value).__module__.partition(".")[0]
-
-
-def _capture_attributes(value: Any, pending: list[Any]) -> list[Callable[[], None]]:
-    restores: list[Callable[[], None]] = []
-    attributes = getattr(value, "__dict__", None)
-    if attributes is not None:
-        restores.append(_capture_container(attributes))
-        for name, attribute in attributes.items():
-            if name in _TABLES_OF_TENSORS and isinstance(value, nn.Module):
-                restores.append(_capture_container(attribute))
-            else:
-                pending.append(attribute)
-    for cls in type(value).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                attribute = getattr(value, name)
-                restores.append(partial(object.__setattr__, value, name, attribute))
-                pending.append(attribute)
-    return restores
-
-
-def _capture_container(value: Any) -> Callable[[], None]:
-    saved = dict(value) if isinstance(value, dict) else list(value)
+def _capture_container(value: Any) -> Restore:
+    # The methods of the base class: subclasses may forbid or extend them (transformers' outputs).
+    kind: Any = next(k for k in (OrderedDict, *_MUTABLE) if isinstance(value, k))
+    saved = list(kind.items(value)) if isinstance(value, dict) else list(kind.__iter__(value))
 
     def restore() -> None:
-        value.clear()
-        (value.extend if isinstance(value, (list, deque)) else value.update)(saved)
+        kind.clear(value)
+        if isinstance(value, dict):
+            for key, item in saved:
+                kind.__setitem__(value, key, item)
+        elif isinstance(value, set):
+            kind.update(value, saved)
+        else:
+            kind.extend(value, saved)
 
     return restore
 
 
-def _capture_tensor(value: Tensor) -> Callable[[], None]:
-    saved = value.detach().clone()
+def _capture_tensor(value: Tensor) -> Restore:
+    # .data: a graph that the training holds on this tensor must not see a new version.
+    with torch.inference_mode(value.is_inference()):
+        data = value.data
+        if data.layout == torch.strided:  # entries of an expanded tensor share their memory
+            for dim, stride in enumerate(data.stride()):
+                data = data.narrow(dim, 0, min(1, data.shape[dim])) if stride == 0 else data
+        saved = data.clone()
+        whole = value.data
 
     def restore() -> None:
-        # .data: a graph that the training holds on this tensor must not see a new version.
         with torch.inference_mode(value.is_inference()):
-            value.data.copy_(saved)
+            if value.layout == torch.strided and value.data_ptr() != whole.data_ptr():
+                value.data = whole
+            data.copy_(saved)
 
     return restore
 
 
-def _capture_array(value: np.ndarray[Any, Any]) -> Callable[[], None]:
-    saved = value.copy()
-
-    def restore() -> None:
-        if value.flags.writeable:
-            value[...] = saved
-
-    return restore
+def _is_generator(value: Any) -> bool:
+    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    return isinstance(value, kinds) and not isinstance(value, random.SystemRandom)
 
 
-def _capture_generator(value: Any) -> Callable[[], None]:
+def _capture_generator(value: Any) -> Restore:
     if isinstance(value, torch.Generator):
-        return partial(_set_generator_state, value, value.get_state())
+        return partial(value.set_state, value.get_state())
     if isinstance(value, random.Random):
         return partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
     return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
-
-
-def _set_generator_state(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,26 +34,50 @@ def twice_differentiable(module: nn.Module, device: torch.device) -> Iterator[No
         yield
 
 
-def check_second_derivatives(gradients: Sequence[Tensor]) -> None:
-    """Refuse gradients whose graph holds an operation that cannot be differentiated again.
+def check_graph(
+    loss: Tensor, gradients: Sequence[Tensor], originals: Sequence[nn.Parameter]
+) -> None:
+    """Refuse graphs whose second derivatives would come out wrong without an error.
 
-    Autograd raises only where such a node lies between gradient and parameter. That of a
-    ``once_differentiable`` function leads nowhere: it would be left out without a word.
+    - A node that cannot be differentiated again. Autograd raises only where it lies between
+      gradient and parameter; that of a ``once_differentiable`` function leads nowhere and would be
+      left out without a word.
+    - Weight normalisation by torch's fused kernel, whose second derivative is wrong (torch 2.13:
+      ``gradgradcheck`` fails).
+    - A parameter itself where its copy should be: the module keeps it somewhere out of sight.
 
     Raises:
-        ProbeError: Naming the kind of node and what it feeds.
+        ProbeError: Naming which of these it is.
     """
-    pending = [(g.grad_fn, "the gradient") for g in gradients if g.grad_fn is not None]
-    seen = set()
-    while pending:
-        node, user = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+    ids = {id(p) for p in originals}
+    for node, user in _nodes([loss, *gradients]):
         if node.name() in _NO_SECOND_DERIVATIVE:
             raise ProbeError(
                 "probe: an operation in the loss has no second derivative (a fused kernel or a "
                 f"once_differentiable function, below {user} in the graph of the gradient). Use a "
                 "version in plain PyTorch for the probe, e.g. by defining probe_loss(batch)."
             )
-        pending.extend((f, node.name()) for f, _ in node.next_functions if f is not None)
+        if node.name().startswith("WeightNormInterfaceBackward"):
+            raise ProbeError(
+                "probe: torch's fused weight_norm has a wrong second derivative. Write the "
+                "normalisation as g * v / v.norm() for the probe, or remove it."
+            )
+        if id(getattr(node, "variable", None)) in ids:
+            shape = tuple(node.variable.shape)
+            raise ProbeError(
+                f"probe: the loss reaches a parameter of shape {shape} past the attributes of the "
+                "module (through a closure, a tuple or a global), so its part in the landscape "
+                "would be lost. Take it from an attribute, or define probe_loss(batch) that does."
+            )
+
+
+def _nodes(tensors: Sequence[Tensor]) -> Iterator[tuple[Any, str]]:
+    """Walk the graph below ``tensors``: each node once, with the name of one that uses it."""
+    pending = [(t.grad_fn, "the result") for t in tensors if t.grad_fn is not None]
+    seen = set()
+    while pending:
+        node, user = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node, user
+            pending.extend((f, node.name()) for f, _ in node.next_functions if f is not None)

@@ -1,7 +1,7 @@
 """A live module seen as a pure function of its parameters on given batches."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe.errors import ProbeError
-from lightning_linf.probe.isolation import untouched
-from lightning_linf.probe.kernels import check_second_derivatives, twice_differentiable
+from lightning_linf.probe.isolation import Isolation, untouched
+from lightning_linf.probe.kernels import check_graph, twice_differentiable
 from lightning_linf.probe.objective import batch_weight, copy_batch, make_objective
 from lightning_linf.probe.parameters import ParameterVector
 
@@ -51,10 +52,11 @@ class Landscape:
         module: A LightningModule, or any module together with ``loss``.
         batches: At least one. They are moved to the module's device when used.
         loss: From module and batch to a scalar. Default: the module's ``probe_loss(batch)`` where
-            it has one, else its ``training_step``, called with the position in ``batches`` as
-            ``batch_idx``.
+            it has one, else its ``training_step``.
         mode: "eval" or "train", see above.
         seed: Of all random numbers that the module draws while it is probed.
+        parameters: Of the trainable parameters only these. Default: all.
+        batch_indices: What ``training_step`` gets as ``batch_idx``. Default: 0, 1, ...
         memory_gib: What the vectors of one pass over several batches may take, in GiB. Several
             products per pass save forward passes; one batch needs no more, as its graph is kept.
         reduce: Sums a tensor over ranks and returns it; every rank must then make the same calls.
@@ -83,6 +85,8 @@ class Landscape:
         loss: Callable[[nn.Module, Any], Tensor] | None = None,
         mode: Mode = "eval",
         seed: int = 0,
+        parameters: Collection[nn.Parameter] | None = None,
+        batch_indices: Sequence[int] | None = None,
         memory_gib: float = 1.0,
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -92,11 +96,19 @@ class Landscape:
             raise ValueError(f"Landscape: expected `memory_gib` > 0, got {memory_gib}.")
         if not batches:
             raise ProbeError("Landscape: expected at least one batch, got none.")
+        if batch_indices is not None and len(batch_indices) != len(batches):
+            raise ValueError(
+                f"Landscape: expected one of `batch_indices` for each of {len(batches)} batches, "
+                f"got {len(batch_indices)}."
+            )
         self.module = module
-        self.parameters = ParameterVector(module)
+        self.parameters = ParameterVector(module, parameters)
         self.num_hvps = 0
+        self._chosen = parameters
         self._objective = make_objective(module, loss)
+        self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
         self._batches = batches
+        self._batch_indices = range(len(batches)) if batch_indices is None else batch_indices
         self._mode = mode
         self._seed = seed
         self._memory_gib = memory_gib
@@ -104,13 +116,30 @@ class Landscape:
         self._graph: _Graph | None = None
         self._loss: float | None = None
         self._stack = ExitStack()
-        self._rewind: Callable[[], None] | None = None
+        self._isolation: Isolation | None = None
+        self._all_know = False  # of a failure on this or another rank
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._rewind = stack.enter_context(untouched(self.module))
-            stack.enter_context(twice_differentiable(self.module, self.parameters.device))
-            self._stack = stack.pop_all()
+        self._loss, self._graph, self._all_know = None, None, False
+        failure: Exception | None = None
+        try:
+            self.parameters = ParameterVector(self.module, self._chosen)
+            with ExitStack() as stack:
+                self._isolation = stack.enter_context(
+                    untouched(self.module, refuse_iterators=self._calls_training_step)
+                )
+                device = self.parameters.device
+                stack.enter_context(twice_differentiable(self.module, device))
+                self._stack = stack.pop_all()
+        except Exception as error:
+            failure = error
+        try:
+            self._agree(failure)
+        except BaseException:
+            self._stack.close()
+            raise
+        finally:
+            del failure  # its traceback holds this frame
         return self
 
     def __exit__(
@@ -120,15 +149,21 @@ class Landscape:
         traceback: TracebackType | None,
     ) -> None:
         self._graph = None
-        self._rewind = None
-        self._stack.close()
+        self._isolation = None
+        try:
+            if not self._all_know and (exc is None or isinstance(exc, Exception)):
+                # The other ranks wait for this one, in a pass or here.
+                self._agree(exc, silent=True) if exc is not None else self._agree(None)
+        finally:
+            self._stack.close()
 
     @property
     def probes_per_pass(self) -> int:
         """How many products :meth:`hvp` forms in one pass over the batches."""
         if len(self._batches) == 1:
             return 1
-        bytes_per_probe = 2 * self.parameters.num_params * self.parameters.dtype.itemsize
+        # a vector, its product, and both again while they are joined
+        bytes_per_probe = 4 * self.parameters.num_params * self.parameters.dtype.itemsize
         return max(1, int(self._memory_gib * 2**30 / bytes_per_probe))
 
     def loss(self) -> float:
@@ -166,30 +201,53 @@ class Landscape:
     def _pass(self, evaluate: Callable[[_Graph], Tensor], rows: int) -> Tensor:
         """Weighted mean over batches and ranks of ``evaluate``, of shape (rows, d)."""
         vector = self.parameters
-        sums = torch.zeros(rows, vector.num_params, dtype=vector.dtype, device=vector.device)
-        totals = sums.new_zeros(3)  # weight, weight * loss, number of failed ranks
         failure: Exception | None = None
+        weight, loss = 0.0, 0.0
         try:
+            sums = torch.zeros(rows, vector.num_params, dtype=vector.dtype, device=vector.device)
             for index in range(len(self._batches)):
-                weight = self._weight(index)
+                share = self._weight(index)
                 graph = self._graph_of(index)
-                sums.add_(evaluate(graph), alpha=weight)
-                totals[0] += weight
-                totals[1] += weight * graph.loss.detach()
-        except Exception as error:  # re-raised once the other ranks know
+                sums.add_(evaluate(graph), alpha=share)
+                weight += share
+                loss += share * graph.loss.item()
+        except Exception as error:  # raised once the other ranks know
             failure = error
-            totals[2] = 1
-        if self._reduce is not None:
-            totals = self._reduce(totals)
-        if failure is not None:
-            raise failure
-        if totals[2]:
-            raise ProbeError("probe: another rank failed; the cause stands in its own output.")
+        try:
+            weight, loss = self._agree(failure, weight, loss)
+        finally:
+            del failure  # its traceback holds this frame, and with it the graph
         if self._reduce is not None:
             sums = self._reduce(sums)
-        self._loss = float(totals[1] / totals[0])
-        sums /= totals[0]
+        self._loss = loss / weight
+        sums /= weight
         return sums
+
+    def _agree(
+        self,
+        failure: BaseException | None,
+        weight: float = 1.0,
+        loss: float = 0.0,
+        *,
+        silent: bool = False,
+    ) -> tuple[float, float]:
+        """Add up weights and weighted losses over ranks; raise on all if one failed.
+
+        Every pass, entering and leaving make this one reduction, so a rank that fails anywhere
+        meets the others in it.
+        """
+        failed = float(failure is not None)
+        if self._reduce is not None:
+            device = self.parameters.device
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            totals = torch.tensor([weight, loss, failed], dtype=dtype, device=device)
+            weight, loss, failed = self._reduce(totals).tolist()
+        self._all_know = failed > 0
+        if failure is not None and not silent:
+            raise failure
+        if failed and failure is None:
+            raise ProbeError("probe: another rank failed; the cause stands in its own output.")
+        return weight, loss
 
     def _weight(self, index: int) -> float:
         if len(self._batches) == 1 and self._reduce is None:
@@ -204,17 +262,21 @@ class Landscape:
     def _graph_of(self, index: int) -> _Graph:
         if self._graph is not None:
             return self._graph
-        if self._rewind is None:
+        if self._isolation is None:
             raise ProbeError("Landscape: expected to be used inside `with Landscape(...) as ...:`.")
-        self._rewind()
-        parameters = self.parameters.substitute()
+        self._isolation.rewind()
+        parameters = self.parameters.substitute(self._isolation.slots)
         self._set_mode()
+        if self.parameters.widen:
+            for part in self.module.modules():
+                if isinstance(part, LightningModule):
+                    part.__dict__["_dtype"] = self.parameters.dtype  # what self.dtype says
         _seed_everything(derive_seed("landscape", self._seed, index))
         batch = move_data_to_device(self._batches[index], self.parameters.device)
         batch = copy_batch(batch, self.parameters.dtype if self.parameters.widen else None)
-        loss = self._objective(batch, index)
+        loss = self._objective(batch, self._batch_indices[index])
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-        check_second_derivatives(gradients)
+        check_graph(loss, gradients, self.parameters.originals)
         graph = _Graph(parameters, loss, gradients)
         if len(self._batches) == 1:
             self._graph = graph

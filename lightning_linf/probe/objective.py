@@ -1,11 +1,11 @@
 """How a module and a batch make a loss."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
@@ -42,13 +42,12 @@ def make_objective(module: nn.Module, loss: Callable[[nn.Module, Any], Tensor] |
             "optimizers by hand, which cannot be repeated without changing the training. "
             f"Define {name}.probe_loss(batch) that returns the loss to measure."
         )
-    names = inspect.signature(module.training_step).parameters
-    if "dataloader_iter" in names:
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise ProbeError(
             f"probe: expected {name}.training_step to take a batch, but it takes an iterator. "
             f"Define {name}.probe_loss(batch) that returns the loss to measure."
         )
-    takes_index = len(names) > 1  # Lightning, too, goes by position
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
 
     def training_step(batch: Any, batch_idx: int) -> Tensor:
         arguments = (batch, batch_idx) if takes_index else (batch,)

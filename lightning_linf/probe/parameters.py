@@ -1,6 +1,6 @@
 """Trainable parameters as one vector, and fresh copies in a module's tables."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,21 @@ class ParameterVector:
 
     A tied parameter counts once. Working dtype: float32, or wider if a parameter is.
 
+    Args:
+        module: Whose parameters.
+        only: Of those that require grad, only these. Default: all.
+
     Raises:
         ProbeError: If none is trainable, or one is uninitialized, complex or on another device.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    def __init__(self, module: nn.Module, only: Collection[nn.Parameter] | None = None) -> None:
+        chosen = None if only is None else {id(p) for p in only}
+        named = {
+            name: p
+            for name, p in module.named_parameters()
+            if p.requires_grad and (chosen is None or id(p) in chosen)
+        }
         if not named:
             raise ProbeError(
                 f"probe: expected trainable parameters in {type(module).__name__}, got none. "
@@ -50,34 +59,29 @@ class ParameterVector:
         self.dtype = torch.float32
         for p in named.values():
             self.dtype = torch.promote_types(self.dtype, p.dtype)
-        # Low-precision training: probe all of the module in the working dtype.
-        self.widen = any(_is_narrow(p) for p in named.values())
-        self._trainable = list(named.values())
-        self._entries: list[tuple[dict[str, Any], str, Tensor]] = [
-            (table, name, tensor)
-            for part in module.modules()
-            for table in (part._parameters, part._buffers)
-            for name, tensor in table.items()
-            if tensor is not None
-        ]
+        # Low-precision weights anywhere: probe all of the module in the working dtype.
+        tensors = (*module.parameters(), *module.buffers())
+        self.widen = any(t.is_floating_point() and _is_narrow(t) for t in tensors)
+        self.originals = list(named.values())
 
-    def substitute(self) -> list[Tensor]:
-        """Put copies of all parameters and buffers into the module's tables.
+    def substitute(self, slots: Iterable[tuple[Any, Any, Tensor]]) -> list[Tensor]:
+        """Put copies of all parameters and buffers where a module holds them.
 
         Tied entries stay tied. Putting the originals back is the business of
         :func:`~lightning_linf.probe.isolation.untouched`.
 
+        Args:
+            slots: Container, key and tensor of every place.
+
         Returns:
-            The trainable copies, leaves that require grad, in the order of ``names``.
+            The copies of our parameters, leaves that require grad, in the order of ``names``.
         """
-        copies: dict[int, Tensor] = {}
-        for p in self._trainable:
-            copies[id(p)] = self._copy(p).requires_grad_()
-        for table, name, tensor in self._entries:
+        copies = {id(p): self._copy(p).requires_grad_() for p in self.originals}
+        for container, key, tensor in slots:
             if id(tensor) not in copies:
                 copies[id(tensor)] = self._copy(tensor)
-            table[name] = copies[id(tensor)]
-        return [copies[id(p)] for p in self._trainable]
+            container[key] = copies[id(tensor)]
+        return [copies[id(p)] for p in self.originals]
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
         """Join one tensor per parameter to a vector. Shape: (d,)."""

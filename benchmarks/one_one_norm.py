@@ -1,0 +1,227 @@
+"""How wrong are estimates of the Hessian's (1,1)-norm, given the number of products?
+
+    python benchmarks/one_one_norm.py                       # both networks, about 6 minutes
+    python benchmarks/one_one_norm.py --model mlp           # half a minute
+    python benchmarks/one_one_norm.py --cache hessians.pt   # keeps the exact Hessians, 0.9 GB
+
+Two small networks are trained, a GPT-2 of 9,152 parameters on Python's own standard library and a
+net with LayerNorm of 5,114 on scikit-learn's digits, and their exact Hessians formed by double
+backward in float64. Three estimators then get the same products with Cauchy probes: ours
+(`cross_fitted_one_one_norm`), the plain geometric mean (`one_one_norm`), and the sum over rows of
+medians of Xie, Mohamadi & Li (arXiv:2410.08198).
+"""
+
+import argparse
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_linf.functional import cauchy, cross_fitted_one_one_norm, one_one_norm
+
+BAR_PROBES, BAR_RMSE, BAR_BIAS = 16, 0.13, 0.05  # what the estimator must reach
+
+
+class Network(NamedTuple):
+    """A trained network at one batch."""
+
+    loss: Tensor  # (): with a graph, in float64
+    parameters: list[Tensor]
+
+
+class Hessian(NamedTuple):
+    """An exact Hessian and the number of its rows that belong to each parameter tensor."""
+
+    matrix: Tensor  # (d, d) float64
+    sizes: list[int]
+
+
+class Errors(NamedTuple):
+    """Relative errors on the same products. Shapes: (seeds,)."""
+
+    ours: Tensor
+    stated: Tensor  # our own standard error
+    plain: Tensor
+    paper: Tensor
+
+
+def train_gpt2() -> Network:
+    """Train a GPT-2 of 9,152 parameters on the ASCII bytes of Python's standard library."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    text = torch.frombuffer(bytearray(b"".join(f.read_bytes() for f in files)), dtype=torch.uint8)
+    data = text[text < 128].long()
+    config = GPT2Config(
+        vocab_size=128,
+        n_positions=32,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+        loss_type="ForCausalLM",  # None makes transformers talk
+        attn_implementation="eager",  # fused attention has no double backward
+    )
+    model = GPT2LMHeadModel(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
+
+    def loss() -> Tensor:
+        starts = torch.randint(len(data) - 32, (32, 1))
+        tokens = data[starts + torch.arange(32)]
+        return model(tokens, labels=tokens).loss
+
+    return _train(model, optimizer, loss, steps=1500, final_loss=loss)
+
+
+def train_mlp() -> Network:
+    """Train a net with LayerNorm of 5,114 parameters on scikit-learn's digits."""
+    from sklearn.datasets import load_digits
+
+    torch.manual_seed(0)
+    images, labels = load_digits(return_X_y=True)
+    images, labels = torch.tensor(images) / 16, torch.tensor(labels)
+    model = nn.Sequential(
+        *(nn.Linear(64, 48), nn.LayerNorm(48), nn.GELU()),
+        *(nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 10)),
+    ).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+
+    def loss(batch_size: int = 64) -> Tensor:
+        chosen = torch.randint(len(images), (batch_size,))
+        return nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
+
+    return _train(model, optimizer, loss, steps=300, final_loss=lambda: loss(256))
+
+
+def _train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[], Tensor],
+    *,
+    steps: int,
+    final_loss: Callable[[], Tensor],
+) -> Network:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    model.double()
+    return Network(final_loss(), list(model.parameters()))
+
+
+def exact_hessian(network: Network, name: str) -> Hessian:
+    """Form the Hessian row by row, by double backward."""
+    loss, parameters = network
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+    gradient = torch.cat([g.reshape(-1) for g in gradients])
+    dim = len(gradient)
+    matrix = torch.empty(dim, dim, dtype=torch.float64)
+    begin = time.perf_counter()
+    for row in range(dim):
+        parts = torch.autograd.grad(gradient[row], parameters, retain_graph=True)
+        matrix[row] = torch.cat([part.reshape(-1) for part in parts])
+        if (row + 1) % 100 == 0 or row + 1 == dim:
+            left = (time.perf_counter() - begin) / (row + 1) * (dim - row - 1)
+            print(f"\r{name}: row {row + 1:,} of {dim:,}, {left:.0f} s left  ", end="", flush=True)
+    print(f"\r{name}: {dim:,} parameters, loss {float(loss.detach()):.3f}" + 20 * " ")
+    asymmetry = (matrix - matrix.T).abs().max() / matrix.abs().max()
+    assert asymmetry < 1e-9, f"the Hessian is unsymmetric by {asymmetry:.1e}"
+    return Hessian((matrix + matrix.T) / 2, [p.numel() for p in parameters])
+
+
+def measure(hessian: Hessian, num_probes: list[int], num_seeds: int) -> dict[int, Errors]:
+    """Compare the estimators with the exact norm; a seed's first n probes serve for n."""
+    matrix, sizes = hessian
+    exact = matrix.abs().sum()
+    rows: dict[int, list[list[float]]] = {n: [] for n in num_probes}
+    for seed in range(num_seeds):
+        probes = [
+            cauchy(len(matrix), seed=seed, probe=k, dtype=torch.float64)
+            for k in range(max(num_probes))
+        ]
+        all_products = torch.stack(probes) @ matrix
+        for n in num_probes:
+            products = all_products[:n]
+            ours = cross_fitted_one_one_norm(products, seed=seed, sizes=sizes)
+            medians = products.abs().quantile(0.5, dim=0)  # of even n: the mean of the middle two
+            values = torch.stack([ours.value, one_one_norm(products), medians.sum()]) / exact - 1
+            rows[n].append([float(values[0]), float(ours.relative_error), *values[1:].tolist()])
+    return {n: Errors(*torch.tensor(rows[n], dtype=torch.float64).T) for n in num_probes}
+
+
+def print_table(errors: dict[int, Errors]) -> None:
+    """Print bias and root mean square of the relative errors, a line per number of probes."""
+    print("           ---------- ours ----------     - plain mean -     -- median --")
+    print("  probes     bias   rmse     sd  stated     bias   rmse        bias   rmse")
+    for n, (ours, stated, plain, paper) in errors.items():
+        print(
+            f"{n:8d} {ours.mean():+8.3f} {_rms(ours):6.3f} {ours.std():6.3f} {stated.mean():7.3f}"
+            f" {plain.mean():+8.3f} {_rms(plain):6.3f}    {paper.mean():+8.3f} {_rms(paper):6.3f}"
+        )
+
+
+def verdict(name: str, errors: dict[int, Errors]) -> str:
+    """Say whether our estimator reaches the bar."""
+    if BAR_PROBES not in errors:
+        return f"{name}: not judged, which takes --probes {BAR_PROBES}"
+    ours = errors[BAR_PROBES].ours
+    rmse, bias, spread = _rms(ours), float(ours.mean()), float(ours.std()) / len(ours) ** 0.5
+    met = "met" if rmse <= BAR_RMSE and abs(bias) <= BAR_BIAS else "MISSED"
+    return (
+        f"{name}: bar at {BAR_PROBES} probes {met}: rmse {rmse:.3f} (<= {BAR_RMSE}), "
+        f"|bias| {abs(bias):.3f} +- {spread:.3f} (<= {BAR_BIAS})"
+    )
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+TRAIN = {"gpt2": train_gpt2, "mlp": train_mlp}
+NEEDS = {"gpt2": "transformers", "mlp": "scikit-learn"}
+
+
+def main(args: list[str]) -> None:
+    """Run the command line ``args``."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=48, help="sets of probes (default: 48)")
+    parser.add_argument("--probes", type=int, nargs="+", default=[8, 16, 24, 50], metavar="N")
+    parser.add_argument("--model", choices=["gpt2", "mlp", "both"], default="both")
+    parser.add_argument("--cache", type=Path, help="file of Hessians, read if there, else written")
+    choices = parser.parse_args(args)
+    if choices.seeds < 2 or min(choices.probes) < 4:
+        parser.error("expected --seeds >= 2 and every one of --probes >= 4")
+    names = list(TRAIN) if choices.model == "both" else [choices.model]
+    cached = choices.cache is not None and choices.cache.exists()
+    hessians = torch.load(choices.cache) if cached else {}
+    verdicts = []
+    for name in names:
+        if name not in hessians:
+            try:
+                network = TRAIN[name]()
+            except ImportError as error:
+                verdicts.append(f"{name}: left out ({error}). Try: pip install {NEEDS[name]}")
+                continue
+            hessians[name] = tuple(exact_hessian(network, name))
+            if choices.cache is not None:
+                torch.save(hessians, choices.cache)
+        errors = measure(Hessian(*hessians[name]), sorted(choices.probes), choices.seeds)
+        print(f"\n{name}: relative errors over {choices.seeds} sets of probes")
+        print_table(errors)
+        verdicts.append(verdict(name, errors))
+    print("\n" + "\n".join(verdicts))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
