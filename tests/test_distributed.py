@@ -82,6 +82,30 @@ def test_an_error_on_one_rank_ends_in_an_error_on_both(tmp_path):
     assert isinstance(second, (ProbeError, ZeroDivisionError))
 
 
+@pytest.mark.parametrize("place", ["on entering", "between products", "before leaving"])
+def test_a_rank_that_fails_outside_a_pass_does_not_leave_the_other_waiting(tmp_path, place):
+    module, batch, loss = networks.mlp()
+
+    def on_rank(rank):
+        landscape = Landscape(module, [batch], loss=loss, reduce=sum_over_ranks)
+        if rank == 1 and place == "on entering":
+            module[0].weight = nn.Parameter(torch.zeros(8, 5, dtype=torch.complex64))
+        with landscape:
+            vector = torch.ones(landscape.parameters.num_params, dtype=torch.float64)
+            landscape.hvp(vector)
+            if rank == 1 and place == "between products":
+                raise MemoryError("on one rank")
+            landscape.hvp(vector)
+            if rank == 1 and place == "before leaving":
+                raise MemoryError("on one rank")
+        return "measured"
+
+    first, second = in_two_processes(on_rank, tmp_path)
+    assert isinstance(first, ProbeError)
+    assert "another rank failed" in str(first)
+    assert isinstance(second, (ProbeError, MemoryError))
+
+
 def test_metrics_over_two_ranks_equal_one_over_everything(tmp_path):
     gradients = torch.randn(4, 3, 50)
     hessian = torch.randn(20, 20, dtype=torch.float64)
