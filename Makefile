@@ -21,6 +21,7 @@ lint: $(VENV)/dev.stamp
 
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
+	$(BIN)/mypy recipes/gpt2.py
 
 wheel: $(VENV)/dev.stamp  ## build the wheel, install it elsewhere, test it outside the tree
 	rm -rf build dist $(VENV)-wheel

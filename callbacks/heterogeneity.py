@@ -10,8 +10,12 @@ from typing_extensions import override
 from lightning_linf import tags
 from lightning_linf.callbacks._lightning import gradient_scale, logged_step
 from lightning_linf.callbacks._monitor import GeometryMonitor, OnError
-from lightning_linf.functional.heterogeneity import QUANTILES
-from lightning_linf.metrics import GradientHeterogeneity
+from lightning_linf.functional.heterogeneity import (
+    QUANTILES,
+    heterogeneity_compute,
+    heterogeneity_update,
+    merge_tensors,
+)
 
 _MEDIAN = QUANTILES.index(0.5)
 
@@ -87,10 +91,8 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         if scale != 1.0:
             gradients = {name: gradient / scale for name, gradient in gradients.items()}
 
-        # Every rank holds the same gradients: nothing to add up.
-        metric = GradientHeterogeneity(len(gradients), sync_on_compute=False)
-        metric.update(list(gradients.values()))
-        each, whole = metric.compute()
+        sums = heterogeneity_update(list(gradients.values()))
+        each, whole = heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
         scalars = {
             tags.DENSITY: float(whole.density),
             tags.GINI: float(whole.gini),

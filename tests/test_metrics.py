@@ -127,14 +127,6 @@ def test_memory_of_one_one_norm_does_not_grow_with_the_vectors():
     assert numbers[1] - numbers[0] == 60 * 2
 
 
-@pytest.mark.xfail(strict=True, reason="torchmetrics squeezes tensors of one element in compute")
-def test_one_parameter_tensor_keeps_its_dimension(products):
-    metric = OneOneNorm([20], NUM_PROBES, seed=SEED, dtype=torch.float64)
-    for probe, product in enumerate(products):
-        metric.update(product, probe)
-    assert metric.compute().tensor_norms.shape == (1,)
-
-
 def test_one_one_norm_refuses_what_the_function_refuses():
     with pytest.raises(ValueError, match=r"expected `num_probes` >= 4 .* got 3"):
         OneOneNorm([5], num_probes=3)
@@ -211,13 +203,6 @@ def test_heterogeneity_is_pickled_with_its_states():
     metric.update(second)
     for result, expected in zip(metric.compute(), reference.compute(), strict=True):
         assert_equal(result, expected)
-
-
-@pytest.mark.xfail(strict=True, reason="torchmetrics squeezes tensors of one element in compute")
-def test_one_gradient_tensor_keeps_its_dimension():
-    metric = GradientHeterogeneity(1)
-    metric.update([torch.randn(30)])
-    assert metric.compute()[0].density.shape == (1,)
 
 
 @pytest.mark.parametrize("num_tensors", [0, -1])

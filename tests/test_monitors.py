@@ -117,6 +117,22 @@ def test_smoothness_is_that_of_the_hessian_after_the_step(tmp_path):
     torch.testing.assert_close(entry["per_tensor"]["one_one_norm_share"], torch.tensor([1.0, 0.0]))
 
 
+def test_a_module_of_one_parameter_tensor_is_measured(tmp_path):
+    class One(Quadratic):
+        def __init__(self):
+            super().__init__()
+            self.phi.requires_grad_(False)
+
+    callbacks = [
+        GradientHeterogeneityMonitor(1, on_error="raise"),
+        LinfSmoothnessMonitor(1, num_probes=4, on_error="raise"),
+    ]
+    fit(One(), callbacks, tmp_path)
+    for callback, column in zip(callbacks, ("density", "one_one_norm_share"), strict=True):
+        assert callback.history[0]["tensor_names"] == ["theta"]
+        assert callback.history[0]["per_tensor"][column].shape == (1,)
+
+
 def test_gradients_are_read_before_clipping(tmp_path):
     monitor = GradientHeterogeneityMonitor(every_n_steps=1, on_error="raise")
     fit(Quadratic(), [monitor], tmp_path, gradient_clip_val=1e-3)

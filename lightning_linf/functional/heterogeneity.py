@@ -90,7 +90,7 @@ def heterogeneity(gradient: Tensor) -> Heterogeneity:
     Returns:
         Scalars and, for :data:`QUANTILES`, a vector. Density and fractions are exact to rounding.
         The others come from a histogram with bins of relative width 1/32: quantiles are within
-        0.0134 of log10|g|, Gini and the energy share within 0.01.
+        0.0134 of log10|g|, Gini within 0.01 and the energy share within 0.02.
 
     Raises:
         ValueError: If the dtype is complex or integer.

@@ -21,7 +21,8 @@ class GradientHeterogeneity(Metric):
     """:func:`~lightning_linf.functional.heterogeneity` of T tensors; all states are sums.
 
     ``compute`` gives the statistics per tensor (shapes (T,)) and those of all entries together.
-    Several updates, or ranks that hold different shards, count as one longer gradient.
+    Several updates, or ranks that hold different shards, count as one longer gradient. With T = 1
+    torchmetrics turns results of shape (1,) into ().
 
     Args:
         num_tensors: Number T of gradients given to each ``update``.

@@ -20,7 +20,8 @@ class OneOneNorm(Metric):
     """:func:`~lightning_linf.functional.cross_fitted_one_one_norm` of products one at a time.
 
     Probes may arrive in any order and on any rank, each exactly once; all states are sums, and
-    their memory does not grow with the number of probes.
+    their memory does not grow with the number of probes. With one parameter tensor torchmetrics
+    turns results of shape (1,) into ().
 
     Args:
         sizes: Number of entries of each parameter tensor, in order; their sum is d.

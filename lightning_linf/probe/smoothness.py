@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.cross_fit import (
+    cross_fit_compute,
+    cross_fit_init,
+    cross_fit_update,
+)
 from lightning_linf.functional.lambda_max import lambda_max
 from lightning_linf.functional.random import cauchy, derive_seed, normal
-from lightning_linf.metrics import OneOneNorm
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape
 
@@ -98,23 +102,21 @@ def measure_smoothness(
             device=vector.device,
         )
 
-    # Products are summed over ranks already: each rank holds all of them.
-    metric = OneOneNorm(
-        vector.sizes, num_probes, seed=probe_seed, dtype=vector.dtype, sync_on_compute=False
-    ).to(vector.device)
+    like = torch.empty(0, dtype=vector.dtype, device=vector.device)
+    sums = cross_fit_init(vector.sizes, num_probes, like)
     first_product: Tensor | None = None
     step = landscape.probes_per_pass
     for first in range(0, num_probes, step):
         probes = range(first, min(first + step, num_probes))
         products = multiply(torch.stack([draw(probe) for probe in probes]))
         for probe, product in zip(probes, products, strict=True):
-            metric.update(product, probe)
+            cross_fit_update(sums, product, probe, vector.sizes)
             if probe == 0:
                 first_product = product.clone()
             elif probe == 1 and first_product is not None:
                 _check_symmetry(draw(0), first_product, draw(1), product)
                 first_product = None
-    norm = metric.compute()
+    norm = cross_fit_compute(sums, vector.sizes, probe_seed)
 
     start = normal(
         vector.num_params,
