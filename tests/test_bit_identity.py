@@ -145,12 +145,11 @@ def train(tmp_path, callbacks, *, make=Everything, steps=20, ckpt_path=None, **o
         callbacks=[*callbacks],
         logger=logger,
         log_every_n_steps=1,
-        accelerator="cpu",
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         default_root_dir=tmp_path,
-        **options,
+        **{"accelerator": "cpu", **options},
     )
     trainer.fit(module, data(), ckpt_path=ckpt_path)
     return trainer, module, logger
