@@ -116,8 +116,8 @@ class Isolation:
             except Exception as error:
                 raise ProbeError(
                     f"probe: expected module state that can be put back, but {path} "
-                    f"({type(value).__name__}) is not: {error}. Define probe_loss(batch) on the "
-                    "module and keep it out of the module's attributes."
+                    f"({type(value).__name__}) is not: {error}. Keep it out of the module's "
+                    "attributes; an iterator may stay if the module defines probe_loss(batch)."
                 ) from error
         captured: set[int] = set()
         for path, container, key, tensor in tensors:
