@@ -187,7 +187,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def _hub_documents(spec: str) -> Iterator[str]:
     try:
-        from datasets import load_dataset  # type: ignore[import-untyped]
+        from datasets import load_dataset
     except ImportError as error:
         raise RecipeError(
             f"data: expected the library `datasets` for 'hf:{spec}', got none. "

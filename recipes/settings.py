@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar
 
 import torch
-import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
+import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 
