@@ -179,11 +179,11 @@ def _surrogate_log_ratios(sums: CrossFitSums, sizes: Sequence[int], seed: int) -
         for h, probes in enumerate(halves):
             rows = multipliers * weights[h][part]  # (m, size)
             scales[:, h] += rows.abs().sum(dim=1)
-            draws = [
-                cauchy_chunk(size, seed=seed, probe=k, chunk=index, dtype=dtype, device=device)
-                for k in probes
-            ]
-            values[:, list(probes)] += rows @ torch.stack(draws, dim=1)  # (m, size) (size, n/2)
+            for k in probes:  # one at a time: memory must not grow with their number
+                draw = cauchy_chunk(
+                    size, seed=seed, probe=k, chunk=index, dtype=dtype, device=device
+                )
+                values[:, k] += rows @ draw
     scale_of_probe = scales[:, torch.arange(num_probes, device=device) % 2]
     return (values / scale_of_probe).abs().log()
 
