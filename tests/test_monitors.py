@@ -497,6 +497,8 @@ def test_lightning_cli_builds_the_monitors(tmp_path, monkeypatch):
     [("RichProgressBar", {"console_kwargs": {"force_terminal": True}}), ("TQDMProgressBar", {})],
 )
 def test_probes_show_in_the_trainers_own_progress_bar(tmp_path, bar, options, capsys):
+    if bar == "RichProgressBar":
+        pytest.importorskip("rich", reason="needs lightning-linf[recipes]")
     progress = getattr(lightning.pytorch.callbacks, bar)(**options)
     monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4, on_error="raise")
     fit(Quadratic(), [progress, monitor], tmp_path, enable_progress_bar=True)
