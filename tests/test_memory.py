@@ -63,5 +63,4 @@ def test_sixty_more_probes_take_no_more_memory(num_batches):
     few, many = peak_mib(num_batches, 4), peak_mib(num_batches, 64)
     vector = 4 * (2 * WIDTH**2 + 2 * WIDTH) / MIB
     assert few > 6 * vector  # the measurement sees the vectors
-    print("PEAK", few, many)
     assert many < 1.1 * few  # 60 stored vectors would be 720 MiB

@@ -135,6 +135,10 @@ def test_one_one_norm_refuses_what_the_function_refuses():
         metric.update(torch.ones(6), 0)
     with pytest.raises(ValueError, match="expected a finite product for probe 1"):
         metric.update(torch.full((5,), torch.inf), 1)
+    for probe in (-1, 4):
+        with pytest.raises(ValueError, match=f"expected `probe` from 0 to 3, got {probe}"):
+            metric.update(torch.ones(5), probe)
+    assert not metric.log_sums.any()
     with pytest.raises(ValueError, match="Unexpected keyword arguments: `num_probe`"):
         OneOneNorm([5], 4, num_probe=4)
 

@@ -62,6 +62,11 @@ def cross_fit_init(sizes: Sequence[int], num_probes: int, like: Tensor) -> Cross
 
 def cross_fit_update(sums: CrossFitSums, product: Tensor, probe: int, sizes: Sequence[int]) -> None:
     """Add, in place, the product ``H v`` of probe number ``probe``. Shape of ``product``: (d,)."""
+    if not 0 <= probe < len(sums.num_seen):
+        raise ValueError(
+            f"cross_fitted_one_one_norm: expected `probe` from 0 to {len(sums.num_seen) - 1}, "
+            f"got {probe}. Ask for more probes at the start."
+        )
     if product.shape != sums.log_sums.shape[1:]:
         raise ValueError(
             f"cross_fitted_one_one_norm: expected a product of shape "
