@@ -153,7 +153,7 @@ class Landscape:
         try:
             if not self._all_know and (exc is None or isinstance(exc, Exception)):
                 # The other ranks wait for this one, in a pass or here.
-                self._agree(exc, silent=True) if exc is not None else self._agree(None)
+                self._agree(exc, silent=True)  # silent: our own exception is on its way already
         finally:
             self._stack.close()
 
