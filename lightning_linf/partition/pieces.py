@@ -1,0 +1,117 @@
+"""Blocks from labels: which tensors count, and which of them share a block."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_linf.partition.layouts import IndexLayout, Layout, Owner
+
+# A label, which tensors of the same block share, or None for blocks of the tensor's own.
+Piece = tuple[Hashable, Layout | IndexLayout]
+
+
+def trainable(
+    caller: str, module: nn.Module, only: Collection[nn.Parameter] | None
+) -> dict[str, nn.Parameter]:
+    """Name the parameters that require grad, a tied one once; of them, only those given."""
+    chosen = None if only is None else {id(p) for p in only}
+    named = {
+        name: p
+        for name, p in module.named_parameters()
+        if p.requires_grad and (chosen is None or id(p) in chosen)
+    }
+    if not named:
+        raise ValueError(
+            f"Partition.{caller}: expected trainable parameters in {type(module).__name__}, got "
+            "none. Set requires_grad on those that you want to split."
+        )
+    for name, p in named.items():
+        if isinstance(p, UninitializedParameter):
+            raise ValueError(
+                f"Partition.{caller}: expected initialized parameters, but {name} is still lazy. "
+                "Run the module once first."
+            )
+        if p.numel() == 0:  # its blocks would have no size to divide by
+            raise ValueError(
+                f"Partition.{caller}: expected parameters with entries, got {name} of shape "
+                f"{tuple(p.shape)}. Freeze it."
+            )
+    return named
+
+
+def owners(module: nn.Module) -> dict[int, list[Owner]]:
+    """Find the modules that hold each parameter, by its identity, first owner first."""
+    found = defaultdict(list)
+    for submodule in module.modules():
+        for name, p in submodule._parameters.items():
+            if p is not None:
+                found[id(p)].append(Owner(submodule, name))
+    return found
+
+
+def number(pieces: Iterable[Piece]) -> list[Layout | IndexLayout]:
+    """Number the blocks in order of appearance; equal labels share one."""
+    layouts: list[Layout | IndexLayout] = []
+    first_of: dict[Hashable, int] = {}
+    next_block = 0
+    for label, layout in pieces:
+        first = next_block if label is None else first_of.setdefault(label, next_block)
+        layouts.append(replace(layout, first=first))
+        next_block = max(next_block, first + layout.num_blocks)
+    return layouts
+
+
+def whole(shape: torch.Size) -> Layout:
+    """Lay out a tensor as one block."""
+    return Layout((shape.numel(),), ())
+
+
+def matched(pattern: str, named: Mapping[str, nn.Parameter]) -> list[Piece]:
+    """Label whole tensors by what a regular expression finds in their names."""
+    found = {name: re.search(pattern, name) for name in named}
+    missed = [name for name, match in found.items() if match is None]
+    if missed:
+        more = f" and {len(missed) - 5} more" if len(missed) > 5 else ""
+        raise ValueError(
+            f"Partition.by_regex: expected {pattern!r} in the name of every trainable parameter, "
+            f"got {len(missed)} without it: {', '.join(missed[:5])}{more}. "
+            "Add an alternative for them, as in 'this|that'."
+        )
+    labels = [match.groups() or match.group() for match in found.values() if match]
+    return [(label, whole(p.shape)) for label, p in zip(labels, named.values(), strict=True)]
+
+
+def labelled(
+    function: Callable[[str, nn.Parameter], Hashable | Tensor], named: Mapping[str, nn.Parameter]
+) -> list[Piece]:
+    """Label whole tensors, or the entries of one, by a function."""
+    return [_labelled(name, p, function(name, p)) for name, p in named.items()]
+
+
+def _labelled(name: str, p: nn.Parameter, label: Hashable | Tensor) -> Piece:
+    if isinstance(label, Tensor):  # also hashable, by identity
+        if label.shape == p.shape and not (label.is_floating_point() or label.is_complex()):
+            distinct, index = torch.unique(label, return_inverse=True)
+            return None, IndexLayout(index.flatten().to(torch.int32), len(distinct))
+        got = f"a {label.dtype} tensor of shape {tuple(label.shape)}"
+    elif label is not None and _has_hash(label):
+        return label, whole(p.shape)
+    else:
+        got = repr(label)
+    raise ValueError(
+        f"Partition.by_function: expected of {name} a hashable label or an integer tensor of shape "
+        f"{tuple(p.shape)}, got {got}. Return one for every trainable parameter."
+    )
+
+
+def _has_hash(label: object) -> bool:
+    try:
+        hash(label)  # a tuple that holds a list is an instance of Hashable and has none
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,50 @@
+"""A partition as a table for people."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from lightning_linf.partition.layouts import IndexLayout, Layout
+
+_MIB = 2**20
+
+
+def table(
+    name: str,
+    names: Sequence[str],
+    shapes: Sequence[torch.Size],
+    layouts: Sequence[Layout | IndexLayout],
+    num_blocks: int,
+) -> Group:
+    """Show one row per tensor, and what one float32 per block needs."""
+    sharing = Counter(layout.first for layout in layouts)  # only whole tensors share
+    entries: Counter[int] = Counter()
+    for layout, shape in zip(layouts, shapes, strict=True):
+        entries[layout.first] += shape.numel()
+    grid = Table("parameter", "shape")
+    grid.add_column("blocks", justify="right")
+    grid.add_column("entries per block", justify="right")
+    grid.columns[0].overflow = "fold"
+    for layout, key, shape in zip(layouts, names, shapes, strict=True):
+        tensors = sharing[layout.first]
+        if tensors > 1:
+            blocks, size = f"1, shared by {tensors}", f"{entries[layout.first]:,}"
+        else:
+            blocks, size = f"{layout.num_blocks:,}", _range(layout)
+        grid.add_row(Text(key), Text(str(tuple(shape))), blocks, size)  # Text: [] is no markup
+    num_params = entries.total()
+    summary = (
+        f"{name}: {num_blocks:,} blocks of {num_params:,} parameters; one float32 per block "
+        f"{4 * num_blocks / _MIB:,.3g} MiB, per parameter {4 * num_params / _MIB:,.3g} MiB"
+    )
+    return Group(grid, Text(summary))
+
+
+def _range(layout: Layout | IndexLayout) -> str:
+    counts = layout.counts(torch.device("cpu"))
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
