@@ -1,0 +1,175 @@
+"""Which partition the landscape asks for, in numbers and in words."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_linf.report.interval import Interval, divide
+
+if TYPE_CHECKING:
+    from lightning_linf.report.report import GeometryReport
+
+_BYTES = 4  # of one float32 second moment
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The coarsest partition that certainly keeps ``keep`` of Adam's promised decrease.
+
+    It is about one step from one point, with the exact gradient: gradient noise, momentum and the
+    rest of training are not in it.
+
+    Args:
+        partition: The recommended one; "coordinate" (Adam itself) if no coarser one is certain.
+        keep: The share that was asked for.
+        shares: By partition, coarsest first, certain bounds on its promised decrease over Adam's.
+        estimates: The same from the lower ends of N(Phi), where an iteration converged.
+        undecided: Coarser than the recommended partition and neither certainly good enough nor
+            certainly not, coarsest first.
+        num_params: Number of parameters d.
+        num_blocks: Number of blocks B of ``partition``.
+        adam_advantage: Bounds on Adam's promised decrease over SGD's.
+        not_converged: Partitions whose bounds may still move.
+    """
+
+    partition: str
+    keep: float
+    shares: dict[str, Interval]
+    estimates: dict[str, float]
+    undecided: list[str]
+    num_params: int
+    num_blocks: int
+    adam_advantage: Interval
+    not_converged: list[str]
+
+    @property
+    def share(self) -> Interval:
+        """Bounds on what ``partition`` keeps of Adam's promised decrease."""
+        return self.shares[self.partition]
+
+    @property
+    def estimate(self) -> float:
+        """Best estimate of what ``partition`` keeps."""
+        return self.estimates[self.partition]
+
+    @property
+    def second_moment_bytes_saved(self) -> int:
+        """Bytes of float32 second moments that Adam has and ``partition`` does without."""
+        return _BYTES * (self.num_params - self.num_blocks)
+
+    @property
+    def saved_fraction(self) -> float:
+        """Saved share of Adam's optimizer state, which is two numbers per parameter."""
+        return (self.num_params - self.num_blocks) / (2 * self.num_params)
+
+    @property
+    def sentence(self) -> str:
+        """The advice without a word on whether the landscape favours Adam at all."""
+        keep = f"{100 * self.keep:.3g} %"
+        numbers = "1 number" if self.num_blocks == 1 else f"{self.num_blocks:,} numbers"
+        if self.partition == "coordinate":
+            text = (
+                f"No coarser partition certainly keeps {keep} of Adam's promised decrease: "
+                "keep one second moment per parameter, as Adam does."
+            )
+        else:
+            text = (
+                f"{_subject(self.partition)} {self._share_of(self.partition)} of Adam's promised "
+                f"decrease with {numbers} instead of {self.num_params:,}: "
+                f"{_size(self.second_moment_bytes_saved)} saved, {100 * self.saved_fraction:.0f} % "
+                "of Adam's state."
+            )
+        if self.undecided:
+            listed = "; ".join(f"{name} {self._share_of(name)}" for name in self.undecided)
+            text += f" Not distinguishable from {keep}: {listed}."
+        if self.not_converged:
+            text += f" Not converged, so less certain: {', '.join(self.not_converged)}."
+        return f"{text} This holds for one step from this point, without gradient noise."
+
+    def __str__(self) -> str:
+        if self.adam_advantage.upper < 1:
+            return f"{verdict(self.adam_advantage)} {self.sentence}"
+        return self.sentence
+
+    def _share_of(self, name: str) -> str:
+        if math.isnan(self.estimates[name]):
+            return "(undefined)"
+        return f"{self.estimates[name]:.3g} ({self.shares[name]})"
+
+
+def advise(report: "GeometryReport", keep: float) -> Advice:
+    """Find the coarsest partition that certainly keeps ``keep`` of Adam's promised decrease.
+
+    Raises:
+        ValueError: If ``keep`` is not in (0, 1].
+
+    Source:
+        The decrease ``dual_Phi(g)^2 / (2 N(Phi))`` of steepest descent in norm_Phi: Balles,
+        Pedregosa & Le Roux, arXiv:2002.08056.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"recommend: `keep` must be in (0, 1], got {keep}. 0.9 keeps 90 %.")
+    adam = report.smoothness["coordinate"]
+    shares, estimates = {}, {}
+    for name, block in sorted(report.smoothness.items(), key=lambda item: item[1].num_blocks):
+        dual = divide(report.dual_norm[name], report.dual_norm["coordinate"])
+        lower = dual * dual * divide(adam.lower, block.operator_upper)
+        upper = dual * dual * divide(adam.operator_upper, block.lower)
+        estimate = dual * dual * divide(adam.lower, block.lower)
+        is_adam = name == "coordinate"  # 1 even where the decrease itself is undefined
+        shares[name] = Interval(1.0, 1.0) if is_adam else Interval(lower, upper)
+        estimates[name] = 1.0 if is_adam else estimate
+
+    num_blocks = {name: report.smoothness[name].num_blocks for name in shares}
+    certain = [name for name in shares if shares[name].lower >= keep]
+    best = min(certain, key=lambda name: (num_blocks[name], -shares[name].lower))
+    undecided = [
+        name
+        for name in shares
+        if num_blocks[name] < num_blocks[best] and not shares[name].upper < keep
+    ]
+    return Advice(
+        partition=best,
+        keep=keep,
+        shares=shares,
+        estimates=estimates,
+        undecided=undecided,
+        num_params=report.num_params,
+        num_blocks=num_blocks[best],
+        adam_advantage=report.advantage["coordinate"],
+        not_converged=[name for name in shares if not report.smoothness[name].converged],
+    )
+
+
+def verdict(advantage: Interval, not_converged: Sequence[str] = ()) -> str:
+    """Say in one sentence whether an advantage of Adam over SGD favours Adam."""
+    unclear = "At this point Adam's geometry and SGD's are not distinguishable"
+    if math.isnan(advantage.lower) or math.isnan(advantage.upper):
+        return f"{unclear}: with a zero gradient or a zero Hessian the advantage is undefined."
+    if advantage.lower > 1:
+        opening = "This point favours Adam's geometry over SGD's"
+    elif advantage.upper < 1:
+        opening = "This point favours SGD's geometry over Adam's"
+    else:
+        opening = unclear
+    doubt = f" (not converged: {', '.join(not_converged)})" if not_converged else ""
+    return (
+        f"{opening}: steepest descent along l-infinity promises {advantage} times the decrease of "
+        f"steepest descent along l2{doubt}."
+    )
+
+
+def _subject(partition: str) -> str:
+    if partition == "global":
+        return "One second moment for all parameters keeps"
+    if partition.isidentifier():
+        return f"Second moments per {partition} keep"
+    return f'Second moments by partition "{partition}" keep'
+
+
+def _size(num_bytes: int) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {unit}"
+    return f"{num_bytes} bytes"

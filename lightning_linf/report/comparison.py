@@ -1,0 +1,109 @@
+"""Two reports side by side, and what the measurements tell apart."""
+
+import math
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from lightning_linf.report.interval import Interval, divide
+from lightning_linf.report.table import (
+    HEAD_LINE,
+    fine_to_coarse,
+    number,
+    smoothness_bracket,
+    with_error,
+)
+
+if TYPE_CHECKING:
+    from lightning_linf.report.report import GeometryReport
+
+
+def compare(first: "GeometryReport", second: "GeometryReport", names: tuple[str, str]) -> Table:
+    """Lay two reports side by side.
+
+    Brackets are told apart if they do not overlap, (1,1)-norms if they are more than two standard
+    errors of their difference apart. Loss and density are exact for the batches measured on; how
+    far they vary between batches is not known here.
+    """
+    table = Table(
+        title=Text(f"Geometry of the loss: {names[0]} and {names[1]}"),
+        caption=Text(_caption(first, second, names), justify="left"),
+        box=HEAD_LINE,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for heading in ("", *names, "ratio", "told apart"):
+        table.add_column(Text(heading), justify="right" if heading else "left")
+
+    def add(label: str, old: str, new: str, ratio: float, differ: bool | None = None) -> None:
+        told = "-" if differ is None else "yes" if differ else "no"
+        table.add_row(*map(Text, (label, old, new, number(ratio), told)))
+
+    def add_bracket(label: str, old: Interval, new: Interval) -> None:
+        ratio = divide(_middle(new), _middle(old))
+        add(label, str(old), str(new), ratio, not old.overlaps(new))
+
+    add("loss", number(first.loss), number(second.loss), divide(second.loss, first.loss))
+    add(
+        "gradient density",
+        number(first.density),
+        number(second.density),
+        divide(second.density, first.density),
+    )
+    add(
+        "lambda_max",
+        with_error(first.lambda_max, first.lambda_max_relative_error),
+        with_error(second.lambda_max, second.lambda_max_relative_error),
+        divide(second.lambda_max, first.lambda_max),
+        not _around_lambda_max(first).overlaps(_around_lambda_max(second)),
+    )
+    add(
+        "(1,1)-norm/d",
+        with_error(first.one_one_norm_per_param, first.one_one_norm_relative_error),
+        with_error(second.one_one_norm_per_param, second.one_one_norm_relative_error),
+        divide(second.one_one_norm_per_param, first.one_one_norm_per_param),
+        _one_one_norms_differ(first, second),
+    )
+    common = [name for name in fine_to_coarse(first) if name in second.smoothness]
+    for name in common:
+        add_bracket(f"N({name})/d", *(smoothness_bracket(r, name) for r in (first, second)))
+    for name in common:
+        if name != "global":  # 1 by definition
+            add_bracket(f"advantage of {name}", *(r.advantage[name] for r in (first, second)))
+    return table
+
+
+def _middle(bracket: Interval) -> float:
+    """Give the geometric midpoint, NaN where there is none."""
+    if not (bracket.lower >= 0 and bracket.upper >= 0):
+        return math.nan
+    return math.sqrt(bracket.lower) * math.sqrt(bracket.upper)
+
+
+def _around_lambda_max(report: "GeometryReport") -> Interval:
+    width = report.lambda_max * report.lambda_max_relative_error
+    return Interval(report.lambda_max - width, report.lambda_max + width)
+
+
+def _one_one_norms_differ(first: "GeometryReport", second: "GeometryReport") -> bool:
+    old, new = (
+        (report.one_one_norm_per_param, report.one_one_norm_relative_error)
+        for report in (first, second)
+    )
+    return abs(new[0] - old[0]) > 2 * math.hypot(old[0] * old[1], new[0] * new[1])
+
+
+def _caption(first: "GeometryReport", second: "GeometryReport", names: tuple[str, str]) -> str:
+    lines = [f"ratio: {names[1]} over {names[0]}, of geometric midpoints."]
+    if first.num_params != second.num_params:
+        lines.append(
+            f"The numbers of parameters differ: {names[0]} has {first.num_params:,}, {names[1]} "
+            f"{second.num_params:,}."
+        )
+    for name, report in zip(names, (first, second), strict=True):
+        open_ends = [n for n in fine_to_coarse(report) if not report.smoothness[n].converged]
+        if open_ends:
+            lines.append(f"Not converged in {name}: {', '.join(open_ends)}.")
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""Dataclasses to plain JSON types and back, strictly, and to a file, whole or not at all."""
+
+import math
+import os
+import secrets
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+Scalar = str | int | float | bool | None
+# JSON has no such numbers, and parsers of other languages refuse the bare words.
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_REMEDY = "Pass what to_dict, to_json or save made."
+
+
+def encode(value: Any) -> Any:
+    """Turn dataclasses into dicts and non-finite floats into strings, at any depth."""
+    if is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value))
+        return {
+            field.name: (
+                {key: _encode_scalar(entry) for key, entry in getattr(value, field.name).items()}
+                if hints[field.name] == dict[str, Scalar]
+                else encode(getattr(value, field.name))
+            )
+            for field in fields(value)
+        }
+    if isinstance(value, dict):
+        return {key: encode(entry) for key, entry in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _encode_scalar(value: Scalar) -> Any:
+    # Where a string may stand, a bare "NaN" could be either.
+    return {"float": encode(value)} if encode(value) is not value else value
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """Undo :func:`encode` for an annotated type, checking everything on the way.
+
+    Args:
+        kind: float, int, str, a dataclass of such, ``dict[str, kind]``, ``kind | None`` or Scalar.
+        value: What a JSON parser made of it.
+        where: Its place, for messages; begins with the name of the outermost class.
+
+    Raises:
+        ValueError: If ``value`` has another type, or a dataclass lacks keys or has unknown ones.
+    """
+    if kind == Scalar:
+        if isinstance(value, dict) and set(value) == {"float"}:
+            return decode(float, value["float"], where)
+        expected, fits = "a string, a number, true, false or null", isinstance(value, Scalar)
+    elif type(None) in get_args(kind):
+        (inner,) = (other for other in get_args(kind) if other is not type(None))
+        return None if value is None else decode(inner, value, where)
+    elif is_dataclass(kind):
+        return _decode_fields(kind, value, where)
+    elif get_origin(kind) is dict:
+        inner = get_args(kind)[1]
+        if isinstance(value, dict):
+            return {key: decode(inner, entry, f"{where}.{key}") for key, entry in value.items()}
+        expected, fits = "an object", False
+    elif kind is float:
+        if isinstance(value, str) and value in _NON_FINITE:
+            return _NON_FINITE[value]
+        expected = "a number"  # whole ones too: other languages write 1.0 as 1
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        expected = {int: "a whole number", str: "a string"}[kind]
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits:
+        raise ValueError(f"{_place(where)} to be {expected}, got {value!r}. {_REMEDY}")
+    return value
+
+
+def _decode_fields(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{_place(where)} to be an object, got {value!r}. {_REMEDY}")
+    hints = get_type_hints(kind)
+    missing, unknown = [key for key in hints if key not in value], sorted(set(value) - set(hints))
+    if missing or unknown:
+        raise ValueError(
+            f"{_place(where)} to have the keys of {kind.__name__}, got {missing} missing and "
+            f"{unknown} unknown. {_REMEDY}"
+        )
+    return kind(**{key: decode(hints[key], value[key], f"{where}.{key}") for key in hints})
+
+
+def _place(where: str) -> str:
+    name, _, rest = where.partition(".")
+    return f"{name}: expected " + (f"`{rest}`" if rest else "its data")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 so that ``path`` holds the old text or all of the new, whatever fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: only within one file system is a rename atomic.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,38 @@
+"""A number known to lie between two ends, and a division that zeros do not stop."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number known to lie between ``lower`` and ``upper``; NaN stands for an unknown end.
+
+    Example:
+        >>> print(Interval(3.14159, 4.6))
+        3.14 to 4.6
+        >>> 4 in Interval(3, 5), Interval(3, 5).overlaps(Interval(5, 6))
+        (True, True)
+    """
+
+    lower: float
+    upper: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.lower <= value <= self.upper
+
+    def overlaps(self, other: "Interval") -> bool:
+        """Tell whether both may hold the same number; an unknown end rules nothing out."""
+        return not (self.upper < other.lower or other.upper < self.lower)
+
+    def __str__(self) -> str:
+        if self.lower == self.upper:
+            return f"{self.lower:.3g}"
+        return f"{self.lower:.3g} to {self.upper:.3g}"
+
+
+def divide(dividend: float, divisor: float) -> float:
+    """Divide, with x/0 = inf (of the sign of x) and 0/0 = NaN instead of an exception."""
+    if divisor != 0:
+        return dividend / divisor
+    return math.nan if dividend == 0 or math.isnan(dividend) else math.copysign(math.inf, dividend)

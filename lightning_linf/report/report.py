@@ -1,0 +1,236 @@
+"""Everything that one measurement of a loss landscape found, and what follows from it."""
+
+import json
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from lightning_linf.report import advice, comparison, encoding, table
+from lightning_linf.report.encoding import Scalar
+from lightning_linf.report.interval import Interval, divide
+
+_SCHEMA = 1
+_COMPUTED = ("schema", "advantage", "decrease")  # in the JSON for its readers, not read back
+_CONVERGED = 0.01  # 1 %: below what the brackets themselves leave open
+_TEXT_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class BlockSmoothness:
+    """Smoothness of one partition Phi, in loss per parameter squared, not divided by d.
+
+    ``lower <= N(Phi) <= operator_upper`` and ``N(Phi) <= H(Phi) <= upper``, where N(Phi) is the
+    norm of the Hessian from norm_Phi to dual_Phi and H(Phi) the blockwise smoothness.
+    """
+
+    num_blocks: int
+    lower: float  # reached by a step direction: no statistical error
+    operator_upper: float  # certified by a scaled eigenvalue
+    upper: float
+    upper_relative_error: float  # standard error of `upper` over it; 0 where it is no estimate
+    lower_increase: float  # relative increase of `lower` in its last iteration
+    operator_upper_residual: float  # relative residual of the eigenvalue behind `operator_upper`
+    num_hvps: int
+
+    @property
+    def converged(self) -> bool:
+        """Whether further products would move both ends of N(Phi) by little: 1 % or less."""
+        return self.lower_increase <= _CONVERGED and self.operator_upper_residual <= _CONVERGED
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gradient noise per sample, the unit that the loss is a mean over."""
+
+    num_microbatches: int
+    weight: float  # samples in all of them
+    trace: float  # of the covariance of one sample's gradient
+    trace_relative_error: float  # standard error
+    noise_scale: float  # samples; inf if the mean gradient is not distinguishable from 0
+    block_noise: dict[str, float]  # by partition, sum_b d_b sigma_b
+
+
+@dataclass(frozen=True, repr=False)
+class GeometryReport:
+    """The geometry of a loss landscape at one point, as :func:`measure_geometry` found it.
+
+    ``print(report)`` shows it. The dicts by partition have the same keys, "coordinate" (Adam) and
+    "global" (SGD) always among them; those of what was not measured may have fewer.
+
+    Raises:
+        ValueError: If ``smoothness`` lacks one of the two, or ``dual_norm`` has other keys.
+
+    Source:
+        Xie, Mohamadi & Li, arXiv:2410.08198. Steepest descent in norm_Phi promises a decrease of
+        ``dual_Phi(g)^2 / (2 N(Phi))``: Balles, Pedregosa & Le Roux, arXiv:2002.08056.
+    """
+
+    num_params: int  # d
+    loss: float
+    density: float  # of the gradient: norm1(g)^2 / (d norm2(g)^2), in (0, 1]
+    one_one_norm: float  # sum of |H_ij|, which is H(coordinate)
+    one_one_norm_relative_error: float  # standard error
+    lambda_max: float  # largest |eigenvalue|; d times it is N(global)
+    lambda_max_relative_error: float  # residual: an eigenvalue lies within it
+    dual_norm: dict[str, float]  # by partition, dual_Phi(g) = sum_b sqrt(d_b) norm2(g_b)
+    smoothness: dict[str, BlockSmoothness]
+    r_squared: dict[str, float]  # by partition, share of the variance of log|g| between blocks
+    per_tensor: dict[str, dict[str, float]]  # tensor name -> quantity -> value
+    noise: Noise | None
+    secant: dict[str, float] | None  # by partition, smoothness along training's last step
+    settings: dict[str, Scalar]  # what it was measured with
+    num_hvps: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not self.smoothness.keys() >= {"coordinate", "global"}:
+            raise ValueError(
+                'GeometryReport: expected `smoothness` to have "coordinate" and "global", got '
+                f"{list(self.smoothness)}. Measure these two beside other partitions."
+            )
+        if self.dual_norm.keys() != self.smoothness.keys():
+            raise ValueError(
+                "GeometryReport: expected `dual_norm` to have the partitions of `smoothness`, "
+                f"{list(self.smoothness)}, got {list(self.dual_norm)}. Measure both for each."
+            )
+
+    @property
+    def one_one_norm_per_param(self) -> float:
+        """The (1,1)-norm over d, comparable with ``lambda_max``."""
+        return divide(self.one_one_norm, self.num_params)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smoother the loss is along l-infinity: d lambda_max / (1,1)-norm."""
+        return divide(self.lambda_max, self.one_one_norm_per_param)
+
+    @property
+    def decrease(self) -> dict[str, Interval]:
+        """By partition, the decrease of the loss that one step of steepest descent promises.
+
+        In units of loss. A zero Hessian promises inf; a zero gradient with it, NaN.
+        """
+        result = {}
+        for name, block in self.smoothness.items():
+            half = self.dual_norm[name] * self.dual_norm[name] / 2
+            result[name] = Interval(divide(half, block.operator_upper), divide(half, block.lower))
+        return result
+
+    @property
+    def advantage(self) -> dict[str, Interval]:
+        """By partition, its promised decrease over that of "global", the geometry of SGD.
+
+        That of "coordinate" is Adam's. NaN for a zero gradient or a zero Hessian; an upper end of
+        inf where only the lower end of N(Phi) is zero. "global" is 1 throughout.
+        """
+        sgd = self.smoothness["global"]
+        result = {}
+        for name, block in self.smoothness.items():
+            dual = divide(self.dual_norm[name], self.dual_norm["global"])
+            result[name] = Interval(
+                dual * dual * divide(sgd.lower, block.operator_upper),
+                dual * dual * divide(sgd.operator_upper, block.lower),
+            )
+        return result | {"global": Interval(1.0, 1.0)}
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: does this point favour Adam's geometry over SGD's?"""
+        names = [n for n in ("coordinate", "global") if not self.smoothness[n].converged]
+        return advice.verdict(self.advantage["coordinate"], names)
+
+    def recommend(self, keep: float = 0.9) -> advice.Advice:
+        """Find the coarsest partition that certainly keeps ``keep`` of Adam's promised decrease.
+
+        Raises:
+            ValueError: If ``keep`` is not in (0, 1].
+        """
+        return advice.advise(self, keep)
+
+    def compare(
+        self, other: "GeometryReport", names: tuple[str, str] = ("first", "second")
+    ) -> RenderableType:
+        """Lay this report and another side by side, with what the measurements tell apart.
+
+        Args:
+            other: Of another point, model or loss. A different number of parameters is allowed.
+            names: What to call this report and the other.
+
+        Returns:
+            A table for ``rich.print``.
+        """
+        return comparison.compare(self, other, names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Turn into plain JSON types, computed numbers included; inf and NaN become strings."""
+        computed = {"advantage": self.advantage, "decrease": self.decrease}
+        return {"schema": _SCHEMA, **encoding.encode(self), **encoding.encode(computed)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "GeometryReport":
+        """Undo :meth:`to_dict`.
+
+        Raises:
+            ValueError: If ``data`` has another schema, missing or unknown keys, or wrong types.
+        """
+        if not isinstance(data, dict):
+            raise ValueError(
+                f"GeometryReport: expected `data` to be a dict, got {type(data).__name__}. "
+                "Pass what to_dict made."
+            )
+        if data.get("schema") != _SCHEMA:
+            raise ValueError(
+                f"GeometryReport: expected `schema` to be {_SCHEMA}, got {data.get('schema')!r}. "
+                "Read it with the version of lightning_linf that wrote it."
+            )
+        measured = {key: value for key, value in data.items() if key not in _COMPUTED}
+        report: GeometryReport = encoding.decode(cls, measured, cls.__name__)
+        return report
+
+    def to_json(self) -> str:
+        """Write as strict JSON text; floats read back exactly."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "GeometryReport":
+        """Undo :meth:`to_json`.
+
+        Raises:
+            ValueError: If ``text`` is not JSON, and as :meth:`from_dict` does.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"GeometryReport: expected `text` to be JSON, got {text[:40]!r} ({error}). "
+                "For a file, use GeometryReport.load(path)."
+            ) from error
+        return cls.from_dict(data)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON to a file, which holds its old content until all of the new is there."""
+        encoding.write_atomically(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "GeometryReport":
+        """Read what :meth:`save` wrote; raises as :meth:`from_json` does."""
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+    def __rich__(self) -> RenderableType:
+        return table.ReportView(self)
+
+    def __str__(self) -> str:
+        file = StringIO()
+        # Otherwise, in a notebook, rich would display and not write.
+        console = Console(file=file, width=_TEXT_WIDTH, color_system=None, force_jupyter=False)
+        console.print(self)
+        return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+    def __repr__(self) -> str:
+        return (
+            f"GeometryReport(num_params={self.num_params}, loss={self.loss:.6g}, "
+            f"partitions={list(self.smoothness)}, num_hvps={self.num_hvps})"
+        )
