@@ -3,4 +3,5 @@
 from lightning_linf.callbacks.heterogeneity import (
     GradientHeterogeneityMonitor as GradientHeterogeneityMonitor,
 )
+from lightning_linf.callbacks.noise import GradientNoiseMonitor as GradientNoiseMonitor
 from lightning_linf.callbacks.smoothness import LinfSmoothnessMonitor as LinfSmoothnessMonitor

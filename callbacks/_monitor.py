@@ -49,6 +49,7 @@ class GeometryMonitor(Callback):
         self.history: list[dict[str, Any]] = []
         self._warned: set[str] = set()
         self._num_failures = 0
+        self._asked_step = -1  # the last step at which should_measure was asked
         self._due_step: int | None = None  # the last step at which a measurement was due
 
     @override
@@ -80,7 +81,7 @@ class GeometryMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._due_step = None
+        self._asked_step, self._due_step = -1, None
 
     @override
     def on_train_batch_start(
@@ -90,7 +91,7 @@ class GeometryMonitor(Callback):
             self._due_step = logged_step(trainer) - 1
 
     def should_measure(self, trainer: Trainer) -> bool:
-        """Decide at the present optimizer step; every rank must decide alike. Made to override.
+        """Decide before an optimizer step; every rank must decide alike. Made to override.
 
         The base measures at the first optimizer step in every ``every_n_steps`` that ends them:
         under manual optimization a batch may pass without a step.
@@ -106,8 +107,10 @@ class GeometryMonitor(Callback):
     def _is_due(self, trainer: Trainer) -> bool:
         """Ask ``should_measure`` once a step."""
         step = logged_step(trainer)
-        if step != self._due_step and self.should_measure(trainer):
-            self._due_step = step
+        if step != self._asked_step:
+            self._asked_step = step
+            if self.should_measure(trainer):
+                self._due_step = step
         return step == self._due_step
 
     def record(

@@ -1,25 +1,30 @@
-"""Log the smoothness of the loss along l-infinity and along l2."""
+"""Log which geometry the loss has: its smoothness along l-infinity, l2 and between."""
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import tags
 from lightning_linf.callbacks._monitor import GeometryMonitor, OnError
 from lightning_linf.callbacks._progress import probe_progress
 from lightning_linf.functional.random import derive_seed
-from lightning_linf.probe import Landscape, ProbeError, measure_smoothness
+from lightning_linf.partition import Partition
+from lightning_linf.partition.structure import PartitionName
+from lightning_linf.probe import Landscape, ProbeError, measure_landscape
+from lightning_linf.probe.brackets import OPERATOR_HVPS
+from lightning_linf.probe.geometry import choose_partitions, measure_noise
 from lightning_linf.probe.landscape import Mode
-
-_MAX_LANCZOS_HVPS = 32
+from lightning_linf.report import GeometryReport
 
 
 class _KeptBatch:
@@ -49,28 +54,39 @@ class _KeptBatch:
 
 
 class LinfSmoothnessMonitor(GeometryMonitor):
-    """Log the (1,1)-norm of the Hessian beside its largest absolute eigenvalue, while training.
+    """Log how smooth the loss is for Adam, for SGD and between, and which one that favours.
 
     Probes in ``on_train_batch_end``, right after an optimizer step, on the training batches it has
     just used (as they came to ``training_step``), over the parameters of the optimizers, with
     Hessian-vector products of the loss that ``training_step`` (or the module's
-    ``probe_loss(batch)``) returns. Training is not changed in any bit. Cost: about 1 + 2 gradients
-    for each of ``num_probes`` products and up to 32 more for the eigenvalue, times ``num_batches``.
+    ``probe_loss(batch)``) returns: what :func:`~lightning_linf.measure_geometry` does. Training is
+    not changed in any bit. Cost: about 1 + 2 gradients a product times ``num_batches``, with
+    ``num_probes`` + 32 products for each partition but "global", and some ten for that.
     Under DDP every rank probes its own batches and each product is averaged over ranks: one
     reduction of d numbers per product.
 
-    Logged under ``geometry/``: ``one_one_norm_per_param`` and ``lambda_max``, both in loss per
-    parameter squared and comparable; ``smoothness_ratio``, the second over the first;
-    ``one_one_norm_relative_error`` (standard error) and ``lambda_max_relative_error`` (residual);
-    ``probe_loss``, ``probe_hvps``, ``probe_seconds``; and one record with each parameter tensor's
-    share of the (1,1)-norm. ``history`` holds everything in memory and in checkpoints: one dict per
-    measurement with ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
+    Logged under ``geometry/``, smoothness in loss per parameter squared and over d, so that all
+    compare: ``one_one_norm_per_param`` and ``lambda_max``; ``smoothness_ratio``, the second over
+    the first; ``one_one_norm_relative_error`` (standard error) and ``lambda_max_relative_error``
+    (residual); ``operator_norm_lower/...`` and ``operator_norm_upper/...`` of each partition but
+    "global", between which lies what a step of its steepest descent meets; ``advantage_lower/...``
+    and ``advantage_upper/...``, what such a step promises over one of SGD's geometry ("coordinate"
+    is Adam's); ``smoothness_upper/...`` and ``r_squared/...`` of the partitions between;
+    ``secant/...``, the smoothness along training's own last step; with several batches (or ranks)
+    ``noise_trace``, ``noise_scale`` and ``noise/...``; ``probe_loss``, ``probe_hvps``,
+    ``probe_seconds``; and one record of each parameter tensor. ``history`` holds everything in
+    memory and in checkpoints: one dict per measurement with ``step``, the scalars,
+    ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
+    :class:`~lightning_linf.GeometryReport`.
 
     Args:
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
             steps at which Lightning logs when ``log_every_n_steps`` is the same.
-        num_probes: Cauchy probes for the (1,1)-norm, at least 4; 16 give a relative error of about
-            0.1, four times as many half of it.
+        partitions: What to measure beside "coordinate" and "global":
+            :meth:`~lightning_linf.Partition.of` lists the names. For your own partitions override
+            :meth:`make_partitions`.
+        num_probes: Probes of each partition, at least 4; 16 give the (1,1)-norm to about a tenth,
+            four times as many to half of it.
         num_batches: Measure the mean loss over this many of the latest training batches, which
             are kept in memory.
         max_overhead: Time to spend on probes, as a fraction of the time spent on training; steps
@@ -94,6 +110,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     def __init__(
         self,
         every_n_steps: int = 500,
+        partitions: Sequence[PartitionName] = (),
         num_probes: int = 16,
         num_batches: int = 1,
         max_overhead: float | None = None,
@@ -102,6 +119,13 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         on_error: OnError = "warn",
     ) -> None:
         super().__init__(every_n_steps, on_error)
+        unknown = [name for name in partitions if name not in get_args(PartitionName)]
+        if unknown or isinstance(partitions, str):
+            raise ValueError(
+                "LinfSmoothnessMonitor: expected `partitions` to be a list of names out of "
+                f"{', '.join(get_args(PartitionName))}, got {partitions!r}. For your own "
+                "partitions override make_partitions."
+            )
         if num_probes < 4:
             raise ValueError(
                 f"LinfSmoothnessMonitor: expected `num_probes` >= 4, got {num_probes}. "
@@ -120,12 +144,15 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             raise ValueError(
                 f'LinfSmoothnessMonitor: expected `mode` "eval" or "train", got {mode!r}.'
             )
+        self.partitions: list[PartitionName] = list(dict.fromkeys(partitions))
         self.num_probes = num_probes
+        self.last_report: GeometryReport | None = None
         self.num_batches = num_batches
         self.max_overhead = max_overhead
         self.mode: Mode = mode
         self.seed = seed
         self._batches: deque[_KeptBatch] = deque(maxlen=num_batches)
+        self._before: dict[int, Tensor] = {}  # parameters before a step to be measured, by id
         self._last_global_step = 0
         self._probe_seconds = 0.0  # of all probes, and of the last one
         self._last_probe_seconds = 0.0
@@ -151,6 +178,31 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self._batches.append(_KeptBatch(batch, batch_idx))
 
     @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._is_due(trainer) and not self._before:  # the first of several optimizers
+            self._before = {id(p): p.detach().clone() for p in _parameters(trainer)}
+
+    def make_partitions(
+        self, pl_module: LightningModule, parameters: Sequence[nn.Parameter]
+    ) -> list[Partition]:
+        """Split the parameters of the optimizers at a measurement. Made to override.
+
+        The base makes those of ``partitions``, without those that cannot place a parameter, of
+        which it warns (or raises, with ``on_error="raise"``).
+        """
+        made = []
+        for name in self.partitions:
+            try:
+                made.append(Partition.of(pl_module, name, parameters=parameters))
+            except ValueError as error:
+                if self.on_error == "raise":
+                    raise
+                self._warn_once(f"partition {name}", f"measures without {name!r}. {error}")
+        return made
+
+    @override
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -171,6 +223,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
                 self._last_probe_seconds = time.perf_counter() - now
                 self._probe_seconds += self._last_probe_seconds
             self._clock = time.perf_counter()
+        self._before = {}
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,39 +248,52 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         reduce = (
             partial(trainer.strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else None
         )
-        most_hvps = self.num_probes + _MAX_LANCZOS_HVPS
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        parameters = _parameters(trainer)
+        partitions = choose_partitions(
+            pl_module, self.make_partitions(pl_module, parameters), parameters
+        )
+        most_hvps = (self.num_probes + OPERATOR_HVPS) * len(partitions)
         with (
             probe_progress(trainer, "Probing", most_hvps) as advance,
             Landscape(
                 pl_module,
                 [kept.batch() for kept in self._batches],
                 batch_indices=[kept.batch_idx for kept in self._batches],
-                parameters=[p for group in groups for p in group["params"]],
+                parameters=parameters,
                 mode=self.mode,
                 seed=derive_seed("masks", self.seed),
-                reduce=reduce if trainer.world_size > 1 else None,
+                reduce=reduce,
             ) as landscape,
         ):
-            result = measure_smoothness(
+            several = trainer.world_size * len(self._batches) > 1
+            report = measure_landscape(
                 landscape,
+                partitions,
                 num_probes=self.num_probes,
-                max_lanczos_hvps=_MAX_LANCZOS_HVPS,
+                noise=measure_noise(landscape) if several else None,
+                last_step=self._last_step(landscape),
                 seed=self.seed,
                 on_hvps=advance,
             )
-        scalars = {
-            tags.ONE_ONE_NORM_PER_PARAM: result.one_one_norm_per_param,
-            tags.LAMBDA_MAX: result.lambda_max,
-            tags.SMOOTHNESS_RATIO: result.ratio,
-            tags.ONE_ONE_NORM_ERROR: result.one_one_norm_relative_error,
-            tags.LAMBDA_MAX_ERROR: result.lambda_max_relative_error,
-            tags.PROBE_LOSS: result.loss,
-            tags.PROBE_HVPS: float(result.num_hvps),
-            tags.PROBE_SECONDS: result.seconds,
+        self.last_report = report
+        rows = report.per_tensor.values()
+        columns = {
+            name: torch.tensor([row[name] for row in rows])
+            for name in ("one_one_norm_share", "signal_to_noise")
+            if all(name in row for row in rows)
         }
-        shares = torch.tensor(list(result.tensor_shares.values()))
-        self.record(trainer, scalars, {"one_one_norm_share": shares}, list(result.tensor_shares))
+        self.record(trainer, _scalars(report), columns, list(report.per_tensor))
+
+    def _last_step(self, landscape: Landscape) -> Tensor | None:
+        """What the optimizer has just added to the parameters. Shape: (d,)."""
+        vector = landscape.parameters
+        if not all(id(p) in self._before for p in vector.originals):
+            return None  # a parameter group that the step itself has added
+        moves = [
+            p.detach().to(vector.dtype) - self._before[id(p)].to(vector.dtype)
+            for p in vector.originals
+        ]
+        return vector.flatten(moves)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -239,3 +305,43 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         super().load_state_dict(state_dict)
         self._probe_seconds = state_dict["seconds"]["probe"]
         self._train_seconds = state_dict["seconds"]["train"]
+
+
+def _parameters(trainer: Trainer) -> list[nn.Parameter]:
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return [p for group in groups for p in group["params"]]
+
+
+def _scalars(report: GeometryReport) -> dict[str, float]:
+    """What is logged of a report: by tag, without what follows from another tag."""
+    d = report.num_params
+    scalars = {
+        tags.ONE_ONE_NORM_PER_PARAM: report.one_one_norm_per_param,
+        tags.LAMBDA_MAX: report.lambda_max,
+        tags.SMOOTHNESS_RATIO: report.ratio,
+        tags.ONE_ONE_NORM_ERROR: report.one_one_norm_relative_error,
+        tags.LAMBDA_MAX_ERROR: report.lambda_max_relative_error,
+        tags.PROBE_LOSS: report.loss,
+        tags.PROBE_HVPS: float(report.num_hvps),
+        tags.PROBE_SECONDS: report.seconds,
+    }
+    for name, block in report.smoothness.items():
+        of = partial(tags.of_partition, partition=name)
+        if report.secant is not None:
+            scalars[of(tags.SECANT)] = report.secant[name] / d
+        if report.noise is not None:
+            scalars[of(tags.NOISE)] = report.noise.block_noise[name] / d
+        if name == "global":
+            continue
+        scalars[of(tags.OPERATOR_NORM_LOWER)] = block.lower / d
+        scalars[of(tags.OPERATOR_NORM_UPPER)] = block.operator_upper / d
+        scalars[of(tags.ADVANTAGE_LOWER)] = report.advantage[name].lower
+        scalars[of(tags.ADVANTAGE_UPPER)] = report.advantage[name].upper
+        if name != "coordinate":
+            scalars[of(tags.SMOOTHNESS_UPPER)] = block.upper / d
+            scalars[of(tags.R_SQUARED)] = report.r_squared[name]
+    if report.noise is not None:
+        scalars[tags.NOISE_TRACE] = report.noise.trace
+        scalars[tags.NOISE_SCALE] = report.noise.noise_scale
+        scalars[tags.NOISE_TRACE_ERROR] = report.noise.trace_relative_error
+    return scalars

@@ -10,17 +10,21 @@ if TYPE_CHECKING:
     from lightning_linf.callbacks import (
         GradientHeterogeneityMonitor as GradientHeterogeneityMonitor,
     )
+    from lightning_linf.callbacks import GradientNoiseMonitor as GradientNoiseMonitor
     from lightning_linf.callbacks import LinfSmoothnessMonitor as LinfSmoothnessMonitor
+    from lightning_linf.partition import Partition as Partition
     from lightning_linf.probe import Landscape as Landscape
-    from lightning_linf.probe import Smoothness as Smoothness
-    from lightning_linf.probe import measure_smoothness as measure_smoothness
+    from lightning_linf.probe import measure_geometry as measure_geometry
+    from lightning_linf.report import GeometryReport as GeometryReport
 
 _HOMES = {
+    "GeometryReport": "lightning_linf.report",
     "GradientHeterogeneityMonitor": "lightning_linf.callbacks",
+    "GradientNoiseMonitor": "lightning_linf.callbacks",
     "LinfSmoothnessMonitor": "lightning_linf.callbacks",
     "Landscape": "lightning_linf.probe",
-    "Smoothness": "lightning_linf.probe",
-    "measure_smoothness": "lightning_linf.probe",
+    "Partition": "lightning_linf.partition",
+    "measure_geometry": "lightning_linf.probe",
 }
 __all__ = sorted(_HOMES)
 

@@ -10,12 +10,30 @@ ZERO_FRACTION = PREFIX + "zero_fraction"
 MEDIAN_LOG10_GRAD = PREFIX + "median_log10_grad"
 NUM_NONFINITE = PREFIX + "num_nonfinite"
 
+# Gradient noise per sample: the variance in squared gradients.
+NOISE_TRACE = PREFIX + "noise_trace"
+NOISE_TRACE_ERROR = PREFIX + "noise_trace_relative_error"
+NOISE_SCALE = PREFIX + "noise_scale"  # trace / squared norm of the gradient, in samples
+NOISE = PREFIX + "noise"  # by partition: sum_b d_b sigma_b / d, in gradients
+
 # Smoothness, in loss per parameter squared, both per coordinate so that they compare.
 ONE_ONE_NORM_PER_PARAM = PREFIX + "one_one_norm_per_param"
 LAMBDA_MAX = PREFIX + "lambda_max"
 SMOOTHNESS_RATIO = PREFIX + "smoothness_ratio"  # d * lambda_max / (1,1)-norm, no unit
 ONE_ONE_NORM_ERROR = PREFIX + "one_one_norm_relative_error"
 LAMBDA_MAX_ERROR = PREFIX + "lambda_max_relative_error"
+OPERATOR_NORM_LOWER = PREFIX + "operator_norm_lower"  # these by partition; N(Phi) / d
+OPERATOR_NORM_UPPER = PREFIX + "operator_norm_upper"
+SMOOTHNESS_UPPER = PREFIX + "smoothness_upper"  # a bound of H(Phi) / d
+SECANT = PREFIX + "secant"  # of training's last step, over d
+ADVANTAGE_LOWER = PREFIX + "advantage_lower"  # of promised decreases over that of "global", no unit
+ADVANTAGE_UPPER = PREFIX + "advantage_upper"
+R_SQUARED = PREFIX + "r_squared"  # of log|g| between blocks, no unit
 PROBE_LOSS = PREFIX + "probe_loss"
 PROBE_HVPS = PREFIX + "probe_hvps"
 PROBE_SECONDS = PREFIX + "probe_seconds"
+
+
+def of_partition(tag: str, partition: str) -> str:
+    """Make the tag of one partition."""
+    return f"{tag}/{partition}"

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
 from lightning_linf.functional import cauchy
 from lightning_linf.metrics import GradientHeterogeneity, OneOneNorm
-from lightning_linf.probe import Landscape, ProbeError, measure_smoothness
+from lightning_linf.functional.noise import noise_compute
+from lightning_linf.probe import Landscape, ProbeError
+from lightning_linf.probe.geometry import choose_partitions, measure_landscape, measure_noise
 
 pytestmark = pytest.mark.slow  # each test forks two processes
 
@@ -53,15 +55,24 @@ def test_smoothness_over_two_ranks_equals_that_of_the_joined_batch(tmp_path):
     module, (x, y), loss = networks.mlp()
     parts = [(x[:4], y[:4]), (x[4:], y[4:])]  # of different sizes
 
+    partitions = choose_partitions(module, ["row", "tensor"])
+
     def on_rank(rank):
         with Landscape(module, [parts[rank]], loss=loss, reduce=sum_over_ranks) as landscape:
-            return measure_smoothness(landscape, num_probes=8)
+            noise = measure_noise(landscape)
+            return measure_landscape(landscape, partitions, num_probes=8, noise=noise)
 
     results = in_two_processes(on_rank, tmp_path)
     with Landscape(module, [(x, y)], loss=loss) as landscape:
-        expected = measure_smoothness(landscape, num_probes=8)
+        expected = measure_landscape(landscape, partitions, num_probes=8)
+    with Landscape(module, parts, loss=loss) as landscape:
+        sums = measure_noise(landscape)
+        noise = noise_compute(sums, landscape.parameters.sizes, {p.name: p for p in partitions})
     for result in results:
         assert result.one_one_norm == pytest.approx(expected.one_one_norm, rel=1e-9)
+        assert result.smoothness["row"].upper == pytest.approx(expected.smoothness["row"].upper)
+        assert result.noise.trace == pytest.approx(float(noise.trace), rel=1e-9)
+        assert result.noise.block_noise == pytest.approx(noise.block_noise, rel=1e-9)
         assert result.lambda_max == pytest.approx(expected.lambda_max, rel=1e-9)
         assert result.loss == pytest.approx(expected.loss, rel=1e-12)
         assert result.num_hvps == expected.num_hvps

@@ -6,7 +6,7 @@ import test_bit_identity as bit_identity
 import torch
 
 from lightning_linf.functional import cauchy, heterogeneity
-from lightning_linf.probe import Landscape, measure_smoothness
+from lightning_linf.probe import Landscape, measure_geometry
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,7 +27,7 @@ def test_products_equal_those_of_the_cpu(name):
         expected = landscape.hvp(vector)
     with Landscape(module.cuda(), [moved(batch)], loss=loss) as landscape:
         product = landscape.hvp(vector.cuda()).cpu()
-        result = measure_smoothness(landscape, num_probes=8)
+    result = measure_geometry(module, [moved(batch)], loss=loss, num_probes=8)
     torch.testing.assert_close(product, expected, rtol=1e-9, atol=1e-10)
     assert result.one_one_norm > 0
 

@@ -24,7 +24,7 @@ needs_source_tree = pytest.mark.skipif(
 
 FUNCTIONAL_MAY = {"functional"}
 METRICS_MAY = FUNCTIONAL_MAY | {"metrics"}
-PROBE_MAY = METRICS_MAY | {"probe"}
+PROBE_MAY = METRICS_MAY | {"partition", "probe", "report"}
 WRITER_MAY = {"tags", "tensorboard"}
 # By layer, which layers of the package its modules may import (design.md, section 4).
 LAYERS = {
@@ -32,7 +32,9 @@ LAYERS = {
     "tags": set(),
     "functional": FUNCTIONAL_MAY,
     "metrics": METRICS_MAY,
+    "partition": {"partition"},
     "probe": PROBE_MAY,
+    "report": {"report"},
     "tensorboard": WRITER_MAY,
     "callbacks": PROBE_MAY | WRITER_MAY | {"callbacks"},
 }
@@ -42,7 +44,9 @@ THIRD_PARTY = {
     "tags": set(),
     "functional": {"torch"},
     "metrics": {"torch", "torchmetrics"},
+    "partition": {"torch", "rich"},
     "probe": {"torch", "numpy", "lightning", "lightning_utilities"},
+    "report": {"rich"},
     "tensorboard": {"torch", "tensorboard"},
     "callbacks": {"torch", "lightning", "lightning_utilities", "typing_extensions"},
 }
@@ -120,9 +124,13 @@ def test_module_imports_only_what_its_layer_may(module):
         ("functional.x", "def f():\n    from torchmetrics import Metric"),
         ("metrics.x", "from lightning_linf.probe.landscape import Landscape"),
         ("metrics", "import lightning"),
+        ("partition.x", "from lightning_linf.functional import gini"),
+        ("partition.x", "from transformers.pytorch_utils import Conv1D"),
         ("probe.x", "from lightning_linf.callbacks import LinfSmoothnessMonitor"),
         ("probe.x", "import recipes.gpt2"),
         ("probe.x", "try:\n    import yaml\nexcept ImportError:\n    pass"),
+        ("report.x", "import torch"),
+        ("report.x", "from lightning_linf.probe import Smoothness"),
         ("tensorboard.plugin", "from lightning_linf import callbacks"),
         ("tensorboard.writer", "import lightning.pytorch"),
         ("tensorboard.writer", "from lightning_linf.functional import heterogeneity"),
@@ -158,7 +166,8 @@ def run_python(code):
 def test_package_imports_neither_torch_nor_lightning_and_functional_only_torch():
     finished = run_python(
         "import sys\n"
-        "import lightning_linf, lightning_linf.tags, lightning_linf.tensorboard\n"
+        "import lightning_linf, lightning_linf.report, lightning_linf.tags\n"
+        "import lightning_linf.tensorboard\n"
         "dir(lightning_linf), lightning_linf.__all__\n"
         "heavy = {'torch', 'numpy', 'lightning', 'torchmetrics', 'tensorboard'}\n"
         "heavy &= set(sys.modules)\n"
@@ -191,7 +200,9 @@ def test_public_names_are_those_that_type_checkers_see():
     assert lightning_linf.__all__ == sorted(seen)
 
 
-@pytest.mark.parametrize("package", ["functional", "metrics", "probe", "callbacks"])
+@pytest.mark.parametrize(
+    "package", ["functional", "metrics", "partition", "probe", "report", "callbacks"]
+)
 def test_every_public_name_of_a_subpackage_is_exported_explicitly(package):
     tree = ast.parse(module_files()[package].read_text(encoding="utf-8"))
     module = import_module(f"{ROOT}.{package}")

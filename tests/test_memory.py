@@ -13,7 +13,8 @@ MEASURE = """
 import sys
 import torch
 from torch import nn
-from lightning_linf import Landscape, measure_smoothness
+from lightning_linf import Landscape
+from lightning_linf.probe.geometry import choose_partitions, measure_landscape
 
 width, num_batches, num_probes = map(int, sys.argv[1:])
 
@@ -24,6 +25,7 @@ def read(field):
 module = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
 batches = [torch.randn(8, width) for _ in range(num_batches)]
 vector_gib = 4 * sum(p.numel() for p in module.parameters()) / 2**30
+partitions = choose_partitions(module, ["row", "tensor"])
 before = read("VmRSS")
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # forget the peak so far
@@ -32,7 +34,7 @@ with Landscape(
 ) as landscape:
     # Two probes a pass over several batches: both numbers of probes then take several passes.
     assert landscape.probes_per_pass == min(num_batches, 2)
-    measure_smoothness(landscape, num_probes=num_probes, max_lanczos_hvps=1)
+    measure_landscape(landscape, partitions, num_probes=num_probes)
 print(read("VmHWM") - before)
 """
 

@@ -1,6 +1,7 @@
 """Largest absolute eigenvalue of a symmetric operator, by Lanczos, with its residual."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,47 @@ class LambdaMax(NamedTuple):
     value: float  # |lambda|, in the units of the operator
     residual: float  # an exact eigenvalue lies within this distance of +-value
     num_hvps: int
+
+
+@dataclass(frozen=True)
+class Lanczos:
+    """What k products with a symmetric operator tell of its eigenvalues."""
+
+    values: Tensor  # (k,) float64: approximate (Ritz) eigenvalues
+    vectors: Tensor  # (k, k) float64: their vectors, as columns, in the coordinates of the basis
+    beta: float  # norm of what lies outside the basis
+    basis: Sequence[Tensor]  # k vectors (d,) if they were kept
+
+    @property
+    def num_hvps(self) -> int:
+        """Number of products k."""
+        return len(self.values)
+
+    @property
+    def extreme(self) -> int:
+        """Index of the value of largest magnitude."""
+        return int(self.values.abs().argmax())
+
+    @property
+    def value(self) -> float:
+        """Largest magnitude of a value; at most that of an eigenvalue."""
+        return float(self.values[self.extreme].abs())
+
+    @property
+    def residual(self) -> float:
+        """Distance of it within which an exact eigenvalue lies."""
+        return self.beta * float(self.vectors[-1, self.extreme].abs())
+
+    def ritz_vector(self, index: int) -> Tensor:
+        """Approximate eigenvector of ``values[index]``, shape (d,); needs the basis."""
+        return self.combine(self.vectors[:, index])
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """Sum of the basis vectors times coefficients (k,). Shape: (d,)."""
+        result = torch.zeros_like(self.basis[0])
+        for vector, coefficient in zip(self.basis, coefficients.tolist(), strict=True):
+            result.add_(vector, alpha=coefficient)
+        return result
 
 
 def lambda_max(
@@ -54,10 +96,27 @@ def lambda_max(
             f"lambda_max: expected a non-zero `start` of shape (d,), got shape "
             f"{tuple(start.shape)} and norm {float(norm)}. Draw a random vector."
         )
-    current, previous, beta = start / norm, torch.zeros_like(start), 0.0
+    krylov = lanczos(hvp, start, max_hvps=max_hvps, tol=tol)
+    return LambdaMax(krylov.value, krylov.residual, krylov.num_hvps)
+
+
+def lanczos(
+    hvp: Callable[[Tensor], Tensor],
+    start: Tensor,
+    *,
+    max_hvps: int,
+    tol: float,
+    keep_basis: bool = False,
+) -> Lanczos:
+    """Run the iteration of :func:`lambda_max`, and keep its basis on demand."""
+    current = start / torch.linalg.vector_norm(start)
+    previous, beta = torch.zeros_like(start), 0.0
     diagonal: list[float] = []
     off_diagonal: list[float] = []
+    basis: list[Tensor] = []
     while True:
+        if keep_basis:
+            basis.append(current)
         image = hvp(current)
         alpha = float(torch.dot(current, image))
         diagonal.append(alpha)
@@ -68,20 +127,18 @@ def lambda_max(
                 f"lambda_max: expected finite products, got inf or NaN at product {len(diagonal)}. "
                 "Look at the loss and the parameters at this point."
             )
-        value, last = _extreme_ritz_pair(diagonal, off_diagonal)
-        residual = beta * last
-        if residual <= tol * value or len(diagonal) == max_hvps:
-            return LambdaMax(value, residual, len(diagonal))
+        result = Lanczos(*_eigenpairs(diagonal, off_diagonal), beta, basis)
+        if result.residual <= tol * result.value or len(diagonal) == max_hvps:
+            return result
         off_diagonal.append(beta)
         previous, current = current, image / beta
 
 
-def _extreme_ritz_pair(diagonal: list[float], off_diagonal: list[float]) -> tuple[float, float]:
-    """Largest |eigenvalue| of the tridiagonal matrix, and |last entry| of its eigenvector."""
+def _eigenpairs(diagonal: list[float], off_diagonal: list[float]) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of the symmetric tridiagonal matrix."""
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     if off_diagonal:
         side = torch.tensor(off_diagonal, dtype=torch.float64)
         matrix = matrix + torch.diag(side, 1) + torch.diag(side, -1)
     values, vectors = torch.linalg.eigh(matrix)
-    extreme = int(values.abs().argmax())
-    return float(values[extreme].abs()), float(vectors[-1, extreme].abs())
+    return values, vectors

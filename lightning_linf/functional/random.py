@@ -30,7 +30,7 @@ def cauchy_chunk(
     size: int, *, seed: int, probe: int, chunk: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Draw entries of one chunk of probe number ``probe``. Shape: (size,)."""
-    generator = _generator(device, derive_seed("cauchy", seed, probe, chunk))
+    generator = generator_on(device, derive_seed("cauchy", seed, probe, chunk))
     # Uniforms in float64: with the 24 bits of float32 the tails end near 1e7, and vectors of 1e8
     # entries would miss dozens of their largest ones (Tensor.cauchy_ on CUDA ends at 3e6).
     uniform = torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64)
@@ -70,7 +70,7 @@ def laplace_chunk(
     rows: int, size: int, *, seed: int, chunk: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Draw independent standard Laplace entries for one chunk of columns. Shape: (rows, size)."""
-    generator = _generator(device, derive_seed("laplace", seed, chunk))
+    generator = generator_on(device, derive_seed("laplace", seed, chunk))
     exponential = torch.empty(2, rows, size, device=generator.device, dtype=dtype)
     exponential.exponential_(generator=generator)
     return (exponential[0] - exponential[1]).to(device)
@@ -81,11 +81,12 @@ def normal(
 ) -> Tensor:
     """Draw one vector of independent standard normal entries. Shape: (d,)."""
     device = torch.device(device)
-    generator = _generator(device, derive_seed("normal", seed))
+    generator = generator_on(device, derive_seed("normal", seed))
     return torch.randn(dim, generator=generator, device=generator.device, dtype=dtype).to(device)
 
 
-def _generator(device: torch.device, seed: int) -> torch.Generator:
+def generator_on(device: torch.device, seed: int) -> torch.Generator:
+    """Make a seeded generator that draws for a device."""
     # Other backends lack float64 or generators of their own: draw for them on the CPU.
     drawn_on = device if device.type in ("cpu", "cuda") else torch.device("cpu")
     return torch.Generator(drawn_on).manual_seed(seed)

@@ -13,12 +13,14 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.isolation import Isolation, untouched
 from lightning_linf.probe.kernels import check_graph, twice_differentiable
 from lightning_linf.probe.objective import batch_weight, copy_batch, make_objective
 from lightning_linf.probe.parameters import ParameterVector
+from lightning_linf.probe.ranks import Ranks
 
 Mode = Literal["eval", "train"]
 
@@ -27,6 +29,11 @@ class _Graph(NamedTuple):
     parameters: list[Tensor]  # leaves
     loss: Tensor  # ()
     gradients: tuple[Tensor, ...]  # of the loss, with a graph of their own
+
+
+class _Mean(NamedTuple):
+    rows: Tensor  # (r, d)
+    loss: float
 
 
 class Landscape:
@@ -61,6 +68,8 @@ class Landscape:
             products per pass save forward passes; one batch needs no more, as its graph is kept.
         reduce: Sums a tensor over ranks and returns it; every rank must then make the same calls.
             Default: one rank.
+        reparameterization: The map A of coordinates in which the landscape is seen: parameters
+            theta = A phi, gradient A^T g, Hessian A^T H A, offsets in phi. Default: theta itself.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -89,6 +98,7 @@ class Landscape:
         batch_indices: Sequence[int] | None = None,
         memory_gib: float = 1.0,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        reparameterization: LinearMap | None = None,
     ) -> None:
         if mode not in ("eval", "train"):
             raise ValueError(f'Landscape: expected `mode` "eval" or "train", got {mode!r}.')
@@ -109,18 +119,19 @@ class Landscape:
         self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
         self._batches = batches
         self._batch_indices = range(len(batches)) if batch_indices is None else batch_indices
-        self._mode = mode
+        self.mode: Mode = mode
         self._seed = seed
         self._memory_gib = memory_gib
-        self._reduce = reduce
+        self.reparameterization = reparameterization
+        self.ranks = Ranks(reduce, self.parameters.device)
         self._graph: _Graph | None = None
         self._loss: float | None = None
         self._stack = ExitStack()
         self._isolation: Isolation | None = None
-        self._all_know = False  # of a failure on this or another rank
 
     def __enter__(self) -> Self:
-        self._loss, self._graph, self._all_know = None, None, False
+        self._loss, self._graph = None, None
+        self.ranks.start()
         failure: Exception | None = None
         try:
             self.parameters = ParameterVector(self.module, self._chosen)
@@ -134,7 +145,7 @@ class Landscape:
         except Exception as error:
             failure = error
         try:
-            self._agree(failure)
+            self.ranks.agree(failure)
         except BaseException:
             self._stack.close()
             raise
@@ -151,11 +162,18 @@ class Landscape:
         self._graph = None
         self._isolation = None
         try:
-            if not self._all_know and (exc is None or isinstance(exc, Exception)):
+            if not self.ranks.all_know and (exc is None or isinstance(exc, Exception)):
                 # The other ranks wait for this one, in a pass or here.
-                self._agree(exc, silent=True)  # silent: our own exception is on its way already
+                self.ranks.agree(
+                    exc, silent=True
+                )  # silent: our own exception is on its way already
         finally:
             self._stack.close()
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches of this rank the loss is a mean over."""
+        return len(self._batches)
 
     @property
     def probes_per_pass(self) -> int:
@@ -166,16 +184,38 @@ class Landscape:
         bytes_per_probe = 4 * self.parameters.num_params * self.parameters.dtype.itemsize
         return max(1, int(self._memory_gib * 2**30 / bytes_per_probe))
 
-    def loss(self) -> float:
-        """Mean loss over the batches."""
+    def loss(self, offset: Tensor | None = None) -> float:
+        """Mean loss over the batches, ``offset`` (d,) away from the present point."""
+        if offset is not None:
+            return self._pass(lambda index: self._loss_at(index, offset), rows=0).loss
         if self._loss is None:
             self.gradient()
         assert self._loss is not None
         return self._loss
 
-    def gradient(self) -> Tensor:
-        """Gradient of the mean loss, parameters in the order of ``parameters.names``. (d,)."""
-        return self._pass(lambda graph: self.parameters.flatten(graph.gradients)[None], rows=1)[0]
+    def gradient(self, offset: Tensor | None = None) -> Tensor:
+        """Gradient of the mean loss (d,), ``offset`` (d,) away from the present point."""
+        if offset is not None:
+            return self._pass(lambda index: self._gradient_at(index, offset), rows=1).rows[0]
+        mean = self._pass(self._gradient_here, rows=1)
+        self._loss = mean.loss
+        return mean.rows[0]
+
+    def each_gradient(self, visit: Callable[[Tensor, float], object]) -> None:
+        """Call ``visit`` with the gradient (d,) and the weight of each batch of this rank.
+
+        Every rank must call this; an exception on one is an exception on all.
+        """
+        failure: Exception | None = None
+        try:
+            for index, batch in enumerate(self._batches):
+                visit(self._gradient_here(index)[0][0], batch_weight(self.module, batch))
+        except Exception as error:
+            failure = error
+        try:
+            self.ranks.agree(failure)
+        finally:
+            del failure  # its traceback holds this frame
 
     def hvp(self, vectors: Tensor) -> Tensor:
         """Multiply the Hessian of the mean loss with one vector (d,) or with several (c, d).
@@ -192,14 +232,14 @@ class Landscape:
         rows = vectors.reshape(-1, dim)
         step = self.probes_per_pass
         products = [
-            self._pass(partial(self._products, part), rows=len(part))
+            self._pass(partial(self._products_here, part), rows=len(part)).rows
             for part in (rows[first : first + step] for first in range(0, len(rows), step))
         ]
         self.num_hvps += len(rows)
         return torch.cat(products).reshape(vectors.shape)
 
-    def _pass(self, evaluate: Callable[[_Graph], Tensor], rows: int) -> Tensor:
-        """Weighted mean over batches and ranks of ``evaluate``, of shape (rows, d)."""
+    def _pass(self, evaluate: Callable[[int], tuple[Tensor, float]], rows: int) -> _Mean:
+        """Weighted mean over batches and ranks of ``evaluate(index)``, rows (r, d) and loss."""
         vector = self.parameters
         failure: Exception | None = None
         weight, loss = 0.0, 0.0
@@ -207,50 +247,20 @@ class Landscape:
             sums = torch.zeros(rows, vector.num_params, dtype=vector.dtype, device=vector.device)
             for index in range(len(self._batches)):
                 share = self._weight(index)
-                graph = self._graph_of(index)
-                sums.add_(evaluate(graph), alpha=share)
+                values, value = evaluate(index)
+                sums.add_(values, alpha=share)
                 weight += share
-                loss += share * graph.loss.item()
+                loss += share * value
         except Exception as error:  # raised once the other ranks know
             failure = error
         try:
-            weight, loss = self._agree(failure, weight, loss)
+            weight, loss = self.ranks.agree(failure, weight, loss)
         finally:
             del failure  # its traceback holds this frame, and with it the graph
-        if self._reduce is not None:
-            sums = self._reduce(sums)
-        self._loss = loss / weight
-        sums /= weight
-        return sums
-
-    def _agree(
-        self,
-        failure: BaseException | None,
-        weight: float = 1.0,
-        loss: float = 0.0,
-        *,
-        silent: bool = False,
-    ) -> tuple[float, float]:
-        """Add up weights and weighted losses over ranks; raise on all if one failed.
-
-        Every pass, entering and leaving make this one reduction, so a rank that fails anywhere
-        meets the others in it.
-        """
-        failed = float(failure is not None)
-        if self._reduce is not None:
-            device = self.parameters.device
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            totals = torch.tensor([weight, loss, failed], dtype=dtype, device=device)
-            weight, loss, failed = self._reduce(totals).tolist()
-        self._all_know = failed > 0
-        if failure is not None and not silent:
-            raise failure
-        if failed and failure is None:
-            raise ProbeError("probe: another rank failed; the cause stands in its own output.")
-        return weight, loss
+        return _Mean(self.ranks.sum(sums).div_(weight), loss / weight)
 
     def _weight(self, index: int) -> float:
-        if len(self._batches) == 1 and self._reduce is None:
+        if len(self._batches) == 1 and self.ranks.is_alone:
             return 1.0
         weight = batch_weight(self.module, self._batches[index])
         if not weight > 0:
@@ -259,13 +269,14 @@ class Landscape:
             )
         return weight
 
-    def _graph_of(self, index: int) -> _Graph:
-        if self._graph is not None:
-            return self._graph
+    def _evaluate(self, index: int, offset: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Parameters, as leaves, and the loss of one batch with its graph."""
         if self._isolation is None:
             raise ProbeError("Landscape: expected to be used inside `with Landscape(...) as ...:`.")
         self._isolation.rewind()
-        parameters = self.parameters.substitute(self._isolation.slots)
+        if offset is not None and self.reparameterization is not None:
+            offset = self.reparameterization.apply(offset)
+        parameters = self.parameters.substitute(self._isolation.slots, offset)
         self._set_mode()
         if self.parameters.widen:
             for part in self.module.modules():
@@ -274,7 +285,12 @@ class Landscape:
         _seed_everything(derive_seed("landscape", self._seed, index))
         batch = move_data_to_device(self._batches[index], self.parameters.device)
         batch = copy_batch(batch, self.parameters.dtype if self.parameters.widen else None)
-        loss = self._objective(batch, self._batch_indices[index])
+        return parameters, self._objective(batch, self._batch_indices[index])
+
+    def _graph_of(self, index: int) -> _Graph:
+        if self._graph is not None:
+            return self._graph
+        parameters, loss = self._evaluate(index)
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         check_graph(loss, gradients, self.parameters.originals)
         graph = _Graph(parameters, loss, gradients)
@@ -282,26 +298,52 @@ class Landscape:
             self._graph = graph
         return graph
 
-    def _products(self, vectors: Tensor, graph: _Graph) -> Tensor:
-        rows = []
-        for vector in vectors:
-            parts = self.parameters.unflatten(vector)
-            pairs = [(g, v) for g, v in zip(graph.gradients, parts, strict=True) if g.requires_grad]
-            if not pairs:  # the loss is linear
-                rows.append(torch.zeros_like(vector))
-                continue
-            products = torch.autograd.grad(
-                [g for g, _ in pairs],
-                graph.parameters,
-                grad_outputs=[v.to(g.dtype) for g, v in pairs],
-                retain_graph=True,
-                materialize_grads=True,
-            )
-            rows.append(self.parameters.flatten(products))
-        return torch.stack(rows)
+    def _loss_at(self, index: int, offset: Tensor) -> tuple[Tensor, float]:
+        none = offset.new_zeros(0, self.parameters.num_params)
+        return none, self._evaluate(index, offset)[1].item()
+
+    def _gradient_at(self, index: int, offset: Tensor | None) -> tuple[Tensor, float]:
+        parameters, loss = self._evaluate(index, offset)
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        return self._transposed(self.parameters.flatten(gradients))[None], loss.item()
+
+    def _gradient_here(self, index: int) -> tuple[Tensor, float]:
+        if len(self._batches) > 1:
+            return self._gradient_at(index, None)
+        graph = self._graph_of(index)  # kept for products
+        gradient = self.parameters.flatten(graph.gradients).detach()
+        return self._transposed(gradient)[None], graph.loss.item()
+
+    def _products_here(self, vectors: Tensor, index: int) -> tuple[Tensor, float]:
+        graph = self._graph_of(index)
+        rows = [self._transposed(self._product(graph, vector)) for vector in vectors]
+        return torch.stack(rows), graph.loss.item()
+
+    def _product(self, graph: _Graph, vector: Tensor) -> Tensor:
+        parts = self.parameters.unflatten(
+            vector if self.reparameterization is None else self.reparameterization.apply(vector)
+        )
+        pairs = [(g, v) for g, v in zip(graph.gradients, parts, strict=True) if g.requires_grad]
+        if not pairs:  # the loss is linear
+            return torch.zeros_like(vector)
+        products = torch.autograd.grad(
+            [g for g, _ in pairs],
+            graph.parameters,
+            grad_outputs=[v.to(g.dtype) for g, v in pairs],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return self.parameters.flatten(products)
+
+    def _transposed(self, vector: Tensor) -> Tensor:
+        return (
+            vector
+            if self.reparameterization is None
+            else self.reparameterization.apply_transpose(vector)
+        )
 
     def _set_mode(self) -> None:
-        if self._mode == "eval":
+        if self.mode == "eval":
             for part in self.module.modules():
                 part.training = False
         elif not self.module.training:

@@ -64,7 +64,9 @@ class ParameterVector:
         self.widen = any(t.is_floating_point() and _is_narrow(t) for t in tensors)
         self.originals = list(named.values())
 
-    def substitute(self, slots: Iterable[tuple[Any, Any, Tensor]]) -> list[Tensor]:
+    def substitute(
+        self, slots: Iterable[tuple[Any, Any, Tensor]], offset: Tensor | None = None
+    ) -> list[Tensor]:
         """Put copies of all parameters and buffers where a module holds them.
 
         Tied entries stay tied. Putting the originals back is the business of
@@ -72,11 +74,17 @@ class ParameterVector:
 
         Args:
             slots: Container, key and tensor of every place.
+            offset: Added to the copies of our parameters, shape (d,).
 
         Returns:
             The copies of our parameters, leaves that require grad, in the order of ``names``.
         """
-        copies = {id(p): self._copy(p).requires_grad_() for p in self.originals}
+        copies = {id(p): self._copy(p) for p in self.originals}
+        if offset is not None:
+            for copy, part in zip(copies.values(), self.unflatten(offset), strict=True):
+                copy.add_(part)
+        for copy in copies.values():
+            copy.requires_grad_()
         for container, key, tensor in slots:
             if id(tensor) not in copies:
                 copies[id(tensor)] = self._copy(tensor)

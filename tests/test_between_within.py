@@ -1,0 +1,157 @@
+"""Variance of log|g| between blocks against a one-way analysis of variance in NumPy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_linf.functional import between_within
+from lightning_linf.functional.between_within import (
+    BetweenWithinSums,
+    between_within_compute,
+    between_within_update,
+)
+
+ROUNDING = 1e-10  # of differences of float64 sums
+
+
+class Labelled:
+    """Block of each coordinate by number."""
+
+    def __init__(self, labels, name="labelled"):
+        self.labels, self.name = labels, name
+        self.num_params, self.num_blocks = len(labels), int(labels.max()) + 1
+
+    def block_sum(self, values):
+        zeros = values.new_zeros(*values.shape[:-1], self.num_blocks)
+        return zeros.index_add(-1, self.labels, values)
+
+    def expand(self, values):
+        return values[..., self.labels]
+
+    def sizes(self, like):
+        return torch.bincount(self.labels, minlength=self.num_blocks).to(like)
+
+
+def random_blocks(num_params, num_blocks):
+    return Labelled(torch.randint(num_blocks, (num_params,)))
+
+
+def expected(gradient, labels):
+    """R^2 and its adjustment by their definitions."""
+    values, labels = np.abs(gradient.double().numpy()), labels.numpy()
+    counted = (values > 0) & np.isfinite(values)
+    logs, labels = np.log(values[counted]), labels[counted]
+    between = within = 0.0
+    for label in np.unique(labels):
+        block = logs[labels == label]
+        between += len(block) * (block.mean() - logs.mean()) ** 2
+        within += ((block - block.mean()) ** 2).sum()
+    share = between / (between + within)
+    num_entries, num_blocks = len(logs), len(np.unique(labels))
+    if num_entries == num_blocks:
+        return share, math.nan
+    return share, 1 - (1 - share) * (num_entries - 1) / (num_entries - num_blocks)
+
+
+def assert_agrees(result, reference):
+    torch.testing.assert_close(
+        torch.stack(list(result)),
+        torch.tensor(reference, dtype=torch.float64),
+        rtol=ROUNDING,
+        atol=ROUNDING,
+        equal_nan=True,
+    )
+
+
+@pytest.mark.parametrize("num_params", [3, 20, 200])
+@pytest.mark.parametrize("num_blocks", [1, 2, 7, 150])
+def test_shares_are_those_of_analysis_of_variance(num_params, num_blocks):
+    for _ in range(20):
+        blocks = random_blocks(num_params, num_blocks)
+        loudness = torch.randn(num_blocks).mul(2 * torch.rand(())).exp()
+        gradient = 1e-6 * torch.randn(num_params) * blocks.expand(loudness[: blocks.num_blocks])
+        assert_agrees(between_within(gradient, blocks), expected(gradient, blocks.labels))
+
+
+def test_zeros_and_nonfinite_entries_are_left_out():
+    blocks = random_blocks(100, 5)
+    gradient = torch.randn(100)
+    gradient[::7], gradient[3], gradient[4], gradient[5] = 0.0, math.inf, -math.inf, math.nan
+    gradient[blocks.labels == 2] = 0.0  # a block without an entry counts for nothing
+    assert_agrees(between_within(gradient, blocks), expected(gradient, blocks.labels))
+    left = (gradient != 0) & gradient.isfinite()
+    same = between_within(gradient[left], Labelled(blocks.labels[left]))
+    assert_agrees(same, [float(value) for value in between_within(gradient, blocks)])
+
+
+def test_sums_of_shards_add_up():
+    blocks, gradient = random_blocks(60, 6), torch.randn(60, dtype=torch.float64)
+    parts = [gradient.clone() for _ in range(3)]
+    for number, part in enumerate(parts):
+        part[torch.arange(60) % 3 != number] = 0.0
+    sums = [between_within_update(part, blocks) for part in parts]
+    total = BetweenWithinSums(*(sum(values) for values in zip(*sums, strict=True)))
+    whole = between_within_update(gradient, blocks)
+    for value, reference in zip(total, whole, strict=True):
+        torch.testing.assert_close(value, reference)
+    assert_agrees(
+        between_within_compute(total), [float(v) for v in between_within(gradient, blocks)]
+    )
+
+
+def test_sign_changes_nothing_and_scale_only_rounding():
+    blocks, gradient = random_blocks(500, 10), torch.randn(500, dtype=torch.float64)
+    one = between_within(gradient, blocks)
+    assert between_within(-gradient, blocks) == one
+    assert between_within(gradient.abs(), blocks) == one
+    for scale in (1e-30, 3.0, 1e30):
+        assert_agrees(between_within(scale * gradient, blocks), [float(value) for value in one])
+
+
+def test_one_entry_per_block_explains_all_and_one_block_nothing():
+    gradient = torch.randn(50)
+    coordinate = between_within(gradient, Labelled(torch.arange(50)))
+    assert float(coordinate.r_squared) == pytest.approx(1.0, abs=ROUNDING)
+    assert coordinate.adjusted.isnan()
+    whole = between_within(gradient, Labelled(torch.zeros(50, dtype=torch.int64)))
+    assert [float(value) for value in whole] == [0.0, 0.0]
+
+
+def test_blocks_at_random_explain_what_chance_does_and_nothing_adjusted():
+    num_params, num_blocks, repetitions = 60, 12, 2_000
+    results = []
+    labels = torch.arange(num_params) % num_blocks
+    for _ in range(repetitions):
+        results.append(torch.stack(between_within(torch.randn(num_params), Labelled(labels))))
+    values = torch.stack(results)
+    standard_error = values.std(dim=0) / repetitions**0.5
+    exact = torch.tensor([(num_blocks - 1) / (num_params - 1), 0.0], dtype=torch.float64)
+    assert ((values.mean(dim=0) - exact).abs() < 5 * standard_error).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.3, 1e-30, math.nan])
+def test_without_variance_there_is_no_share(value):
+    result = between_within(torch.full((1_000,), value), random_blocks(1_000, 4))
+    assert result.r_squared.isnan()
+    assert result.adjusted.isnan()
+
+
+def test_nearly_equal_magnitudes_have_a_share():
+    gradient = torch.tensor([1.0, 1.0, 1.0 + 1e-4, 1.0 + 1e-4], dtype=torch.float64) * 1e-6
+    assert between_within(gradient, Labelled(torch.tensor([0, 0, 1, 1]))).r_squared == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gradient", "message"),
+    [
+        (torch.ones(3), r"shape \(4,\), got \(3,\)"),
+        (torch.ones(2, 2), r"shape \(4,\), got \(2, 2\)"),
+        (torch.ones(4, dtype=torch.complex64), r"real floating gradient, got torch.complex64"),
+        (torch.ones(4, dtype=torch.int64), r"real floating gradient, got torch.int64"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(gradient, message):
+    with pytest.raises(ValueError, match=f"between_within: expected .*{message}"):
+        between_within(gradient, random_blocks(4, 2))
