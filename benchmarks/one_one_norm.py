@@ -8,7 +8,8 @@ Two small networks are trained, a GPT-2 of 9,152 parameters on Python's own stan
 net with LayerNorm of 5,114 on scikit-learn's digits, and their exact Hessians formed by double
 backward in float64. Three estimators then get the same products with Cauchy probes: ours
 (`cross_fitted_one_one_norm`), the plain geometric mean (`one_one_norm`), and the sum over rows of
-medians of Xie, Mohamadi & Li (arXiv:2410.08198).
+medians of Xie, Mohamadi & Li (arXiv:2410.08198). The bound of the blockwise smoothness by rows and
+by tensors (`block_smoothness`) is measured alike, against the plain geometric mean.
 """
 
 import argparse
@@ -22,12 +23,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_linf import Partition
 from lightning_linf.functional import cauchy, cross_fitted_one_one_norm, one_one_norm
+from lightning_linf.functional.block_cross_fit import block_cauchy, block_smoothness
+from lightning_linf.partition.structure import PartitionName
 
 BAR_PROBES, BAR_RMSE, BAR_BIAS = 16, 0.13, 0.05  # what the estimator must reach
 
-Network = tuple[Tensor, list[Tensor]]  # loss with a graph, parameters; all in float64
-Hessian = tuple[Tensor, list[int]]  # the matrix (d, d), and the number of rows of each parameter
+Network = tuple[Tensor, nn.Module]  # loss with a graph; all in float64
+# The matrix (d, d), the number of rows of each parameter, and by partition the block (d,) of a row
+Hessian = tuple[Tensor, list[int], dict[str, Tensor]]
 
 
 class Errors(NamedTuple):
@@ -70,7 +75,7 @@ def train_gpt2() -> Network:
 
     _train(optimizer, loss, num_steps=1500)
     model.double()
-    return loss(), list(model.parameters())
+    return loss(), model
 
 
 def train_mlp() -> Network:
@@ -91,7 +96,7 @@ def train_mlp() -> Network:
         return nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
 
     _train(optimizer, loss, num_steps=300)
-    return loss(256), list(model.parameters())
+    return loss(256), model
 
 
 def _train(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], num_steps: int) -> None:
@@ -103,7 +108,8 @@ def _train(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], num_ste
 
 def exact_hessian(network: Network, name: str) -> Hessian:
     """Form the Hessian row by row, by double backward."""
-    loss, parameters = network
+    loss, module = network
+    parameters = list(module.parameters())
     gradients = torch.autograd.grad(loss, parameters, create_graph=True)
     gradient = torch.cat([g.reshape(-1) for g in gradients])
     dim = len(gradient)
@@ -118,12 +124,16 @@ def exact_hessian(network: Network, name: str) -> Hessian:
     print(f"\r{name}: {dim:,} parameters, loss {float(loss.detach()):.3f}".ljust(60))
     asymmetry = (matrix - matrix.T).abs().max() / matrix.abs().max()
     assert asymmetry < 1e-12, f"unsymmetric by {asymmetry:.1e}"  # a step in float32 leaves 1e-8
-    return (matrix + matrix.T) / 2, [p.numel() for p in parameters]
+    blocks = {}
+    for kind in PARTITIONS:
+        partition = Partition.of(module, kind)
+        blocks[kind] = partition.expand(torch.arange(partition.num_blocks))
+    return (matrix + matrix.T) / 2, [p.numel() for p in parameters], blocks
 
 
 def measure(hessian: Hessian, num_probes: list[int], num_seeds: int) -> dict[int, Errors]:
     """Compare the estimators with the exact norm; a seed's first n probes serve for n."""
-    matrix, sizes = hessian
+    matrix, sizes, _ = hessian
     exact = matrix.abs().sum()
     rows: dict[int, list[list[float]]] = {n: [] for n in num_probes}
     for seed in range(num_seeds):
@@ -136,6 +146,35 @@ def measure(hessian: Hessian, num_probes: list[int], num_seeds: int) -> dict[int
             values = torch.stack([ours.value, one_one_norm(products), medians.sum()]) / exact - 1
             rows[n].append([float(values[0]), float(ours.relative_error), *values[1:].tolist()])
     return {n: Errors(*torch.tensor(rows[n], dtype=torch.float64).T) for n in num_probes}
+
+
+def measure_bound(hessian: Hessian, kind: PartitionName, num_probes: int, num_seeds: int) -> None:
+    """Print the errors of the bound of the blockwise smoothness at one number of probes."""
+    matrix, sizes, blocks = hessian
+    holder = nn.ParameterList([torch.zeros(len(matrix), dtype=matrix.dtype)])
+    partition = Partition.by_function(holder, lambda name, p: blocks[kind], name=kind)
+    roots = partition.sizes(matrix).sqrt()
+
+    def total(row_norms: Tensor) -> Tensor:
+        return (roots * partition.block_sum(row_norms.square()).sqrt()).sum()
+
+    exact = total(partition.block_sum(matrix.square()).sqrt() @ roots)
+    rows = []
+    for seed in range(num_seeds):
+        draws = [
+            block_cauchy(partition, seed=seed, probe=k, like=matrix) for k in range(num_probes)
+        ]
+        products = torch.stack(draws) @ matrix
+        ours = block_smoothness(products, partition, seed=seed, sizes=sizes)
+        plain = total(products.abs().log().mean(dim=0).exp())
+        errors = torch.stack([ours.value, plain]) / exact - 1
+        rows.append([*errors.tolist(), float(ours.relative_error)])
+    ours_errors, plain_errors, stated = torch.tensor(rows).T
+    print(
+        f"bound by {kind} at {num_probes} probes: bias {ours_errors.mean():+.3f}, "
+        f"rmse {_rms(ours_errors):.3f}, stated {stated.mean():.3f}; plain mean: "
+        f"bias {plain_errors.mean():+.3f}, rmse {_rms(plain_errors):.3f}"
+    )
 
 
 def print_table(errors: dict[int, Errors]) -> None:
@@ -164,6 +203,7 @@ def _rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
+PARTITIONS: tuple[PartitionName, ...] = ("row", "tensor")
 TRAIN = {"gpt2": train_gpt2, "mlp": train_mlp}
 
 
@@ -192,6 +232,8 @@ def main() -> None:
         errors = measure(hessians[name], sorted(set(choices.probes)), choices.seeds)
         print(f"\n{name}: relative errors over {choices.seeds} sets of probes")
         print_table(errors)
+        for kind in PARTITIONS:
+            measure_bound(hessians[name], kind, BAR_PROBES, choices.seeds)
         verdicts.append(verdict(name, errors))
     print("\n" + "\n".join(verdicts))
 

@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_linf import tags
 from lightning_linf.callbacks._monitor import GeometryMonitor, OnError
 from lightning_linf.callbacks._progress import probe_progress
+from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import PartitionName
@@ -68,16 +69,17 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     Logged under ``geometry/``, smoothness in loss per parameter squared and over d, so that all
     compare: ``one_one_norm_per_param`` and ``lambda_max``; ``smoothness_ratio``, the second over
     the first; ``one_one_norm_relative_error`` (standard error) and ``lambda_max_relative_error``
-    (residual); ``operator_norm_lower/...`` and ``operator_norm_upper/...`` of each partition but
-    "global", between which lies what a step of its steepest descent meets; ``advantage_lower/...``
-    and ``advantage_upper/...``, what such a step promises over one of SGD's geometry ("coordinate"
-    is Adam's); ``smoothness_upper/...`` and ``r_squared/...`` of the partitions between;
-    ``secant/...``, the smoothness along training's own last step; with several batches (or ranks)
-    ``noise_trace``, ``noise_scale`` and ``noise/...``; ``probe_loss``, ``probe_hvps``,
-    ``probe_seconds``; and one record of each parameter tensor. ``history`` holds everything in
-    memory and in checkpoints: one dict per measurement with ``step``, the scalars,
-    ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
-    :class:`~lightning_linf.GeometryReport`.
+    (residual). Of each partition but "global": ``operator_norm_lower/...`` and
+    ``operator_norm_upper/...``, between which lies what a step of its steepest descent meets;
+    ``advantage_lower/...`` and ``advantage_upper/...``, what such a step promises over one of SGD's
+    geometry ("coordinate" is Adam's); ``step_advantage/...``, the same by the curvature along the
+    gradient's own step; for those between also ``smoothness_upper/...`` and ``r_squared/...``. Of
+    each partition ``secant/...``, the smoothness along training's own last step, and with several
+    batches (or ranks), and no :class:`GradientNoiseMonitor` beside it, ``noise/...``,
+    ``noise_trace`` and ``noise_scale``. Then ``probe_loss``, ``probe_hvps``, ``probe_seconds``, and
+    one record of each parameter tensor. ``history`` holds everything in memory and in checkpoints:
+    one dict per measurement with ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
+    ``last_report`` is the latest :class:`~lightning_linf.GeometryReport`.
 
     Args:
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
@@ -228,13 +230,17 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        self._batches.clear()
+        self._forget()
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._batches.clear()
+        self._before = {}
 
     def _is_affordable(self, trainer: Trainer) -> bool:
         if self.max_overhead is None:
@@ -266,11 +272,15 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             ) as landscape,
         ):
             several = trainer.world_size * len(self._batches) > 1
+            noise_is_logged = any(
+                isinstance(callback, GradientNoiseMonitor)
+                for callback in trainer.callbacks  # type: ignore[attr-defined]
+            )
             report = measure_landscape(
                 landscape,
                 partitions,
                 num_probes=self.num_probes,
-                noise=measure_noise(landscape) if several else None,
+                noise=measure_noise(landscape) if several and not noise_is_logged else None,
                 last_step=self._last_step(landscape),
                 seed=self.seed,
                 on_hvps=advance,
@@ -337,6 +347,7 @@ def _scalars(report: GeometryReport) -> dict[str, float]:
         scalars[of(tags.OPERATOR_NORM_UPPER)] = block.operator_upper / d
         scalars[of(tags.ADVANTAGE_LOWER)] = report.advantage[name].lower
         scalars[of(tags.ADVANTAGE_UPPER)] = report.advantage[name].upper
+        scalars[of(tags.STEP_ADVANTAGE)] = report.step_advantage[name]
         if name != "coordinate":
             scalars[of(tags.SMOOTHNESS_UPPER)] = block.upper / d
             scalars[of(tags.R_SQUARED)] = report.r_squared[name]

@@ -28,6 +28,7 @@ SMOOTHNESS_UPPER = PREFIX + "smoothness_upper"  # a bound of H(Phi) / d
 SECANT = PREFIX + "secant"  # of training's last step, over d
 ADVANTAGE_LOWER = PREFIX + "advantage_lower"  # of promised decreases over that of "global", no unit
 ADVANTAGE_UPPER = PREFIX + "advantage_upper"
+STEP_ADVANTAGE = PREFIX + "step_advantage"  # by the curvature along the gradient's own step
 R_SQUARED = PREFIX + "r_squared"  # of log|g| between blocks, no unit
 PROBE_LOSS = PREFIX + "probe_loss"
 PROBE_HVPS = PREFIX + "probe_hvps"

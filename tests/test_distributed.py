@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
 from lightning_linf.functional import cauchy
-from lightning_linf.metrics import GradientHeterogeneity, OneOneNorm
 from lightning_linf.functional.noise import noise_compute
+from lightning_linf.metrics import GradientHeterogeneity, OneOneNorm
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.geometry import choose_partitions, measure_landscape, measure_noise
 

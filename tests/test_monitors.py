@@ -14,8 +14,13 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_linf import tags
-from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor, _monitor
+from lightning_linf import Partition, tags
+from lightning_linf.callbacks import (
+    GradientHeterogeneityMonitor,
+    GradientNoiseMonitor,
+    LinfSmoothnessMonitor,
+    _monitor,
+)
 from lightning_linf.callbacks import smoothness as smoothness_module
 
 pytestmark = pytest.mark.filterwarnings(
@@ -45,6 +50,7 @@ SMOOTHNESS = {
     tags.of_partition(tags.OPERATOR_NORM_UPPER, "coordinate"),
     tags.of_partition(tags.ADVANTAGE_LOWER, "coordinate"),
     tags.of_partition(tags.ADVANTAGE_UPPER, "coordinate"),
+    tags.of_partition(tags.STEP_ADVANTAGE, "coordinate"),
     tags.of_partition(tags.SECANT, "coordinate"),
     tags.of_partition(tags.SECANT, "global"),
 }
@@ -119,7 +125,7 @@ def test_smoothness_is_that_of_the_hessian_after_the_step(tmp_path):
     theta = torch.tensor([0.99, 1.98, 0.0, -1.8])
     loss = (torch.tensor([1.0, 1.0, 1.0, 10.0]) * theta.square()).sum() / 2 - 3 * 0.06
     assert entry["probe_loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert entry["probe_hvps"] == 6
+    assert entry["probe_hvps"] == 6 + 2  # the Hessian, and along two steps
     torch.testing.assert_close(entry["per_tensor"]["one_one_norm_share"], torch.tensor([1.0, 0.0]))
 
 
@@ -222,6 +228,88 @@ def test_should_measure_is_made_to_override(tmp_path):
     monitor = Early(num_probes=4, on_error="raise", every_n_steps=1)
     fit(Quadratic(), [monitor], tmp_path, max_steps=5)
     assert [entry["step"] for entry in monitor.history] == [0, 2]
+
+
+def test_secant_smoothness_is_that_of_the_step_just_made(tmp_path):
+    monitor = LinfSmoothnessMonitor(every_n_steps=2, partitions=["tensor"], on_error="raise")
+    fit(Quadratic(), [monitor], tmp_path, max_steps=2, gradient_clip_val=1.0)
+    # theta after two clipped steps; a step and the change of the gradient along it are parallel
+    # to (1, 2, 0, -20; 3, 3) and (1, 2, 0, -200; 0, 0) at first, and nearly so at the second
+    theta, phi = torch.tensor([1.0, 2.0, 0.0, -2.0]), torch.zeros(2)
+    scale = torch.tensor([1.0, 1.0, 1.0, 10.0])
+    for _ in range(2):
+        gradient = torch.cat([scale * theta, torch.full((2,), 3.0)])
+        step = -0.01 * gradient / max(1.0, gradient.norm())
+        theta, phi = theta + step[:4], phi + step[4:]
+    change = torch.cat([scale * step[:4], torch.zeros(2)])
+    (entry,) = monitor.history
+    expected = {
+        "coordinate": change.abs().sum() / step.abs().max(),
+        "global": 6 * change.norm() / step.norm(),
+        "tensor": 2 * change[:4].norm() / max(step[:4].norm() / 2, step[4:].norm() / 2**0.5),
+    }
+    for name, value in expected.items():
+        assert entry[f"secant/{name}"] == pytest.approx(float(value) / 6, rel=1e-4)
+    assert monitor.last_report.secant["global"] == pytest.approx(6 * entry["secant/global"])
+    assert monitor._before == {}
+
+
+def test_noise_needs_several_batches_and_leaves_its_tags_to_the_noise_monitor(tmp_path):
+    keys = {}
+    for name, num_batches, others in (
+        ("one", 1, []),
+        ("two", 2, []),
+        ("beside", 2, [GradientNoiseMonitor(2)]),
+    ):
+        monitor = LinfSmoothnessMonitor(2, num_batches=num_batches, on_error="raise")
+        fit(Quadratic(), [monitor, *others], tmp_path, max_steps=2, accumulate_grad_batches=2)
+        keys[name] = {key for key in monitor.history[0] if key.startswith("noise")}
+    assert keys["one"] == keys["beside"] == set()
+    assert keys["two"] == {
+        "noise_trace", "noise_trace_relative_error", "noise_scale", "noise/coordinate",
+        "noise/global",
+    }  # fmt: skip
+
+
+class Matrix(Quadratic):
+    """Holds a matrix of which nothing says what its rows are."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(2, 3))
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + self.table.square().sum()
+
+
+def test_a_partition_without_a_place_for_a_parameter_is_left_out_with_a_warning(tmp_path):
+    monitor = LinfSmoothnessMonitor(1, partitions=["row", "tensor"], num_probes=4)
+    with pytest.warns(UserWarning, match="measures without 'row'") as seen:
+        fit(Matrix(), [monitor], tmp_path, max_steps=2)
+    assert len([w for w in seen if "LinfSmoothnessMonitor" in str(w.message)]) == 1
+    assert len(monitor.history) == 2
+    assert list(monitor.last_report.smoothness) == ["tensor", "coordinate", "global"]
+    strict = LinfSmoothnessMonitor(1, partitions=["row"], num_probes=4, on_error="raise")
+    with pytest.raises(ValueError, match="table"):
+        fit(Matrix(), [strict], tmp_path)
+
+
+def test_make_partitions_is_made_to_override(tmp_path):
+    class Own(LinfSmoothnessMonitor):
+        def make_partitions(self, pl_module, parameters):
+            own = Partition.of(pl_module, "row", parameters=parameters, output_dims={"table": 1})
+            return [own]
+
+    monitor = Own(1, num_probes=4, on_error="raise")
+    fit(Matrix(), [monitor], tmp_path)
+    assert monitor.history[0]["smoothness_upper/row"] > 0
+    assert monitor.last_report.smoothness["row"].num_blocks == 3 + 6
+
+
+@pytest.mark.parametrize("partitions", ["row", ["rows"], ["row", 3]])
+def test_unknown_partitions_are_refused_at_once(partitions):
+    with pytest.raises(ValueError, match="expected `partitions` to be a list of names out of"):
+        LinfSmoothnessMonitor(partitions=partitions)
 
 
 class Clock:

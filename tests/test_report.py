@@ -38,6 +38,7 @@ def make_report(smoothness=None, dual_norm=None, **changes):
         lambda_max=1.25,
         lambda_max_relative_error=0.01,
         dual_norm=dual_norm or DUAL_NORM,
+        curvature={name: 2.0 for name in dual_norm or DUAL_NORM},
         smoothness=smoothness or SMOOTHNESS,
         r_squared={"coordinate": 1.0, "tensor": 0.5, "global": 0.0},
         per_tensor={"0.weight": TENSOR},
@@ -204,6 +205,19 @@ def test_recommend_keeps_adam_and_names_what_it_cannot_tell():
     assert "Not distinguishable from 90 %: global 0.976 (0.08 to 1.22)." in str(advice)
 
 
+def test_step_advantage_is_by_the_curvature_along_the_step():
+    curvature = {"global": 8.0, "tensor": 2.0, "coordinate": 4.0}
+    report = make_report(curvature=curvature)  # dual norms 4, 3, 2
+    assert report.step_advantage == {"global": 1.0, "tensor": 9 / 16 * 4, "coordinate": 1 / 4 * 2}
+    assert report.to_dict()["step_advantage"]["tensor"] == 2.25
+    assert "0.5 times by the curvature along the gradient" in report.verdict
+    downwards = make_report(curvature=curvature | {"coordinate": -1.0})
+    assert math.isnan(downwards.step_advantage["coordinate"])
+    assert "curvature along the gradient" not in downwards.verdict
+    nothing = make_report(curvature=dict.fromkeys(curvature, 0.0))
+    assert all(math.isnan(value) for value in nothing.step_advantage.values())
+
+
 def test_recommend_takes_an_exact_tie_with_keep():
     report = favouring_adam(tensor=(4, 5), tensor_dual=4.0)  # certainly 0.8
     assert report.recommend(0.8).partition == "tensor"
@@ -215,7 +229,10 @@ def test_recommend_takes_the_surer_of_two_with_the_same_number_of_blocks():
     report = favouring_adam(tensor=(4, 4), tensor_dual=4.0)
     more = {"layer": block(2, 3, 3), "coordinate": report.smoothness["coordinate"]}
     report = replace(
-        report, smoothness=report.smoothness | more, dual_norm=report.dual_norm | {"layer": 4.0}
+        report,
+        smoothness=report.smoothness | more,
+        dual_norm=report.dual_norm | {"layer": 4.0},
+        curvature=report.curvature | {"layer": 1.0},
     )
     assert report.recommend().partition == "layer"
 
@@ -299,6 +316,7 @@ def arbitrary(draw):
     return GeometryReport(
         draw(st.integers(1, 2**70)),
         *numbers,
+        {name: draw(anything) for name in names},
         {name: draw(anything) for name in names},
         smoothness,
         draw(by_name),
@@ -414,6 +432,8 @@ def test_report_needs_both_ends_of_the_scale_and_a_dual_norm_for_each_partition(
         make_report(without, {name: DUAL_NORM[name] for name in without})
     with pytest.raises(ValueError, match="expected `dual_norm` to have the partitions of"):
         make_report(dual_norm={"coordinate": 1.0, "global": 2.0})
+    with pytest.raises(ValueError, match="expected `curvature` to have the partitions of"):
+        make_report(curvature={"coordinate": 1.0, "global": 2.0})
 
 
 def test_saved_report_loads_equal(tmp_path):

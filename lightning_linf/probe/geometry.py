@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_linf.functional.between_within import between_within
-from lightning_linf.functional.blocks import block_norm, dual_block_norm
+from lightning_linf.functional.blocks import (
+    block_norm,
+    dual_block_norm,
+    dual_direction,
+    wide_dtype,
+)
 from lightning_linf.functional.heterogeneity import (
     heterogeneity_compute,
     heterogeneity_update,
@@ -64,7 +69,7 @@ def measure_geometry(
             measured.
         num_probes: Probes for each partition's upper end, at least 4; 16 give the (1,1)-norm to
             about a tenth. With no more parameters than probes all brackets are exact or nearly so.
-        max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 32 for each
+        max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 33 for each
             partition.
         noise_batches: Microbatches for the gradient noise, at least 2, one gradient each. Default:
             ``batches`` if there are two or more; with one the noise is not measured.
@@ -216,8 +221,14 @@ def measure_landscape(
             "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
             "for a square root, logarithm or norm at zero in the loss."
         )
+    dual_norm, curvature = _along_gradient(landscape, gradient, partitions, on_hvps)
     brackets = bracket_smoothness(
-        landscape, partitions, num_probes=num_probes, max_hvps=max_hvps, seed=seed, on_hvps=on_hvps
+        landscape,
+        partitions,
+        num_probes=num_probes,
+        max_hvps=None if max_hvps is None else max_hvps - len(partitions),
+        seed=seed,
+        on_hvps=on_hvps,
     )
     coordinate = brackets.smoothness["coordinate"]
     sums = heterogeneity_update(vector.unflatten(gradient))
@@ -249,7 +260,8 @@ def measure_landscape(
         one_one_norm_relative_error=coordinate.upper_relative_error,
         lambda_max=brackets.lambda_max,
         lambda_max_relative_error=brackets.lambda_max_relative_error,
-        dual_norm={p.name: float(dual_block_norm(gradient, p)) for p in partitions},
+        dual_norm=dual_norm,
+        curvature=curvature,
         smoothness=brackets.smoothness,
         r_squared={p.name: float(between_within(gradient, p).r_squared) for p in partitions},
         per_tensor={
@@ -272,6 +284,23 @@ def measure_landscape(
         num_hvps=landscape.num_hvps - hvps_before,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _along_gradient(
+    landscape: Landscape,
+    gradient: Tensor,
+    partitions: Sequence[Partition],
+    on_hvps: Callable[[int], object] | None,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Dual norm of the gradient, and curvature along the step of norm 1 that reaches it."""
+    names = [partition.name for partition in partitions]
+    directions = torch.stack([dual_direction(gradient, partition) for partition in partitions])
+    products = landscape.hvp(directions)
+    if on_hvps is not None:
+        on_hvps(len(directions))
+    curvatures = (directions * products).sum(dim=1, dtype=wide_dtype(gradient)).tolist()
+    dual_norms = [float(dual_block_norm(gradient, partition)) for partition in partitions]
+    return dict(zip(names, dual_norms, strict=True)), dict(zip(names, curvatures, strict=True))
 
 
 def _secant(

@@ -142,7 +142,7 @@ def advise(report: "GeometryReport", keep: float) -> Advice:
     )
 
 
-def verdict(advantage: Interval, not_converged: Sequence[str] = ()) -> str:
+def verdict(advantage: Interval, not_converged: Sequence[str] = (), along: float = math.nan) -> str:
     """Say in one sentence whether an advantage of Adam over SGD favours Adam."""
     unclear = "At this point Adam's geometry and SGD's are not distinguishable"
     if math.isnan(advantage.lower) or math.isnan(advantage.upper):
@@ -154,9 +154,12 @@ def verdict(advantage: Interval, not_converged: Sequence[str] = ()) -> str:
     else:
         opening = unclear
     doubt = f" (not converged: {', '.join(not_converged)})" if not_converged else ""
+    by_step = (
+        "" if math.isnan(along) else f", {along:.3g} times by the curvature along the gradient"
+    )
     return (
         f"{opening}: steepest descent along l-infinity promises {advantage} times the decrease of "
-        f"steepest descent along l2{doubt}."
+        f"steepest descent along l2{doubt}{by_step}."
     )
 
 

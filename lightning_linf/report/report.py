@@ -1,6 +1,7 @@
 """Everything that one measurement of a loss landscape found, and what follows from it."""
 
 import json
+import math
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -13,7 +14,12 @@ from lightning_linf.report.encoding import Scalar
 from lightning_linf.report.interval import Interval, divide
 
 _SCHEMA = 1
-_COMPUTED = ("schema", "advantage", "decrease")  # in the JSON for its readers, not read back
+_COMPUTED = (
+    "schema",
+    "advantage",
+    "decrease",
+    "step_advantage",
+)  # in the JSON for its readers, not read back
 _CONVERGED = 0.01  # 1 %: below what the brackets themselves leave open
 _TEXT_WIDTH = 100
 
@@ -76,6 +82,9 @@ class GeometryReport:
     lambda_max: float  # largest |eigenvalue|; d times it is N(global)
     lambda_max_relative_error: float  # residual: an eigenvalue lies within it
     dual_norm: dict[str, float]  # by partition, dual_Phi(g) = sum_b sqrt(d_b) norm2(g_b)
+    curvature: dict[
+        str, float
+    ]  # by partition, v^T H v along its steepest descent v: at most N(Phi)
     smoothness: dict[str, BlockSmoothness]
     r_squared: dict[str, float]  # by partition, share of the variance of log|g| between blocks
     per_tensor: dict[str, dict[str, float]]  # tensor name -> quantity -> value
@@ -91,11 +100,12 @@ class GeometryReport:
                 'GeometryReport: expected `smoothness` to have "coordinate" and "global", got '
                 f"{list(self.smoothness)}. Measure these two beside other partitions."
             )
-        if self.dual_norm.keys() != self.smoothness.keys():
-            raise ValueError(
-                "GeometryReport: expected `dual_norm` to have the partitions of `smoothness`, "
-                f"{list(self.smoothness)}, got {list(self.dual_norm)}. Measure both for each."
-            )
+        for name, values in (("dual_norm", self.dual_norm), ("curvature", self.curvature)):
+            if values.keys() != self.smoothness.keys():
+                raise ValueError(
+                    f"GeometryReport: expected `{name}` to have the partitions of `smoothness`, "
+                    f"{list(self.smoothness)}, got {list(values)}. Measure both for each."
+                )
 
     @property
     def one_one_norm_per_param(self) -> float:
@@ -137,10 +147,27 @@ class GeometryReport:
         return result | {"global": Interval(1.0, 1.0)}
 
     @property
+    def step_advantage(self) -> dict[str, float]:
+        """By partition, the decrease of its best step over that of "global", to second order.
+
+        Where ``advantage`` assumes the worst curvature that a step of Phi can meet, this takes the
+        one along the present gradient's own step: ``dual_Phi(g)^2 / (2 v^T H v)`` is what a line
+        search would gain if the loss were quadratic. NaN where either curvature is not positive.
+        """
+        sgd = self.curvature["global"]
+        result = {}
+        for name, curvature in self.curvature.items():
+            dual = divide(self.dual_norm[name], self.dual_norm["global"])
+            both_curve_up = curvature > 0 and sgd > 0
+            result[name] = dual * dual * sgd / curvature if both_curve_up else math.nan
+        return result
+
+    @property
     def verdict(self) -> str:
         """One sentence: does this point favour Adam's geometry over SGD's?"""
         names = [n for n in ("coordinate", "global") if not self.smoothness[n].converged]
-        return advice.verdict(self.advantage["coordinate"], names)
+        along = self.step_advantage["coordinate"]
+        return advice.verdict(self.advantage["coordinate"], names, along)
 
     def recommend(self, keep: float = 0.9) -> advice.Advice:
         """Find the coarsest partition that certainly keeps ``keep`` of Adam's promised decrease.
@@ -166,7 +193,11 @@ class GeometryReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain JSON types, computed numbers included; inf and NaN become strings."""
-        computed = {"advantage": self.advantage, "decrease": self.decrease}
+        computed = {
+            "advantage": self.advantage,
+            "decrease": self.decrease,
+            "step_advantage": self.step_advantage,
+        }
         return {"schema": _SCHEMA, **encoding.encode(self), **encoding.encode(computed)}
 
     @classmethod

@@ -24,10 +24,16 @@ class _Column(NamedTuple):
 
 
 class ReportView:
-    """What ``rich.print(report)`` shows: header, table, what its columns are, verdict, advice."""
+    """What ``rich.print(report)`` shows: header, table, what its columns are, verdict, advice.
 
-    def __init__(self, report: "GeometryReport") -> None:
+    Args:
+        report: What to show.
+        keep: Which advice (:meth:`GeometryReport.recommend`).
+    """
+
+    def __init__(self, report: "GeometryReport", keep: float = 0.9) -> None:
         self.report = report
+        self.keep = keep
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         report = self.report
@@ -48,7 +54,7 @@ class ReportView:
         yield from (Text(line, style="dim") for line in _legend(report))
         yield Text()
         yield Text(report.verdict)
-        yield Text(report.recommend().sentence)
+        yield Text(report.recommend(self.keep).sentence)
 
 
 def number(value: float) -> str:
@@ -120,6 +126,7 @@ def _columns(report: "GeometryReport") -> tuple[_Column, list[_Column], list[_Co
     smoothness.append(_Column("HVPs", [f"{block.num_hvps:,}" for block in blocks]))
     promise = [
         _Column("advantage", [str(report.advantage[name]) for name in names]),
+        _Column("along g", _cells(names, report.step_advantage)),
         _Column("decrease", [str(report.decrease[name]) for name in names]),
         _Column("R²", _cells(names, report.r_squared)),
     ]
@@ -152,8 +159,8 @@ def _legend(report: "GeometryReport") -> Iterator[str]:
     )
     yield (
         "decrease: of the loss, promised by one step of steepest descent. advantage: the same over "
-        "that of global, the geometry of SGD; coordinate is that of Adam. R²: of log|g| between "
-        "blocks."
+        "that of global, the geometry of SGD; coordinate is that of Adam. along g: the same by the "
+        "curvature along that step itself. R²: of log|g| between blocks."
     )
     if report.secant is not None:
         yield "secant: smoothness along training's last step."
