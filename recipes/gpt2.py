@@ -13,7 +13,7 @@ preset; --print_config shows the outcome. Needs: pip install 'lightning-linf[rec
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -184,11 +184,17 @@ PRESETS: dict[str, Callable[[], Config]] = {"tiny": tiny, "small": small, "124m"
 
 
 class GPT2(LightningModule):
-    """Predict the next token, on batches of token ids of shape (batch, sequence)."""
+    """Predict the next token, on batches of token ids of shape (batch, sequence).
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: Choices of the run, or a mapping of them.
+    """
+
+    def __init__(self, config: Config | Mapping[str, Any]) -> None:
         super().__init__()
-        self.save_hyperparameters(asdict(config))
+        if not isinstance(config, Config):  # as a checkpoint has it
+            config = Config(**config)
+        self.save_hyperparameters({"config": asdict(config)})
         self.config = config
         self.model = GPT2LMHeadModel(
             GPT2Config(

@@ -1,5 +1,6 @@
 """What a recipe says at its end: the measured geometry as a table, and its last row in words."""
 
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
@@ -69,87 +71,109 @@ def print_report(
     console = Console()
     if smoothness:
         console.print(geometry_table(smoothness, heterogeneity, losses))
-    console.print(geometry_sentence(smoothness, heterogeneity), highlight=False)
-    console.print(f"Checkpoint: {checkpoint}", highlight=False, soft_wrap=True)
-    console.print(f"Curves: {tensorboard_command(runs_dir)}", highlight=False, soft_wrap=True)
+    console.print(geometry_sentence(smoothness), highlight=False)
+    for line in (
+        f"Checkpoint: {checkpoint}",
+        f"Full report: {measure_command(checkpoint)}",
+        f"Curves: {tensorboard_command(runs_dir)}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -> Table:
     """Lay out one row per measurement of the smoothness, with the latest other values before it."""
-    table = Table(title="Geometry of the loss", caption="ratio = d lambda_max / (1,1)-norm")
+    table = Table(
+        title="Geometry of the loss",
+        caption="N/d: what a step along l-infinity meets; lambda_max: along l2",
+        box=HORIZONTALS,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,  # 80 columns hold no more
+    )
     for title in (
-        "step", "train\nloss", "val\nloss", "(1,1)-norm\n/ d", "lambda_max", "gradient\ndensity",
-        "ratio",
+        "step", "train\nloss", "val\nloss", "(1,1)-norm\n/ d", "N / d", "lambda_max",
+        "density", "advantage\nof Adam",
     ):  # fmt: skip
         table.add_column(title, justify="right", no_wrap=True)
+    densities = {row["step"]: row["density"] for row in heterogeneity}
     for row in smoothness:
         step = row["step"]
+        n_lower, n_upper = _bracket(row, "operator_norm")
+        lower, upper = _bracket(row, "advantage")
         table.add_row(
             str(step),
             _number(_latest(losses.train, step)),
             _number(_latest(losses.validation, step)),
-            f"{row['one_one_norm_per_param']:.3g} ±{row['one_one_norm_relative_error']:.0%}",
+            f"{row['one_one_norm_per_param']:.2g} ±{row['one_one_norm_relative_error']:.0%}",
+            f"{n_lower:.2g}-{n_upper:.2g}",
             f"{row['lambda_max']:.3g} ±{row['lambda_max_relative_error']:.0%}",
-            _number(_density(heterogeneity, step)),
-            f"{row['smoothness_ratio']:.2f}",
+            _number(_latest(densities, step)),
+            f"{lower:.3g} to {upper:.3g}",
         )
     return table
 
 
-def geometry_sentence(smoothness: Rows, heterogeneity: Rows) -> str:
+def geometry_sentence(smoothness: Rows) -> str:
     """Say what the last measurement promises Adam over SGD.
 
-    A step of steepest descent promises a decrease of ``dual(g)^2 / (2 smoothness)``. That is at
-    least ``norm1(g)^2 / (2 (1,1)-norm)`` in l-infinity and ``norm2(g)^2 / (2 lambda_max)`` in l2:
-    their quotient is the gradient's density times ``d lambda_max / (1,1)-norm``.
+    A step of steepest descent promises a decrease of ``dual(g)^2 / (2 N)``: with the 1-norm of the
+    gradient and N of "coordinate" along l-infinity, with its 2-norm and lambda_max along l2.
     """
     if not smoothness:
         return (
             "The smoothness was not measured: lower --smoothness_every or train for longer, unless "
             "a warning above gives another reason."
         )
-    step, ratio = smoothness[-1]["step"], smoothness[-1]["smoothness_ratio"]
-    density = _density(heterogeneity, step)
-    if density is None:
-        return (
-            f"At step {step}, d lambda_max was {ratio:.2f} times the (1,1)-norm. Which optimizer "
-            "that favours depends on the gradient's density: lower --heterogeneity_every to see it."
-        )
-    advantage = density * ratio
-    error = advantage * smoothness[-1]["one_one_norm_relative_error"]
+    lower, upper = _bracket(smoothness[-1], "advantage")
     verdict = (
         "this point favours Adam."
-        if advantage - 2 * error > 1
-        else "that leaves open which of them this point favours, as the (1,1)-norm is the upper "
-        "end of what a step along l-infinity meets."
+        if lower > 1
+        else "this point favours SGD."
+        if upper < 1
+        else "that leaves open which of them this point favours."
     )
     return (
-        f"At step {step} the loss is {ratio:.2f} times smoother per coordinate along l-infinity, "
-        f"the geometry of Adam, than along l2, that of SGD; with a gradient of density "
-        f"{density:.3f}, steepest descent along l-infinity promises at least {advantage:.2f} "
-        f"± {error:.2f} times the decrease of steepest descent along l2: {verdict}"
+        f"At step {smoothness[-1]['step']} steepest descent along l-infinity, the geometry of "
+        f"Adam, promises {lower:.3g} to {upper:.3g} times the decrease of steepest descent along "
+        f"l2, that of SGD: {verdict}"
     )
+
+
+def measure_command(checkpoint: Path) -> str:
+    """Spell the command that measures all there is about a checkpoint of the GPT-2 recipe."""
+    recipes = shlex.quote(str(_seen_from_here(Path(__file__).parent)))
+    arguments = f"{shlex.quote(str(checkpoint))} --model gpt2.GPT2 --data token_data.TokenData"
+    return _command("lightning-linf", "cli", f"measure {arguments}", f"PYTHONPATH={recipes} ")
 
 
 def tensorboard_command(runs_dir: str) -> str:
-    """Spell the command that shows the runs, for the environment that this program runs in."""
-    program = Path(sys.executable).with_name("tensorboard")
+    """Spell the command that shows the runs."""
+    return _command("tensorboard", "tensorboard", f"--logdir {shlex.quote(runs_dir)}")
+
+
+def _command(name: str, extra: str, arguments: str, variables: str = "") -> str:
+    """Spell a command for the environment that this program runs in."""
+    program = Path(sys.executable).with_name(name)
     if not program.exists():
-        return f"pip install 'lightning-linf[tensorboard]' && tensorboard --logdir {runs_dir}"
-    if shutil.which("tensorboard") == str(program):  # the environment is active
-        return f"tensorboard --logdir {runs_dir}"
-    if program.is_relative_to(Path.cwd()):
-        program = program.relative_to(Path.cwd())
-    return f"{program} --logdir {runs_dir}"
+        return f"pip install 'lightning-linf[{extra}]' && {variables}{name} {arguments}"
+    if shutil.which(name) != str(program):  # else the environment is active
+        name = shlex.quote(str(_seen_from_here(program)))
+    return f"{variables}{name} {arguments}"
+
+
+def _seen_from_here(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _bracket(row: dict[str, Any], quantity: str) -> tuple[float, float]:
+    """Read both ends of a quantity of Adam's geometry."""
+    return row[f"{quantity}_lower/coordinate"], row[f"{quantity}_upper/coordinate"]
 
 
 def _latest(values: dict[int, Any], step: int) -> float | None:
     past = [known for known in values if known <= step]
     return float(values[max(past)]) if past else None
-
-
-def _density(heterogeneity: Rows, step: int) -> float | None:
-    return _latest({row["step"]: row["density"] for row in heterogeneity}, step)
 
 
 def _number(value: float | None) -> str:

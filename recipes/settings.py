@@ -115,7 +115,7 @@ def find_checkpoint(config: RunConfig, may_change: set[str]) -> str | None:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        before = type(config)(**state["hyper_parameters"])
+        before = type(config)(**state["hyper_parameters"]["config"])
     except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise RecipeError(
             f"resume: expected a checkpoint of this recipe, got {str(path)!r} "

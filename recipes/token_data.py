@@ -80,6 +80,7 @@ class TokenData(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # the module logs them all
         self.data = data
         self.cache_dir = cache_dir
         self.vocab_size = vocab_size

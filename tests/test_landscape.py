@@ -61,7 +61,10 @@ def test_lambda_max_and_one_one_norm_are_those_of_the_dense_hessian(case):
     for tensor, part in zip(result.per_tensor.values(), rows, strict=True):
         # one row alone has a relative standard deviation of 1.6 / sqrt(64) = 0.2
         torch.testing.assert_close(
-            tensor["one_one_norm_share"], (part.sum() / hessian.abs().sum()).item(), rtol=0.8, atol=0.01
+            tensor["one_one_norm_share"],
+            (part.sum() / hessian.abs().sum()).item(),
+            rtol=0.8,
+            atol=0.01,
         )
 
 

@@ -37,6 +37,7 @@ LAYERS = {
     "report": {"report"},
     "tensorboard": WRITER_MAY,
     "callbacks": PROBE_MAY | WRITER_MAY | {"callbacks"},
+    "cli": PROBE_MAY | WRITER_MAY | {"callbacks", "cli"},
 }
 # By layer, which packages beside the standard library.
 THIRD_PARTY = {
@@ -49,6 +50,7 @@ THIRD_PARTY = {
     "report": {"rich"},
     "tensorboard": {"torch", "tensorboard"},
     "callbacks": {"torch", "lightning", "lightning_utilities", "typing_extensions"},
+    "cli": {"torch", "lightning", "jsonargparse", "yaml", "rich"},
 }
 
 
@@ -136,6 +138,9 @@ def test_module_imports_only_what_its_layer_may(module):
         ("tensorboard.writer", "from lightning_linf.functional import heterogeneity"),
         ("callbacks.x", "from recipes.settings import parse"),
         ("callbacks.x", "from callbacks._monitor import GeometryMonitor"),
+        ("probe.x", "from lightning_linf.cli import main"),
+        ("report.x", "import jsonargparse"),
+        ("cli.x", "import transformers"),
         ("", "import torch"),
         ("tags", "from lightning_linf.callbacks import LinfSmoothnessMonitor"),
     ],
@@ -167,7 +172,7 @@ def test_package_imports_neither_torch_nor_lightning_and_functional_only_torch()
     finished = run_python(
         "import sys\n"
         "import lightning_linf, lightning_linf.report, lightning_linf.tags\n"
-        "import lightning_linf.tensorboard\n"
+        "import lightning_linf.cli, lightning_linf.tensorboard\n"
         "dir(lightning_linf), lightning_linf.__all__\n"
         "heavy = {'torch', 'numpy', 'lightning', 'torchmetrics', 'tensorboard'}\n"
         "heavy &= set(sys.modules)\n"
@@ -271,10 +276,13 @@ def test_packages_on_disk_are_those_listed_for_the_build():
 @needs_source_tree
 def test_packages_that_are_imported_are_declared():
     project = tomllib.loads((SOURCE_TREE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["tensorboard"]]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *extras["tensorboard"], *extras["cli"]]
     names = {re.match(r"[\w-]+", text).group().replace("-", "_") for text in requirements}
     comes_with_torch = {"typing_extensions"}
-    assert set().union(*THIRD_PARTY.values()) == names | comes_with_torch
+    comes_with_jsonargparse = {"yaml"}
+    imported = set().union(*THIRD_PARTY.values())
+    assert imported == names | comes_with_torch | comes_with_jsonargparse
 
 
 @needs_source_tree

@@ -91,11 +91,13 @@ def test_two_steps_run_and_everything_is_reported(config, capsys):
     assert set(logged(trainer, "geometry/density")) == {0, 1}
     assert set(logged(trainer, "geometry/one_one_norm_per_param")) == {1}
     assert "Geometry of the loss" in output
-    assert "At step 1 the loss is" in output
+    assert "At step 1 steepest descent along l-infinity" in output
     assert f"tensorboard --logdir {config.runs_dir}" in output
     folder = Path(trainer.log_dir) / "checkpoints"
     assert {file.name for file in folder.iterdir()} == {"last.ckpt", "best.ckpt"}
     assert f"Checkpoint: {folder / 'last.ckpt'}" in output
+    command = f"measure {folder / 'last.ckpt'} --model gpt2.GPT2 --data token_data.TokenData"
+    assert command in output
 
 
 def test_logits_and_loss_are_those_of_transformers(config):
@@ -508,7 +510,8 @@ def test_resume_refusals(config, tmp_path):
     torch.save({"state_dict": {}}, other)
     with pytest.raises(settings.RecipeError, match=r"of this recipe, got .*other.ckpt.*KeyError"):
         resume(resume=str(other))
-    torch.save({"hyper_parameters": dataclasses.asdict(config), "global_step": 2}, other)
+    saved = {"config": dataclasses.asdict(config)}
+    torch.save({"hyper_parameters": saved, "global_step": 2}, other)
     with pytest.raises(
         settings.RecipeError, match=r"has some of its 2 steps left, got .* complete"
     ):
@@ -519,35 +522,79 @@ def test_resume_refusals(config, tmp_path):
         resume(resume=str(other), lr=0.5)
 
 
-def rows(ratio=4.0, density=0.5, step=99):
+def test_a_checkpoint_gives_module_and_data_back(config):
+    trainer = gpt2.main(config)
+    path = Path(trainer.log_dir) / "checkpoints" / "last.ckpt"
+    module = gpt2.GPT2.load_from_checkpoint(path)
+    assert module.config == config
+    torch.testing.assert_close(module.state_dict(), trainer.lightning_module.state_dict())
+    data = token_data.TokenData.load_from_checkpoint(path)
+    assert vars(data.hparams) == vars(trainer.datamodule.hparams)
+    assert (data.folder, data.batch_size) == (trainer.datamodule.folder, config.batch_size)
+
+
+def rows(lower=1.25, upper=1.5, step=99):
     smoothness = {
         "step": step, "one_one_norm_per_param": 2.0, "one_one_norm_relative_error": 0.1,
-        "lambda_max": 8.0, "lambda_max_relative_error": 0.01, "smoothness_ratio": ratio,
+        "operator_norm_lower/coordinate": 1.25, "operator_norm_upper/coordinate": 1.5,
+        "advantage_lower/coordinate": lower, "advantage_upper/coordinate": upper,
+        "lambda_max": 8.0, "lambda_max_relative_error": 0.01,
     }  # fmt: skip
-    return [smoothness], [{"step": 49, "density": 9.0}, {"step": 89, "density": density}]
+    return [smoothness], [{"step": 49, "density": 9.0}, {"step": 89, "density": 0.5}]
 
 
-def test_the_sentence_says_which_side_it_came_out():
-    assert "at least 2.00 ± 0.20 times" in report.geometry_sentence(*rows())
-    assert "this point favours Adam" in report.geometry_sentence(*rows())
-    other = report.geometry_sentence(*rows(density=0.1))
-    assert "at least 0.40 ± 0.04 times" in other
-    assert "leaves open which" in other
-    assert "was not measured" in report.geometry_sentence([], [])
-    assert "lower --heterogeneity_every" in report.geometry_sentence(rows()[0], [])
+@pytest.mark.parametrize(
+    ("bounds", "numbers", "verdict"),
+    [
+        ((1.25, 1.5), "promises 1.25 to 1.5 times", "this point favours Adam."),
+        ((0.5, 0.75), "promises 0.5 to 0.75 times", "this point favours SGD."),
+        ((0.5, 1.5), "promises 0.5 to 1.5 times", "leaves open which of them"),
+        ((1.0, 1.0), "promises 1 to 1 times", "leaves open which of them"),
+        ((float("nan"), float("nan")), "promises nan", "leaves open which of them"),
+    ],
+)
+def test_the_sentence_says_which_side_it_came_out(bounds, numbers, verdict):
+    sentence = report.geometry_sentence(rows(*bounds)[0])
+    assert sentence.startswith("At step 99 steepest descent along l-infinity")
+    assert numbers in sentence
+    assert verdict in sentence
 
 
-def test_the_table_has_the_latest_values_of_the_past():
+def test_the_sentence_says_that_nothing_was_measured():
+    assert "was not measured" in report.geometry_sentence([])
+
+
+def test_the_table_has_the_latest_values_of_the_past_and_fits_80_columns():
     from rich.console import Console
 
     losses = report.LossHistory(1)
-    losses.train = {99: 4.5, 100: 9.0}
-    losses.validation = {49: 5.25, 149: 9.0}
+    losses.train = {99_999: 10.5, 100_000: 9.0}
+    losses.validation = {49: 10.25, 149_999: 9.0}
+    measured, heterogeneity = rows(0.012345, 0.12345, step=99_999)
+    measured[0] |= {
+        "operator_norm_lower/coordinate": 0.0012345, "operator_norm_upper/coordinate": 0.0023456,
+        "one_one_norm_per_param": 0.0045678, "lambda_max": 0.012345,
+    }  # fmt: skip
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(report.geometry_table(*rows(), losses))
-    row = next(line for line in console.export_text().splitlines() if "99" in line)
-    cells = [cell.strip() for cell in row.strip("│").split("│")]
-    assert cells == ["99", "4.500", "5.250", "2 ±10%", "8 ±1%", "0.500", "4.00"]
+    console.print(report.geometry_table(measured, heterogeneity, losses))
+    row = next(line for line in console.export_text().splitlines() if "99999" in line)
+    assert " ".join(row.split()) == (
+        "99999 10.500 10.250 0.0046 ±10% 0.0012-0.0023 0.0123 ±1% 0.500 0.0123 to 0.123"
+    )
+
+
+def test_the_command_for_the_full_report_starts_from_the_present_folder(tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "lightning-linf"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    monkeypatch.chdir(RECIPES.parent)
+    rest = "measure 'a b/last.ckpt' --model gpt2.GPT2 --data token_data.TokenData"
+    command = report.measure_command(Path("a b", "last.ckpt"))
+    assert command == f"PYTHONPATH=recipes {program} {rest}"
+    monkeypatch.chdir(tmp_path)
+    command = report.measure_command(Path("a b", "last.ckpt"))
+    assert command == f"PYTHONPATH={RECIPES} bin/lightning-linf {rest}"
 
 
 def test_the_tensorboard_command_fits_the_environment(tmp_path, monkeypatch):

@@ -1,0 +1,36 @@
+"""The command `lightning-linf`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from lightning_linf.cli.errors import UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``, by default that of the program, and return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if find_spec("jsonargparse") is None:
+        print("error: lightning-linf needs: pip install 'lightning-linf[cli]'", file=sys.stderr)
+        return 2
+    parser = argparse.ArgumentParser(
+        prog="lightning-linf",
+        description="Measure which geometry a loss landscape has, and which optimizer it favours.",
+        epilog="lightning-linf COMMAND --help says more.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("measure", help="the geometry at a Lightning checkpoint", add_help=False)
+    parser.parse_args(arguments[:1])  # the rest belongs to the subcommand
+    # Not at the top: it needs jsonargparse.
+    from lightning_linf.cli.measure import measure
+
+    try:
+        measure(arguments[1:])
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # what shells give for an interrupt
+    return 0

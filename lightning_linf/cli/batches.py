@@ -1,0 +1,131 @@
+"""Batches of a user's dataloader, as training would get them."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from itertools import islice
+from typing import Any, Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_linf.cli.errors import UsageError
+
+Split = Literal["train", "val"]
+
+
+def make_trainer(device: str) -> Trainer:
+    """Make a trainer of one device that leaves no trace.
+
+    Raises:
+        UsageError: If ``device`` is unknown or not there.
+    """
+    match = re.fullmatch(r"(auto|cpu|cuda|mps)|cuda:(\d+)", device)
+    if match is None:
+        raise UsageError(
+            "measure: expected --device to be auto, cpu, cuda, cuda:1 (say) or mps, got "
+            f"{device!r}."
+        )
+    try:
+        return Trainer(
+            accelerator=match[1] or "cuda",
+            devices=1 if match[1] else [int(match[2])],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except MisconfigurationException as error:
+        raise UsageError(f"measure: --device {device}: {error}") from error
+
+
+def take_batches(
+    trainer: Trainer,
+    module: LightningModule,
+    datamodule: LightningDataModule | None,
+    split: Split,
+    count: int,
+) -> list[Any]:
+    """Take the first ``count`` batches, on the trainer's device, where the module goes as well.
+
+    Both learn of the trainer, prepare their data and are set up for "fit"; the weights of the
+    module stay. The trainer stays attached, for a ``training_step`` that asks for it.
+
+    Raises:
+        UsageError: If there is no such dataloader, or it has fewer batches.
+    """
+    source = module if datamodule is None else datamodule
+    name = f"{split}_dataloader"
+    if not is_overridden(name, source):
+        remedy = "Give a LightningDataModule as --data." if datamodule is None else "Define it."
+        raise UsageError(
+            f"measure: expected {type(source).__name__} to have a {name}, got none. {remedy}"
+        )
+    parts = (module,) if datamodule is None else (datamodule, module)
+    _attach(trainer, module, datamodule)
+    for part in parts:
+        part.prepare_data()
+    with _weights_kept(module):
+        for part in parts:
+            part.setup("fit")
+    module.to(trainer.strategy.root_device)
+    trainer.training, trainer.validating = split == "train", split == "val"
+    # As Lightning combines several dataloaders; one stays as it is.
+    mode: Any = "max_size_cycle" if split == "train" else "sequential"
+    loader = CombinedLoader(getattr(source, name)(), mode)
+    batches = [
+        _transferred(batch, dataloader_idx, module, datamodule)
+        for batch, _, dataloader_idx in islice(loader, count)
+    ]
+    loader.reset()  # ends its workers
+    trainer.training = True
+    if len(batches) < count:
+        raise UsageError(
+            f"measure: expected {count} batches in {type(source).__name__}.{name} (the larger of "
+            f"--num_batches and --num_noise_batches), got {len(batches)}. Lower these."
+        )
+    return batches
+
+
+def _attach(
+    trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None
+) -> None:
+    trainer.state.fn = TrainerFn.FITTING
+    trainer.strategy.connect(module)  # trainer.lightning_module
+    module.trainer = trainer
+    if datamodule is not None:
+        trainer.datamodule = datamodule  # type: ignore[attr-defined]  # so does Lightning
+        datamodule.trainer = trainer
+
+
+@contextmanager
+def _weights_kept(module: LightningModule) -> Iterator[None]:
+    """Undo what ``setup`` does to them: in training it runs before a checkpoint is read."""
+    state = deepcopy(module.state_dict())
+    yield
+    module.load_state_dict(state)
+
+
+def _transferred(
+    batch: Any,
+    dataloader_idx: int,
+    module: LightningModule,
+    datamodule: LightningDataModule | None,
+) -> Any:
+    """Pass a batch through the hooks on its way to the device, the datamodule's where it has them.
+
+    Lightning's own way there is private (``_apply_batch_transfer_handler``).
+    """
+
+    def hook(name: str) -> Callable[..., Any]:
+        owner = datamodule if datamodule and is_overridden(name, datamodule) else module
+        return getattr(owner, name)  # type: ignore[no-any-return]
+
+    batch = hook("on_before_batch_transfer")(batch, dataloader_idx)
+    batch = hook("transfer_batch_to_device")(batch, module.device, dataloader_idx)
+    return hook("on_after_batch_transfer")(batch, dataloader_idx)
