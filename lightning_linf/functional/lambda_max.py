@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LEAST_HVPS = 8  # before which a small residual may be that of a smaller eigenvalue
+
 
 class LambdaMax(NamedTuple):
     """The eigenvalue of largest magnitude, and how well it is known."""
@@ -45,6 +47,11 @@ class Lanczos:
         """Distance of it within which an exact eigenvalue lies."""
         return self.beta * float(self.vectors[-1, self.extreme].abs())
 
+    @property
+    def upper(self) -> float:
+        """Largest magnitude that a value may have within its residual, at either end."""
+        return float((self.values.abs() + self.beta * self.vectors[-1].abs()).max())
+
     def ritz_vector(self, index: int) -> Tensor:
         """Approximate eigenvector of ``values[index]``, shape (d,); needs the basis."""
         return self.combine(self.vectors[:, index])
@@ -62,7 +69,8 @@ def lambda_max(
 ) -> LambdaMax:
     r"""Compute :math:`\max_i |\lambda_i|` of a symmetric operator by Lanczos iteration.
 
-    Stops when the residual falls to ``tol`` times the value, or after ``max_hvps`` products. The
+    Stops when neither end of the spectrum can be larger than ``1 + tol`` times the value within its
+    residual, but not before ``LEAST_HVPS`` products; or after ``max_hvps`` products. The
     value's own error is of second order in the residual: about residual squared over the gap to
     the next eigenvalue.
 
@@ -109,7 +117,7 @@ def lanczos(
     keep_basis: bool = False,
 ) -> Lanczos:
     """Run the iteration of :func:`lambda_max`, and keep its basis on demand."""
-    current = start / torch.linalg.vector_norm(start)
+    current = start / _norm(start)
     previous, beta = torch.zeros_like(start), 0.0
     diagonal: list[float] = []
     off_diagonal: list[float] = []
@@ -121,17 +129,26 @@ def lanczos(
         alpha = float(torch.dot(current, image))
         diagonal.append(alpha)
         image = image - alpha * current - beta * previous
-        beta = float(torch.linalg.vector_norm(image))
+        beta = _norm(image)
         if not (abs(alpha) < float("inf") and beta < float("inf")):
             raise ValueError(
                 f"lambda_max: expected finite products, got inf or NaN at product {len(diagonal)}. "
                 "Look at the loss and the parameters at this point."
             )
         result = Lanczos(*_eigenpairs(diagonal, off_diagonal), beta, basis)
-        if result.residual <= tol * result.value or len(diagonal) == max_hvps:
+        # Early on, a value may settle that is not the largest, or the other end not at all.
+        is_settled = len(diagonal) >= LEAST_HVPS and result.upper <= (1 + tol) * result.value
+        is_whole = beta <= torch.finfo(start.dtype).eps * result.value  # nothing outside the basis
+        if is_settled or is_whole or len(diagonal) == max_hvps:
             return result
         off_diagonal.append(beta)
         previous, current = current, image / beta
+
+
+def _norm(vector: Tensor) -> float:
+    """2-norm whose squares do not underflow."""
+    wide = torch.float32 if vector.device.type == "mps" else torch.float64
+    return float(torch.linalg.vector_norm(vector, dtype=wide))
 
 
 def _eigenpairs(diagonal: list[float], off_diagonal: list[float]) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,12 @@ from lightning_linf.functional.blocks import (
     dual_direction,
     wide_dtype,
 )
-from lightning_linf.functional.lambda_max import Lanczos, lanczos
+from lightning_linf.functional.lambda_max import LEAST_HVPS, Lanczos, lanczos
 from lightning_linf.functional.random import derive_seed, normal
 
 LANCZOS_HVPS = 10  # products of one certificate
+LEAST_BUDGET = LEAST_HVPS + 2  # a certificate and an ascent
+UNMIXED_ROUND = 3  # the certificate that tries stationary shares: not an early one, as it is risky
 ASCENT_HVPS = 12  # most products of one ascent; on trained networks it is done in about that many
 ASCENT_TOL = 1e-3  # relative increase at which an ascent stops
 LEAST_SHARE = 1e-3  # of a coordinate in a scaling, over the mean: its inverse root must exist
@@ -76,7 +78,7 @@ def operator_norm(
         blocks: A partition of the d coordinates.
         shares: Of the blocks in the whole, shape (B,), from estimates of their row norms: the
             better they are, the closer is the first certificate. None: the blocks' sizes.
-        max_hvps: Budget of products, at least 2.
+        max_hvps: Budget of products, at least ``LEAST_BUDGET``.
         tol: Relative distance of the two ends at which to stop.
         seed: Of the random parts.
 
@@ -87,7 +89,7 @@ def operator_norm(
 
     Raises:
         ValueError: If a shape is wrong, ``start`` is zero, a product is not finite, or the budget
-            is less than 2.
+            is less than ``LEAST_BUDGET``.
 
     Source:
         Quantity: Xie, Mohamadi & Li, arXiv:2410.08198. Lower end: the power method for norms of
@@ -109,35 +111,48 @@ def operator_norm(
             f"operator_norm: expected `start` of shape ({blocks.num_params},), "
             f"got {tuple(start.shape)}."
         )
-    if max_hvps < 2:
-        raise ValueError(f"operator_norm: expected `max_hvps` >= 2, got {max_hvps}.")
+    if not start.any():
+        raise ValueError("operator_norm: expected a non-zero `start`. Draw a random vector.")
+    if max_hvps < LEAST_BUDGET:
+        raise ValueError(
+            f"operator_norm: expected `max_hvps` >= {LEAST_BUDGET}, got {max_hvps}. With fewer "
+            "products the upper end would not hold."
+        )
     if blocks.num_blocks == 1:
         return _of_one_block(hvp, start, max_hvps, tol)
-    # Half of a small budget is for the certificate, without which there is no upper end.
-    best = _ascend(hvp, dual_direction(start, blocks), blocks, min(ASCENT_HVPS, max_hvps // 2))
-    spent = best.num_hvps
-    present = _first_shares(best.product, shares, blocks)
-    upper, residual, certified = float("inf"), 0.0, present
-    while spent < max_hvps and upper > best.value * (1 + tol):
+    # Of a small budget the certificate comes first: without one there is no upper end.
+    ascent_budget = min(ASCENT_HVPS, max_hvps - LEAST_HVPS)
+    best = _ascend(hvp, dual_direction(start, blocks), blocks, ascent_budget)
+    spent, rounds = best.num_hvps, 0
+    moving = _first_shares(best.product, shares, blocks)
+    upper, residual, certified = float("inf"), 0.0, moving
+    while max_hvps - spent >= LEAST_HVPS and upper > best.value * (1 + tol):
+        # Where the relaxation is tight, the shares at the stationary point are best unmixed.
+        is_unmixed = rounds == UNMIXED_ROUND
+        present = (
+            _floored(_stationary_shares(best.product, blocks), blocks) if is_unmixed else moving
+        )
         budget = min(LANCZOS_HVPS, max_hvps - spent)
         round_seed = derive_seed("operator_norm", seed, spent)
         scale = blocks.expand((blocks.sizes(present) / present).sqrt()).to(start)  # S^(-1/2), (d,)
         krylov = _certify(hvp, best.direction, scale, budget, round_seed)
-        spent += krylov.num_hvps
-        if krylov.value + krylov.residual < upper:
-            upper, certified = krylov.value + krylov.residual, present
-            residual = krylov.residual / krylov.value if krylov.value else 0.0
+        spent, rounds = spent + krylov.num_hvps, rounds + 1
+        if krylov.upper < upper:
+            upper, certified = krylov.upper, present
+            residual = (krylov.upper - krylov.value) / krylov.value if krylov.value else 0.0
         weights = _ritz_weights(krylov)
         if spent < max_hvps:
             candidate = _mix(krylov, weights.sqrt(), round_seed)  # near an eigenvector
-            ascent_budget = min(ASCENT_HVPS // 2, max_hvps - spent)
+            left = max_hvps - spent  # and another certificate needs LEAST_HVPS of it
+            ascent_budget = min(ASCENT_HVPS // 2, left - LEAST_HVPS if left > LEAST_HVPS else left)
             ascent = _ascend(hvp, dual_direction(candidate / scale, blocks), blocks, ascent_budget)
             spent += ascent.num_hvps
             if ascent.value > best.value:
                 gain = (ascent.value - best.value) / ascent.value
                 best = ascent._replace(increase=min(gain, ascent.increase))
-        mass = _block_masses(krylov, weights, blocks)
-        present = _floored((1 - STEP) * present + STEP * mass, blocks)
+        if not is_unmixed:
+            mass = _block_masses(krylov, weights, blocks)
+            moving = _floored((1 - STEP) * moving + STEP * mass, blocks)
     return OperatorNorm(
         lower=best.value,
         upper=max(upper, best.value),  # they may meet, and then rounding decides
@@ -155,10 +170,10 @@ def _of_one_block(
     krylov = lanczos(hvp, start, max_hvps=max_hvps, tol=tol, keep_basis=True)
     dim = len(start)
     direction = krylov.ritz_vector(krylov.extreme)
-    relative = krylov.residual / krylov.value if krylov.value else 0.0
+    relative = (krylov.upper - krylov.value) / krylov.value if krylov.value else 0.0
     return OperatorNorm(
         lower=dim * krylov.value,
-        upper=dim * (krylov.value + krylov.residual),
+        upper=dim * krylov.upper,
         lower_increase=relative,
         upper_residual=relative,
         direction=direction * (dim**0.5 / torch.linalg.vector_norm(direction)),
@@ -195,11 +210,17 @@ def _first_shares(product: Tensor, shares: Tensor | None, blocks: Blocks) -> Ten
             f"operator_norm: expected `shares` of shape ({blocks.num_blocks},) and at least 0, "
             f"got shape {tuple(given.shape)} and smallest {float(given.min())}."
         )
-    largest = product.abs().amax().clamp(min=torch.finfo(product.dtype).tiny)
-    norms = blocks.block_sum((product / largest).to(sizes).square()).sqrt()
-    stationary = sizes.sqrt() * norms
+    stationary = _stationary_shares(product, blocks)
     parts = [part / part.sum() for part in (stationary, given) if part.sum() > 0]
     return _floored(sum(parts, torch.zeros_like(sizes)), blocks)
+
+
+def _stationary_shares(product: Tensor, blocks: Blocks) -> Tensor:
+    """Shares, but for a factor, at which an ascent with this product would be stationary. (B,)."""
+    wide = product.to(wide_dtype(product))
+    largest = wide.abs().amax().clamp(min=torch.finfo(wide.dtype).tiny)
+    norms = blocks.block_sum((wide / largest).square()).sqrt()
+    return blocks.sizes(norms).sqrt() * norms
 
 
 def _floored(shares: Tensor, blocks: Blocks) -> Tensor:
@@ -218,7 +239,8 @@ def _certify(
     start = direction / scale  # an eigenvector, if the ascent is stationary at these weights
     start = start / torch.linalg.vector_norm(start).clamp(min=torch.finfo(start.dtype).tiny)
     noise = normal(len(start), seed=seed, dtype=start.dtype, device=start.device)
-    start = start + STEP * noise / torch.linalg.vector_norm(noise)
+    # As much noise: alone, that eigenvector would settle before a larger one is seen.
+    start = start + noise / torch.linalg.vector_norm(noise)
     return lanczos(
         lambda v: scale * hvp(scale * v), start, max_hvps=max_hvps, tol=1e-3, keep_basis=True
     )

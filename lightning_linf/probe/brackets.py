@@ -14,7 +14,7 @@ from lightning_linf.functional.cross_fit import (
     cross_fit_init,
     cross_fit_update,
 )
-from lightning_linf.functional.operator_norm import OperatorNorm, operator_norm
+from lightning_linf.functional.operator_norm import LEAST_BUDGET, OperatorNorm, operator_norm
 from lightning_linf.functional.random import cauchy, derive_seed, normal
 from lightning_linf.partition import Partition
 from lightning_linf.probe.errors import ProbeError
@@ -22,7 +22,6 @@ from lightning_linf.probe.landscape import Landscape
 from lightning_linf.report import BlockSmoothness
 
 OPERATOR_HVPS = 32  # for both ends of an operator norm: 12 for an ascent and two certificates
-_LEAST_OPERATOR_HVPS = 4
 _FREE_HVPS = 400  # where the whole Hessian is known, products cost nothing
 # Of |u.Hv - v.Hu| to what cancels in it: float32 gives 1e-6, a wrong second derivative over 1e-2.
 _SYMMETRY_TOLERANCE = 1e-3
@@ -71,14 +70,15 @@ def bracket_smoothness(
     num_uppers = sum(partition.num_blocks > 1 for partition in partitions)
     budget = num_probes * num_uppers + OPERATOR_HVPS * len(partitions)
     if max_hvps is not None:
-        least = num_probes * num_uppers + _LEAST_OPERATOR_HVPS * len(partitions)
+        along_gradient = len(partitions)  # one product each, spent elsewhere
+        least = num_probes * num_uppers + LEAST_BUDGET * len(partitions) + along_gradient
         if max_hvps < least:
             raise ValueError(
                 f"measure_geometry: expected `max_hvps` >= {least} ({num_probes} probes for each "
-                f"of {num_uppers} partitions and {_LEAST_OPERATOR_HVPS} products for each of "
+                f"of {num_uppers} partitions and {LEAST_BUDGET + 1} products for each of "
                 f"{len(partitions)}), got {max_hvps}. Raise it, or measure fewer partitions."
             )
-        budget = min(budget, max_hvps)
+        budget = min(budget, max_hvps - along_gradient)
     vector = landscape.parameters
     multiply = _checked(landscape, on_hvps)
     like = torch.empty(0, dtype=vector.dtype, device=vector.device)

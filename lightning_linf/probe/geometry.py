@@ -213,6 +213,11 @@ def measure_landscape(
             "inverse it would need. Leave one of them out."
         )
     vector = landscape.parameters
+    if last_step is not None and last_step.shape != (vector.num_params,):
+        raise ValueError(
+            f"measure_geometry: expected `last_step` of shape ({vector.num_params},), "
+            f"got {tuple(last_step.shape)}."
+        )
     for partition in partitions:
         partition.check(vector.names, vector.shapes)
     gradient = landscape.gradient()
@@ -226,7 +231,7 @@ def measure_landscape(
         landscape,
         partitions,
         num_probes=num_probes,
-        max_hvps=None if max_hvps is None else max_hvps - len(partitions),
+        max_hvps=max_hvps,
         seed=seed,
         on_hvps=on_hvps,
     )
