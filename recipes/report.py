@@ -1,5 +1,6 @@
 """What a recipe says at its end: the measured geometry as a table, and its last row in words."""
 
+import math
 import shlex
 import shutil
 import sys
@@ -132,10 +133,16 @@ def geometry_sentence(smoothness: Rows) -> str:
         if upper < 1
         else "that leaves open which of them this point favours."
     )
+    along = smoothness[-1].get("step_advantage/coordinate", math.nan)  # undefined where H < 0
+    by_step = (
+        ""
+        if math.isnan(along)
+        else f" By the curvature along the gradient it is {along:.3g} times."
+    )
     return (
         f"At step {smoothness[-1]['step']} steepest descent along l-infinity, the geometry of "
         f"Adam, promises {lower:.3g} to {upper:.3g} times the decrease of steepest descent along "
-        f"l2, that of SGD: {verdict}"
+        f"l2, that of SGD: {verdict}{by_step}"
     )
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import io
+import math
 import random
 import re
 import subprocess
@@ -558,6 +559,14 @@ def test_the_sentence_says_which_side_it_came_out(bounds, numbers, verdict):
     assert sentence.startswith("At step 99 steepest descent along l-infinity")
     assert numbers in sentence
     assert verdict in sentence
+
+
+def test_the_sentence_tells_the_advantage_along_the_gradient():
+    measured = rows(0.5, 2.0)[0]
+    measured[-1]["step_advantage/coordinate"] = 1.234
+    assert report.geometry_sentence(measured).endswith("along the gradient it is 1.23 times.")
+    measured[-1]["step_advantage/coordinate"] = math.nan
+    assert "along the gradient" not in report.geometry_sentence(measured)
 
 
 def test_the_sentence_says_that_nothing_was_measured():
