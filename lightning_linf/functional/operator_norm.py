@@ -85,7 +85,8 @@ def operator_norm(
     Returns:
         Both ends, in the units of H (not divided by d). The lower end has no error but rounding.
         The upper end adds the residual of a Lanczos iteration to its value: it holds unless the
-        iteration missed the largest eigenvalue altogether.
+        iteration missed the largest eigenvalue. With 32 products it was too low in 4 of 1,800
+        random matrices, by up to 4 %, and on none of 20 networks; more products do not mend it.
 
     Raises:
         ValueError: If a shape is wrong, ``start`` is zero, a product is not finite, or the budget
