@@ -27,7 +27,7 @@ wheel: $(VENV)/dev.stamp  ## build the wheel, install it elsewhere, test it outs
 	rm -rf build dist $(VENV)-wheel
 	$(BIN)/python -m build --wheel
 	$(PYTHON) -m venv $(VENV)-wheel
-	$(VENV)-wheel/bin/python -m pip install --quiet --constraint constraints.txt pytest "$$(ls dist/*.whl)[tensorboard]"
+	$(VENV)-wheel/bin/python -m pip install --quiet --constraint constraints.txt pytest hypothesis "$$(ls dist/*.whl)[tensorboard]"
 	mkdir -p $(OUTSIDE)
 	cp -r tests pyproject.toml $(OUTSIDE)
 	cd $(OUTSIDE) && $(abspath $(VENV)-wheel)/bin/python -m pytest tests
