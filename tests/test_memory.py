@@ -25,7 +25,7 @@ def read(field):
 module = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
 batches = [torch.randn(8, width) for _ in range(num_batches)]
 vector_gib = 4 * sum(p.numel() for p in module.parameters()) / 2**30
-partitions = choose_partitions(module, ["row", "tensor"])
+partitions = choose_partitions(module, ["tensor"])
 before = read("VmRSS")
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # forget the peak so far
