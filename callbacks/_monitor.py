@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf.callbacks._lightning import is_dev_run, logged_step
@@ -21,6 +22,12 @@ from lightning_linf.tags import PREFIX
 from lightning_linf.tensorboard.writer import write_per_tensor
 
 OnError = Literal["warn", "raise"]
+
+
+def optimized_parameters(*optimizers: Optimizer) -> list[nn.Parameter]:
+    """List what optimizers step."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [p for group in groups for p in group["params"]]
 
 
 class GeometryMonitor(Callback):

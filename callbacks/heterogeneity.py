@@ -9,13 +9,14 @@ from typing_extensions import override
 
 from lightning_linf import tags
 from lightning_linf.callbacks._lightning import gradient_scale, logged_step
-from lightning_linf.callbacks._monitor import GeometryMonitor, OnError
+from lightning_linf.callbacks._monitor import GeometryMonitor, OnError, optimized_parameters
 from lightning_linf.functional.heterogeneity import (
     QUANTILES,
     heterogeneity_compute,
     heterogeneity_update,
     merge_tensors,
 )
+from lightning_linf.partition.pieces import trainable_parameters
 
 _MEDIAN = QUANTILES.index(0.5)
 
@@ -74,12 +75,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         return is_first
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        parameters = {
-            name: p
-            for name, p in pl_module.named_parameters()
-            if id(p) in stepped and p.requires_grad
-        }
+        parameters = trainable_parameters(pl_module, optimized_parameters(optimizer))
         if all(p.grad is None for p in parameters.values()):
             raise ValueError("expected gradients before the optimizer step, but all are None.")
         gradients = {

@@ -16,9 +16,10 @@ from typing_extensions import override
 
 from lightning_linf import tags
 from lightning_linf.callbacks._lightning import logged_step
-from lightning_linf.callbacks._monitor import GeometryMonitor, OnError
+from lightning_linf.callbacks._monitor import GeometryMonitor, OnError, optimized_parameters
 from lightning_linf.functional.noise import NoiseSums, noise_compute, noise_init, noise_update
 from lightning_linf.partition import Partition
+from lightning_linf.partition.pieces import trainable_parameters
 from lightning_linf.probe.objective import batch_weight
 
 
@@ -26,13 +27,7 @@ class _Window:
     """The microbatches of one optimizer step, which all see the same parameters."""
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        stepped = {id(p) for group in groups for p in group["params"]}
-        self.parameters: dict[str, nn.Parameter] = {
-            name: p
-            for name, p in pl_module.named_parameters()
-            if id(p) in stepped and p.requires_grad
-        }
+        self.parameters = trainable_parameters(pl_module, optimized_parameters(*trainer.optimizers))
         self.weight = 0.0  # of the present microbatch
         self.num_microbatches = 0
         self.is_overflown = False

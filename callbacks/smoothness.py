@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import tags
-from lightning_linf.callbacks._monitor import GeometryMonitor, OnError
+from lightning_linf.callbacks._monitor import GeometryMonitor, OnError, optimized_parameters
 from lightning_linf.callbacks._progress import probe_progress
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.functional.random import derive_seed
@@ -184,7 +184,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if self._is_due(trainer) and not self._before:  # the first of several optimizers
-            self._before = {id(p): p.detach().clone() for p in _parameters(trainer)}
+            self._before = {
+                id(p): p.detach().clone() for p in optimized_parameters(*trainer.optimizers)
+            }
 
     def make_partitions(
         self, pl_module: LightningModule, parameters: Sequence[nn.Parameter]
@@ -254,7 +256,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         reduce = (
             partial(trainer.strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else None
         )
-        parameters = _parameters(trainer)
+        parameters = optimized_parameters(*trainer.optimizers)
         partitions = choose_partitions(
             pl_module, self.make_partitions(pl_module, parameters), parameters
         )
@@ -315,11 +317,6 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         super().load_state_dict(state_dict)
         self._probe_seconds = state_dict["seconds"]["probe"]
         self._train_seconds = state_dict["seconds"]["train"]
-
-
-def _parameters(trainer: Trainer) -> list[nn.Parameter]:
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    return [p for group in groups for p in group["params"]]
 
 
 def _scalars(report: GeometryReport) -> dict[str, float]:

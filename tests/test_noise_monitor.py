@@ -491,7 +491,11 @@ def test_an_iterator_is_refused():
 
 def test_nothing_is_refused_where_nothing_is_measured():
     trainer = SimpleNamespace(accumulate_grad_batches=1)
-    GradientNoiseMonitor(1).setup(trainer, Linear(), "validate")
+    monitor = GradientNoiseMonitor(1)
+    monitor.setup(trainer, Linear(), "validate")
+    assert monitor.history == []
+    with pytest.raises(MisconfigurationException):  # what the same trainer gets for fitting
+        setup_with({"accumulate_grad_batches": 1})
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.blocks import wide_dtype
+
 LEAST_HVPS = 8  # before which a small residual may be that of a smaller eigenvalue
 
 
@@ -147,8 +149,7 @@ def lanczos(
 
 def _norm(vector: Tensor) -> float:
     """2-norm whose squares do not underflow."""
-    wide = torch.float32 if vector.device.type == "mps" else torch.float64
-    return float(torch.linalg.vector_norm(vector, dtype=wide))
+    return float(torch.linalg.vector_norm(vector, dtype=wide_dtype(vector)))
 
 
 def _eigenpairs(diagonal: list[float], off_diagonal: list[float]) -> tuple[Tensor, Tensor]:

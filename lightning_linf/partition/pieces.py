@@ -15,16 +15,23 @@ from lightning_linf.partition.layouts import IndexLayout, Layout, Owner
 Piece = tuple[Hashable, Layout | IndexLayout]
 
 
-def trainable(
-    caller: str, module: nn.Module, only: Collection[nn.Parameter] | None
+def trainable_parameters(
+    module: nn.Module, only: Collection[nn.Parameter] | None = None
 ) -> dict[str, nn.Parameter]:
     """Name the parameters that require grad, a tied one once; of them, only those given."""
     chosen = None if only is None else {id(p) for p in only}
-    named = {
+    return {
         name: p
         for name, p in module.named_parameters()
         if p.requires_grad and (chosen is None or id(p) in chosen)
     }
+
+
+def trainable(
+    caller: str, module: nn.Module, only: Collection[nn.Parameter] | None
+) -> dict[str, nn.Parameter]:
+    """Name the parameters to split, and refuse those that cannot be."""
+    named = trainable_parameters(module, only)
     if not named:
         raise ValueError(
             f"Partition.{caller}: expected trainable parameters in {type(module).__name__}, got "

@@ -49,11 +49,11 @@ class _Upper(NamedTuple):
 def bracket_smoothness(
     landscape: Landscape,
     partitions: Sequence[Partition],
+    multiply: Callable[[Tensor], Tensor],
     *,
     num_probes: int,
     max_hvps: int | None,
     seed: int,
-    on_hvps: Callable[[int], object] | None = None,
 ) -> Brackets:
     """Measure N(Phi) and H(Phi) of each partition; "coordinate" and "global" must be among them.
 
@@ -80,7 +80,6 @@ def bracket_smoothness(
             )
         budget = min(budget, max_hvps - along_gradient)
     vector = landscape.parameters
-    multiply = _checked(landscape, on_hvps)
     like = torch.empty(0, dtype=vector.dtype, device=vector.device)
     hessian: Tensor | None = None
     if vector.num_params <= num_probes:
@@ -127,9 +126,11 @@ def bracket_smoothness(
     )
 
 
-def _checked(
+def checked_products(
     landscape: Landscape, on_hvps: Callable[[int], object] | None
 ) -> Callable[[Tensor], Tensor]:
+    """Make the product with the Hessian that refuses inf and NaN, and counts for progress bars."""
+
     def multiply(vectors: Tensor) -> Tensor:
         products = landscape.hvp(vectors)
         if not products.isfinite().all():

@@ -29,7 +29,7 @@ from lightning_linf.functional.noise import (
 )
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import PartitionName
-from lightning_linf.probe.brackets import bracket_smoothness
+from lightning_linf.probe.brackets import bracket_smoothness, checked_products
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape, Mode
 from lightning_linf.report import GeometryReport, Noise
@@ -226,14 +226,10 @@ def measure_landscape(
             "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
             "for a square root, logarithm or norm at zero in the loss."
         )
-    dual_norm, curvature = _along_gradient(landscape, gradient, partitions, on_hvps)
+    multiply = checked_products(landscape, on_hvps)
+    dual_norm, curvature = _along_gradient(multiply, gradient, partitions)
     brackets = bracket_smoothness(
-        landscape,
-        partitions,
-        num_probes=num_probes,
-        max_hvps=max_hvps,
-        seed=seed,
-        on_hvps=on_hvps,
+        landscape, partitions, multiply, num_probes=num_probes, max_hvps=max_hvps, seed=seed
     )
     coordinate = brackets.smoothness["coordinate"]
     sums = heterogeneity_update(vector.unflatten(gradient))
@@ -292,17 +288,12 @@ def measure_landscape(
 
 
 def _along_gradient(
-    landscape: Landscape,
-    gradient: Tensor,
-    partitions: Sequence[Partition],
-    on_hvps: Callable[[int], object] | None,
+    multiply: Callable[[Tensor], Tensor], gradient: Tensor, partitions: Sequence[Partition]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Dual norm of the gradient, and curvature along the step of norm 1 that reaches it."""
     names = [partition.name for partition in partitions]
     directions = torch.stack([dual_direction(gradient, partition) for partition in partitions])
-    products = landscape.hvp(directions)
-    if on_hvps is not None:
-        on_hvps(len(directions))
+    products = multiply(directions)
     curvatures = (directions * products).sum(dim=1, dtype=wide_dtype(gradient)).tolist()
     dual_norms = [float(dual_block_norm(gradient, partition)) for partition in partitions]
     return dict(zip(names, dual_norms, strict=True)), dict(zip(names, curvatures, strict=True))

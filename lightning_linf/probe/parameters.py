@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_linf.partition.pieces import trainable_parameters
 from lightning_linf.probe.errors import ProbeError
 
 
@@ -24,12 +25,7 @@ class ParameterVector:
     """
 
     def __init__(self, module: nn.Module, only: Collection[nn.Parameter] | None = None) -> None:
-        chosen = None if only is None else {id(p) for p in only}
-        named = {
-            name: p
-            for name, p in module.named_parameters()
-            if p.requires_grad and (chosen is None or id(p) in chosen)
-        }
+        named = trainable_parameters(module, only)
         if not named:
             raise ProbeError(
                 f"probe: expected trainable parameters in {type(module).__name__}, got none. "
