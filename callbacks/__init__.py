@@ -5,3 +5,4 @@ from lightning_linf.callbacks.heterogeneity import (
 )
 from lightning_linf.callbacks.noise import GradientNoiseMonitor as GradientNoiseMonitor
 from lightning_linf.callbacks.smoothness import LinfSmoothnessMonitor as LinfSmoothnessMonitor
+from lightning_linf.callbacks.swap_optimizer import SwapOptimizer as SwapOptimizer

@@ -12,18 +12,30 @@ if TYPE_CHECKING:
     )
     from lightning_linf.callbacks import GradientNoiseMonitor as GradientNoiseMonitor
     from lightning_linf.callbacks import LinfSmoothnessMonitor as LinfSmoothnessMonitor
+    from lightning_linf.callbacks import SwapOptimizer as SwapOptimizer
+    from lightning_linf.mixin import GeometryMixin as GeometryMixin
+    from lightning_linf.optim import Geometry as Geometry
     from lightning_linf.partition import Partition as Partition
     from lightning_linf.probe import Landscape as Landscape
     from lightning_linf.probe import measure_geometry as measure_geometry
+    from lightning_linf.reparam import Permutation as Permutation
+    from lightning_linf.reparam import Rotation as Rotation
+    from lightning_linf.reparam import Scaling as Scaling
     from lightning_linf.report import GeometryReport as GeometryReport
 
 _HOMES = {
+    "Geometry": "lightning_linf.optim",
+    "GeometryMixin": "lightning_linf.mixin",
     "GeometryReport": "lightning_linf.report",
     "GradientHeterogeneityMonitor": "lightning_linf.callbacks",
     "GradientNoiseMonitor": "lightning_linf.callbacks",
     "LinfSmoothnessMonitor": "lightning_linf.callbacks",
     "Landscape": "lightning_linf.probe",
     "Partition": "lightning_linf.partition",
+    "Permutation": "lightning_linf.reparam",
+    "Rotation": "lightning_linf.reparam",
+    "Scaling": "lightning_linf.reparam",
+    "SwapOptimizer": "lightning_linf.callbacks",
     "measure_geometry": "lightning_linf.probe",
 }
 __all__ = sorted(_HOMES)

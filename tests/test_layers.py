@@ -24,7 +24,7 @@ needs_source_tree = pytest.mark.skipif(
 
 FUNCTIONAL_MAY = {"functional"}
 METRICS_MAY = FUNCTIONAL_MAY | {"metrics"}
-PROBE_MAY = METRICS_MAY | {"partition", "probe", "report"}
+PROBE_MAY = METRICS_MAY | {"partition", "probe", "reparam", "report"}
 WRITER_MAY = {"tags", "tensorboard"}
 # By layer, which layers of the package its modules may import (design.md, section 4).
 LAYERS = {
@@ -32,11 +32,15 @@ LAYERS = {
     "tags": set(),
     "functional": FUNCTIONAL_MAY,
     "metrics": METRICS_MAY,
+    "optim": {"functional", "partition", "reparam", "optim"},
     "partition": {"partition"},
     "probe": PROBE_MAY,
+    "reparam": {"functional", "reparam"},
     "report": {"report"},
     "tensorboard": WRITER_MAY,
-    "callbacks": PROBE_MAY | WRITER_MAY | {"callbacks"},
+    "swap": {"swap", "optim"},
+    "mixin": {"mixin", "swap", "optim"},
+    "callbacks": PROBE_MAY | WRITER_MAY | {"callbacks", "mixin", "swap", "optim"},
     "cli": PROBE_MAY | WRITER_MAY | {"callbacks", "cli"},
 }
 # By layer, which packages beside the standard library.
@@ -45,10 +49,14 @@ THIRD_PARTY = {
     "tags": set(),
     "functional": {"torch"},
     "metrics": {"torch", "torchmetrics"},
+    "optim": {"torch"},
     "partition": {"torch", "rich"},
     "probe": {"torch", "numpy", "lightning", "lightning_utilities"},
+    "reparam": {"torch"},
     "report": {"rich"},
     "tensorboard": {"torch", "tensorboard"},
+    "swap": {"torch", "lightning"},
+    "mixin": {"lightning", "typing_extensions"},
     "callbacks": {"torch", "lightning", "lightning_utilities", "typing_extensions"},
     "cli": {"torch", "lightning", "jsonargparse", "yaml", "rich"},
 }
@@ -128,6 +136,7 @@ def test_module_imports_only_what_its_layer_may(module):
         ("metrics", "import lightning"),
         ("partition.x", "from lightning_linf.functional import gini"),
         ("partition.x", "from transformers.pytorch_utils import Conv1D"),
+        ("reparam.x", "from lightning_linf.optim import BlockwiseAdam"),
         ("probe.x", "from lightning_linf.callbacks import LinfSmoothnessMonitor"),
         ("probe.x", "import recipes.gpt2"),
         ("probe.x", "try:\n    import yaml\nexcept ImportError:\n    pass"),
@@ -206,7 +215,8 @@ def test_public_names_are_those_that_type_checkers_see():
 
 
 @pytest.mark.parametrize(
-    "package", ["functional", "metrics", "partition", "probe", "report", "callbacks"]
+    "package",
+    ["functional", "metrics", "optim", "partition", "probe", "reparam", "report", "callbacks"],
 )
 def test_every_public_name_of_a_subpackage_is_exported_explicitly(package):
     tree = ast.parse(module_files()[package].read_text(encoding="utf-8"))

@@ -21,3 +21,5 @@ from lightning_linf.functional.noise import noise as noise
 from lightning_linf.functional.one_one_norm import one_one_norm as one_one_norm
 from lightning_linf.functional.one_one_norm import row_norms as row_norms
 from lightning_linf.functional.random import cauchy as cauchy
+from lightning_linf.functional.rotation import rotate as rotate
+from lightning_linf.functional.rotation import rotate_squared as rotate_squared

@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from torch import Tensor, nn
 
 from lightning_linf.partition.attention import FusedQKV
+from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.pieces import Piece, labelled, matched, number, trainable
 from lightning_linf.partition.structure import PartitionName, structural
 from lightning_linf.partition.table import table
@@ -160,6 +161,11 @@ class Partition:
         """
         named = trainable("by_function", module, parameters)
         return cls(name, named, labelled(function, named))
+
+    @property
+    def layouts(self) -> tuple[Layout | IndexLayout, ...]:
+        """How the entries of each tensor fall into blocks, in the order of ``names``."""
+        return tuple(self._layouts)
 
     def block_sum(self, values: Tensor) -> Tensor:
         """Sum the entries of each block, in their own dtype. Shapes: (..., d) -> (..., B).

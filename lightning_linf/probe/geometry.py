@@ -32,6 +32,7 @@ from lightning_linf.partition.structure import PartitionName
 from lightning_linf.probe.brackets import bracket_smoothness, checked_products
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape, Mode
+from lightning_linf.reparam import Reparameterization
 from lightning_linf.report import GeometryReport, Noise
 
 DEFAULT_PARTITIONS: tuple[PartitionName, ...] = ("coordinate", "row", "tensor", "global")
@@ -46,7 +47,7 @@ def measure_geometry(
     num_probes: int = 16,
     max_hvps: int | None = None,
     noise_batches: Sequence[Any] | None = None,
-    reparameterization: LinearMap | None = None,
+    reparameterization: Reparameterization | LinearMap | None = None,
     mode: Mode = "eval",
     seed: int = 0,
     on_hvps: Callable[[int], object] | None = None,
@@ -73,7 +74,10 @@ def measure_geometry(
             partition.
         noise_batches: Microbatches for the gradient noise, at least 2, one gradient each. Default:
             ``batches`` if there are two or more; with one the noise is not measured.
-        reparameterization: Measure in coordinates phi with parameters theta = A phi.
+        reparameterization: Measure in coordinates phi with parameters theta = A phi. What would
+            training see after a rotation? ``Rotation(seed=0)`` leaves the eigenvalues of the
+            Hessian and the 2-norm of the gradient as they are, and changes the (1,1)-norm.
+            Partitions, too, are then those of phi.
         mode: "eval" for the network as it predicts, "train" for dropout with fixed masks and
             BatchNorm with batch statistics.
         seed: Of all random numbers.

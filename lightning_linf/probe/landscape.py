@@ -21,6 +21,7 @@ from lightning_linf.probe.kernels import check_graph, twice_differentiable
 from lightning_linf.probe.objective import batch_weight, copy_batch, make_objective
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.ranks import Ranks
+from lightning_linf.reparam import Reparameterization
 
 Mode = Literal["eval", "train"]
 
@@ -69,10 +70,13 @@ class Landscape:
         reduce: Sums a tensor over ranks and returns it; every rank must then make the same calls.
             Default: one rank.
         reparameterization: The map A of coordinates in which the landscape is seen: parameters
-            theta = A phi, gradient A^T g, Hessian A^T H A, offsets in phi. Default: theta itself.
+            theta = A phi, gradient A^T g, Hessian A^T H A, offsets in phi. A
+            :class:`~lightning_linf.reparam.Reparameterization`, such as ``Rotation()``, is bound to
+            the parameters of the landscape; a linear map of vectors (d,) is taken as it is.
+            Default: theta itself.
 
     Raises:
-        ValueError: If an argument has a wrong value.
+        ValueError: If an argument has a wrong value, or ``reparameterization`` cannot be bound.
         ProbeError: If there is no batch, no usable parameter
             (:class:`~lightning_linf.probe.parameters.ParameterVector`) or loss
             (:func:`~lightning_linf.probe.objective.make_objective`), or, when evaluated, the loss
@@ -98,7 +102,7 @@ class Landscape:
         batch_indices: Sequence[int] | None = None,
         memory_gib: float = 1.0,
         reduce: Callable[[Tensor], Tensor] | None = None,
-        reparameterization: LinearMap | None = None,
+        reparameterization: Reparameterization | LinearMap | None = None,
     ) -> None:
         if mode not in ("eval", "train"):
             raise ValueError(f'Landscape: expected `mode` "eval" or "train", got {mode!r}.')
@@ -123,6 +127,7 @@ class Landscape:
         self._seed = seed
         self._memory_gib = memory_gib
         self.reparameterization = reparameterization
+        self._map = self._bound_map()
         self.ranks = Ranks(reduce, self.parameters.device)
         self._graph: _Graph | None = None
         self._loss: float | None = None
@@ -135,6 +140,7 @@ class Landscape:
         failure: Exception | None = None
         try:
             self.parameters = ParameterVector(self.module, self._chosen)
+            self._map = self._bound_map()
             with ExitStack() as stack:
                 self._isolation = stack.enter_context(
                     untouched(self.module, refuse_iterators=self._calls_training_step)
@@ -274,8 +280,8 @@ class Landscape:
         if self._isolation is None:
             raise ProbeError("Landscape: expected to be used inside `with Landscape(...) as ...:`.")
         self._isolation.rewind()
-        if offset is not None and self.reparameterization is not None:
-            offset = self.reparameterization.apply(offset)
+        if offset is not None and self._map is not None:
+            offset = self._map.apply(offset)
         parameters = self.parameters.substitute(self._isolation.slots, offset)
         self._set_mode()
         if self.parameters.widen:
@@ -320,9 +326,7 @@ class Landscape:
         return torch.stack(rows), graph.loss.item()
 
     def _product(self, graph: _Graph, vector: Tensor) -> Tensor:
-        parts = self.parameters.unflatten(
-            vector if self.reparameterization is None else self.reparameterization.apply(vector)
-        )
+        parts = self.parameters.unflatten(vector if self._map is None else self._map.apply(vector))
         pairs = [(g, v) for g, v in zip(graph.gradients, parts, strict=True) if g.requires_grad]
         if not pairs:  # the loss is linear
             return torch.zeros_like(vector)
@@ -336,11 +340,12 @@ class Landscape:
         return self.parameters.flatten(products)
 
     def _transposed(self, vector: Tensor) -> Tensor:
-        return (
-            vector
-            if self.reparameterization is None
-            else self.reparameterization.apply_transpose(vector)
-        )
+        return vector if self._map is None else self._map.apply_transpose(vector)
+
+    def _bound_map(self) -> LinearMap | None:
+        if isinstance(self.reparameterization, Reparameterization):
+            return self.reparameterization.bind(self.parameters.shapes, self.parameters.names)
+        return self.reparameterization
 
     def _set_mode(self) -> None:
         if self.mode == "eval":

@@ -1,0 +1,126 @@
+"""Change the optimizer, its blocks or its coordinates at a step."""
+
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from typing_extensions import override
+
+from lightning_linf.callbacks._lightning import is_dev_run
+from lightning_linf.mixin import GeometryMixin
+from lightning_linf.optim.choice import Geometry
+from lightning_linf.swap import swap_optimizers
+
+
+class SwapOptimizer(Callback):
+    """Replace the optimizers of any module once, at a given step.
+
+    In ``on_train_batch_start``, before the first batch of the step with that number; under
+    ``fast_dev_run`` before the first of all. Parameter groups, learning rates and schedules stay,
+    momentum and second moments are carried over. A run that is resumed after the swap goes on with
+    the new optimizer. Several callbacks may swap at several steps.
+
+    Args:
+        at_step: How many optimizer steps (``trainer.global_step``) to make before.
+        geometry: What to replace the optimizers by.
+        carry: Carry momentum and second moments over; else they start anew.
+
+    Raises:
+        ValueError: If ``at_step`` is negative or ``geometry`` not a Geometry. While fitting, if the
+            geometry does not fit the parameters.
+        MisconfigurationException: While fitting, for strategies that shard parameters, and for a
+            checkpoint after a swap to another geometry.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_linf import Geometry
+        >>> swap = SwapOptimizer(1000, Geometry("sgd", lr=0.1))
+        >>> trainer = Trainer(callbacks=[swap], logger=False)
+    """
+
+    def __init__(self, at_step: int, geometry: Geometry, carry: bool = True) -> None:
+        if at_step < 0:
+            raise ValueError(
+                f"SwapOptimizer: expected `at_step` >= 0, got {at_step}. 0 swaps at once."
+            )
+        if not isinstance(geometry, Geometry):
+            raise ValueError(
+                f"SwapOptimizer: expected a Geometry, got {geometry!r}. Write, say, "
+                "Geometry('adam')."
+            )
+        self.at_step = at_step
+        self.geometry = geometry
+        self.carry = carry
+        self.is_done = False
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(at_step=self.at_step)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.is_done = False  # a checkpoint is loaded after this hook
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        swaps = _in_order(trainer)
+        # Resumed, the swaps are made again in their order; the state is restored after this hook.
+        # A GeometryMixin has kept its own account of them.
+        if swaps[0] is self and not isinstance(pl_module, GeometryMixin):
+            for swap in swaps:
+                if swap.is_done:
+                    swap._swap(trainer, pl_module)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_automatic = pl_module.automatic_optimization
+        num_steps = trainer.estimated_stepping_batches if is_automatic else trainer.max_steps
+        if not (self.is_done or is_dev_run(trainer)) and 0 <= num_steps <= self.at_step:
+            rank_zero_warn(
+                f"SwapOptimizer: `at_step`={self.at_step} is not before the last of {num_steps} "
+                "steps, so nothing will be swapped. Lower it."
+            )
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.is_done:
+            for swap in _in_order(trainer):  # several are due if a plain run is resumed
+                if not swap.is_done and swap._is_due(trainer):
+                    swap._swap(trainer, pl_module)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return is_dev_run(trainer) or trainer.global_step >= self.at_step
+
+    def _swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, GeometryMixin):
+            pl_module.swap_optimizer(self.geometry, carry=self.carry)
+        else:
+            swap_optimizers(trainer, pl_module, self.geometry, carry=self.carry)
+        self.is_done = True
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"is_done": self.is_done, "geometry": self.geometry.describe()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.is_done = state_dict["is_done"]
+        if self.is_done and state_dict["geometry"] != self.geometry.describe():
+            raise MisconfigurationException(
+                f"SwapOptimizer: expected a checkpoint after a swap to {self.geometry.describe()}, "
+                f"got one after a swap to {state_dict['geometry']}. Resume with that geometry, and "
+                "change it by another SwapOptimizer."
+            )
+
+
+def _in_order(trainer: Trainer) -> list[SwapOptimizer]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return sorted(
+        (callback for callback in callbacks if isinstance(callback, SwapOptimizer)),
+        key=lambda callback: callback.at_step,
+    )

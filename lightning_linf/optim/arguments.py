@@ -1,0 +1,32 @@
+"""Hyperparameters of an optimizer, checked."""
+
+import math
+from typing import NoReturn
+
+from torch import Tensor
+
+
+def check_nonnegative(optimizer: str, name: str, value: object) -> None:
+    """Raise a ValueError unless it is a finite number >= 0, or a tensor of one."""
+    is_number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
+    if not (is_number and 0 <= float(value) < math.inf):  # type: ignore[arg-type]  # is a number
+        raise ValueError(
+            f"{optimizer}: expected `{name}` to be a finite number >= 0, got {value!r}. "
+            f"{'Give a float, or a tensor of shape ().' if name == 'lr' else 'Give a float.'}"
+        )
+
+
+def check_decay(optimizer: str, name: str, value: object) -> None:
+    """Raise a ValueError unless it is a number in [0, 1), the decay of a running mean."""
+    if not (isinstance(value, (int, float)) and 0 <= value < 1):
+        raise ValueError(
+            f"{optimizer}: expected `{name}` to be a number in [0, 1), got {value!r}. Give a float."
+        )
+
+
+def refuse_sparse(optimizer: str, grad: Tensor) -> NoReturn:
+    """Raise a ValueError for a sparse gradient."""
+    raise ValueError(
+        f"{optimizer}: expected dense gradients, got a sparse one of shape {tuple(grad.shape)}. "
+        "Use sparse=False in its embedding, or SparseAdam for it."
+    )

@@ -1,0 +1,67 @@
+"""Second moments of blocks in a saved state of an optimizer."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_linf.optim.unit import Unit
+
+KEYS = ("exp_avg_sq", "exp_avg_sq_step")  # in the state of a unit's owner
+
+
+def check_saved(
+    optimizer: str, units: Sequence[Unit], groups: Sequence[Any], saved: dict[str, Any]
+) -> None:
+    """Raise a ValueError if the saved second moments are those of another partition.
+
+    A state without any, as of another optimizer, passes.
+    """
+    states = dict(_pairs(groups, saved))
+    if not any("exp_avg_sq" in state for state in states.values()):
+        return
+    for unit in units:
+        for p in unit.params:
+            state = states.get(p, {})
+            shape = (unit.layout.num_blocks,) if p is unit.owner else None
+            if not state and shape is None:
+                continue
+            got = tuple(state["exp_avg_sq"].shape) if "exp_avg_sq" in state else None
+            has_moments = any(states.get(other) for other in unit.params)
+            if got != (shape if has_moments else None):
+                raise ValueError(
+                    f"{optimizer}.load_state_dict: expected for a parameter of shape "
+                    f"{tuple(p.shape)} {_words(shape)}, got {_words(got)}. Load the state of an "
+                    "optimizer with the same partition."
+                )
+
+
+def restore_saved(units: Sequence[Unit], groups: Sequence[Any], state: Any, saved: Any) -> None:
+    """Set second moments and their counts again, which torch casts to the parameters' dtype."""
+    exact = dict(_pairs(groups, saved))
+    capturable = {p: group["capturable"] for group in groups for p in group["params"]}
+    for p in (unit.owner for unit in units):
+        if "exp_avg_sq" in exact.get(p, {}):
+            v, count = (exact[p][key] for key in KEYS)
+            dtype = torch.promote_types(p.dtype, torch.float32)
+            state[p]["exp_avg_sq"] = v.to(p.device, dtype)
+            state[p]["exp_avg_sq_step"] = count.to(p.device if capturable[p] else "cpu")
+
+
+def zero_count(p: Tensor, group: dict[str, Any]) -> Tensor:
+    """Count of the updates of a running mean: on the CPU, where reading it does not wait."""
+    return torch.zeros((), dtype=torch.float32, device=p.device if group["capturable"] else "cpu")
+
+
+def _pairs(groups: Sequence[Any], saved: dict[str, Any]) -> Iterator[tuple[Tensor, Any]]:
+    """Every parameter with a saved state, and that; groups of other sizes are torch's to refuse."""
+    ids = [index for group in saved["param_groups"] for index in group["params"]]
+    params = [p for group in groups for p in group["params"]]
+    for index, p in zip(ids, params, strict=False):
+        if index in saved["state"]:
+            yield p, saved["state"][index]
+
+
+def _words(shape: tuple[int, ...] | None) -> str:
+    return "no exp_avg_sq" if shape is None else f"exp_avg_sq of shape {shape}"

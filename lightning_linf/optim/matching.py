@@ -1,0 +1,123 @@
+"""The parameters of an optimizer matched with the blocks of a partition."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_linf.optim.unit import Unit
+from lightning_linf.partition import Partition
+from lightning_linf.partition.layouts import IndexLayout, Layout
+from lightning_linf.partition.structure import PartitionName
+
+NAMES = ("coordinate", "tensor", "global")  # partitions that need no module
+
+
+def check_partition(optimizer: str, partition: object) -> None:
+    """Raise a ValueError unless it is a Partition or the name of one that needs no module."""
+    if isinstance(partition, Partition) or partition in NAMES:
+        return
+    if partition in get_args(PartitionName):
+        remedy = f"Build Partition.of(module, {partition!r}) and pass it."
+    else:
+        remedy = "See Partition.of, Partition.by_regex and Partition.by_function."
+    raise ValueError(
+        f"{optimizer}: expected `partition` to be one of {', '.join(map(repr, NAMES))} or a "
+        f"Partition, got {partition!r}. {remedy}"
+    )
+
+
+def check_params(optimizer: str, params: Iterable[Tensor]) -> None:
+    """Raise a ValueError for parameters whose blocks have no mean square here."""
+    for p in params:
+        if isinstance(p, UninitializedParameter):
+            got, remedy = "a lazy one", "Run the module once before you build the optimizer"
+        elif p.is_complex():
+            got, remedy = f"{p.dtype}", "Optimize its real and imaginary parts"
+        elif p.numel() == 0:
+            got, remedy = f"shape {tuple(p.shape)} without entries", "Leave it out"
+        elif hasattr(p, "placements"):  # a DTensor, of which this rank has a part of a block
+            got, remedy = "a sharded one (DTensor)", "Use DDP or one device"
+        else:
+            continue
+        raise ValueError(
+            f"{optimizer}: expected initialized, real and whole parameters, got {got}. {remedy}."
+        )
+
+
+def match(
+    optimizer: str, groups: Sequence[Mapping[str, Any]], partition: str | Partition
+) -> list[Unit]:
+    """Find the units of an optimizer's parameter groups, in the order of their first parameters.
+
+    Raises:
+        ValueError: If the parameters are not those of a Partition.
+    """
+    params = [(p, index) for index, group in enumerate(groups) for p in group["params"]]
+    layouts = _layouts(optimizer, groups, [p.shape for p, _ in params], partition)
+    units: dict[int, Unit] = {}
+    for (p, index), layout in zip(params, layouts, strict=True):
+        unit = units.setdefault(layout.first, Unit(layout, [], []))
+        unit.params.append(p)
+        unit.groups.append(index)
+    return list(units.values())
+
+
+def _layouts(
+    optimizer: str,
+    groups: Sequence[Mapping[str, Any]],
+    shapes: list[torch.Size],
+    partition: str | Partition,
+) -> Sequence[Layout | IndexLayout]:
+    """Lay out every parameter; those with the same ``first`` share their block."""
+    if isinstance(partition, Partition):
+        names = [name for group in groups for name in group.get("param_names", ())]
+        if names:
+            return _by_name(optimizer, names, shapes, partition)
+        return _in_order(optimizer, shapes, partition)
+    keep = (0,) if partition == "coordinate" else ()
+    return [
+        Layout((shape.numel(),), keep, first=0 if partition == "global" else index)
+        for index, shape in enumerate(shapes)
+    ]
+
+
+def _by_name(
+    optimizer: str, names: Sequence[str], shapes: Sequence[torch.Size], partition: Partition
+) -> Sequence[Layout | IndexLayout]:
+    expected = dict(zip(partition.names, partition.shapes, strict=True))
+    for name, shape in zip(names, shapes, strict=True):
+        if expected.get(name) != shape:
+            there = f"has {tuple(expected[name])} there" if name in expected else "is not in it"
+            raise ValueError(
+                f"{optimizer}: expected parameters of {partition!r}, got {name} of shape "
+                f"{tuple(shape)}, which {there}. Build the Partition from the module whose "
+                "named_parameters() you pass, after freezing."
+            )
+    missing = [name for name in expected if name not in set(names)]
+    if missing:
+        raise ValueError(
+            f"{optimizer}: expected all parameters of {partition!r}, got all but "
+            f"{', '.join(missing[:5])}{' and others' if missing[5:] else ''}. Build the Partition "
+            "with `parameters=` set to those that you optimize."
+        )
+    layouts = dict(zip(partition.names, partition.layouts, strict=True))
+    return [layouts[name] for name in names]
+
+
+def _in_order(
+    optimizer: str, shapes: list[torch.Size], partition: Partition
+) -> Sequence[Layout | IndexLayout]:
+    if shapes == partition.shapes:
+        return partition.layouts
+    pairs = zip(shapes, partition.shapes, strict=False)
+    place = next(
+        (i for i, (a, b) in enumerate(pairs) if a != b), min(len(shapes), len(partition.shapes))
+    )
+    raise ValueError(
+        f"{optimizer}: expected the {len(partition.shapes)} parameters of {partition!r} in its "
+        f"order, got {len(shapes)} without names, of which number {place} differs in shape. Pass "
+        "model.named_parameters(), or parameter groups of named parameters."
+    )

@@ -1,0 +1,151 @@
+"""Descent along the sign of a running mean of the gradient."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from lightning_linf.optim.arguments import check_decay, check_nonnegative, refuse_sparse
+
+
+class Signum(Optimizer):
+    r"""Step by the learning rate in every coordinate, against the sign of the mean gradient.
+
+    .. math::
+        m &\leftarrow \beta m + (1 - \beta) g \\
+        \theta &\leftarrow \theta - \eta \, (\operatorname{sign}(m) + \lambda \theta)
+
+    What is left of Adam without its second moment: steepest descent in the l-infinity norm.
+
+    Args:
+        params: Parameters, pairs of name and parameter, or parameter groups of either. Real.
+        lr: Learning rate; may be a tensor of shape ().
+        momentum: Decay of the mean gradient. 0 makes it signSGD.
+        weight_decay: Decoupled, as in AdamW.
+        maximize: Ascend.
+        foreach: Update many tensors with each call, which is faster on a GPU and holds one
+            temporary copy of the parameters. Default: on a GPU.
+
+    Raises:
+        ValueError: If an argument is out of range, or a parameter is complex.
+
+    Source:
+        Algorithm 2 of Bernstein, Wang, Azizzadenesheli & Anandkumar, signSGD, ICML 2018,
+        arXiv:1802.04434. Cost: one number of state a parameter.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+        >>> optimizer = Signum([p], lr=0.1)
+        >>> p.grad = torch.tensor([3.0, -0.01])
+        >>> optimizer.step()
+        >>> p.detach()
+        tensor([0.9000, 1.1000])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters.
+
+        Args:
+            param_group: As for :class:`torch.optim.Optimizer`.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_nonnegative("Signum", "lr", group["lr"])
+            check_nonnegative("Signum", "weight_decay", group["weight_decay"])
+            check_decay("Signum", "momentum", group["momentum"])
+            for p in group["params"]:
+                if p.is_complex():
+                    raise ValueError(
+                        f"Signum: expected real parameters, got {p.dtype}, which has no sign. "
+                        "Optimize its real and imaginary parts."
+                    )
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step.
+
+        Args:
+            closure: Evaluates the loss again, with its gradients.
+
+        Returns:
+            What the closure returns, or None.
+
+        Raises:
+            ValueError: If a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike: dict[Any, list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse:
+                    refuse_sparse("Signum", p.grad)
+                if "exp_avg" not in self.state[p]:
+                    zeros = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    self.state[p]["exp_avg"] = zeros
+                alike[p.device, p.dtype].append(p)
+            for params in alike.values():
+                grads = [p.grad for p in params if p.grad is not None]
+                exp_avgs = [self.state[p]["exp_avg"] for p in params]
+                foreach = params[0].is_cuda if group["foreach"] is None else group["foreach"]
+                update = _update_together if foreach else _update_one_by_one
+                update(params, grads, exp_avgs, group)
+        return loss
+
+
+def _update_one_by_one(
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]
+) -> None:
+    lr = group["lr"]
+    for p, g, m in zip(params, grads, exp_avgs, strict=True):
+        m.lerp_(-g if group["maximize"] else g, 1 - group["momentum"])
+        if group["weight_decay"] != 0:
+            p.mul_(1 - lr * group["weight_decay"])
+        p.sub_(m.sign().mul_(lr))
+
+
+def _update_together(
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]
+) -> None:
+    lr = group["lr"]
+    if group["maximize"]:
+        grads = list(torch._foreach_neg(grads))
+    torch._foreach_lerp_(exp_avgs, grads, 1 - group["momentum"])
+    if group["weight_decay"] != 0:
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+    signs = torch._foreach_sign(exp_avgs)
+    torch._foreach_mul_(signs, lr)
+    torch._foreach_sub_(params, signs)

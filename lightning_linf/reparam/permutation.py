@@ -1,0 +1,116 @@
+"""A random permutation of the parameters."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_linf.functional.random import derive_seed
+from lightning_linf.reparam.cache import TensorCache
+from lightning_linf.reparam.reparameterization import (
+    BoundReparameterization,
+    Reparameterization,
+    check_pattern,
+)
+
+PermutationScope = Literal["global", "tensor"]
+
+
+@dataclass(frozen=True)
+class Permutation(Reparameterization):
+    """Permute the coordinates at random: theta_i = phi_p(i).
+
+    Neither SGD nor Adam notices it; what has blocks does: they no longer hold what belongs
+    together.
+
+    Args:
+        scope: "global", of all tensors as one vector, or "tensor", within each tensor.
+        seed: Of the permutation, which is the same on every device.
+        only: A regular expression, searched in the names of the parameters; those without a match
+            keep their coordinates.
+
+    Raises:
+        ValueError: If an argument has a wrong value.
+
+    Example:
+        >>> bound = Permutation(seed=0).bind([torch.Size([2, 2]), torch.Size([3])])
+        >>> x = torch.arange(7)
+        >>> y = bound.apply(x.float())
+        >>> sorted(y.tolist()) == x.tolist(), torch.equal(bound.apply_transpose(y), x.float())
+        (True, True)
+    """
+
+    scope: PermutationScope = "global"
+    _: KW_ONLY
+    seed: int = 0
+    only: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.scope not in get_args(PermutationScope):
+            raise ValueError(
+                f"Permutation: expected `scope` to be one of {get_args(PermutationScope)}, got "
+                f"{self.scope!r}."
+            )
+        check_pattern(self.only, "Permutation")
+
+    @property
+    def mixes_tensors(self) -> bool:
+        """Whether an entry of phi may belong to another tensor than that of theta."""
+        return self.scope == "global"
+
+    def _bind(self, shapes: Sequence[torch.Size], stream: int) -> BoundReparameterization:
+        sizes = tuple(math.prod(shape) for shape in shapes)
+        if self.scope == "global":
+            sizes = (sum(sizes),)
+        seeds = tuple(derive_seed("permutation", self.seed, stream, i) for i in range(len(sizes)))
+        return BoundPermutation(sizes, seeds)
+
+
+@dataclass(frozen=True)
+class BoundPermutation(BoundReparameterization):
+    """Permutations of consecutive parts of a vector.
+
+    Memory: two indices of d numbers, of 4 bytes for d < 2^31, on each device of use.
+    """
+
+    sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    inverted: bool = False
+    _cache: TensorCache = field(default_factory=TensorCache, repr=False, compare=False)
+
+    @property
+    def num_params(self) -> int:  # type: ignore[override]  # that of the parts
+        """Number of parameters d."""
+        return sum(self.sizes)
+
+    def inverse(self) -> "BoundPermutation":
+        """Invert the map; it shares the indices."""
+        return replace(self, inverted=not self.inverted)
+
+    def _multiply(self, vector: Tensor) -> Tensor:
+        return vector.index_select(0, self._index(self.inverted, vector.device))
+
+    def _multiply_transpose(self, vector: Tensor) -> Tensor:
+        return vector.index_select(0, self._index(not self.inverted, vector.device))
+
+    _multiply_transpose_squared = _multiply_transpose  # the square of 0 and 1
+
+    def _index(self, inverted: bool, device: torch.device) -> Tensor:
+        return self._cache.get((inverted, device), lambda: self._draw(inverted).to(device))
+
+    def _draw(self, inverted: bool) -> Tensor:
+        """Draw the index on the CPU, where every device finds the same. Shape: (d,)."""
+        dtype = torch.int32 if self.num_params < 2**31 else torch.int64
+        parts: list[Tensor] = []
+        first = 0
+        for size, seed in zip(self.sizes, self.seeds, strict=True):
+            generator = torch.Generator("cpu").manual_seed(seed)
+            part = torch.randperm(size, generator=generator, device="cpu", dtype=torch.int64)
+            if inverted:
+                part = torch.empty_like(part).scatter_(0, part, torch.arange(size, device="cpu"))
+            parts.append(part.add_(first).to(dtype))
+            first += size
+        return torch.cat(parts) if parts else torch.empty(0, dtype=dtype, device="cpu")

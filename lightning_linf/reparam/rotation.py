@@ -1,0 +1,139 @@
+"""A random rotation of the parameters, drawn again from its seed whenever it is used."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_linf.functional.random import derive_seed
+from lightning_linf.functional.rotation import rotate, rotate_squared
+from lightning_linf.reparam.reparameterization import (
+    BoundIdentity,
+    BoundReparameterization,
+    Reparameterization,
+    check_pattern,
+)
+
+RotationScope = Literal["global", "tensor", "row", "column"]
+
+
+@dataclass(frozen=True)
+class Rotation(Reparameterization):
+    """Rotate the coordinates by a random orthogonal matrix: theta = Q phi.
+
+    SGD does not notice it, Adam does: its geometry is that of the axes.
+
+    Args:
+        scope: What is rotated: "global", all tensors as one vector; "tensor", each tensor by
+            itself; "row", the rows of each tensor seen as a matrix (first dimension by the rest),
+            all by one map; "column", its columns. A vector is a matrix of one column, so "row"
+            leaves it alone.
+        seed: Of the random signs.
+        strength: From 0, the identity, to 1, a full rotation: about 1 minus the cosine of the angle
+            between a coordinate axis and its image (:func:`~lightning_linf.functional.rotate`).
+        only: A regular expression, searched in the names of the parameters; those without a match
+            keep their coordinates.
+
+    Raises:
+        ValueError: If an argument has a wrong value.
+
+    Source:
+        Adam in rotated coordinates: Xie, Mohamadi & Li, arXiv:2410.08198.
+
+    Example:
+        >>> bound = Rotation("tensor", seed=0).bind([torch.Size([3, 2]), torch.Size([4])])
+        >>> x = torch.arange(10.0)
+        >>> torch.allclose(bound.apply_transpose(bound.apply(x)), x, atol=1e-5)
+        True
+    """
+
+    scope: RotationScope = "global"
+    _: KW_ONLY
+    seed: int = 0
+    strength: float = 1.0
+    only: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.scope not in get_args(RotationScope):
+            raise ValueError(
+                f"Rotation: expected `scope` to be one of {get_args(RotationScope)}, got "
+                f"{self.scope!r}."
+            )
+        if not 0 <= self.strength <= 1:
+            raise ValueError(
+                f"Rotation: expected `strength` between 0 and 1, got {self.strength}. 0 is the "
+                "identity, 1 a full rotation."
+            )
+        check_pattern(self.only, "Rotation")
+
+    @property
+    def mixes_tensors(self) -> bool:
+        """Whether an entry of phi may belong to several tensors."""
+        return self.scope == "global" and self.strength > 0
+
+    def selects(self, names: Sequence[str] | None, num_tensors: int) -> list[bool]:
+        """Say of each tensor whether its coordinates change; none do at strength 0."""
+        selected = super().selects(names, num_tensors)
+        return selected if self.strength > 0 else [False] * num_tensors
+
+    def _bind(self, shapes: Sequence[torch.Size], stream: int) -> BoundReparameterization:
+        num_params = sum(math.prod(shape) for shape in shapes)
+        if self.strength == 0:
+            return BoundIdentity(num_params)
+        if self.scope == "global":
+            matrices: tuple[tuple[int, int], ...] = ((1, num_params),)
+        elif self.scope == "tensor":
+            matrices = tuple((1, math.prod(shape)) for shape in shapes)
+        else:
+            matrices = tuple((shape[0] if shape else 1, math.prod(shape[1:])) for shape in shapes)
+        seeds = tuple(derive_seed("rotation", self.seed, stream, i) for i in range(len(matrices)))
+        return BoundRotation(matrices, seeds, self.strength, from_left=self.scope == "column")
+
+
+@dataclass(frozen=True)
+class BoundRotation(BoundReparameterization):
+    """Rotations of matrices that lie one after the other in a vector."""
+
+    matrices: tuple[tuple[int, int], ...]  # rows and columns of each
+    seeds: tuple[int, ...]
+    strength: float
+    from_left: bool  # rotate columns instead of rows
+    inverted: bool = False
+
+    @property
+    def num_params(self) -> int:  # type: ignore[override]  # that of the matrices
+        """Number of parameters d."""
+        return sum(math.prod(shape) for shape in self.matrices)
+
+    def inverse(self) -> "BoundRotation":
+        """Invert the map."""
+        return replace(self, inverted=not self.inverted)
+
+    def _multiply(self, vector: Tensor) -> Tensor:
+        return self._rotate(vector, inverse=self.inverted)
+
+    def _multiply_transpose(self, vector: Tensor) -> Tensor:
+        return self._rotate(vector, inverse=not self.inverted)
+
+    def _multiply_transpose_squared(self, vector: Tensor) -> Tensor:
+        return self._rotate(vector, inverse=not self.inverted, squared=True)
+
+    def _rotate(self, vector: Tensor, *, inverse: bool, squared: bool = False) -> Tensor:
+        function = rotate_squared if squared else rotate
+        if len(self.matrices) == 1 and not self.from_left:
+            rows = vector.view(self.matrices[0])
+            return function(rows, seed=self.seeds[0], strength=self.strength, inverse=inverse).view(
+                -1
+            )
+        result = torch.empty_like(vector)
+        sizes = [math.prod(shape) for shape in self.matrices]
+        parts = zip(vector.split_with_sizes(sizes), result.split_with_sizes(sizes), strict=True)
+        for shape, seed, (part, target) in zip(self.matrices, self.seeds, parts, strict=True):
+            matrix, into = part.view(shape), target.view(shape)
+            if self.from_left:
+                matrix, into = matrix.mT, into.mT
+            into.copy_(function(matrix, seed=seed, strength=self.strength, inverse=inverse))
+        return result
