@@ -53,6 +53,7 @@ class SwapOptimizer(Callback):
         self.geometry = geometry
         self.carry = carry
         self.is_done = False
+        self._saved_geometry = geometry.describe()  # that of a checkpoint
 
     @property
     @override
@@ -66,6 +67,12 @@ class SwapOptimizer(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.is_done and self._saved_geometry != self.geometry.describe():
+            raise MisconfigurationException(
+                f"SwapOptimizer: expected a checkpoint after a swap to {self.geometry.describe()}, "
+                f"got one after a swap to {self._saved_geometry}. Resume with that geometry, and "
+                "change it by another SwapOptimizer."
+            )
         swaps = _in_order(trainer)
         # Resumed, the swaps are made again in their order; the state is restored after this hook.
         # A GeometryMixin has kept its own account of them.
@@ -110,12 +117,7 @@ class SwapOptimizer(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.is_done = state_dict["is_done"]
-        if self.is_done and state_dict["geometry"] != self.geometry.describe():
-            raise MisconfigurationException(
-                f"SwapOptimizer: expected a checkpoint after a swap to {self.geometry.describe()}, "
-                f"got one after a swap to {state_dict['geometry']}. Resume with that geometry, and "
-                "change it by another SwapOptimizer."
-            )
+        self._saved_geometry = state_dict["geometry"]
 
 
 def _in_order(trainer: Trainer) -> list[SwapOptimizer]:

@@ -60,7 +60,12 @@ class GeometryMixin(LightningModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         ahead = cls.__mro__[: cls.__mro__.index(GeometryMixin)]
-        late = [base for base in ahead if not issubclass(base, GeometryMixin)]
+        late = [
+            base
+            for base in ahead
+            if not issubclass(base, GeometryMixin)
+            and (issubclass(base, LightningModule) or vars(base).keys() & {*_HOOKS})
+        ]
         if late:
             raise TypeError(
                 f"GeometryMixin: expected to come first among the bases of {cls.__name__}, got "
@@ -167,19 +172,25 @@ class GeometryMixin(LightningModule):
         if not saved:
             return [(self.geometry, None)]
         # What a checkpoint cannot hold, such as a class, is given again by a callback.
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        given = [self.geometry, *(getattr(callback, "geometry", None) for callback in callbacks)]
-        known = {each.describe(): each for each in given if isinstance(each, Geometry)}
-        geometries = [
-            known.get(swap["description"]) if swap["choice"] is None else Geometry(**swap["choice"])
-            for swap in saved
+        callbacks = [
+            callback
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(getattr(callback, "geometry", None), Geometry)
         ]
+        given = {each.geometry.describe(): each.geometry for each in (*callbacks, self)}
         choices = [
-            (geometry, swap["index"])
-            for geometry, swap in zip(geometries, saved, strict=True)
-            if geometry is not None
+            (Geometry(**swap["choice"]), swap["index"])
+            if swap["choice"] is not None
+            else (given[swap["description"]], swap["index"])
+            for swap in saved
+            if swap["choice"] is not None or swap["description"] in given
         ]
-        if _is_same(saved[0], own) and len(choices) == len(saved):
+        # A callback may have swapped in a run without this class, which keeps no account.
+        swapped = {
+            each.geometry.describe() for each in callbacks if getattr(each, "is_done", False)
+        }
+        is_whole = len(choices) == len(saved) and swapped <= {swap["description"] for swap in saved}
+        if _is_same(saved[0], own) and is_whole:
             return choices
         if self.geometry.optimizer is not None and _is_same(saved[-1], own):
             return [(self.geometry, None)]

@@ -71,7 +71,10 @@ def swap_optimizers(
             lines.append(f"{_describe(old)} -> {_describe(new)}; {carried}")
     _replace(trainer, module, geometry, swaps)
     done = "; ".join(lines)
-    rank_zero_info(f"Optimizer swapped at step {trainer.global_step}: {done}.")
+    # A resumed trainer has restored its counters, but for those swaps that are made again.
+    is_start = module._current_fx_name == "on_fit_start"
+    when = "at the start" if is_start else f"at step {trainer.global_step}"
+    rank_zero_info(f"Optimizer swapped {when}: {done}.")
     return done
 
 

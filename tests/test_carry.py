@@ -114,7 +114,8 @@ def test_from_adam_to_adamw_moments_keep_their_bits():
     _, old, new, _ = swapped(KINDS["Adam"], lambda p: AdamW(p, lr=LR))
     for p, state in old.state.items():
         torch.testing.assert_close(new.state[p], state, rtol=0, atol=0)
-        assert all(new.state[p][key] is not state[key] for key in ("exp_avg", "exp_avg_sq"))
+        for key in ("exp_avg", "exp_avg_sq"):  # in memory of their own
+            assert new.state[p][key].data_ptr() != state[key].data_ptr()
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 100])
@@ -373,6 +374,18 @@ def test_the_sentence_tells_what_was_carried(make_old, make_new, expected):
     assert sentence.startswith(expected)
     assert bool(new.state) == ("was carried over" in sentence)
     assert torch.isfinite(train(module, new, 3)).all()
+
+
+def test_moments_of_a_first_step_that_loss_scaling_undid_are_none():
+    module = network()
+    old = Adam(module.parameters(), lr=LR)
+    train(module, old, 1)
+    for state in old.state.values():  # as fused Adam leaves it
+        for value in state.values():
+            value.zero_()
+    assert carry_state(old, SGD(module.parameters(), lr=LR, momentum=0.9)) == (
+        "its state starts anew"
+    )
 
 
 def test_the_step_after_a_swap_is_that_computed_by_hand():

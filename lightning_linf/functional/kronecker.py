@@ -53,7 +53,7 @@ class SignedKronecker:
         self._num_rows = min(len(y), 1 << (tile_bits - self._tile_bits))  # of y, in one tile
         size = self._num_rows << self._tile_bits
         self._buffers = (y.new_empty(size), y.new_empty(size))
-        chunks = {CHUNK_BITS, self._tile_bits % CHUNK_BITS, (bits - tile_bits) % CHUNK_BITS}
+        chunks = {CHUNK_BITS, self._tile_bits % CHUNK_BITS, (bits - self._tile_bits) % CHUNK_BITS}
         self._powers = {k: _power(matrix, k, y.dtype, y.device) for k in chunks}
         self._integer = torch.int32 if y.dtype == torch.float32 else torch.int64
         # Shifting by them brings each of the 32 bits of a word to where floats keep their sign.

@@ -46,8 +46,11 @@ def update_one_by_one(works: Sequence[Work]) -> None:
                 p.mul_(1 - lr * group["weight_decay"])
             m.lerp_(-g if group["maximize"] else g, 1 - beta1)
             step_size = lr / _bias_correction(beta1, step, group)
-            p_view, m_view, factor = work.unit.aligned(p, m, -step_size / denominator)
-            p_view.addcmul_(m_view, factor)
+            scaled = denominator
+            if isinstance(step_size, Tensor):  # which addcdiv does not take
+                scaled, step_size = denominator / step_size, 1.0
+            p_view, m_view, scaled = work.unit.aligned(p, m, scaled)
+            p_view.addcdiv_(m_view, scaled, value=-step_size)
 
 
 def update_together(works: Sequence[Work]) -> None:

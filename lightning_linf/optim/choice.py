@@ -1,6 +1,5 @@
 """The choice of a geometry: which optimizer, on which blocks, in which coordinates."""
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -14,6 +13,13 @@ from torch.optim import Optimizer
 
 from lightning_linf.optim.adasgd import AdaSGD
 from lightning_linf.optim.blockwise_adam import BlockwiseAdam
+from lightning_linf.optim.groups import (
+    OF_ONE_CLASS,
+    OF_ONE_OPTIMIZER,
+    arguments_of,
+    named_groups,
+    translated,
+)
 from lightning_linf.optim.reparameterized import Reparameterized
 from lightning_linf.optim.signum import Signum
 from lightning_linf.partition import Partition
@@ -30,11 +36,7 @@ _CLASSES: dict[str, type[Optimizer]] = {
     "blockwise_adam": BlockwiseAdam,
     "signum": Signum,
 }
-_VARIED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _NEED_NO_MODULE = ("coordinate", "tensor", "global")
-# In a parameter group, what belongs to one optimizer. The last one makes an Adam an AdamW.
-_OF_ONE_OPTIMIZER = {"params", "param_names", "reparameterization"}
-_OF_ONE_CLASS = {"decoupled_weight_decay"}
 _LEARNING_RATES = {"lr", "initial_lr", "max_lr", "min_lr"}  # there, by optimizers and schedulers
 
 
@@ -47,9 +49,9 @@ class Geometry:
     other. Hooks registered on an optimizer and attributes of its own are not taken over.
 
     Args:
-        optimizer: A name, a class, or a function of parameter groups that makes an optimizer. The
-            groups that a function is given have their hyperparameters, which win over arguments.
-            Default: the class that there is.
+        optimizer: A name, a class, or a function of parameter groups that makes an optimizer. A
+            function gets the groups with their hyperparameters; it is refused if it sets others,
+            which would have no effect. Default: the class that there is.
         partition: Blocks of "blockwise_adam" (or of a class with this argument): a name as in
             :meth:`~lightning_linf.Partition.of`, or a Partition of the module. Default: that of the
             optimizer that there is, if it is of this class, else that of the class, "tensor".
@@ -100,7 +102,7 @@ class Geometry:
             )
         if self.partition is not None:
             chosen = self.kind()
-            if chosen is None or "partition" not in _arguments(chosen):
+            if chosen is None or "partition" not in arguments_of(chosen):
                 raise ValueError(
                     "Geometry: expected an optimizer with blocks beside `partition`, got "
                     f"{kind!r}. Choose optimizer='blockwise_adam'."
@@ -162,8 +164,8 @@ class Geometry:
         if self.optimizer is None:
             text = "the same optimizer"
         else:
-            kind = self.kind()
-            text = getattr(kind or self.optimizer, "__name__", repr(self.optimizer))
+            made_by = getattr(self.optimizer, "func", self.kind() or self.optimizer)  # of a partial
+            text = getattr(made_by, "__name__", type(made_by).__name__)
         if self.partition is not None:
             name = self.partition if isinstance(self.partition, str) else self.partition.name
             text += f"({name})"
@@ -182,12 +184,12 @@ class Geometry:
         """
         former = _inner(old)
         kind = type(former) if self.optimizer is None else self.kind()
-        groups = _named_groups(old, module)
+        groups = named_groups(old, module)
         if kind is None:
             factory = self._heard(groups)
         else:
             factory = self._maker(kind, old, module)
-            groups = [_translated(group, kind, type(former)) for group in groups]
+            groups = [translated(group, kind, type(former)) for group in groups]
             groups = [{k: v for k, v in g.items() if k not in self.options} for g in groups]
         coordinates = self.reparameterization()
         new = (
@@ -206,9 +208,9 @@ class Geometry:
                 f"another split by {type(new).__name__}. Return, say, torch.optim.SGD(groups)."
             )
         factor = self.lr_factor(old)
-        of_former = _arguments(type(former)).keys() | former.defaults.keys()
+        of_former = arguments_of(type(former)).keys() | former.defaults.keys()
         for theirs, ours in zip(old.param_groups, new.param_groups, strict=True):
-            for key in theirs.keys() - ours.keys() - of_former - _OF_ONE_OPTIMIZER:
+            for key in theirs.keys() - ours.keys() - of_former - OF_ONE_OPTIMIZER:
                 ours[key] = theirs[key]  # initial_lr and what else schedulers and users keep there
             for key in _LEARNING_RATES & ours.keys() if factor != 1.0 else ():
                 ours[key] = ours[key] * factor
@@ -222,7 +224,7 @@ class Geometry:
                 f"{', '.join(sorted({'lr', 'partition'} & self.options.keys()))} in `options`. "
                 "Write Geometry(..., lr=0.1)."
             )
-        known = self.options.keys() if chosen is None else _arguments(chosen).keys()
+        known = self.options.keys() if chosen is None else arguments_of(chosen).keys()
         unknown = self.options.keys() - known
         if chosen is not None and unknown:
             raise ValueError(
@@ -237,14 +239,14 @@ class Geometry:
         assert not isinstance(self.optimizer, (str, type))
         function = self.optimizer
         for group in groups:
-            for key in _OF_ONE_CLASS & group.keys():
+            for key in OF_ONE_CLASS & group.keys():
                 del group[key]
             group.update(self.options)
 
         def factory(params: Any) -> Any:
             optimizer = function(params)
             defaults = getattr(optimizer, "defaults", {})
-            for key, parameter in _arguments(type(optimizer)).items():
+            for key, parameter in arguments_of(type(optimizer)).items():
                 value = defaults.get(key, parameter.default)
                 kept = [group[key] for group in groups if key in group]
                 is_new = key not in self.options and not (key == "lr" and self.lr is not None)
@@ -267,12 +269,12 @@ class Geometry:
         former = _inner(old)
         # As defaults they hold for groups that are added later, and are checked by the class.
         values = {"params": None, **former.defaults}
-        hyperparameters = _translated(values, kind, type(former))
-        hyperparameters = {k: v for k, v in hyperparameters.items() if k in _arguments(kind)}
+        hyperparameters = translated(values, kind, type(former))
+        hyperparameters = {k: v for k, v in hyperparameters.items() if k in arguments_of(kind)}
         if self.lr is not None and "lr" in hyperparameters:
             hyperparameters["lr"] = self.lr
         partition = self.partition
-        if partition is None and type(former) is kind and "partition" in _arguments(kind):
+        if partition is None and type(former) is kind and "partition" in arguments_of(kind):
             partition = getattr(former, "partition", None)
         if isinstance(partition, str) and partition not in _NEED_NO_MODULE:
             parameters = [p for group in old.param_groups for p in group["params"]]
@@ -280,21 +282,6 @@ class Geometry:
         if partition is not None:
             hyperparameters["partition"] = partition
         return partial(kind, **{**hyperparameters, **self.options})
-
-
-def _arguments(kind: type[Optimizer]) -> dict[str, inspect.Parameter]:
-    """Give the arguments of a class but for the parameters, also those that it passes on."""
-    found: dict[str, inspect.Parameter] = {}
-    for base in kind.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters
-        varied = {p.name for p in parameters.values() if p.kind in _VARIED}
-        found = {**parameters, **found}
-        found = {k: v for k, v in found.items() if k not in {"self", "params", *varied}}
-        if not varied:
-            break
-    return found
 
 
 def _inner(optimizer: Optimizer) -> Optimizer:
@@ -311,31 +298,3 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return type(value) in (str, int, float, bool, NoneType)
-
-
-def _named_groups(optimizer: Optimizer, module: nn.Module) -> list[dict[str, Any]]:
-    """Copy the groups, with named parameters if they all are the module's."""
-    names = {id(p): name for name, p in module.named_parameters()}
-    has_names = all(id(p) in names for group in optimizer.param_groups for p in group["params"])
-    groups = []
-    for group in optimizer.param_groups:
-        copy = {key: value for key, value in group.items() if key not in _OF_ONE_OPTIMIZER}
-        copy["params"] = [(names[id(p)], p) if has_names else p for p in group["params"]]
-        groups.append(copy)
-    return groups
-
-
-def _translated(
-    group: Mapping[str, Any], kind: type[Optimizer], former: type[Optimizer]
-) -> dict[str, Any]:
-    """Keep the hyperparameters that a class has; momentum and beta1 stand for each other."""
-    if kind is former:
-        return dict(group)
-    arguments = _arguments(kind)
-    kept = {k: v for k, v in group.items() if k in arguments and k not in _OF_ONE_CLASS}
-    if "momentum" in arguments and "momentum" not in group and "betas" in group:
-        kept["momentum"] = group["betas"][0]
-    if "betas" in arguments and "betas" not in group and group.get("momentum"):
-        default = arguments["betas"].default
-        kept["betas"] = (group["momentum"], default[1] if isinstance(default, tuple) else 0.999)
-    return {"params": group["params"], **kept}

@@ -1,97 +1,19 @@
 """Any torch optimizer, run in other coordinates."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_linf.optim.bundle import Bundle
+from lightning_linf.optim.coordinates import Coordinates
 from lightning_linf.reparam import BoundReparameterization, Reparameterization
 
 OptimizerFactory = Callable[[Any], Optimizer]
 _NOT_SHARED = ("params", "reparameterization")  # in a parameter group: each has its own
-
-
-class _Bundle:
-    """The tensors of one parameter group that have coordinates phi of their own.
-
-    During a step the phi are parts of one vector. Between steps they have shapes, but no memory.
-    """
-
-    def __init__(self, thetas: list[Tensor], bound: BoundReparameterization) -> None:
-        self.thetas = thetas
-        self.bound = bound
-        self.inverse = bound.inverse()
-        self.sizes = [theta.numel() for theta in thetas]
-        self.vector = self.before = self.inverse.apply(self.join(thetas))
-        self.phis = [nn.Parameter(part) for part in self.split(self.vector)]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of phi: wide enough for all, and for optimizer states."""
-        dtype = torch.float32
-        for theta in self.thetas:
-            dtype = torch.promote_types(dtype, theta.dtype)
-        return dtype
-
-    def join(self, tensors: Iterable[Tensor]) -> Tensor:
-        dtype = self.dtype
-        return torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
-
-    def split(self, vector: Tensor) -> list[Tensor]:
-        parts = vector.split_with_sizes(self.sizes)
-        return [part.view(theta.shape) for part, theta in zip(parts, self.thetas, strict=True)]
-
-    def read(self) -> None:
-        """Set phi to the coordinates of the weights."""
-        self.before = self.inverse.apply(self.join(self.thetas))
-        self.vector = self.before.clone()
-        for phi, part in zip(self.phis, self.split(self.vector), strict=True):
-            phi.data = part  # keeps phi the same object, as the inner optimizer knows it
-
-    def write(self) -> None:
-        """Add to the weights what has been added to phi."""
-        moves = self.bound.apply(self.vector - self.before)
-        for theta, move in zip(self.thetas, self.split(moves), strict=True):
-            theta.add_(move)
-        self.before.copy_(self.vector)
-
-    def read_gradients(self, mixes_tensors: bool) -> None:
-        """Set the gradient with respect to phi."""
-        gradients = [theta.grad for theta in self.thetas]
-        if all(gradient is None for gradient in gradients):
-            for phi in self.phis:
-                phi.grad = None
-            return
-        if any(g is not None and g.layout != torch.strided for g in gradients):
-            raise RuntimeError(
-                "Reparameterized: expected dense gradients, got a sparse one. Use sparse=False in "
-                "its embedding, or leave it out of the map with `only`."
-            )
-        if mixes_tensors and not all(theta.requires_grad for theta in self.thetas):
-            raise RuntimeError(
-                "Reparameterized: expected that every parameter which took part at the start still "
-                "requires grad, got a frozen one, which a map that mixes tensors would move. "
-                "Freeze it before you make the optimizer, or use a scope such as 'tensor'."
-            )
-        gradient = self.bound.apply_transpose(
-            self.join(
-                torch.zeros_like(theta) if grad is None else grad
-                for theta, grad in zip(self.thetas, gradients, strict=True)
-            )
-        )
-        for phi, grad, part in zip(self.phis, gradients, self.split(gradient), strict=True):
-            phi.grad = part if grad is not None or mixes_tensors else None
-
-    def forget(self) -> None:
-        """Free what only a step needs."""
-        empty = self.vector.new_zeros(())
-        self.vector = self.before = empty
-        for phi in self.phis:
-            phi.grad = None
-            phi.data = empty.expand(phi.shape)
 
 
 class Reparameterized(Optimizer):
@@ -181,8 +103,11 @@ class Reparameterized(Optimizer):
         self.defaults = self.inner.defaults
         self._pull()
         for group in self.param_groups:  # saved with the state, whose coordinates it tells
-            mapped, tensors = (len(phi_of.keys() & set(group["params"])), len(group["params"]))
-            group["reparameterization"] = f"{mapped} of {tensors} tensors in {reparameterization!r}"
+            tensors = group["params"]
+            mapped = sum(theta in phi_of for theta in tensors)
+            group["reparameterization"] = (
+                f"{mapped} of {len(tensors)} tensors in {reparameterization!r}"
+            )
         self._is_complete = True
 
     @torch.no_grad()
@@ -214,7 +139,7 @@ class Reparameterized(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse: made to be called by the base class only."""
-        if getattr(self, "_is_complete", False):
+        if self._is_complete:
             raise RuntimeError(
                 "Reparameterized: expected all parameters at the start, got another group: the map "
                 "is made for the tensors given then, and the state is in its coordinates. Make a "
@@ -270,7 +195,7 @@ class Reparameterized(Optimizer):
         """Do the inverse of :meth:`to_phi`; of means of squares, spread them back."""
         return self._transform(values, squared, lambda bundle: bundle.inverse)
 
-    def coordinates(self, parameters: Sequence[Tensor]) -> "Coordinates":
+    def coordinates(self, parameters: Sequence[Tensor]) -> Coordinates:
         """Give the map of these parameters, joined to one vector in this order.
 
         Raises:
@@ -282,7 +207,7 @@ class Reparameterized(Optimizer):
         """Give every parameter and what the inner optimizer steps in its place."""
         yield from self._pairs
 
-    def _make_bundles(self) -> list[_Bundle]:
+    def _make_bundles(self) -> list[Bundle]:
         thetas = [theta for group in self.param_groups for theta in group["params"]]
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
         selected = dict(
@@ -298,14 +223,13 @@ class Reparameterized(Optimizer):
             if not mapped:
                 continue
             chosen = [group["params"][i] for i in mapped]
-            _check_tensors(chosen)
             bound = self.reparameterization.bind(
                 [theta.shape for theta in chosen],
                 [group["param_names"][i] for i in mapped] if names else None,
                 stream=stream,
             )
             with torch.no_grad():
-                bundles.append(_Bundle(chosen, bound))
+                bundles.append(Bundle(chosen, bound))
         return bundles
 
     def _inner_groups(self) -> list[dict[str, Any]]:
@@ -341,7 +265,7 @@ class Reparameterized(Optimizer):
         self,
         values: Mapping[Tensor, Tensor],
         squared: bool,
-        side: Callable[[_Bundle], BoundReparameterization],
+        side: Callable[[Bundle], BoundReparameterization],
     ) -> dict[Tensor, Tensor]:
         result = dict(values)
         for bundle in self._bundles:
@@ -402,61 +326,3 @@ class _Evaluation:
         with torch.no_grad():
             self._optimizer._read_gradients()
         return loss
-
-
-class Coordinates:
-    """The map of an optimizer in coordinates of its own, for a vector of d parameters."""
-
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        parts: Sequence[tuple[Sequence[Tensor], BoundReparameterization]],
-    ) -> None:
-        place = {parameter: i for i, parameter in enumerate(parameters)}
-        missing = sum(theta not in place for thetas, _ in parts for theta in thetas)
-        if missing:
-            raise ValueError(
-                "Reparameterized.coordinates: expected all parameters that the map changes, got "
-                f"{missing} too few. Give all parameters of the optimizer."
-            )
-        self._sizes = [parameter.numel() for parameter in parameters]
-        self._parts = [([place[theta] for theta in thetas], bound) for thetas, bound in parts]
-
-    def apply(self, vector: Tensor) -> Tensor:
-        """Multiply with A. Shapes: (d,) -> (d,)."""
-        return self._each(vector, lambda bound, part: bound.apply(part))
-
-    def apply_transpose(self, vector: Tensor) -> Tensor:
-        """Multiply with the transpose of A. Shapes: (d,) -> (d,)."""
-        return self._each(vector, lambda bound, part: bound.apply_transpose(part))
-
-    def _each(
-        self, vector: Tensor, function: Callable[[BoundReparameterization, Tensor], Tensor]
-    ) -> Tensor:
-        pieces = list(vector.split_with_sizes(self._sizes))
-        for places, bound in self._parts:
-            changed = function(bound, torch.cat([pieces[i] for i in places]))
-            parts = changed.split_with_sizes([self._sizes[i] for i in places])
-            for i, part in zip(places, parts, strict=True):
-                pieces[i] = part
-        return torch.cat(pieces)
-
-
-def _check_tensors(tensors: Sequence[Tensor]) -> None:
-    devices = {tensor.device for tensor in tensors}
-    if len(devices) > 1:
-        raise ValueError(
-            "Reparameterized: expected the parameters of a group on one device, got "
-            f"{', '.join(sorted(map(str, devices)))}. Make a group for each device."
-        )
-    for tensor in tensors:
-        if hasattr(tensor, "placements"):  # a DTensor, of which this rank has a part
-            raise ValueError(
-                "Reparameterized: expected whole parameters, got a sharded one (DTensor). Use DDP "
-                "or one device."
-            )
-        if not tensor.is_floating_point():
-            raise ValueError(
-                f"Reparameterized: expected real floating parameters, got {tensor.dtype}. Hold "
-                "real and imaginary parts as parameters of their own."
-            )

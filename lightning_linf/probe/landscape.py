@@ -344,7 +344,9 @@ class Landscape:
 
     def _bound_map(self) -> LinearMap | None:
         if isinstance(self.reparameterization, Reparameterization):
-            return self.reparameterization.bind(self.parameters.shapes, self.parameters.names)
+            shapes, names = self.parameters.shapes, self.parameters.names
+            self.reparameterization.selects(names, len(names))  # refuses what matches none
+            return self.reparameterization.bind(shapes, names)
         return self.reparameterization
 
     def _set_mode(self) -> None:

@@ -103,7 +103,14 @@ class Reparameterization(ABC):
             ValueError: If there are more or fewer names than tensors, or ``only`` is given and
                 there are no names, or it matches none of them.
         """
-        return selected_by(self.only, names, num_tensors, type(self).__name__)
+        selected = self._selected(names, num_tensors)
+        if names and not any(selected) and self.only is not None:
+            raise ValueError(
+                f"{type(self).__name__}: expected `only` to match the name of a parameter, got "
+                f"{self.only!r} for {_some(names)}. Mind that it is a regular expression, searched "
+                "anywhere in the name."
+            )
+        return selected
 
     def bind(
         self, shapes: Sequence[torch.Size], names: Sequence[str] | None = None, *, stream: int = 0
@@ -112,13 +119,14 @@ class Reparameterization(ABC):
 
         Args:
             shapes: Of the tensors, in their order.
-            names: Of the tensors; needed for ``only``.
+            names: Of the tensors; needed for ``only``. If it matches none of them, nothing
+                changes: they may be a part of all parameters, for which :meth:`selects` speaks.
             stream: Random maps bound with different numbers are independent.
 
         Raises:
-            ValueError: If names are missing or do not match, or what a subclass refuses.
+            ValueError: If names are missing, or what a subclass refuses.
         """
-        selected = self.selects(names, len(shapes))
+        selected = self._selected(names, len(shapes))
         sizes = [math.prod(shape) for shape in shapes]
         bound = self._bind([torch.Size(shape) for shape in compress(shapes, selected)], stream)
         if all(selected):
@@ -140,6 +148,22 @@ class Reparameterization(ABC):
 
         return Composition(self, other)
 
+    def _selected(self, names: Sequence[str] | None, num_tensors: int) -> list[bool]:
+        """Search ``only`` in the names."""
+        owner = type(self).__name__
+        if names is not None and len(names) != num_tensors:
+            raise ValueError(
+                f"{owner}: expected one name for each of {num_tensors} tensors, got {len(names)}."
+            )
+        if self.only is None:
+            return [True] * num_tensors
+        if names is None:
+            raise ValueError(
+                f"{owner}: expected names of the parameters to search `only` = {self.only!r} in, "
+                "got none. Give named parameters, as of `named_parameters()`."
+            )
+        return [re.search(self.only, name) is not None for name in names]
+
     @abstractmethod
     def _bind(self, shapes: Sequence[torch.Size], stream: int) -> BoundReparameterization:
         """Make the map of the selected tensors alone."""
@@ -155,30 +179,6 @@ def check_pattern(only: str | None, owner: str) -> None:
             f"{owner}: expected `only` to be a regular expression or None, got {only!r} ({error}). "
             "Write special characters after a backslash."
         ) from error
-
-
-def selected_by(
-    only: str | None, names: Sequence[str] | None, num_tensors: int, owner: str
-) -> list[bool]:
-    """Search a regular expression in names; None selects all."""
-    if names is not None and len(names) != num_tensors:
-        raise ValueError(
-            f"{owner}: expected one name for each of {num_tensors} tensors, got {len(names)}."
-        )
-    if only is None:
-        return [True] * num_tensors
-    if names is None:
-        raise ValueError(
-            f"{owner}: expected names of the parameters to search `only` = {only!r} in, got none. "
-            "Give named parameters, as of `named_parameters()`."
-        )
-    selected = [re.search(only, name) is not None for name in names]
-    if not any(selected):
-        raise ValueError(
-            f"{owner}: expected `only` to match the name of a parameter, got {only!r} for "
-            f"{_some(names)}. Mind that it is a regular expression, searched anywhere in the name."
-        )
-    return selected
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """A change of the units of the parameters."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -90,7 +91,8 @@ class Scaling(Reparameterization):
         if isinstance(self.factors, Tensor) and len(self.factors) != num_params:
             raise ValueError(
                 f"Scaling: expected one factor for each of {num_params} coordinates of the "
-                f"selected tensors, got {len(self.factors)}."
+                f"selected tensors, got {len(self.factors)}. Each parameter group of an optimizer "
+                "is bound by itself: for several, multiply Scalings with `only`."
             )
         return BoundScaling(num_params, self.factors)
 
@@ -148,5 +150,7 @@ def _equal(a: float | Tensor, b: float | Tensor) -> bool:
 def _summary(factors: float | Tensor) -> str:
     if not isinstance(factors, Tensor):
         return repr(factors)
+    content = factors.cpu().double().numpy().tobytes()  # the name tells saved states apart
+    digest = hashlib.blake2b(content, digest_size=4).hexdigest()
     low, high = (f"{float(end):.4g}" for end in factors.abs().aminmax())
-    return f"<{len(factors)} factors, magnitudes {low} to {high}>"
+    return f"<{len(factors)} factors, magnitudes {low} to {high}, hash {digest}>"

@@ -1,0 +1,57 @@
+"""How long does a random rotation of a vector take, in memory copies of the vector?
+
+    OMP_NUM_THREADS=1 python benchmarks/rotation.py               # half a minute, 2 GiB
+    OMP_NUM_THREADS=2 python benchmarks/rotation.py --sizes 1e6 1e7
+
+Copies and rotations take turns, so that what else the machine does slows both; but threads that
+wait for a busy core slow the rotation far more. Unless asked for others, the numbers of coordinates
+are 1e6, 1e7, and 124,439,808, that of GPT-2.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from lightning_linf.functional.rotation import rotate, rotation_windows
+
+SIZES = (1e6, 1e7, 124_439_808)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, metavar="D")
+    parser.add_argument("--rounds", type=int, default=7, help="medians are over as many")
+    parser.add_argument("--strength", type=float, default=1.0)
+    choices = parser.parse_args()
+    threads = torch.get_num_threads()
+    print(f"{threads} thread{'s' * (threads > 1)}, float32, strength {choices.strength}")
+    print("          d   copy, ms   rotation, ms   copies   windows   copies for one window")
+    for dim in map(int, choices.sizes):
+        x = torch.randn(dim)
+        y = torch.empty_like(x)
+        actions: dict[str, Callable[[], object]] = {
+            "copy": lambda x=x, y=y: y.copy_(x),
+            "rotation": lambda x=x: rotate(x, seed=0, strength=choices.strength),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in actions}
+        for _ in range(choices.rounds + 1):  # the first one warms up
+            for name, action in actions.items():
+                begin = time.perf_counter()
+                action()
+                seconds[name].append(time.perf_counter() - begin)
+        copy, rotation = (statistics.median(seconds[name][1:]) for name in ("copy", "rotation"))
+        windows = rotation_windows(dim)
+        share = sum(2 * window.half for window in windows) / dim  # of the vector, in all windows
+        print(
+            f"{dim:11,d} {1e3 * copy:10.2f} {1e3 * rotation:14.1f} {rotation / copy:8.1f} "
+            f"{len(windows):9d} {rotation / copy / share:23.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Tensors of an optimizer that have coordinates of their own."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_linf.reparam import BoundReparameterization
+
+
+class Bundle:
+    """The tensors of one parameter group that have coordinates phi of their own.
+
+    During a step the phi are parts of one vector. Between steps they have shapes, but no memory.
+    """
+
+    def __init__(self, thetas: list[Tensor], bound: BoundReparameterization) -> None:
+        _check(thetas)
+        self.thetas = thetas
+        self.bound = bound
+        self.inverse = bound.inverse()
+        self.sizes = [theta.numel() for theta in thetas]
+        self.vector = self.before = self.inverse.apply(self.join(thetas))
+        self.phis = [nn.Parameter(part) for part in self.split(self.vector)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of phi: wide enough for all, and for optimizer states."""
+        dtype = torch.float32
+        for theta in self.thetas:
+            dtype = torch.promote_types(dtype, theta.dtype)
+        return dtype
+
+    def join(self, tensors: Iterable[Tensor]) -> Tensor:
+        """Flatten and join a tensor for each theta. Shape: (d,)."""
+        dtype = self.dtype
+        return torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Cut a vector (d,) into a tensor for each theta."""
+        parts = vector.split_with_sizes(self.sizes)
+        return [part.view(theta.shape) for part, theta in zip(parts, self.thetas, strict=True)]
+
+    def read(self) -> None:
+        """Set phi to the coordinates of the weights."""
+        self.before = self.inverse.apply(self.join(self.thetas))
+        self.vector = self.before.clone()
+        for phi, part in zip(self.phis, self.split(self.vector), strict=True):
+            phi.data = part  # keeps phi the same object, as the inner optimizer knows it
+
+    def write(self) -> None:
+        """Add to the weights what has been added to phi."""
+        moves = self.bound.apply(self.vector - self.before)
+        for theta, move in zip(self.thetas, self.split(moves), strict=True):
+            theta.add_(move)
+        self.before.copy_(self.vector)
+
+    def read_gradients(self, mixes_tensors: bool) -> None:
+        """Set the gradient with respect to phi."""
+        gradients = [theta.grad for theta in self.thetas]
+        if all(gradient is None for gradient in gradients):
+            for phi in self.phis:
+                phi.grad = None
+            return
+        if any(g is not None and g.layout != torch.strided for g in gradients):
+            raise RuntimeError(
+                "Reparameterized: expected dense gradients, got a sparse one. Use sparse=False in "
+                "its embedding, or leave it out of the map with `only`."
+            )
+        if mixes_tensors and not all(theta.requires_grad for theta in self.thetas):
+            raise RuntimeError(
+                "Reparameterized: expected that every parameter which took part at the start still "
+                "requires grad, got a frozen one, which a map that mixes tensors would move. "
+                "Freeze it before you make the optimizer, or use a scope such as 'tensor'."
+            )
+        gradient = self.bound.apply_transpose(
+            self.join(
+                torch.zeros_like(theta) if grad is None else grad
+                for theta, grad in zip(self.thetas, gradients, strict=True)
+            )
+        )
+        for phi, grad, part in zip(self.phis, gradients, self.split(gradient), strict=True):
+            phi.grad = part if grad is not None or mixes_tensors else None
+
+    def forget(self) -> None:
+        """Free what only a step needs."""
+        empty = self.vector.new_zeros(())
+        self.vector = self.before = empty
+        for phi in self.phis:
+            phi.grad = None
+            phi.data = empty.expand(phi.shape)
+
+
+def _check(tensors: Sequence[Tensor]) -> None:
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        raise ValueError(
+            "Reparameterized: expected the parameters of a group on one device, got "
+            f"{', '.join(sorted(map(str, devices)))}. Make a group for each device."
+        )
+    for tensor in tensors:
+        if hasattr(tensor, "placements"):  # a DTensor, of which this rank has a part
+            raise ValueError(
+                "Reparameterized: expected whole parameters, got a sharded one (DTensor). Use DDP "
+                "or one device."
+            )
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"Reparameterized: expected real floating parameters, got {tensor.dtype}. Hold "
+                "real and imaginary parts as parameters of their own."
+            )

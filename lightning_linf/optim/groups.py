@@ -1,0 +1,55 @@
+"""Parameter groups of one optimizer, as those of another."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+OF_ONE_OPTIMIZER = {"params", "param_names", "reparameterization"}  # in a parameter group
+OF_ONE_CLASS = {"decoupled_weight_decay"}  # AdamW's groups have it, and it makes an Adam an AdamW
+_VARIED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def arguments_of(kind: type[Optimizer]) -> dict[str, inspect.Parameter]:
+    """Give the arguments of a class but for the parameters, also those that it passes on."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters
+        varied = {p.name for p in parameters.values() if p.kind in _VARIED}
+        found = {**parameters, **found}
+        found = {k: v for k, v in found.items() if k not in {"self", "params", *varied}}
+        if not varied:
+            break
+    return found
+
+
+def named_groups(optimizer: Optimizer, module: nn.Module) -> list[dict[str, Any]]:
+    """Copy the groups, with named parameters if they all are the module's."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    has_names = all(id(p) in names for group in optimizer.param_groups for p in group["params"])
+    groups = []
+    for group in optimizer.param_groups:
+        copy = {key: value for key, value in group.items() if key not in OF_ONE_OPTIMIZER}
+        copy["params"] = [(names[id(p)], p) if has_names else p for p in group["params"]]
+        groups.append(copy)
+    return groups
+
+
+def translated(
+    group: Mapping[str, Any], kind: type[Optimizer], former: type[Optimizer]
+) -> dict[str, Any]:
+    """Keep the hyperparameters that a class has; momentum and beta1 stand for each other."""
+    if kind is former:
+        return dict(group)
+    arguments = arguments_of(kind)
+    kept = {k: v for k, v in group.items() if k in arguments and k not in OF_ONE_CLASS}
+    if "momentum" in arguments and "momentum" not in group and "betas" in group:
+        kept["momentum"] = group["betas"][0]
+    if "betas" in arguments and "betas" not in group and group.get("momentum"):
+        default = arguments["betas"].default
+        kept["betas"] = (group["momentum"], default[1] if isinstance(default, tuple) else 0.999)
+    return {"params": group["params"], **kept}
