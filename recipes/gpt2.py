@@ -3,33 +3,38 @@
     python recipes/gpt2.py                              # tiny: two CPU cores, minutes, no network
     python recipes/gpt2.py --preset small               # one GPU, minutes
     python recipes/gpt2.py --data '~/books/**/*.txt'    # your own text
+    python recipes/gpt2.py --optimizer adam --rotation global           # in another geometry
+    python recipes/gpt2.py compare                      # five optimizers, each at its best rate
     python recipes/gpt2.py --resume last                # go on where the last run was interrupted
     python recipes/gpt2.py --preset 124m --devices 8 --strategy ddp    # OpenWebText
 
-Every field of `Config` is a flag (--help). Flags win over `--config FILE.yaml`, and that over the
-preset; --print_config shows the outcome. Needs: pip install 'lightning-linf[recipes]'
+Every field of `Config` is a flag (--help), also with dashes. Flags win over `--config FILE.yaml`,
+and that over the preset; --print_config shows the outcome.
+Needs: pip install 'lightning-linf[recipes]'
 """
 
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import compare
 from corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE
+from lightning_linf import Geometry, SwapOptimizer
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
 from report import LossHistory, print_report
-from settings import RecipeError, find_checkpoint, parse, refuse
+from settings import RecipeError, check_fields, find_checkpoint, parse, refuse
 from token_data import TokenData
 
 
@@ -61,14 +66,28 @@ class Config:
     """Sequences a device takes at a time: as many as fit in its memory."""
     max_steps: int = 500
     """Optimizer steps."""
+    optimizer: Literal["adam", "adamw", "sgd", "adasgd", "blockwise_adam", "signum"] = "adamw"
+    """adasgd has one g^2 for all parameters, blockwise_adam one a block; sgd: momentum betas[0]."""
+    partition: (
+        Literal["coordinate", "row", "column", "head", "tensor", "module", "global"] | None
+    ) = None
+    """Blocks of blockwise_adam; by default tensor."""
+    rotation: Literal["global", "tensor", "row", "column"] | None = None
+    """Run the optimizer in randomly rotated coordinates; global mixes all matrices, all vectors."""
+    rotation_strength: float = 1.0
+    """From 0, the parameters' own coordinates, to 1, fully rotated ones."""
+    swap_at: int = 0
+    """Step at which optimizer, partition and rotation replace plain AdamW."""
+    swap_lr: float | None = None
+    """Peak learning rate from that step on; by default lr."""
     lr: float = 3e-3
-    """Peak learning rate; a smaller model takes more."""
+    """Peak learning rate; a smaller model takes more, and sgd 100 to 300 times as much."""
     warmup_steps: int = 20
     """Steps of linear warm-up, before a cosine down to a tenth of the peak at max_steps."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's memory of g and of g^2; 0.95 forgets a spike of g^2 sooner than the usual 0.999."""
     weight_decay: float = 0.1
-    """Decoupled decay, of matrices only."""
+    """Decay of matrices: decoupled, but in adam and sgd coupled (L2), so a part of the gradient."""
     gradient_clip_val: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     val_every: int = 100
@@ -109,10 +128,7 @@ class Config:
     """Checkpoint to go on from, or last for the newest one of this name."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and field.name not in ("seed", "warmup_steps") and value < 1:
-                refuse(field.name, "at least 1", value, "Give a positive number.")
+        check_fields(self, may_be_zero={"seed", "warmup_steps", "swap_at"})
         share = self.micro_batch * self.devices * self.num_nodes
         for name, is_right, expected, remedy in (
             ("val_fraction", 0 < self.val_fraction <= 0.5, "a share in (0, 0.5]", "Try 0.1."),
@@ -125,6 +141,18 @@ class Config:
             ("batch_size", self.batch_size % share == 0,
              f"a multiple of {share} = micro_batch x devices x num_nodes",
              "Change --batch_size or --micro_batch."),
+            ("partition", self.partition is None or self.optimizer == "blockwise_adam",
+             f"none beside --optimizer {self.optimizer}", "Choose --optimizer blockwise_adam."),
+            ("rotation_strength", 0 <= self.rotation_strength <= 1, "in [0, 1]", "Try 1."),
+            ("rotation_strength", self.rotation is not None or self.rotation_strength == 1,
+             "1 without a rotation", "Add, say, --rotation global."),
+            ("swap_at", self.is_plain_adamw or 0 <= self.swap_at < self.max_steps,
+             f"at least 0 and less than max_steps={self.max_steps}", "Lower it."),
+            ("swap_at", not self.is_plain_adamw or self.swap_at == 0,
+             "0 where all is plain AdamW", "Choose an --optimizer or a --rotation to change to."),
+            ("swap_lr", self.swap_lr is None or self.swap_at > 0,
+             "none without --swap_at", "Set --lr, or the step by --swap_at."),
+            ("swap_lr", self.swap_lr is None or self.swap_lr > 0, "more than 0", "Try 1."),
             ("lr", self.lr > 0, "more than 0", "Try 1e-3."),
             ("warmup_steps", 0 <= self.warmup_steps < self.max_steps,
              f"at least 0 and less than max_steps={self.max_steps}",
@@ -142,6 +170,11 @@ class Config:
     def accumulate(self) -> int:
         """Micro-batches that every device adds up for a step."""
         return self.batch_size // (self.micro_batch * self.devices * self.num_nodes)
+
+    @property
+    def is_plain_adamw(self) -> bool:
+        """Whether the optimizer that `GPT2` configures stays."""
+        return self.optimizer == "adamw" and self.rotation is None
 
 
 MAY_CHANGE_ON_RESUME = {
@@ -180,6 +213,7 @@ def gpt2_124m() -> Config:
     )  # fmt: skip
 
 
+ABOUT = "Train a GPT-2 and watch the geometry of its loss. compare: several optimizers on it."
 PRESETS: dict[str, Callable[[], Config]] = {"tiny": tiny, "small": small, "124m": gpt2_124m}
 
 
@@ -268,9 +302,10 @@ class GPT2(LightningModule):
         }
 
 
-def main(config: Config) -> Trainer:
-    """Train, and say what was measured."""
-    checkpoint = find_checkpoint(config, MAY_CHANGE_ON_RESUME)
+def prepare(
+    config: Config, callbacks: Sequence[Callback], **options: Any
+) -> tuple[Trainer, GPT2, TokenData]:
+    """Make all that a run needs; ``options`` are further ones of the Trainer."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # reads a memory map
     warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")  # TokenData is
     warnings.filterwarnings("ignore", ".*dirpath has changed.*")  # a resumed run has its own folder
@@ -289,26 +324,22 @@ def main(config: Config) -> Trainer:
         val_sequences=config.val_sequences,
         seed=config.seed,
     )
-    heterogeneity = GradientHeterogeneityMonitor(every_n_steps=config.heterogeneity_every)
-    smoothness = LinfSmoothnessMonitor(
-        every_n_steps=config.smoothness_every,
-        num_probes=config.num_probes,
-        num_batches=config.probe_batches,
-    )
-    monitors = [heterogeneity, smoothness]
-    losses = LossHistory(config.smoothness_every)
-    last = ModelCheckpoint(
-        filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
-    )
-    best = ModelCheckpoint(filename="best", monitor="val_loss", enable_version_counter=False)
+    if not config.is_plain_adamw:
+        geometry = Geometry(
+            config.optimizer,
+            config.partition,
+            config.rotation,
+            config.rotation_strength,
+            lr=config.swap_lr,
+        )
+        callbacks = [SwapOptimizer(config.swap_at, geometry), *callbacks]
     trainer = Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=config.strategy,
         precision=config.precision,
-        logger=TensorBoardLogger(config.runs_dir, name=config.name, default_hp_metric=False),
-        callbacks=[*monitors, losses, last, best, LearningRateMonitor(), RichProgressBar()],
+        callbacks=[*callbacks],
         max_steps=config.max_steps,
         max_epochs=1,  # TokenData's epoch is the whole run
         accumulate_grad_batches=config.accumulate,
@@ -316,9 +347,32 @@ def main(config: Config) -> Trainer:
         val_check_interval=min(config.val_every, config.max_steps) * config.accumulate,
         check_val_every_n_epoch=None,  # counts the line above over the run
         num_sanity_val_steps=0,
-        log_every_n_steps=config.log_every,
         use_distributed_sampler=False,  # TokenData shares the sequences out
         enable_model_summary=False,
+        **options,
+    )
+    return trainer, module, data
+
+
+def main(config: Config) -> Trainer:
+    """Train, and say what was measured."""
+    checkpoint = find_checkpoint(config, MAY_CHANGE_ON_RESUME)
+    heterogeneity = GradientHeterogeneityMonitor(every_n_steps=config.heterogeneity_every)
+    smoothness = LinfSmoothnessMonitor(
+        every_n_steps=config.smoothness_every,
+        num_probes=config.num_probes,
+        num_batches=config.probe_batches,
+    )
+    losses = LossHistory(config.smoothness_every)
+    last = ModelCheckpoint(
+        filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
+    )
+    best = ModelCheckpoint(filename="best", monitor="val_loss", enable_version_counter=False)
+    trainer, module, data = prepare(
+        config,
+        [heterogeneity, smoothness, losses, last, best, LearningRateMonitor(), RichProgressBar()],
+        logger=TensorBoardLogger(config.runs_dir, name=config.name, default_hp_metric=False),
+        log_every_n_steps=config.log_every,
     )
     if trainer.is_global_zero:
         print(f"GPT-2 with {sum(p.numel() for p in module.parameters()):,} parameters, ", end="")
@@ -327,12 +381,21 @@ def main(config: Config) -> Trainer:
     path = Path(str(trainer.log_dir), "checkpoints", "last.ckpt")
     trainer.save_checkpoint(path, weights_only=False)
     if trainer.is_global_zero:
-        print_report(smoothness.history, heterogeneity.history, losses, config.runs_dir, path)
+        print_report(smoothness.history, heterogeneity.history, losses, config, path)
     return trainer
+
+
+def run(args: Sequence[str]) -> None:
+    """Do what a command line asks for."""
+    if args[:1] == ["compare"]:
+        presets = compare.shorter(PRESETS)
+        compare.main(parse(presets, args[1:], compare.ABOUT, "%(prog)s compare"), prepare)
+    else:
+        main(parse(PRESETS, args, ABOUT, "%(prog)s [compare]"))
 
 
 if __name__ == "__main__":
     try:
-        main(parse(PRESETS, sys.argv[1:], "Train a GPT-2 and watch the geometry of its loss."))
+        run(sys.argv[1:])
     except RecipeError as error:
         sys.exit(f"error: {error}")

@@ -3,18 +3,27 @@
 import math
 import shlex
 import shutil
+import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from typing_extensions import override
 
+if TYPE_CHECKING:
+    from gpt2 import Config  # which imports this module
+
 Rows = Sequence[dict[str, Any]]  # a monitor's `history`
+_NUM_LAST = 20  # steps whose mean is the training loss of a run
+_CHECK_EVERY = 10  # steps between looks whether the loss is still finite
 
 
 class LossHistory(Callback):
@@ -65,18 +74,67 @@ class LossHistory(Callback):
         self.validation = dict(state_dict["validation"])
 
 
+class LossRecorder(Callback):
+    """Keep the mean training loss of the last steps and the median time of one.
+
+    Stops a run whose loss is no longer finite.
+    """
+
+    def __init__(self) -> None:
+        self.train_loss = math.nan
+        self.losses: list[Tensor] = []  # by step, of this rank
+        self.times: list[float] = []
+        self._sum: Tensor | float = 0.0
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.times.append(time.perf_counter())
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._sum = self._sum + outputs["loss"].detach()  # already divided by their number
+        if trainer.global_step == len(self.losses):
+            return  # accumulating
+        self.losses.append(torch.as_tensor(self._sum))
+        self.times.append(time.perf_counter())
+        self._sum = 0.0
+        if len(self.losses) % _CHECK_EVERY == 0:  # elsewhere the device need not wait for it
+            is_lost = not bool(self.losses[-1].isfinite())
+            if trainer.strategy.reduce_boolean_decision(is_lost, all=False):
+                trainer.should_stop = True
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        mean = torch.stack(self.losses[-_NUM_LAST:]).mean()
+        self.train_loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The median, which the first steps and other programs hardly change."""
+        pairs = zip(self.times, self.times[1:], strict=False)
+        return statistics.median(end - start for start, end in pairs)
+
+
 def print_report(
-    smoothness: Rows, heterogeneity: Rows, losses: LossHistory, runs_dir: str, checkpoint: Path
+    smoothness: Rows, heterogeneity: Rows, losses: LossHistory, config: "Config", checkpoint: Path
 ) -> None:
-    """Print the table, the sentence, and what to do next."""
+    """Print the table, the sentences, and what to do next."""
     console = Console()
     if smoothness:
         console.print(geometry_table(smoothness, heterogeneity, losses))
+    console.print(optimizer_sentence(config), highlight=False, markup=False)
     console.print(geometry_sentence(smoothness), highlight=False)
     for line in (
         f"Checkpoint: {checkpoint}",
         f"Full report: {measure_command(checkpoint)}",
-        f"Curves: {tensorboard_command(runs_dir)}",
+        f"Curves: {tensorboard_command(config.runs_dir)}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -112,6 +170,19 @@ def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -
             f"{lower:.3g} to {upper:.3g}",
         )
     return table
+
+
+def optimizer_sentence(config: "Config") -> str:
+    """Say what trained, and in which coordinates the geometry is measured all the same."""
+    name: str = config.optimizer
+    if config.optimizer == "blockwise_adam":
+        name += f" (blocks: {config.partition or 'tensor'})"
+    if config.rotation is not None:
+        name += f" in rotated coordinates ({config.rotation}"
+        name += ")" if config.rotation_strength == 1 else f", {config.rotation_strength:g})"
+    if config.swap_at:
+        name = f"adamw for {config.swap_at} steps, then {name}"
+    return f"Trained with {name}. The geometry is measured in the coordinates of the parameters."
 
 
 def geometry_sentence(smoothness: Rows) -> str:

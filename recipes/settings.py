@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, get_args, get_origin
 
 import torch
 import yaml
@@ -47,17 +47,41 @@ def refuse(name: str, expected: str, got: object, remedy: str) -> NoReturn:
     raise RecipeError(f"{name}: expected {expected}, got {got!r}. {remedy}")
 
 
-def parse(presets: Mapping[str, Callable[[], ConfigT]], args: Sequence[str], about: str) -> ConfigT:
+def check_fields(config: RunConfig, may_be_zero: set[str]) -> None:
+    """Refuse integers below 1, but of the fields in ``may_be_zero``, and names that are no choice.
+
+    The command line refuses such names, too; code and checkpoints come here alone.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type is int and field.name not in may_be_zero and value < 1:
+            refuse(field.name, "at least 1", value, "Give a positive number.")
+        # X or X | None
+        literals = [x for x in (field.type, *get_args(field.type)) if get_origin(x) is Literal]
+        names = [name for literal in literals for name in get_args(literal)]
+        if names and value not in (names if field.type in literals else [*names, None]):
+            refuse(field.name, f"one of {', '.join(names)}", value, "Choose one of them.")
+
+
+def parse(
+    presets: Mapping[str, Callable[[], ConfigT]],
+    args: Sequence[str],
+    about: str,
+    command: str = "%(prog)s",
+) -> ConfigT:
     """Read the command line of a recipe.
 
     Args:
         presets: Named sets of choices, the default first; all return the same dataclass.
-        args: The command line without the program.
+        args: The command line without the program and its command. Names of flags may have dashes
+            for underscores.
         about: First line of the help.
+        command: What the help shows before the flags.
     """
+    args = [_with_underscores(arg) for arg in args]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        usage="%(prog)s [--preset NAME] [--config FILE.yaml] [--FIELD VALUE ...]",
+        usage=f"{command} [--preset NAME] [--config FILE.yaml] [--FIELD VALUE ...]",
         description=about,
         allow_abbrev=False,
     )
@@ -76,12 +100,12 @@ def parse(presets: Mapping[str, Callable[[], ConfigT]], args: Sequence[str], abo
     ahead.add_argument("--preset")
     ahead.add_argument("--config", action="append", default=[])
     try:
-        known, flags = ahead.parse_known_args(list(args))
+        known, flags = ahead.parse_known_args(args)
     except argparse.ArgumentError as error:
         parser.error(str(error))
     if known.preset is not None:
         flags = [f"--preset={known.preset}", *flags]
-    preset = str(known.preset or _preset_in_files(known.config))
+    preset = str(known.preset or _preset_in_files(known.config) or next(iter(presets)))
     if preset in presets:  # else the parser names the choices
         parser.set_defaults(asdict(presets[preset]()))
     chosen = parser.parse_args([*(f"--config={file}" for file in known.config), *flags])
@@ -133,6 +157,13 @@ def find_checkpoint(config: RunConfig, may_change: set[str]) -> str | None:
             "That run is complete; leave --resume out to train anew.",
         )
     return str(path)
+
+
+def _with_underscores(arg: str) -> str:
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def _preset_in_files(files: Sequence[str]) -> str | None:

@@ -10,10 +10,16 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
+from lightning_linf import Geometry
+from lightning_linf.callbacks import (
+    GradientHeterogeneityMonitor,
+    LinfSmoothnessMonitor,
+    SwapOptimizer,
+)
 from lightning_linf.functional import cauchy
 from lightning_linf.functional.noise import noise_compute
 from lightning_linf.metrics import GradientHeterogeneity, OneOneNorm
+from lightning_linf.optim import Reparameterized
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.geometry import choose_partitions, measure_landscape, measure_noise
 
@@ -206,3 +212,34 @@ def test_training_under_ddp_is_bit_identical_and_measures_the_mean_over_ranks(tm
     for name in (*exact, "one_one_norm_per_param", "probe_hvps"):
         ours, theirs = (t.callback_metrics[f"geometry/{name}"].item() for t in (trainer, alone))
         assert ours == pytest.approx(theirs, rel=1e-4), name  # float32
+
+
+class Ranks(lightning.Callback):
+    """Say how far the ranks' weights are apart at the end, and that they were swapped."""
+
+    def on_train_end(self, trainer, module):
+        weights = nn.utils.parameters_to_vector(module.parameters()).detach()
+        extremes = [weights.clone(), -weights]
+        for extreme in extremes if trainer.world_size > 1 else []:
+            dist.all_reduce(extreme, dist.ReduceOp.MAX)
+        is_swapped = isinstance(trainer.optimizers[0], Reparameterized)
+        trainer.callback_metrics.update(
+            spread=sum(extremes).abs().max(), swapped=torch.tensor(is_swapped)
+        )
+
+
+def test_a_swap_to_rotated_adam_on_two_ranks_is_that_on_the_joined_batch(tmp_path):
+    # Adam would enlarge rounding in small gradients but for a large eps.
+    adam = Geometry("adam", lr=0.01, options={"eps": 1e-2})
+    rotated = Geometry("adam", rotation="global")
+    modules = []
+    for world_size in (2, 1):
+        callbacks = [SwapOptimizer(1, adam), SwapOptimizer(3, rotated), Ranks()]
+        trainer, module = _train(tmp_path, callbacks, world_size, dropout=0.0)
+        assert trainer.callback_metrics["spread"] == 0.0
+        assert trainer.callback_metrics["swapped"]
+        modules.append(module)
+    _, unswapped = _train(tmp_path, [], 1, dropout=0.0)
+    for ours, alone, other in zip(*(m.parameters() for m in (*modules, unswapped)), strict=True):
+        torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-6)  # float32
+        assert not torch.allclose(ours, other, rtol=1e-3)

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import io
+import json
 import math
 import random
 import re
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum
+from lightning_linf.reparam import Rotation
+
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 if not (RECIPES / "gpt2.py").is_file():
     pytest.skip("recipes/ is not beside tests/: they are not in the wheel", allow_module_level=True)
@@ -21,6 +25,7 @@ for library in ("transformers", "tokenizers", "jsonargparse", "rich", "tensorboa
 if str(RECIPES) not in sys.path:
     sys.path.insert(0, str(RECIPES))  # as for `python recipes/gpt2.py`
 
+compare = importlib.import_module("compare")
 corpus = importlib.import_module("corpus")
 gpt2 = importlib.import_module("gpt2")
 report = importlib.import_module("report")
@@ -92,6 +97,7 @@ def test_two_steps_run_and_everything_is_reported(config, capsys):
     assert set(logged(trainer, "geometry/density")) == {0, 1}
     assert set(logged(trainer, "geometry/one_one_norm_per_param")) == {1}
     assert "Geometry of the loss" in output
+    assert "Trained with adamw. The geometry is measured in the coordinates of" in output
     assert "At step 1 steepest descent along l-infinity" in output
     assert f"tensorboard --logdir {config.runs_dir}" in output
     folder = Path(trainer.log_dir) / "checkpoints"
@@ -121,6 +127,29 @@ def test_logits_and_loss_are_those_of_transformers(config):
     assert module.model.lm_head.weight is module.model.transformer.wte.weight
 
 
+def interrupted_and_resumed(config, monkeypatch, *, at_step, file="last.ckpt"):
+    class Interruption(Exception):
+        pass
+
+    def interrupt(self, batch, batch_idx):
+        if self.global_step == at_step:
+            raise Interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpt2.GPT2, "on_train_batch_start", interrupt)
+        with pytest.raises(Interruption):
+            gpt2.main(dataclasses.replace(config, name="interrupted"))
+    checkpoint = Path(config.runs_dir, "interrupted", "version_0", "checkpoints", file)
+    return gpt2.main(dataclasses.replace(config, name="interrupted", resume=str(checkpoint)))
+
+
+def assert_same_weights(trainer, other):
+    for (name, weight), (_, expected) in zip(
+        trainer.model.named_parameters(), other.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
+
+
 @pytest.mark.parametrize(
     ("file", "checkpoint_every", "first"),
     [
@@ -136,25 +165,8 @@ def test_a_run_resumed_in_the_middle_equals_one_in_one_go(
         config, max_steps=6, checkpoint_every=checkpoint_every, val_every=2, smoothness_every=2
     )
     whole = gpt2.main(config)
-
-    class Interruption(Exception):
-        pass
-
-    def interrupt(self, batch, batch_idx):
-        if self.global_step == 5:
-            raise Interruption
-
-    with monkeypatch.context() as patch:
-        patch.setattr(gpt2.GPT2, "on_train_batch_start", interrupt)
-        with pytest.raises(Interruption):
-            gpt2.main(dataclasses.replace(config, name="interrupted"))
-    checkpoint = Path(config.runs_dir, "interrupted", "version_0", "checkpoints", file)
-    resumed = gpt2.main(dataclasses.replace(config, name="interrupted", resume=str(checkpoint)))
-
-    for (name, expected), (_, weight) in zip(
-        whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
-    ):
-        torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
+    resumed = interrupted_and_resumed(config, monkeypatch, at_step=5, file=file)
+    assert_same_weights(resumed, whole)
     for tag, steps in (
         ("train_loss", range(6)),
         ("val_loss", (1, 3, 5)),
@@ -174,6 +186,192 @@ def test_a_run_resumed_in_the_middle_equals_one_in_one_go(
         assert [row["step"] for row in old] == [row["step"] for row in new]
 
 
+def trained_plainly(config):
+    """Fit without monitors, loggers and checkpoints."""
+    trainer, module, data = gpt2.prepare(
+        config, [], logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, data)
+    assert trainer.global_step == config.max_steps
+    return trainer
+
+
+def trained_by_hand(config, make):
+    """Train with the optimizer that ``make`` gives for the parameter groups, without Lightning.
+
+    Returns the module and the loss of every step.
+    """
+    torch.manual_seed(config.seed)
+    module = gpt2.GPT2(config)
+    plain = module.configure_optimizers()
+    (scale, _) = plain["lr_scheduler"]["scheduler"].lr_lambdas
+    groups = [
+        {"params": group["params"], "weight_decay": group["weight_decay"]}
+        for group in plain["optimizer"].param_groups
+    ]
+    optimizer = make(groups)
+    batches, _ = sequences(
+        config.data, config.cache_dir, micro_batch=config.micro_batch, max_steps=config.max_steps
+    )
+    losses = []
+    for step in range(config.max_steps):
+        losses.append(0.0)
+        for batch in batches[step * config.accumulate : (step + 1) * config.accumulate]:
+            loss = module.loss(batch) / config.accumulate
+            loss.backward()
+            losses[-1] += loss.item()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), config.gradient_clip_val)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * scale(step)
+        optimizer.step()
+        optimizer.zero_grad()
+    return module, losses
+
+
+BETAS = {"betas": (0.9, 0.95)}
+
+
+@pytest.mark.parametrize(
+    ("choices", "make"),
+    [
+        ({}, lambda groups: torch.optim.AdamW(groups, **BETAS)),
+        ({"optimizer": "sgd"}, lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9)),
+        ({"optimizer": "adasgd"}, lambda groups: AdaSGD(groups, **BETAS)),
+        (
+            {"optimizer": "blockwise_adam"},
+            lambda groups: BlockwiseAdam(groups, **BETAS, partition="tensor"),
+        ),
+        ({"optimizer": "signum"}, lambda groups: Signum(groups, momentum=0.9)),
+        (
+            {"rotation": "global", "rotation_strength": 0.5},
+            lambda groups: Reparameterized(
+                groups,
+                lambda params: torch.optim.AdamW(params, **BETAS),
+                Rotation("global", strength=0.5),
+            ),
+        ),
+        (
+            {"optimizer": "adam", "rotation": "tensor", "weight_decay": 0.0},
+            lambda groups: Reparameterized(
+                groups, lambda params: torch.optim.Adam(params, **BETAS), Rotation("tensor")
+            ),
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_a_geometry_trains_like_its_optimizer_in_a_plain_loop(config, choices, make):
+    config = dataclasses.replace(config, max_steps=3, **choices)
+    expected, _ = trained_by_hand(config, make)
+    module = trained_plainly(config).lightning_module
+    torch.testing.assert_close(module.state_dict(), expected.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_decay_of_adam_and_sgd_is_a_part_of_the_gradient(config, optimizer):
+    decayed = trained_plainly(dataclasses.replace(config, optimizer=optimizer))
+    (group, _) = decayed.optimizers[0].param_groups
+    assert group["weight_decay"] == 0.1
+    assert not group.get("decoupled_weight_decay", False)
+
+
+PARTITIONS = ("coordinate", "row", "column", "head", "tensor", "module", "global")
+ROTATIONS = ("global", "tensor", "row", "column")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rotation", [None, *ROTATIONS])
+@pytest.mark.parametrize(
+    "choices",
+    [{"optimizer": name} for name in ("adam", "adamw", "sgd", "adasgd", "signum")]
+    + [{"optimizer": "blockwise_adam", "partition": name} for name in PARTITIONS],
+    ids=lambda choices: "-".join(choices.values()),
+)
+def test_every_optimizer_trains_in_every_coordinates(config, choices, rotation):
+    trainer = trained_plainly(dataclasses.replace(config, rotation=rotation, **choices))
+    assert math.isfinite(trainer.callback_metrics["val_loss"])
+    optimizer = trainer.optimizers[0]
+    if rotation is not None:
+        assert optimizer.reparameterization == Rotation(rotation)
+        optimizer = optimizer.inner
+    assert type(optimizer).__name__.lower() == choices["optimizer"].replace("_", "")
+    if "partition" in choices:
+        partition = optimizer.partition
+        assert getattr(partition, "name", partition) == choices["partition"]
+
+
+def test_a_swap_halfway_starts_like_adamw_and_goes_on_otherwise(config):
+    config = dataclasses.replace(config, max_steps=4)
+    adamw = report.LossRecorder()
+    swapped = report.LossRecorder()
+    for recorder, changes in ((adamw, {}), (swapped, {"rotation": "global", "swap_at": 2})):
+        trainer, module, data = gpt2.prepare(
+            dataclasses.replace(config, **changes), [recorder], logger=False,
+            enable_checkpointing=False, enable_progress_bar=False,
+        )  # fmt: skip
+        trainer.fit(module, data)
+    assert swapped.losses[:3] == adamw.losses[:3]  # the third is that of the weights at the swap
+    assert swapped.losses[3] != adamw.losses[3]
+
+
+def test_the_rate_after_a_swap_keeps_the_schedule_from_a_peak_of_its_own(config):
+    rates = {}
+    for choices in ({}, {"optimizer": "sgd", "swap_at": 2, "swap_lr": 30 * config.lr}):
+        trainer = trained_plainly(dataclasses.replace(config, max_steps=4, **choices))
+        rates[len(choices)] = [group["lr"] for group in trainer.optimizers[0].param_groups]
+    assert rates[3] == pytest.approx([30 * rate for rate in rates[0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("choices", "checkpoint_every", "at_step"),
+    [
+        ({"optimizer": "adam", "rotation": "global"}, 2, 5),
+        ({"optimizer": "blockwise_adam", "partition": "row", "rotation": "tensor"}, 2, 5),
+        ({"optimizer": "adasgd"}, 2, 5),
+        *(
+            ({**choices, "swap_at": 3}, checkpoint_every, at_step)
+            for choices in (
+                {"optimizer": "adamw", "rotation": "column"},
+                {"optimizer": "blockwise_adam", "partition": "head"},
+                {"optimizer": "sgd", "swap_lr": 0.3},
+            )
+            for checkpoint_every, at_step in ((2, 3), (3, 5), (2, 5))  # before, at, after the swap
+        ),
+    ],
+)
+def test_a_resumed_run_in_another_geometry_equals_one_in_one_go(
+    config, monkeypatch, choices, checkpoint_every, at_step
+):
+    config = dataclasses.replace(
+        config, max_steps=6, checkpoint_every=checkpoint_every, smoothness_every=6, **choices
+    )
+    whole = gpt2.main(config)
+    resumed = interrupted_and_resumed(config, monkeypatch, at_step=at_step)
+    assert_same_weights(resumed, whole)
+    before, after = (logged(trainer, "train_loss") for trainer in (whole, resumed))
+    first = at_step - at_step % checkpoint_every
+    assert after == {step: before[step] for step in range(first, 6)}
+
+
+@pytest.mark.slow
+def test_a_rotated_checkpoint_loads_into_plain_transformers(config, capsys):
+    from transformers import GPT2LMHeadModel
+
+    trainer = gpt2.main(dataclasses.replace(config, optimizer="adam", rotation="global"))
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Trained with adam in rotated coordinates (global). The geometry is" in output
+    path = Path(trainer.log_dir) / "checkpoints" / "last.ckpt"
+    state = torch.load(path, weights_only=True)["state_dict"]
+    plain = GPT2LMHeadModel(trainer.lightning_module.model.config).eval()
+    plain.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    batches = list(trainer.datamodule.val_dataloader())
+    with torch.no_grad():
+        losses = torch.stack([plain(batch, labels=batch).loss for batch in batches])
+    weights = torch.tensor([len(batch) for batch in batches])
+    mean = (losses * weights).sum() / weights.sum()
+    torch.testing.assert_close(trainer.callback_metrics["val_loss"], mean)
+
+
 def test_last_means_the_newest_checkpoint_of_the_name(config):
     finished = gpt2.main(config)
     newest = Path(finished.log_dir) / "checkpoints" / "last.ckpt"
@@ -181,10 +379,10 @@ def test_last_means_the_newest_checkpoint_of_the_name(config):
         gpt2.main(dataclasses.replace(config, resume="last"))
 
 
-def sequences(texts, cache_dir, *, rank=0, num_ranks=1, micro_batch=4, step=0):
+def sequences(texts, cache_dir, *, rank=0, num_ranks=1, micro_batch=4, step=0, max_steps=5):
     data = token_data.TokenData(
         str(texts), cache_dir=str(cache_dir), vocab_size=300, val_fraction=0.2, sequence_length=16,
-        batch_size=4, micro_batch=micro_batch, max_steps=5, val_sequences=3, seed=0,
+        batch_size=4, micro_batch=micro_batch, max_steps=max_steps, val_sequences=3, seed=0,
     )  # fmt: skip
     data.trainer = types.SimpleNamespace(
         global_step=step, global_rank=rank, world_size=num_ranks, **{"lightning_module": None}
@@ -392,6 +590,28 @@ def test_missing_text_is_refused(config, tmp_path):
         ({"dropout": 1.0}, r"dropout: expected a chance in \[0, 1\)"),
         ({"batch_size": 24}, "batch_size: expected a multiple of 16 = micro_batch x devices"),
         ({"devices": 3}, "batch_size: expected a multiple of 48"),
+        ({"optimizer": "lion"}, "optimizer: expected one of adam, .*signum, got 'lion'. Choose"),
+        ({"optimizer": None}, "optimizer: expected one of adam, .*, got None"),
+        ({"rotation": "half"}, "rotation: expected one of global, .*, got 'half'"),
+        (
+            {"optimizer": "blockwise_adam", "partition": "layer"},
+            "partition: expected one of coordinate, .*, got 'layer'",
+        ),
+        ({"precision": "64"}, "precision: expected one of 32-true, .*, got '64'"),
+        (
+            {"optimizer": "adam", "partition": "row"},
+            "partition: expected none beside --optimizer adam, got 'row'. Choose --optimizer bl",
+        ),
+        (
+            {"rotation": "global", "rotation_strength": 1.5},
+            r"rotation_strength: expected in \[0, 1\], got 1.5",
+        ),
+        ({"rotation_strength": 0.5}, "rotation_strength: expected 1 without a rotation, got 0.5"),
+        ({"optimizer": "sgd", "swap_at": -1}, "swap_at: expected at least 0 and less than"),
+        ({"optimizer": "sgd", "swap_at": 500}, "swap_at: expected at least 0 .*=500, got 500"),
+        ({"optimizer": "sgd", "swap_lr": 1.0}, "swap_lr: expected none without --swap_at, got 1"),
+        ({"optimizer": "sgd", "swap_at": 5, "swap_lr": 0.0}, "swap_lr: expected more than 0"),
+        ({"swap_at": 5}, "swap_at: expected 0 where all is plain AdamW, got 5. Choose an --opt"),
         ({"lr": 0.0}, "lr: expected more than 0"),
         ({"warmup_steps": 500}, "warmup_steps: expected at least 0 and less than max_steps=500"),
         ({"betas": (0.9, 1.0)}, r"betas: expected two in \[0, 1\)"),
@@ -425,6 +645,14 @@ def test_flags_win_over_yaml_over_preset(tmp_path):
     assert parse("--preset", "124m", "--config", str(file)) == other
 
 
+def test_names_of_flags_may_have_dashes(tmp_path):
+    expected = dataclasses.replace(
+        gpt2.tiny(), rotation="row", rotation_strength=0.5, swap_at=7, name="--a-b", data="c-d"
+    )
+    args = ["--rotation", "row", "--rotation-strength=0.5", "--swap-at", "7", "--data", "c-d"]
+    assert parse(*args, "--name=--a-b") == expected
+
+
 def test_every_field_is_a_flag_with_help(capsys):
     with pytest.raises(SystemExit) as exit_info:
         parse("--preset", "small", "--help")
@@ -444,6 +672,8 @@ def test_every_field_is_a_flag_with_help(capsys):
         (["--preset"], "expected one argument"),
         (["--config", "nowhere.yaml"], "File does not exist"),
         (["--n_lay", "3"], "unrecognized arguments: --n_lay"),
+        (["--optimizer", "lion"], "optimizer"),
+        (["--rotation-strength", "0.5"], "rotation_strength: expected 1 without a rotation"),
         (["--precision", "8"], "precision"),
     ],
 )
@@ -521,6 +751,13 @@ def test_resume_refusals(config, tmp_path):
         settings.RecipeError, match=r"lr: expected 0.01 as in the run of .* got 0.5"
     ):
         resume(resume=str(other), lr=0.5)
+    for changes in (
+        {"optimizer": "sgd"}, {"optimizer": "blockwise_adam", "partition": "row"},
+        {"rotation": "global"},
+    ):  # fmt: skip
+        name, value = next(iter(changes.items()))
+        with pytest.raises(settings.RecipeError, match=f"{name}: expected .* got '{value}'"):
+            resume(resume=str(other), **changes)
 
 
 def test_a_checkpoint_gives_module_and_data_back(config):
@@ -567,6 +804,25 @@ def test_the_sentence_tells_the_advantage_along_the_gradient():
     assert report.geometry_sentence(measured).endswith("along the gradient it is 1.23 times.")
     measured[-1]["step_advantage/coordinate"] = math.nan
     assert "along the gradient" not in report.geometry_sentence(measured)
+
+
+@pytest.mark.parametrize(
+    ("choices", "start"),
+    [
+        ({}, "Trained with adamw. The geometry is measured in the coordinates of the parameters."),
+        ({"optimizer": "blockwise_adam"}, "Trained with blockwise_adam (blocks: tensor). The"),
+        (
+            {"optimizer": "blockwise_adam", "partition": "row", "rotation": "global"},
+            "Trained with blockwise_adam (blocks: row) in rotated coordinates (global). The",
+        ),
+        (
+            {"rotation": "row", "rotation_strength": 0.25, "swap_at": 7},
+            "Trained with adamw for 7 steps, then adamw in rotated coordinates (row, 0.25). The",
+        ),
+    ],
+)
+def test_the_report_says_what_trained(choices, start):
+    assert report.optimizer_sentence(gpt2.Config(**choices)).startswith(start)
 
 
 def test_the_sentence_says_that_nothing_was_measured():
@@ -616,6 +872,184 @@ def test_the_tensorboard_command_fits_the_environment(tmp_path, monkeypatch):
     assert report.tensorboard_command("runs") == ".venv/bin/tensorboard --logdir runs"
     monkeypatch.setenv("PATH", str(program.parent))
     assert report.tensorboard_command("runs") == "tensorboard --logdir runs"
+
+
+SGD = compare.Variant("sgd", "global, l2", {"optimizer": "sgd"}, (1.0, 1e35))
+PAIR = (dataclasses.replace(compare.ADAM, factors=(0.1, 1.0)), SGD)
+
+
+@pytest.fixture
+def comparison(config):
+    return dataclasses.replace(config, weight_decay=0.0, max_steps=3)
+
+
+class Prepare:
+    """Prepare runs, note their learning rates, and stop before the one with number ``end``."""
+
+    def __init__(self, end=None):
+        self.rates = []
+        self.end = end
+
+    def __call__(self, config, callbacks, **options):
+        if len(self.rates) == self.end:
+            raise KeyboardInterrupt
+        self.rates.append(config.lr)
+        return gpt2.prepare(config, callbacks, **options)
+
+
+def test_an_interrupted_comparison_goes_on_and_finished_runs_are_not_repeated(comparison, capsys):
+    whole = compare.main(dataclasses.replace(comparison, name="whole"), gpt2.prepare, PAIR)
+    first, second, third = Prepare(end=3), Prepare(), Prepare()
+    with pytest.raises(KeyboardInterrupt):
+        compare.main(comparison, first, PAIR)
+    resumed = compare.main(comparison, second, PAIR)
+    assert (first.rates, second.rates) == ([0.001, 0.01, 0.01], [1e33])
+
+    def losses(results):
+        return [[(o.lr, o.train_loss, o.val_loss) for o in row] for row in results.values()]
+
+    assert losses(resumed) == losses(whole)
+    capsys.readouterr()
+    assert compare.main(comparison, third, PAIR) == resumed
+    assert third.rates == []
+    assert "1/4 adam, lr 0.001: train " in (output := capsys.readouterr().out)
+    assert output.count("kept from before") == 4
+    assert "After 3 steps, by optimizer" in output
+
+    files = sorted(Path(comparison.runs_dir, comparison.name).iterdir())
+    assert len(files) == 4
+    records = [json.loads(file.read_text()) for file in files]
+    assert {(r["config"]["optimizer"], r["config"]["lr"]) for r in records} == {
+        ("adam", 0.001), ("adam", 0.01), ("sgd", 0.01), ("sgd", 1e33),
+    }  # fmt: skip
+    changed = Prepare(end=0)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main(dataclasses.replace(comparison, seed=1), changed, PAIR)
+    files[0].write_text("{")
+    with pytest.raises(settings.RecipeError, match=r"compare: expected a finished .* Delete it"):
+        compare.main(comparison, gpt2.prepare, PAIR)
+
+
+def test_other_text_under_the_same_name_is_another_run(comparison, tmp_path):
+    file = tmp_path / "only.txt"
+    file.write_text("abcde " * 500)
+    comparison = dataclasses.replace(comparison, data=str(file))
+    for text, number in (("abcde ", 1), ("abcde ", 0), ("abcdf ", 1)):
+        file.write_text(text * 500)
+        prepare = Prepare()
+        compare.main(comparison, prepare, [dataclasses.replace(SGD, factors=(1.0,))])
+        assert len(prepare.rates) == number
+
+
+def test_a_run_that_diverged_stops_early_and_is_shown_as_such(comparison, capsys):
+    comparison = dataclasses.replace(comparison, max_steps=50)
+    steps = []
+
+    def prepare(config, callbacks, **options):
+        trainer, module, data = gpt2.prepare(config, callbacks, **options)
+        steps.append(trainer)
+        return trainer, module, data
+
+    ((good, lost),) = compare.main(comparison, prepare, [SGD]).values()
+    assert [trainer.global_step for trainer in steps] == [50, 10]
+    assert (lost.train_loss, lost.val_loss) == (None, None)
+    assert math.isfinite(good.train_loss)
+    output = capsys.readouterr().out
+    assert "2/2 sgd, lr 1e+33: train diverged, val diverged, " in output
+    assert "1e+33: diverged" in output
+    assert math.isfinite(good.seconds_per_step)
+
+
+def test_the_losses_of_a_run_are_those_of_a_plain_loop(comparison):
+    comparison = dataclasses.replace(comparison, max_steps=25)
+    ((outcome,),) = compare.main(
+        comparison, gpt2.prepare, [dataclasses.replace(compare.ADAM, factors=(1.0,))]
+    ).values()
+    module, losses = trained_by_hand(comparison, lambda groups: torch.optim.Adam(groups, **BETAS))
+    assert outcome.train_loss == pytest.approx(np.mean(losses[-20:]), rel=1e-6)
+    _, validation = sequences(comparison.data, comparison.cache_dir)
+    with torch.no_grad():
+        mean = module.loss(torch.cat(validation))
+    assert outcome.val_loss == pytest.approx(mean.item(), rel=1e-6)
+
+
+def test_a_comparison_is_a_command_with_defaults_of_its_own(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(compare, "main", lambda config, prepare: calls.append((config, prepare)))
+    gpt2.run(["compare"])
+    expected = dataclasses.replace(
+        gpt2.tiny(), name="gpt2-tiny-compare", max_steps=250, weight_decay=0.0
+    )
+    assert calls == [(expected, gpt2.prepare)]
+    gpt2.run(["compare", "--preset=small", "--max-steps", "7", "--warmup-steps", "2"])
+    assert calls[1][0] == dataclasses.replace(
+        gpt2.small(), name="gpt2-small-compare", max_steps=7, warmup_steps=2, weight_decay=0.0
+    )
+    for args, text in ((["compare", "--help"], compare.ABOUT), (["--help"], "[compare]")):
+        with pytest.raises(SystemExit):
+            gpt2.run(args)
+        assert text in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_decay": 0.1}, "weight_decay: expected 0.0 in a comparison, got 0.1. A comp"),
+        ({"optimizer": "sgd"}, "optimizer: expected 'adamw' in a comparison, got 'sgd'"),
+        ({"rotation": "row"}, "rotation: expected None in a comparison"),
+        ({"resume": "last"}, "resume: expected None in a comparison"),
+    ],
+)
+def test_what_a_comparison_chooses_itself_is_refused(comparison, changes, message):
+    with pytest.raises(settings.RecipeError, match=message):
+        compare.main(dataclasses.replace(comparison, **changes), Prepare(end=0))
+
+
+def outcomes(*losses):
+    """Make runs at the rates 1, 2, ... that ended with these training losses."""
+    return [
+        compare.Outcome(rate, loss, None if loss is None else loss + 0.5, 0.25)
+        for rate, loss in enumerate(losses, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("adam", "rotated", "expected"),
+    [
+        ((5.0, 4.5), (5.0, 4.75), "ahead of rotated Adam by 0.250 in training loss (4.500 against"),
+        ((5.0, 4.75), (4.5, 5.0), "Adam is behind rotated Adam by 0.250"),
+        ((5.0, None), (4.995, None), "Adam is level with rotated Adam, within 0.01"),
+        ((None, None), (4.5, 5.0), "cannot be compared: all runs of one of them diverged."),
+        (None, (4.5, 5.0), "Adam and rotated Adam were not both run."),
+    ],
+)
+def test_the_comparison_says_whether_adam_is_ahead(adam, rotated, expected):
+    results = {compare.ROTATED_ADAM: outcomes(*rotated)}
+    if adam is not None:
+        results[compare.ADAM] = outcomes(*adam)
+    assert expected in compare.comparison_sentence(results, 250)
+
+
+def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
+    from rich.console import Console
+
+    def text(results):
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(compare.comparison_table(results, 250))
+        return console.export_text()
+
+    results = {variant: outcomes(5.0, 4.75, None) for variant in compare.VARIANTS}
+    results[compare.VARIANTS[2]] = outcomes(None, None, None)
+    table = text(results)
+    assert "*" not in table
+    assert "…" not in table
+    lines = [" ".join(line.split()) for line in table.splitlines()]
+    assert "adam coordinate, rotated 2 4.750 5.250 1: 5.000 0.250" in lines
+    assert "3: diverged" in lines
+    assert "blockwise_adam tensor 1 diverged diverged 2: diverged 0.250" in lines
+    table = text({compare.ADAM: outcomes(4.75, 5.0, 5.25)})
+    assert "1* 4.750" in " ".join(table.split())
+    assert "* an end of the rates tried" in table
 
 
 @pytest.mark.slow
