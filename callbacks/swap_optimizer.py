@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_linf.callbacks._lightning import is_dev_run
 from lightning_linf.mixin import GeometryMixin
-from lightning_linf.optim.choice import Geometry
+from lightning_linf.optim.geometry import Geometry
 from lightning_linf.swap import swap_optimizers
 
 

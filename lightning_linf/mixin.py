@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from typing_extensions import override
 
-from lightning_linf.optim.choice import Geometry
+from lightning_linf.optim.geometry import Geometry
 from lightning_linf.swap import swap_optimizers
 
 _KEY = "lightning_linf.geometry"  # in checkpoints

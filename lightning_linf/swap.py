@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lightning_linf.optim.carry import carry_state
-from lightning_linf.optim.choice import Geometry
+from lightning_linf.optim.geometry import Geometry
 from lightning_linf.optim.reparameterized import Reparameterized
 
 # Hooks between the forward pass and the end of the optimizer's step.

@@ -978,13 +978,14 @@ def test_a_comparison_is_a_command_with_defaults_of_its_own(monkeypatch, capsys)
     monkeypatch.setattr(compare, "main", lambda config, prepare: calls.append((config, prepare)))
     gpt2.run(["compare"])
     expected = dataclasses.replace(
-        gpt2.tiny(), name="gpt2-tiny-compare", max_steps=250, weight_decay=0.0
+        gpt2.tiny(), name="gpt2-tiny-compare", batch_size=32, max_steps=250, weight_decay=0.0
     )
     assert calls == [(expected, gpt2.prepare)]
     gpt2.run(["compare", "--preset=small", "--max-steps", "7", "--warmup-steps", "2"])
     assert calls[1][0] == dataclasses.replace(
-        gpt2.small(), name="gpt2-small-compare", max_steps=7, warmup_steps=2, weight_decay=0.0
-    )
+        gpt2.small(), name="gpt2-small-compare", batch_size=128, max_steps=7, warmup_steps=2,
+        weight_decay=0.0,
+    )  # fmt: skip
     for args, text in ((["compare", "--help"], compare.ABOUT), (["--help"], "[compare]")):
         with pytest.raises(SystemExit):
             gpt2.run(args)
