@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from lightning_linf.optim import AdaSGD, BlockwiseAdam, Signum
-from lightning_linf.partition import Partition
+from lightning_linf import Partition, Rotation
+from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum
 
 
 class Attention(nn.Module):
@@ -77,24 +77,18 @@ def steps(module: nn.Module, weight_decay: float) -> dict[str, Step]:
         "BlockwiseAdam, coordinate": blockwise("coordinate"),
         "AdaSGD": AdaSGD(params, **options).step,
         "Signum": Signum(params, **options).step,
+        "AdamW, rotated": Reparameterized(
+            params, lambda p: torch.optim.AdamW(p, **options), Rotation(seed=0)
+        ).step,
     }
     found.update(others(module, options))
     return found
 
 
 def others(module: nn.Module, options: dict[str, float]) -> dict[str, Step]:
-    """Optimizers that are not installed with the package, or not there yet."""
+    """Optimizers that are not installed with the package."""
     found: dict[str, Step] = {}
     width = module.wte.embedding_dim
-    try:
-        from lightning_linf import Rotation
-        from lightning_linf.optim import Reparameterized
-
-        found["AdamW, rotated"] = Reparameterized(
-            list(module.parameters()), lambda p: torch.optim.AdamW(p, **options), Rotation(seed=0)
-        ).step
-    except ImportError:
-        pass
     if importlib.util.find_spec("adam_mini"):
         from adam_mini import Adam_mini
 

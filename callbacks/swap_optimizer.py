@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_linf.callbacks._lightning import is_dev_run
 from lightning_linf.mixin import GeometryMixin
 from lightning_linf.optim.geometry import Geometry
+from lightning_linf.optim.reparameterized import has_foreign_state
 from lightning_linf.swap import swap_optimizers
 
 
@@ -83,6 +84,12 @@ class SwapOptimizer(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if any(map(has_foreign_state, trainer.optimizers)):
+            raise MisconfigurationException(
+                "SwapOptimizer: expected a checkpoint of a run with swaps at the same steps, got "
+                "one in other coordinates than the optimizer's. Resume with the callbacks of that "
+                "run, and change the geometry by further ones."
+            )
         is_automatic = pl_module.automatic_optimization
         num_steps = trainer.estimated_stepping_batches if is_automatic else trainer.max_steps
         if not (self.is_done or is_dev_run(trainer)) and 0 <= num_steps <= self.at_step:

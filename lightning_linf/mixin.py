@@ -104,6 +104,11 @@ class GeometryMixin(LightningModule):
                 f"GeometryMixin.wrap: expected a Geometry, got {geometry!r}. Write, say, "
                 "Geometry('adam')."
             )
+        if not isinstance(getattr(module, "geometry", geometry), Geometry):
+            raise ValueError(
+                f"GeometryMixin.wrap: expected a module without an attribute `geometry` of its own,"
+                f" got one in {type(module).__name__}. Use the callback SwapOptimizer(0, geometry)."
+            )
         if not isinstance(module, GeometryMixin):
             module.__class__ = _mixed(type(module))  # type: ignore[arg-type]  # has a hash
         assert isinstance(module, GeometryMixin)

@@ -9,11 +9,12 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_linf.optim.carry import carry_state
 from lightning_linf.optim.geometry import Geometry
-from lightning_linf.optim.reparameterized import Reparameterized
+from lightning_linf.optim.groups import decay_note
+from lightning_linf.optim.reparameterized import Reparameterized, has_foreign_state
 
 # Hooks between the forward pass and the end of the optimizer's step.
 _WITHIN_A_STEP = {
@@ -21,6 +22,7 @@ _WITHIN_A_STEP = {
     *("on_before_zero_grad", "optimizer_zero_grad", "configure_gradient_clipping"),
     *("on_before_optimizer_step", "optimizer_step", "lr_scheduler_step", "configure_optimizers"),
 }
+_KNOWN_SCHEDULERS = (LRScheduler, ReduceLROnPlateau)
 _RATES = ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "eta_min")  # that torch's schedulers keep
 
 
@@ -68,7 +70,7 @@ def swap_optimizers(
             if carry and old.state:
                 carried = carry_state(old, new)
             swaps[old] = new
-            lines.append(f"{_describe(old)} -> {_describe(new)}; {carried}")
+            lines.append(f"{_describe(old)} -> {_describe(new)}; {carried}{decay_note(old, new)}")
     _replace(trainer, module, geometry, swaps)
     done = "; ".join(lines)
     # A resumed trainer has restored its counters, but for those swaps that are made again.
@@ -109,6 +111,11 @@ def _check(trainer: Trainer, module: LightningModule, geometry: Geometry) -> Non
         problem = (
             "optimizers with learning rates to replace, got none. Return one from "
             "configure_optimizers"
+        )
+    elif any(map(has_foreign_state, trainer.optimizers)):
+        problem = (
+            "an optimizer with a state in its own coordinates, got one with the state of a run in "
+            "others. Resume with the callbacks, at the same steps, and the class of that run"
         )
     # Lightning names the hook it is in for `self.log`; public names tell no more than the loop.
     elif module._current_fx_name in _WITHIN_A_STEP:
@@ -154,6 +161,12 @@ def _parts(scheduler: Any) -> Iterator[Any]:
 def _follow(scheduler: Any, swaps: Mapping[Optimizer, Optimizer], geometry: Geometry) -> None:
     """Point one scheduler at the new optimizer, and scale what it knows of learning rates."""
     held = {k: v for k, v in vars(scheduler).items() if isinstance(v, Optimizer) and v in swaps}
+    if held and geometry.lr is not None and not isinstance(scheduler, _KNOWN_SCHEDULERS):
+        raise ValueError(
+            f"swap_optimizers: expected a scheduler of torch beside `lr`, got "
+            f"{type(scheduler).__name__}, which keeps learning rates of its own and would set them "
+            "again. Leave `lr` out, and set the rates there."
+        )
     for name, old in held.items():
         new = swaps[old]
         if getattr(scheduler, "cycle_momentum", False):

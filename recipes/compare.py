@@ -2,7 +2,8 @@
 
 All runs have the same data in the same order, initial weights, warm-up, schedule, clipping and
 number of steps. None has weight decay, which means something else in each geometry. A finished run
-is kept as `runs_dir/name/*.json`, so an interrupted comparison goes on where it stopped.
+is kept as `runs_dir/name/*.json`, so an interrupted comparison goes on where it stopped; other
+choices, other text or other code make another run.
 """
 
 import hashlib
@@ -12,15 +13,18 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
 
+import lightning_linf
 from corpus import cache_folder
 from report import LossRecorder
 from settings import RecipeError, refuse
@@ -43,6 +47,7 @@ _CHOSEN_HERE: dict[str, Any] = {
     "swap_at": 0, "weight_decay": 0.0, "resume": None,
 }  # fmt: skip
 _SAME_ANYWHERE = {"name", "runs_dir", "cache_dir"}  # no part of what a run is
+_SOURCES = (Path(lightning_linf.__file__).parent, Path(__file__).parent)  # a part of it, like torch
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,14 @@ class Variant:
 
 ADAM = Variant("adam", "coordinate", {"optimizer": "adam"}, (1 / 3, 1, 3))
 ROTATED_ADAM = Variant(
-    "adam", "coordinate, rotated", {"optimizer": "adam", "rotation": "global"}, (1, 3, 9)
+    "adam", "coordinate, rotated", {"optimizer": "adam", "rotation": "global"}, (1 / 3, 1, 3)
 )
 VARIANTS = (
     ADAM,
     ROTATED_ADAM,
     Variant(
         "blockwise_adam", "tensor", {"optimizer": "blockwise_adam", "partition": "tensor"},
-        (1, 3, 9),
+        (1 / 3, 1, 3),
     ),
     Variant("adasgd", "global", {"optimizer": "adasgd"}, (1, 3, 9)),
     Variant("sgd", "global, l2", {"optimizer": "sgd"}, (100, 300, 900)),
@@ -223,9 +228,19 @@ def _train(run: "Config", prepare: Prepare) -> Outcome:
 def _path(run: "Config", text: str) -> Path:
     """Name the file of a run after all that its outcome depends on."""
     choices = {k: v for k, v in asdict(run).items() if k not in _SAME_ANYWHERE}
-    digest = hashlib.sha256(json.dumps([text, choices], sort_keys=True).encode()).hexdigest()
+    content = json.dumps([text, choices, torch.__version__, _code()], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()
     name = _label(run).replace(", lr ", "-lr").replace(" ", "-")
     return Path(run.runs_dir, run.name, f"{name}-{digest[:8]}.json")
+
+
+@cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for folder in _SOURCES:
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> Outcome | None:

@@ -73,7 +73,7 @@ class Config:
     ) = None
     """Blocks of blockwise_adam; by default tensor."""
     rotation: Literal["global", "tensor", "row", "column"] | None = None
-    """Run the optimizer in randomly rotated coordinates; global mixes all matrices, all vectors."""
+    """Random rotation to run in; global: of all matrices, of all vectors; row: of stored rows."""
     rotation_strength: float = 1.0
     """From 0, the parameters' own coordinates, to 1, fully rotated ones."""
     swap_at: int = 0

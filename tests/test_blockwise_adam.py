@@ -820,3 +820,40 @@ def test_captured_step_continues_to_count(name, foreach):
         eager.step()
     for p, q in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, **FLOAT32)
+
+
+def test_frozen_parameters_need_no_place_in_the_partition():
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    module[0].requires_grad_(False)
+    rows = Partition.of(module, "row")
+    optimizer = BlockwiseAdam(module.named_parameters(), partition=rows)
+    before = module[0].weight.clone()
+    module(torch.ones(3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(module[0].weight, before)
+    assert optimizer.state[module[1].weight]["exp_avg_sq"].shape == (2,)
+    module[0].requires_grad_()  # thawed, it is one block
+    module(torch.ones(3)).sum().backward()
+    optimizer.step()
+    assert optimizer.state[module[0].weight]["exp_avg_sq"].shape == (1,)
+
+
+@pytest.mark.parametrize("foreign", [torch.optim.AdamW, torch.optim.SGD])
+def test_the_state_of_another_class_is_refused_and_changes_nothing(foreign):
+    p = nn.Parameter(torch.ones(3))
+    optimizer = BlockwiseAdam([p])
+    with pytest.raises(ValueError, match=r"state of an optimizer of this class, .* eps_inside"):
+        optimizer.load_state_dict(foreign([p]).state_dict())
+    p.grad = torch.ones(3)
+    optimizer.step()
+
+
+def test_a_block_over_several_dtypes_has_the_widest():
+    params = [nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.float32, torch.float64)]
+    optimizer = AdaSGD(params, lr=0.1)
+    for p in params:
+        p.grad = torch.full_like(p, 2.0)
+    optimizer.step()
+    assert optimizer.state[params[0]]["exp_avg_sq"].dtype == torch.float64
+    for p in params:
+        torch.testing.assert_close(p, torch.full_like(p, 0.9))

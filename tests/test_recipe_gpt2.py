@@ -883,6 +883,28 @@ def comparison(config):
     return dataclasses.replace(config, weight_decay=0.0, max_steps=3)
 
 
+def test_variants_of_the_comparison_are_what_they_are_called(config):
+    found = {}
+    for variant in compare.VARIANTS:
+        trainer = trained_plainly(
+            dataclasses.replace(
+                config, weight_decay=0.0, max_steps=1, warmup_steps=0, **variant.choices
+            )
+        )
+        (optimizer,) = trainer.optimizers
+        inner = getattr(optimizer, "inner", optimizer)
+        coordinates = getattr(optimizer, "reparameterization", None)
+        partition = getattr(inner, "partition", None)
+        found[variant.optimizer, variant.geometry] = (type(inner), coordinates, partition)
+    assert found == {
+        ("adam", "coordinate"): (torch.optim.Adam, None, None),
+        ("adam", "coordinate, rotated"): (torch.optim.Adam, Rotation("global"), None),
+        ("blockwise_adam", "tensor"): (BlockwiseAdam, None, "tensor"),
+        ("adasgd", "global"): (AdaSGD, None, "global"),
+        ("sgd", "global, l2"): (torch.optim.SGD, None, None),
+    }
+
+
 class Prepare:
     """Prepare runs, note their learning rates, and stop before the one with number ``end``."""
 

@@ -516,7 +516,7 @@ def test_between_steps_coordinates_take_no_memory():
     module, _, loss = two()
     optimizer = rotated_adam(module)
     for _ in range(2):
-        stepped = [phi for _, phi in optimizer.pairs()]
+        stepped = [phi for group in optimizer.inner.param_groups for phi in group["params"]]
         assert [phi.shape for phi in stepped] == [p.shape for p in module.parameters()]
         assert {phi.untyped_storage().nbytes() for phi in stepped} == {8}
         assert all(phi.grad is None for phi in stepped)
@@ -638,7 +638,8 @@ def test_parameters_without_gradient_stay_to_the_last_bit(scope):
     names = [name for name, p in module.named_parameters() for _ in range(p.numel())]
     others = torch.tensor([name != "0.bias" for name in names])
     assert torch.equal((weights(module) != before), others)
-    assert optimizer.state[module[0].bias]["step"] == 2
+    state = optimizer.state[module[0].bias]
+    assert state.get("phi.step", state.get("step")) == 2
 
 
 def test_under_a_global_map_a_missing_gradient_is_zero():
@@ -685,9 +686,8 @@ def test_low_precision_weights_have_float32_states_and_are_rounded_once(dtype):
         chosen.step()
     for p, expected in zip(layer.parameters(), wide.parameters(), strict=True):
         assert p.dtype == dtype
-        assert {optimizer.state[p][key].dtype for key in ("exp_avg", "exp_avg_sq")} == {
-            torch.float32
-        }
+        assert optimizer.state[p]["phi.exp_avg"].dtype == torch.float32
+        assert optimizer.state[p]["phi.exp_avg_sq"].dtype == torch.float32
         assert torch.equal(p, expected.to(dtype))
 
 
@@ -696,7 +696,7 @@ def test_groups_of_several_dtypes_share_the_widest():
     optimizer = Reparameterized([narrow, wide], lambda p: torch.optim.Adam(p, lr=0.1), Rotation())
     narrow.grad, wide.grad = torch.ones_like(narrow), torch.ones_like(wide)
     optimizer.step()
-    assert {s["exp_avg"].dtype for s in optimizer.state.values()} == {torch.float64}
+    assert {s["phi.exp_avg"].dtype for s in optimizer.state.values()} == {torch.float64}
     assert (narrow != 1).any()
     assert (wide != 1).all()
 
@@ -864,3 +864,44 @@ def test_fused_adam_on_cuda_equals_the_cpu_and_never_waits():
         finally:
             torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(weights(other).cpu(), weights(module), rtol=1e-8, atol=1e-8)
+
+
+def test_no_plain_optimizer_takes_a_state_in_other_coordinates_for_its_own():
+    module, _, loss = two()
+    rotated = rotated_adam(module)
+    train(module, rotated, loss, 2)
+    plain = torch.optim.Adam(module.parameters(), lr=0.01)
+    with pytest.raises(KeyError, match="step"):
+        plain.load_state_dict(rotated.state_dict())
+
+
+def test_a_state_that_went_on_without_the_map_is_refused_whatever_its_groups_say():
+    module, _, loss = two()
+    rotated = rotated_adam(module)
+    train(module, rotated, loss, 2)
+    state = rotated.state_dict()
+    for entry in state["state"].values():
+        for name in list(entry):
+            entry[name.removeprefix("phi.")] = entry.pop(name)
+    with pytest.raises(ValueError, match=r"expected a state in coordinates phi, got .*exp_avg"):
+        rotated.load_state_dict(state)
+
+
+class BySetting(torch.optim.Optimizer):
+    """SGD that puts new tensors where the parameters' were, as some implementations of SAM do."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = p.data - group["lr"] * p.grad
+
+
+def test_an_optimizer_may_set_the_data_of_its_parameters():
+    module, other, loss = two()
+    rotated = Reparameterized(other.parameters(), lambda p: BySetting(p, 0.1), Rotation())
+    expected = train(module, torch.optim.SGD(module.parameters(), lr=0.1), loss)
+    torch.testing.assert_close(train(other, rotated, loss), expected, **CLOSE)

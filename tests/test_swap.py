@@ -1039,3 +1039,43 @@ def test_lightning_cli_gives_the_optimizer_that_the_mixin_replaces(tmp_path, mon
     assert optimizer.param_groups[0]["lr"] == 0.07
     assert optimizer.param_groups[0]["betas"] == (0.6, 0.999)
     assert cli.trainer.lr_scheduler_configs[0].scheduler.optimizer is optimizer
+
+
+class Keeping(Wrapper):
+    """A scheduler with learning rates of its own, as other libraries have."""
+
+    def __init__(self, scheduler):
+        super().__init__(scheduler)
+        self.held = scheduler.optimizer
+
+
+def test_a_scheduler_that_would_set_the_rate_again_is_refused_beside_lr(tmp_path):
+    module = Scheduled(lambda optimizer: Keeping(cosine(optimizer)))
+    with pytest.raises(ValueError, match=r"a scheduler of torch beside `lr`, got Keeping.*Leave"):
+        fit(module, tmp_path, [swapping(Geometry("adam", lr=0.2))])
+
+
+def test_the_log_says_if_weight_decay_means_something_else(tmp_path, caplog):
+    module = Net(lambda m: torch.optim.AdamW(m.parameters(), weight_decay=0.1))
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        fit(module, tmp_path, [swapping(Geometry("adam"), 2), swapping(Geometry("adasgd"), 4)])
+    assert "a part of the gradient now (L2), no longer decoupled" in caplog.text
+    assert "decoupled now, no longer a part of the gradient" in caplog.text
+
+
+def test_groups_without_names_may_be_added_after_a_swap(tmp_path):
+    module = Net(lambda m: SGD(m.net[0].parameters(), lr=0.1))
+
+    def add(trainer, module):
+        trainer.optimizers[0].add_param_group({"params": list(module.net[2].parameters())})
+
+    fit(module, tmp_path, [swapping(Geometry("adam"), 2), Hook(add, 4)])
+    assert len(module.trainer.optimizers[0].param_groups) == 2
+
+
+def test_wrap_leaves_an_attribute_of_the_same_name_alone():
+    module = Net(momentum_sgd)
+    module.geometry = "a triangle"
+    with pytest.raises(ValueError, match=r"without an attribute `geometry` .* SwapOptimizer\(0"):
+        GeometryMixin.wrap(module, Geometry("adam"))
+    assert type(module) is Net

@@ -67,9 +67,9 @@ def test_it_swaps_before_the_first_batch_of_its_step(tmp_path, make, step, caplo
     assert messages[0].startswith(f"Optimizer swapped at step {step}: SGD -> Adam under Rotation(")
     assert swap.is_done
     assert type(trainer.optimizers[0].inner) is Adam
-    assert trainer.optimizers[0].inner.state[next(trainer.optimizers[0].pairs())[1]]["step"] == (
-        6 - step  # Adam has no second moments of SGD
-    )
+    inner = trainer.optimizers[0].inner
+    stepped = inner.param_groups[0]["params"][0]
+    assert inner.state[stepped]["step"] == 6 - step  # Adam has no second moments of SGD
     fit(by_hand, tmp_path, [swapping(ROTATED, step)])
     assert_equal_weights(module, by_hand)
 
@@ -409,3 +409,12 @@ def test_lightning_cli_builds_it_from_a_file(tmp_path, monkeypatch):
     (optimizer,) = cli.trainer.optimizers
     assert type(optimizer) is torch.optim.RMSprop
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint:UserWarning")
+def test_a_rotated_checkpoint_is_refused_without_the_swap_that_was_made(tmp_path):
+    path = tmp_path / "rotated.ckpt"
+    trainer = fit(scheduled(), tmp_path, [SwapOptimizer(2, ROTATED)])
+    trainer.save_checkpoint(path)
+    with pytest.raises((KeyError, MisconfigurationException)):  # torch or we, whoever reads first
+        fit(scheduled(), tmp_path, [SwapOptimizer(4, ROTATED)], ckpt_path=path, max_steps=9)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_linf.optim.unit import Unit
 
+_OPTIONS = {"lr", "betas", "eps", "weight_decay", "eps_inside", "maximize", "capturable"}
 KEYS = ("exp_avg_sq", "exp_avg_sq_step")  # in the state of a unit's owner
 
 
@@ -18,6 +19,14 @@ def check_saved(
 
     A state without any, as of another optimizer, passes.
     """
+    for ours, theirs in zip(groups, saved["param_groups"], strict=False):
+        missing = ours.keys() - theirs.keys() - {"params", "param_names", "initial_lr"}
+        if missing & _OPTIONS:
+            raise ValueError(
+                f"{optimizer}.load_state_dict: expected the state of an optimizer of this class, "
+                f"got one without {', '.join(sorted(missing & _OPTIONS))}. Change optimizers by "
+                "carry_state."
+            )
     states = dict(_pairs(groups, saved))
     if not any("exp_avg_sq" in state for state in states.values()):
         return
@@ -41,11 +50,11 @@ def restore_saved(units: Sequence[Unit], groups: Sequence[Any], state: Any, save
     """Set second moments and their counts again, which torch casts to the parameters' dtype."""
     exact = dict(_pairs(groups, saved))
     capturable = {p: group["capturable"] for group in groups for p in group["params"]}
-    for p in (unit.owner for unit in units):
+    for unit in units:
+        p = unit.owner
         if "exp_avg_sq" in exact.get(p, {}):
             v, count = (exact[p][key] for key in KEYS)
-            dtype = torch.promote_types(p.dtype, torch.float32)
-            state[p]["exp_avg_sq"] = v.to(p.device, dtype)
+            state[p]["exp_avg_sq"] = v.to(p.device, unit.dtype)
             state[p]["exp_avg_sq_step"] = count.to(p.device if capturable[p] else "cpu")
 
 

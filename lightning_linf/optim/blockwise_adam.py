@@ -63,8 +63,9 @@ class BlockwiseAdam(Optimizer):
     Source:
         Blockwise Adam of Xie, Mohamadi & Li, arXiv:2410.08198, where ``eps`` is inside the root;
         bias correction, decay and the place of ``eps`` are AdamW's (Loshchilov & Hutter,
-        arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: for one block per tensor
-        about that of AdamW's fused step, and half its memory.
+        arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: on the CPU, for one block
+        per tensor, somewhat more than AdamW's fused step (``benchmarks/optimizers.py``); half its
+        memory.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -297,8 +298,7 @@ class BlockwiseAdam(Optimizer):
         p = unit.owner
         state: dict[str, Any] = self.state[p]
         if "exp_avg_sq" not in state:
-            dtype = torch.promote_types(p.dtype, torch.float32)
-            state["exp_avg_sq"] = p.new_zeros(unit.layout.num_blocks, dtype=dtype)
+            state["exp_avg_sq"] = p.new_zeros(unit.layout.num_blocks, dtype=unit.dtype)
             state["exp_avg_sq_step"] = zero_count(p, self._options(unit))
         return state
 

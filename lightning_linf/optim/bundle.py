@@ -50,6 +50,9 @@ class Bundle:
 
     def write(self) -> None:
         """Add to the weights what has been added to phi."""
+        for phi, part in zip(self.phis, self.split(self.vector), strict=True):
+            if phi.data_ptr() != part.data_ptr():  # the inner optimizer has set phi.data
+                part.copy_(phi)
         moves = self.bound.apply(self.vector - self.before)
         for theta, move in zip(self.thetas, self.split(moves), strict=True):
             theta.add_(move)

@@ -161,9 +161,12 @@ def _write(new: Optimizer, moments: _Moments, note: str) -> str:
         lacking = bool(moments.means) and adaptive
         reason = ": it needs second moments, which the former does not keep" if lacking else ""
         return f"its state starts anew{reason}"
-    new.load_state_dict({**new.state_dict(), "state": state})
+    inner.load_state_dict({**inner.state_dict(), "state": state})
     if isinstance(inner, BlockwiseAdam):
         inner.load_exp_avg_sq(squares)
+    if isinstance(new, Reparameterized):
+        new.adopt_state()
+    if isinstance(inner, BlockwiseAdam):
         return f"momentum was carried over, and second moments, as means over its blocks{note}"
     return "momentum was carried over" + (f", and second moments{note}" if adaptive else "")
 

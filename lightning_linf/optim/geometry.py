@@ -37,16 +37,24 @@ _CLASSES: dict[str, type[Optimizer]] = {
     "signum": Signum,
 }
 _NEED_NO_MODULE = ("coordinate", "tensor", "global")
-_LEARNING_RATES = {"lr", "initial_lr", "max_lr", "min_lr"}  # there, by optimizers and schedulers
+_LEARNING_RATES = {
+    "lr",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "swa_lr",
+}  # there, by optimizers and schedulers
 
 
 @dataclass(frozen=True)
 class Geometry:
     """A choice of optimizer, blocks and coordinates, to be made of an optimizer that there is.
 
-    Parameter groups, learning rates, weight decay, momentum and betas are those of the optimizer
-    that is replaced, as far as the new one has them: beta1 and a momentum above 0 stand for each
-    other. Hooks registered on an optimizer and attributes of its own are not taken over.
+    Parameter groups, learning rates, momentum and betas are those of the optimizer that is
+    replaced, as far as the new one has them: beta1 and a momentum above 0 stand for each other. So
+    is the number of weight decay, but for Adam, SGD and most others it is a part of the gradient
+    (L2), for AdamW, BlockwiseAdam, AdaSGD and Signum decoupled; the log says if that changes. Hooks
+    registered on an optimizer and attributes of its own are not taken over.
 
     Args:
         optimizer: A name, a class, or a function of parameter groups that makes an optimizer. A
@@ -56,13 +64,14 @@ class Geometry:
             :meth:`~lightning_linf.Partition.of`, or a Partition of the module. Default: that of the
             optimizer that there is, if it is of this class, else that of the class, "tensor".
         rotation: Coordinates in which the optimizer runs: a scope of
-            :class:`~lightning_linf.Rotation`, or any reparameterization. Default: the parameters'
-            own, also if the optimizer that there is has others.
+            :class:`~lightning_linf.Rotation`, or any reparameterization; each parameter group has
+            its own part, so "global" does not mix groups. Default: the parameters' own, also if
+            the optimizer that there is has others.
         rotation_strength: Of a rotation given by its scope: from 0, none, to 1, full.
         rotation_seed: Of a rotation given by its scope.
         lr: Learning rate of the first group before any schedule (with those that set it, such as
-            OneCycleLR, the first of the schedule); the others, and a schedule's, keep their ratio
-            to it. Default: unchanged.
+            OneCycleLR, the first of the schedule; with ReduceLROnPlateau, the present one); the
+            others, and a schedule's, keep their ratio to it. Default: unchanged.
         options: Hyperparameters of the new optimizer, for all groups.
 
     Raises:
@@ -79,7 +88,7 @@ class Geometry:
     rotation_strength: float = 1.0
     rotation_seed: int = 0
     lr: float | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         kind = self.optimizer
@@ -214,6 +223,10 @@ class Geometry:
                 ours[key] = theirs[key]  # initial_lr and what else schedulers and users keep there
             for key in _LEARNING_RATES & ours.keys() if factor != 1.0 else ():
                 ours[key] = ours[key] * factor
+        had_names = any("param_names" in group for group in old.param_groups)
+        if not had_names and not isinstance(getattr(new, "partition", None), Partition):
+            for group in new.param_groups:
+                group.pop("param_names", None)  # or groups that others add would need names, too
         return new
 
     def _check_options(self) -> None:

@@ -4,8 +4,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from lightning_linf.optim.blockwise_adam import BlockwiseAdam
+from lightning_linf.optim.signum import Signum
 
 OF_ONE_OPTIMIZER = {"params", "param_names", "reparameterization"}  # in a parameter group
 OF_ONE_CLASS = {"decoupled_weight_decay"}  # AdamW's groups have it, and it makes an Adam an AdamW
@@ -37,6 +41,25 @@ def named_groups(optimizer: Optimizer, module: nn.Module) -> list[dict[str, Any]
         copy["params"] = [(names[id(p)], p) if has_names else p for p in group["params"]]
         groups.append(copy)
     return groups
+
+
+def decay_note(old: Optimizer, new: Optimizer) -> str:
+    """Say whether weight decay means something else for a new optimizer, for a log."""
+    before, after = is_decoupled(old), is_decoupled(new)
+    if before == after or not any(group.get("weight_decay") for group in new.param_groups):
+        return ""
+    if after:
+        return "; its weight decay is decoupled now, no longer a part of the gradient"
+    return "; its weight decay is a part of the gradient now (L2), no longer decoupled"
+
+
+def is_decoupled(optimizer: Optimizer) -> bool:
+    """Tell whether weight decay is decoupled; of a class that does not say so, it is taken not."""
+    inner = getattr(optimizer, "inner", optimizer)
+    decoupled = (torch.optim.AdamW, BlockwiseAdam, Signum)
+    return isinstance(inner, decoupled) or any(
+        group.get("decoupled_weight_decay", False) for group in inner.param_groups
+    )
 
 
 def translated(

@@ -10,6 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_linf.optim.unit import Unit
 from lightning_linf.partition import Partition
 from lightning_linf.partition.layouts import IndexLayout, Layout
+from lightning_linf.partition.pieces import whole
 from lightning_linf.partition.structure import PartitionName
 
 NAMES = ("coordinate", "tensor", "global")  # partitions that need no module
@@ -56,9 +57,12 @@ def match(
         ValueError: If the parameters are not those of a Partition.
     """
     params = [(p, index) for index, group in enumerate(groups) for p in group["params"]]
-    layouts = _layouts(optimizer, groups, [p.shape for p, _ in params], partition)
-    units: dict[int, Unit] = {}
+    layouts = _layouts(optimizer, groups, [p for p, _ in params], partition)
+    units: dict[object, Unit] = {}
     for (p, index), layout in zip(params, layouts, strict=True):
+        if layout is None:  # frozen, so it has no place in the partition; thawed, it is one block
+            units[p] = Unit(whole(p.shape), [p], [index])
+            continue
         unit = units.setdefault(layout.first, Unit(layout, [], []))
         unit.params.append(p)
         unit.groups.append(index)
@@ -68,14 +72,15 @@ def match(
 def _layouts(
     optimizer: str,
     groups: Sequence[Mapping[str, Any]],
-    shapes: list[torch.Size],
+    params: list[Tensor],
     partition: str | Partition,
-) -> Sequence[Layout | IndexLayout]:
+) -> Sequence[Layout | IndexLayout | None]:
     """Lay out every parameter; those with the same ``first`` share their block."""
+    shapes = [p.shape for p in params]
     if isinstance(partition, Partition):
         names = [name for group in groups for name in group.get("param_names", ())]
         if names:
-            return _by_name(optimizer, names, shapes, partition)
+            return _by_name(optimizer, names, params, partition)
         return _in_order(optimizer, shapes, partition)
     keep = (0,) if partition == "coordinate" else ()
     return [
@@ -85,11 +90,12 @@ def _layouts(
 
 
 def _by_name(
-    optimizer: str, names: Sequence[str], shapes: Sequence[torch.Size], partition: Partition
-) -> Sequence[Layout | IndexLayout]:
+    optimizer: str, names: Sequence[str], params: Sequence[Tensor], partition: Partition
+) -> Sequence[Layout | IndexLayout | None]:
     expected = dict(zip(partition.names, partition.shapes, strict=True))
-    for name, shape in zip(names, shapes, strict=True):
-        if expected.get(name) != shape:
+    for name, p in zip(names, params, strict=True):
+        shape = p.shape
+        if expected.get(name) != shape and (name in expected or p.requires_grad):
             there = f"has {tuple(expected[name])} there" if name in expected else "is not in it"
             raise ValueError(
                 f"{optimizer}: expected parameters of {partition!r}, got {name} of shape "
@@ -104,7 +110,7 @@ def _by_name(
             "with `parameters=` set to those that you optimize."
         )
     layouts = dict(zip(partition.names, partition.layouts, strict=True))
-    return [layouts[name] for name in names]
+    return [layouts.get(name) for name in names]
 
 
 def _in_order(

@@ -1,6 +1,6 @@
 """Any torch optimizer, run in other coordinates."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from lightning_linf.optim.coordinates import Coordinates
 from lightning_linf.reparam import BoundReparameterization, Reparameterization
 
 OptimizerFactory = Callable[[Any], Optimizer]
+_PREFIX = "phi."  # of the entries of a state in coordinates phi
 _NOT_SHARED = ("params", "reparameterization")  # in a parameter group: each has its own
 
 
@@ -148,8 +149,12 @@ class Reparameterized(Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what the inner optimizer's would, and the name of the map in every group."""
-        self._pull_state()  # someone may have changed that of the inner optimizer
+        """Give the state, with the name of the map in every group.
+
+        Entries in coordinates phi begin with ``phi.``, so that no other optimizer takes them for
+        its own.
+        """
+        self.adopt_state()  # someone may have changed that of the inner optimizer
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -169,10 +174,19 @@ class Reparameterized(Optimizer):
                     f"{group['reparameterization']}, got {theirs}. Resume with the map and the "
                     "frozen parameters of the run that saved it, or change them with carry_state."
                 )
-        self.inner.load_state_dict(state_dict)  # casts to the dtypes of phi
+        self.inner.load_state_dict(self._without_prefix(state_dict))  # casts to the dtypes of phi
         self._pull()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+    def adopt_state(self) -> None:
+        """Show in ``state`` what somebody has changed in that of the inner optimizer."""
+        theta_of = {phi: theta for theta, phi in self._pairs if phi is not theta}
+        self.state.clear()
+        for key, entry in self.inner.state.items():
+            if key in theta_of:
+                entry = {_PREFIX + name: value for name, value in entry.items()}
+            self.state[theta_of.get(key, key)] = entry
 
     def to_phi(
         self, values: Mapping[Tensor, Tensor], *, squared: bool = False
@@ -202,10 +216,6 @@ class Reparameterized(Optimizer):
             ValueError: If the map needs a parameter that is not among them.
         """
         return Coordinates(parameters, [(b.thetas, b.bound) for b in self._bundles])
-
-    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give every parameter and what the inner optimizer steps in its place."""
-        yield from self._pairs
 
     def _make_bundles(self) -> list[Bundle]:
         thetas = [theta for group in self.param_groups for theta in group["params"]]
@@ -295,16 +305,35 @@ class Reparameterized(Optimizer):
         """Take over hyperparameters and states, which the inner optimizer may have changed."""
         for ours, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             ours.update({k: v for k, v in inner.items() if k not in _NOT_SHARED})
-        self._pull_state()
+        self.adopt_state()
 
-    def _pull_state(self) -> None:
-        theta_of = {phi: theta for theta, phi in self._pairs}
-        self.state.clear()
-        self.state.update({theta_of.get(key, key): v for key, v in self.inner.state.items()})
+    def _without_prefix(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        keys = [key for saved in state_dict["param_groups"] for key in saved["params"]]
+        mapped = {
+            key for key, (theta, phi) in zip(keys, self._pairs, strict=False) if phi is not theta
+        }
+        state = dict(state_dict["state"])
+        for key in mapped & state.keys():
+            if not all(name.startswith(_PREFIX) for name in state[key]):
+                raise ValueError(
+                    "Reparameterized: expected a state in coordinates phi, got one of the "
+                    f"parameters themselves ({', '.join(state[key])}), as of a run that went on "
+                    "without the map. Load it into an optimizer without one, and change that by "
+                    "carry_state."
+                )
+            state[key] = {name.removeprefix(_PREFIX): v for name, v in state[key].items()}
+        return {**state_dict, "state": state}
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("reparameterization", "inner", "_bundles", "_pairs", "_is_complete")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+
+def has_foreign_state(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer without a map was given the state of one with a map."""
+    return not isinstance(optimizer, Reparameterized) and any(
+        "reparameterization" in group for group in optimizer.param_groups
+    )
 
 
 class _Evaluation:

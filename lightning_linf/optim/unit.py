@@ -29,6 +29,14 @@ class Unit:
         """The parameter whose state holds the second moments."""
         return self.params[0]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the second moments: float32, or wider if a parameter is."""
+        dtype = torch.float32
+        for p in self.params:
+            dtype = torch.promote_types(dtype, p.dtype)
+        return dtype
+
     def __post_init__(self) -> None:
         self.num_blocks = self.layout.num_blocks
         self.is_whole = self.num_blocks == 1

@@ -27,10 +27,12 @@ class Rotation(Reparameterization):
     SGD does not notice it, Adam does: its geometry is that of the axes.
 
     Args:
-        scope: What is rotated: "global", all tensors as one vector; "tensor", each tensor by
-            itself; "row", the rows of each tensor seen as a matrix (first dimension by the rest),
-            all by one map; "column", its columns. A vector is a matrix of one column, so "row"
-            leaves it alone.
+        scope: What is rotated: "global", all tensors as one vector (in an optimizer, those of one
+            parameter group); "tensor", each tensor by itself; "row", the rows of each tensor seen
+            as a matrix (first dimension by the rest), all by one map; "column", its columns. Rows
+            are those of the stored tensor, of whatever module: the output units of ``nn.Linear``,
+            the input units of transformers' ``Conv1D``. A vector is a matrix of one column, so
+            "row" leaves it alone.
         seed: Of the random signs.
         strength: From 0, the identity, to 1, a full rotation: about 1 minus the cosine of the angle
             between a coordinate axis and its image (:func:`~lightning_linf.functional.rotate`).
