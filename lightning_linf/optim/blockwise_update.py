@@ -76,21 +76,23 @@ def update_fused(works: Sequence[Work]) -> None:
     Given its second moment, it is a step of SGD with momentum and a learning rate of the tensor's
     own, for which torch has a kernel that reads and writes everything once.
     """
-    _count(works)
+    counts = [work.exp_avg_sq_step for work in works] + [s for work in works for s in work.steps]
+    torch._foreach_add_(counts, _number(1.0, counts[0]))
     for alike in _alike(works):
         _update_exp_avg_sqs(alike)
+    # Read at once: each number that is read by itself costs as much as a small tensor's step.
     second_moments = torch.cat([work.exp_avg_sq for work in works]).tolist()
-    for work, v in zip(works, second_moments, strict=True):
+    numbers = torch.stack(counts).tolist()
+    v_steps, steps = numbers[: len(works)], iter(numbers[len(works) :])
+    for work, v, v_step in zip(works, second_moments, v_steps, strict=True):
         eps = work.options["eps"]
-        v_hat = v / _bias_correction(work.options["betas"][1], work.exp_avg_sq_step, work.options)
+        v_hat = v / (1 - work.options["betas"][1] ** v_step)
         denominator = (v_hat + eps) ** 0.5 if work.options["eps_inside"] else v_hat**0.5 + eps
-        for p, g, m, step, group in zip(
-            work.params, work.grads, work.exp_avgs, work.steps, work.groups, strict=True
-        ):
+        for p, g, m, group in zip(work.params, work.grads, work.exp_avgs, work.groups, strict=True):
             lr, beta1 = float(group["lr"]), group["betas"][0]
             if group["weight_decay"] != 0:
                 p.mul_(1 - lr * group["weight_decay"])
-            scale = denominator * _bias_correction(beta1, step, group)
+            scale = denominator * (1 - beta1 ** next(steps))
             torch._fused_sgd_(  # torch.optim.SGD has one learning rate for all tensors
                 [p],
                 [g],
