@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
 .PHONY: gpt2 test test-all lint types wheel clean
@@ -10,10 +11,10 @@ gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; AR
 	$(BIN)/python recipes/gpt2.py $(ARGS)
 
 test: $(VENV)/dev.stamp  ## the everyday tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-all: $(VENV)/dev.stamp  ## the slow ones too; those marked gpu where there is a CUDA device
-	$(BIN)/python -m pytest -m '' --cov=lightning_linf --cov-report=term $(ARGS)
+	$(BIN)/python $(PYTEST) -m '' --cov=lightning_linf --cov-report=term $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -27,10 +28,10 @@ wheel: $(VENV)/dev.stamp  ## build the wheel, install it elsewhere, test it outs
 	rm -rf build dist $(VENV)-wheel
 	$(BIN)/python -m build --wheel
 	$(PYTHON) -m venv $(VENV)-wheel
-	$(VENV)-wheel/bin/python -m pip install --quiet --constraint constraints.txt pytest hypothesis "$$(ls dist/*.whl)[tensorboard]"
+	$(VENV)-wheel/bin/python -m pip install --quiet --constraint constraints.txt pytest pytest-xdist hypothesis "$$(ls dist/*.whl)[tensorboard]"
 	mkdir -p $(OUTSIDE)
 	cp -r tests pyproject.toml $(OUTSIDE)
-	cd $(OUTSIDE) && $(abspath $(VENV)-wheel)/bin/python -m pytest tests
+	cd $(OUTSIDE) && $(abspath $(VENV)-wheel)/bin/python $(PYTEST) tests
 
 clean:
 	rm -rf build dist .cache *.egg-info $(VENV) $(VENV)-wheel

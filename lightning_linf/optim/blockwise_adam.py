@@ -308,7 +308,8 @@ def _form(work: Work) -> Callable[[list[Work]], None]:
     foreach = work.options["foreach"]
     if foreach or (foreach is None and work.exp_avg_sq.is_cuda):
         return update_together
-    if foreach is False or not work.unit.is_whole or work.options["capturable"]:
+    is_traced = torch.compiler.is_compiling()  # numbers that are read would break its graph
+    if foreach is False or is_traced or not work.unit.is_whole or work.options["capturable"]:
         return update_one_by_one
     dtype = work.exp_avg_sq.dtype  # narrower ones lose up to 15 % of a step in torch's kernel
     for p, g, m, group in zip(work.params, work.grads, work.exp_avgs, work.groups, strict=True):
