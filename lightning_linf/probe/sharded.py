@@ -259,8 +259,8 @@ class ShardedLandscape(Landscape):
             return torch.zeros_like(vector)
         eps = torch.finfo(self.parameters.dtype).eps
         step = fraction * _STEP * self._parameter_norm * eps ** (1 / 3) / length
-        difference = self.gradient(step * vector) - self.gradient(-step * vector)
-        return difference / (2 * step)
+        forward, backward = self.gradient(step * vector), self.gradient(-step * vector)
+        return forward.sub_(backward).div_(2 * step)
 
 
 def _refuse_narrow_policies(module: nn.Module) -> None:
