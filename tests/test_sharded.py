@@ -324,3 +324,47 @@ def test_noise_is_that_of_the_microbatches_of_all_ranks(tmp_path, name, accumula
         assert 0 < entry["noise/coordinate"] < 1.2 * root
         if name == "fsdp2":  # one contrast: no correction for few of them
             assert entry["noise/global"] == pytest.approx(root, rel=1e-5)
+
+
+class Gated(nn.Module):
+    """Its last layer is reached only by batches whose first target is positive."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 1))
+        self.gate = nn.Linear(4, 1)
+        self.frozen = nn.Linear(4, 1).requires_grad_(False)
+
+
+def gated_loss(module, batch):
+    x, y = batch
+    output = module.body(x) + module.frozen(x)
+    output = output + module.gate(x).tanh() if bool(y[0] > 0) else output
+    return (output - y).square().mean()
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_uneven_batches_and_parameters_without_gradient_on_one_rank(tmp_path, is_sharded):
+    module = Gated().double()
+    x, y = torch.randn(11, 4).double(), torch.randn(11, 1).double().abs()
+    y[8:] = -y[8:]
+    batches = [(x[:8], y[:8]), (x[8:], y[8:])]  # 8 samples on one rank, 3 on the other
+    vector = torch.randn(sum(p.numel() for p in module.parameters() if p.requires_grad)).double()
+
+    def on_rank(rank):
+        make = Landscape
+        if is_sharded:
+            mesh = init_device_mesh("cpu", (2,))
+            # not the gate: ranks gather what they call together, and one does not call it
+            for part in (module.body, module.frozen):
+                fully_shard(part, mesh=mesh)
+            make = ShardedLandscape
+        with make(module, [batches[rank]], loss=gated_loss, reduce=sum_over_ranks) as landscape:
+            return landscape.loss(), landscape.gradient(), landscape.hvp(vector)
+
+    with Landscape(module, batches, loss=gated_loss) as landscape:
+        loss, gradient, product = landscape.loss(), landscape.gradient(), landscape.hvp(vector)
+    for ours in in_two_processes(on_rank, tmp_path):
+        assert ours[0] == pytest.approx(loss, rel=1e-12)
+        assert relative(ours[1], gradient) < 1e-12
+        assert relative(ours[2], product) < (1e-8 if is_sharded else 1e-12)

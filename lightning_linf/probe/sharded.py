@@ -1,7 +1,7 @@
 """The landscape of a module whose parameters are sharded over ranks."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -35,7 +35,8 @@ class ShardedParameters(ParameterVector):
             float32.
     """
 
-    def __init__(self, module: nn.Module, only: Any = None) -> None:
+    def __init__(self, module: nn.Module, only: Collection[nn.Parameter] | None = None) -> None:
+        _reshard(module)
         super().__init__(module, only)
         if self.widen:
             raise ProbeError(
@@ -196,15 +197,17 @@ class ShardedLandscape(Landscape):
         gradients = {p: p.grad for p in self.module.parameters()}
 
         def put_back() -> None:
-            for part in self.module.modules():
-                if isinstance(part, FSDPModule):
-                    part.reshard()  # as it is between steps; a failure may leave it whole
+            _reshard(self.module)
             vector.substitute([])
             for p, gradient in gradients.items():
                 p.grad = gradient
 
         stack.callback(put_back)
         stack.enter_context(eager_in_full_precision(vector.device))
+
+    def _evaluate(self, index: int, offset: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        _reshard(self.module)
+        return super()._evaluate(index, offset)
 
     def _share_weights(self) -> None:
         """Find what factors on the losses make the mean over ranks the weighted mean."""
@@ -261,6 +264,13 @@ class ShardedLandscape(Landscape):
         step = fraction * _STEP * self._parameter_norm * eps ** (1 / 3) / length
         forward, backward = self.gradient(step * vector), self.gradient(-step * vector)
         return forward.sub_(backward).div_(2 * step)
+
+
+def _reshard(module: nn.Module) -> None:
+    """Put shards where parameters are whole: after a failure, or a forward pass alone."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def _refuse_narrow_policies(module: nn.Module) -> None:
