@@ -104,7 +104,6 @@ class TrainingLandscape:
         if any(is_sharded(p) for p in parameters):
             from lightning_linf.probe.sharded import ShardedLandscape  # imports all of FSDP
 
-            assert reduce is not None
             assert isinstance(trainer.strategy, ModelParallelStrategy)
             data = trainer.strategy.distributed_sampler_kwargs
             return ShardedLandscape(

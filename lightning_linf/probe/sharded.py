@@ -87,7 +87,7 @@ class ShardedLandscape(Landscape):
     Args:
         module: As for :class:`Landscape`.
         batches: As many on every rank.
-        reduce: Sums a tensor over all ranks and returns it.
+        reduce: Sums a tensor over all ranks and returns it; None if there is one.
         num_replicas: Over how many ranks the data are split; the others, of tensor parallelism,
             have the same batches. Default: all.
         replica: Which of them has this rank's data. Default: the rank.
@@ -104,7 +104,7 @@ class ShardedLandscape(Landscape):
         module: nn.Module,
         batches: Sequence[Any],
         *,
-        reduce: Callable[[Tensor], Tensor],
+        reduce: Callable[[Tensor], Tensor] | None,
         num_replicas: int | None = None,
         replica: int | None = None,
         **options: Any,
