@@ -320,13 +320,13 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 0.0
         monkeypatch.setattr(budget_module.time, "perf_counter", lambda: self.now)
-        measure = LinfSmoothnessMonitor._measure
+        measure = smoothness_module.measure_landscape
 
-        def slow(*args):
-            measure(*args)
+        def slow(*args, **kwargs):
             self.now += 4.0
+            return measure(*args, **kwargs)
 
-        monkeypatch.setattr(LinfSmoothnessMonitor, "_measure", slow)
+        monkeypatch.setattr(smoothness_module, "measure_landscape", slow)
 
 
 def test_max_overhead_stretches_the_interval(tmp_path, monkeypatch):
@@ -341,9 +341,21 @@ def test_max_overhead_stretches_the_interval(tmp_path, monkeypatch):
     # the first probe is free of charge; then 4 k <= 0.2 n before the k-th
     assert [entry["step"] for entry in monitor.history] == [0, 39, 59]
     assert monitor.state_dict()["seconds"] == {"probe": 12.0, "train": 64.0}
+    assert [entry["probe_seconds"] for entry in monitor.history] == [4.0, 4.0, 4.0]
+    assert [entry["probe_overhead"] for entry in monitor.history] == [4.0, 0.2, 0.2]
     unlimited = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
     fit(Timed(), [unlimited], tmp_path, max_steps=3)
     assert len(unlimited.history) == 3
+
+
+def test_the_history_keeps_the_latest_measurements(tmp_path):
+    class Short(GradientHeterogeneityMonitor):
+        max_history = 3
+
+    monitor = Short(1, on_error="raise")
+    fit(Quadratic(), [monitor], tmp_path, max_steps=8)
+    assert [entry["step"] for entry in monitor.history] == [5, 6, 7]
+    assert [entry["step"] for entry in monitor.state_dict()["history"]] == [5, 6, 7]
 
 
 class TwoOptimizers(Quadratic):
