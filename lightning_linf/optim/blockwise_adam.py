@@ -12,11 +12,13 @@ from lightning_linf.optim.arguments import check_decay, check_nonnegative, refus
 from lightning_linf.optim.block_state import check_saved, restore_saved, zero_count
 from lightning_linf.optim.blockwise_update import (
     Work,
+    join_ranks,
     update_fused,
     update_one_by_one,
     update_together,
 )
 from lightning_linf.optim.matching import check_params, check_partition, match
+from lightning_linf.optim.sharded import from_local, local, local_grad, shard_like
 from lightning_linf.optim.unit import Unit
 from lightning_linf.partition import Partition
 
@@ -142,10 +144,10 @@ class BlockwiseAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_shared()
+        found = [work for unit in self._units if (work := self._work(unit)) is not None]
         works = defaultdict(list)
-        for unit in self._units:
-            if (work := self._work(unit)) is not None:
-                works[_form(work)].append(work)
+        for work in join_ranks(found):
+            works[_form(work)].append(work)
         for update, alike in works.items():
             update(alike)
         return loss
@@ -164,7 +166,9 @@ class BlockwiseAdam(Optimizer):
             state = self.state.get(unit.owner, {})
             if "exp_avg_sq" in state:
                 v, count = state["exp_avg_sq"], float(state["exp_avg_sq_step"])
-                result.update({p: (unit.expand(v, p), count) for p in unit.params})
+                values = local(v).reshape(-1)
+                for p in unit.params:
+                    result[p] = from_local(unit.expand(values, local(p)), p), count
         return result
 
     @torch.no_grad()
@@ -199,11 +203,12 @@ class BlockwiseAdam(Optimizer):
                 continue
             most = max(count for _, _, count in given)
             state, beta2 = self._init_blocks(unit), self._options(unit)["betas"][1]
+            v = local(state["exp_avg_sq"])
             wide = [
-                value.to(state["exp_avg_sq"]) * ((1 - beta2**most) / (1 - beta2**count))
-                for _, value, count in given
+                local(shard_like(value, p)).to(v) * ((1 - beta2**most) / (1 - beta2**count))
+                for p, value, count in given
             ]
-            state["exp_avg_sq"].copy_(unit.mean(wide))
+            v.copy_(unit.mean([p for p, _, _ in given], wide).view(v.shape))
             state["exp_avg_sq_step"].fill_(most)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -270,6 +275,7 @@ class BlockwiseAdam(Optimizer):
     def _work(self, unit: Unit) -> Work | None:
         """Collect what has a gradient, with its state."""
         params, grads, exp_avgs, steps, groups = [], [], [], [], []
+        given = []
         for p, index in zip(unit.params, unit.groups, strict=True):
             grad = p.grad
             if grad is None:
@@ -281,24 +287,34 @@ class BlockwiseAdam(Optimizer):
                 state["step"] = zero_count(p, group)
             if "exp_avg" not in state:
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            given.append(p)
+            exp_avg = state["exp_avg"]
+            if unit.is_sharded:
+                p, grad, exp_avg = local(p), local_grad(p, grad), local(exp_avg)
             params.append(p)
             grads.append(grad)
-            exp_avgs.append(state["exp_avg"])
+            exp_avgs.append(exp_avg)
             steps.append(state["step"])
             groups.append(group)
         if not params:
             return None
         unit.move_index()
         state = self._init_blocks(unit)
-        v, count = state["exp_avg_sq"], state["exp_avg_sq_step"]
-        return Work(unit, self._options(unit), v, count, params, grads, exp_avgs, steps, groups)
+        v, count = local(state["exp_avg_sq"]).view(-1), state["exp_avg_sq_step"]
+        options = self._options(unit)
+        return Work(unit, options, v, count, params, grads, exp_avgs, steps, groups, given)
 
     def _init_blocks(self, unit: Unit) -> dict[str, Any]:
         """State of the unit's owner, with second moments."""
         p = unit.owner
         state: dict[str, Any] = self.state[p]
         if "exp_avg_sq" not in state:
-            state["exp_avg_sq"] = p.new_zeros(unit.layout.num_blocks, dtype=unit.dtype)
+            if unit.is_identity:
+                form = torch.contiguous_format
+                v = torch.zeros_like(p, dtype=unit.dtype, memory_format=form)
+            else:
+                v = local(p).new_zeros(unit.num_blocks, dtype=unit.dtype)
+            state["exp_avg_sq"] = v
             state["exp_avg_sq_step"] = zero_count(p, self._options(unit))
         return state
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_linf.optim.sharded import is_flattened
 from lightning_linf.optim.unit import Unit
 from lightning_linf.partition import Partition
 from lightning_linf.partition.layouts import IndexLayout, Layout
@@ -39,8 +40,8 @@ def check_params(optimizer: str, params: Iterable[Tensor]) -> None:
             got, remedy = f"{p.dtype}", "Optimize its real and imaginary parts"
         elif p.numel() == 0:
             got, remedy = f"shape {tuple(p.shape)} without entries", "Leave it out"
-        elif hasattr(p, "placements"):  # a DTensor, of which this rank has a part of a block
-            got, remedy = "a sharded one (DTensor)", "Use DDP or one device"
+        elif is_flattened(p):
+            got, remedy = "one flattened by FullyShardedDataParallel", "Shard it by fully_shard"
         else:
             continue
         raise ValueError(
@@ -66,6 +67,8 @@ def match(
         unit = units.setdefault(layout.first, Unit(layout, [], []))
         unit.params.append(p)
         unit.groups.append(index)
+    for unit in units.values():
+        unit.shard()
     return list(units.values())
 
 
