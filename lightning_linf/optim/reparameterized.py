@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_linf.optim.bundle import Bundle
 from lightning_linf.optim.coordinates import Coordinates
+from lightning_linf.optim.sharded import shard_like
 from lightning_linf.reparam import BoundReparameterization, Reparameterization
 
 OptimizerFactory = Callable[[Any], Optimizer]
@@ -288,7 +289,7 @@ class Reparameterized(Optimizer):
             parts = bundle.split(changed(joined))
             for theta, part, is_present in zip(bundle.thetas, parts, present, strict=True):
                 if is_present or self.reparameterization.mixes_tensors:
-                    result[theta] = part
+                    result[theta] = shard_like(part, theta)
         return result
 
     def _push(self) -> None:

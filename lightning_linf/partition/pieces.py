@@ -102,6 +102,8 @@ def labelled(
 
 def _labelled(name: str, p: nn.Parameter, label: Hashable | Tensor) -> Piece:
     if isinstance(label, Tensor):  # also hashable, by identity
+        if hasattr(label, "full_tensor"):  # made of a sharded parameter, as by zeros_like
+            label = label.full_tensor()
         if label.shape == p.shape and not (label.is_floating_point() or label.is_complex()):
             distinct, index = torch.unique(label, return_inverse=True)
             return None, IndexLayout(index.flatten().to(torch.int32), len(distinct))
