@@ -36,16 +36,17 @@ def check_params(optimizer: str, params: Iterable[Tensor]) -> None:
     for p in params:
         if isinstance(p, UninitializedParameter):
             got, remedy = "a lazy one", "Run the module once before you build the optimizer"
+        elif is_flattened(p):
+            got, remedy = "one flattened by FullyShardedDataParallel", "Shard it by fully_shard"
         elif p.is_complex():
             got, remedy = f"{p.dtype}", "Optimize its real and imaginary parts"
         elif p.numel() == 0:
             got, remedy = f"shape {tuple(p.shape)} without entries", "Leave it out"
-        elif is_flattened(p):
-            got, remedy = "one flattened by FullyShardedDataParallel", "Shard it by fully_shard"
         else:
             continue
         raise ValueError(
-            f"{optimizer}: expected initialized, real and whole parameters, got {got}. {remedy}."
+            f"{optimizer}: expected initialized and real parameters in their own shapes, got {got}. "
+            f"{remedy}."
         )
 
 

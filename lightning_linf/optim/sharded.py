@@ -45,9 +45,11 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Share a whole tensor, which all ranks have, out as another one is; nothing is sent."""
-    if not is_sharded(like) or is_sharded(tensor):
-        return tensor if is_sharded(like) else whole(tensor)
+    """Share a tensor out as another one is; if all ranks have it whole, nothing is sent."""
+    if not is_sharded(like):
+        return whole(tensor)
+    if is_sharded(tensor):
+        return tensor.redistribute(placements=like.placements)
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = like.device_mesh
