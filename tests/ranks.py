@@ -2,8 +2,6 @@
 
 import pickle
 
-import pickle
-
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -14,7 +12,9 @@ def in_processes(function, tmp_path, world_size):
     context = mp.get_context("fork")  # spawn imports torch again: 25 s
     queue = context.SimpleQueue()
     arguments = (function, tmp_path, queue, world_size)
-    processes = [context.Process(target=_run, args=(rank, *arguments)) for rank in range(world_size)]
+    processes = [
+        context.Process(target=_run, args=(rank, *arguments)) for rank in range(world_size)
+    ]
     for process in processes:
         process.start()
     results = dict(pickle.loads(queue.get()) for _ in processes)

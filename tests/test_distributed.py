@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
+from ranks import in_two_processes
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-from ranks import in_two_processes
 
 from lightning_linf import Geometry
 from lightning_linf.callbacks import (

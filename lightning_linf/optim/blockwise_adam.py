@@ -146,7 +146,7 @@ class BlockwiseAdam(Optimizer):
         self._check_shared()
         found = [work for unit in self._units if (work := self._work(unit)) is not None]
         works = defaultdict(list)
-        for work in join_ranks(found):
+        for work in join_ranks(found) if self._spans_ranks else found:
             works[_form(work)].append(work)
         for update, alike in works.items():
             update(alike)
@@ -255,6 +255,7 @@ class BlockwiseAdam(Optimizer):
 
     def _find_units(self) -> None:
         self._units = match(type(self).__name__, self.param_groups, self.partition)
+        self._spans_ranks = any(unit.spans_ranks for unit in self._units)
         self._check_shared()
 
     def _check_shared(self) -> None:
@@ -275,7 +276,6 @@ class BlockwiseAdam(Optimizer):
     def _work(self, unit: Unit) -> Work | None:
         """Collect what has a gradient, with its state."""
         params, grads, exp_avgs, steps, groups = [], [], [], [], []
-        given = []
         for p, index in zip(unit.params, unit.groups, strict=True):
             grad = p.grad
             if grad is None:
@@ -287,20 +287,21 @@ class BlockwiseAdam(Optimizer):
                 state["step"] = zero_count(p, group)
             if "exp_avg" not in state:
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            given.append(p)
-            exp_avg = state["exp_avg"]
-            if unit.is_sharded:
-                p, grad, exp_avg = local(p), local_grad(p, grad), local(exp_avg)
             params.append(p)
             grads.append(grad)
-            exp_avgs.append(exp_avg)
+            exp_avgs.append(state["exp_avg"])
             steps.append(state["step"])
             groups.append(group)
         if not params:
             return None
         unit.move_index()
-        state = self._init_blocks(unit)
-        v, count = local(state["exp_avg_sq"]).view(-1), state["exp_avg_sq_step"]
+        state, given = self._init_blocks(unit), params
+        v, count = state["exp_avg_sq"], state["exp_avg_sq_step"]
+        if unit.is_sharded:
+            grads = [local_grad(p, grad) for p, grad in zip(given, grads, strict=True)]
+            params, exp_avgs, v = list(map(local, given)), list(map(local, exp_avgs)), local(v)
+        if unit.is_identity:
+            v = v.view(-1)
         options = self._options(unit)
         return Work(unit, options, v, count, params, grads, exp_avgs, steps, groups, given)
 

@@ -36,20 +36,22 @@ class Work(NamedTuple):
 def join_ranks(works: Sequence[Work]) -> list[Work]:
     """Add to works whose blocks lie on several ranks the norms of these, by one reduction."""
     spanning = [work for work in works if work.unit.spans_ranks]
-    if not spanning:
-        return list(works)
-    parts = []
-    for work, norms in zip(spanning, _norms_by_gradient(spanning), strict=True):
-        size, device = work.unit.size(work.given), work.exp_avg_sq.device
-        parts += [work.unit.total(norm.square()).to(device) / size for norm in norms]
-    sums = iter(sum_over_ranks([p for work in spanning for p in work.given], parts))
-    joined = []
-    for work in works:
-        if work.unit.spans_ranks:
-            squares = torch.stack([next(sums) for _ in work.given]).sum(0)
-            work = work._replace(joint_norms=squares.sqrt_())
-        joined.append(work)
-    return joined
+    params, parts, owners = [], [], []
+    for alike in _alike(spanning):
+        for work, norms in zip(alike, _norms_by_gradient(alike), strict=True):
+            size, device = work.unit.size(work.given), work.exp_avg_sq.device
+            params += work.given
+            parts += [work.unit.total(norm.square()).to(device) / size for norm in norms]
+            owners += [work.unit.owner] * len(norms)
+    squares: dict[Tensor, Tensor] = {}
+    for owner, total in zip(owners, sum_over_ranks(params, parts), strict=True):
+        squares[owner] = squares[owner] + total if owner in squares else total
+    return [
+        work._replace(joint_norms=squares[work.unit.owner].sqrt())
+        if work.unit.spans_ranks
+        else work
+        for work in works
+    ]
 
 
 def update_one_by_one(works: Sequence[Work]) -> None:
@@ -179,34 +181,30 @@ def _denominators(works: Sequence[Work]) -> Sequence[Tensor]:
 
 def _norms(works: Sequence[Work]) -> list[Tensor]:
     """Norms of every unit (blocks,)."""
+    v = works[0].exp_avg_sq
     found = iter(_norms_by_gradient([work for work in works if work.joint_norms is None]))
     return [
-        work.unit.joint_norms(next(found), work.exp_avg_sq)
-        if work.joint_norms is None
-        else work.joint_norms
+        work.unit.joint_norms(next(found), v) if work.joint_norms is None else work.joint_norms
         for work in works
     ]
 
 
 def _norms_by_gradient(works: Sequence[Work]) -> list[list[Tensor]]:
     """Norms of every gradient of every unit (blocks,); those of whole ones on a GPU in one call."""
-    batches: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-    for work in works:
-        if _is_batched(work):
-            batches[work.exp_avg_sq.dtype] += work.grads
-    batched = {
-        dtype: iter(torch._foreach_norm(grads, 2, dtype=dtype)) for dtype, grads in batches.items()
-    }
+    if not works:
+        return []
+    v = works[0].exp_avg_sq
+    if v.is_cpu:
+        return [[work.unit.norms(g, v.dtype) for g in work.grads] for work in works]
+    batch = [g for work in works if work.unit.is_whole for g in work.grads]
+    batched = iter(torch._foreach_norm(batch, 2, dtype=v.dtype) if batch else ())
     return [
-        [next(batched[work.exp_avg_sq.dtype]).view(1) for _ in work.grads]
-        if _is_batched(work)
-        else [work.unit.norms(g, work.exp_avg_sq.dtype) for g in work.grads]
+        [
+            next(batched).view(1) if work.unit.is_whole else work.unit.norms(g, v.dtype)
+            for g in work.grads
+        ]
         for work in works
     ]
-
-
-def _is_batched(work: Work) -> bool:
-    return work.unit.is_whole and not work.exp_avg_sq.is_cpu
 
 
 def _update_params(members: list[tuple[Work, int, Tensor]]) -> None:

@@ -40,7 +40,11 @@ def _separate(layout: Layout, p: "DTensor") -> ShardLayout | None:
 
     Then a block is a triple: of what the dimensions before it say, itself, and those after it.
     """
-    dims = {placement.dim for placement in p.placements if not placement.is_replicate()}
+    dims = {
+        placement.dim  # type: ignore[attr-defined]  # of Shard, for which there are several classes
+        for placement in p.placements
+        if not placement.is_replicate()
+    }
     if len(dims) != 1:
         return None
     (dim,) = dims
@@ -77,4 +81,8 @@ def _indices(p: "DTensor", dim: int) -> Tensor:
     shape[dim] = -1
     indices = torch.arange(p.shape[dim], device=p.device).view(shape).expand(p.shape)
     part = local(shard_like(indices, p))
-    return part.movedim(dim, 0).reshape(part.shape[dim], -1)[:, 0] if part.numel() else part.new_empty(0)
+    return (
+        part.movedim(dim, 0).reshape(part.shape[dim], -1)[:, 0]
+        if part.numel()
+        else part.new_empty(0)
+    )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor  # takes 0.6 s: imported where there are some
 
 
@@ -83,19 +84,19 @@ def sum_over_ranks(params: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Te
         params: The parameters; those that are whole have nothing to add.
         parts: For each, a tensor of the same shape on every rank.
     """
-    places: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    places: dict[tuple[DeviceMesh, tuple[int, ...]], list[int]] = defaultdict(list)
     for place, p in enumerate(params):
         if is_sharded(p):
-            dims = (d for d, placement in enumerate(p.placements) if not placement.is_replicate())
-            places[p.device_mesh, *dims].append(place)
+            over = [d for d, placement in enumerate(p.placements) if not placement.is_replicate()]
+            places[p.device_mesh, tuple(over)].append(place)
     sums = list(parts)
-    for (mesh, *dims), chosen in places.items():
-        packed = torch.cat([parts[i].reshape(-1) for i in chosen])  # in the widest dtype
+    for (mesh, dims), chosen in places.items():
+        packed = torch.cat([parts[i].reshape(-1) for i in chosen])  # of the widest dtype
         device = packed.device
-        if device.type != mesh.device_type:  # type: ignore[attr-defined]  # is a DeviceMesh
-            packed = packed.to(mesh.device_type)  # type: ignore[attr-defined]  # offloaded ones
+        if device.type != mesh.device_type:
+            packed = packed.to(mesh.device_type)  # of offloaded ones
         for dim in dims:
-            group = mesh.get_group(dim)  # type: ignore[attr-defined]  # is a DeviceMesh
+            group = mesh.get_group(dim)
             torch.distributed.all_reduce(packed, group=group)
         split = packed.to(device).split_with_sizes([parts[i].numel() for i in chosen])
         for i, total in zip(chosen, split, strict=True):
