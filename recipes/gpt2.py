@@ -383,7 +383,7 @@ def prepare(
 
 def main(config: Config) -> Trainer:
     """Train, and say what was measured."""
-    # Given another strategy's checkpoint, fsdp2 would mistake states of one parameter for another's.
+    # Lightning would give states that another strategy saved to the wrong parameters under fsdp2.
     is_fixed = {"strategy"} if config.strategy == "fsdp2" else set()
     checkpoint = find_checkpoint(config, MAY_CHANGE_ON_RESUME - is_fixed)
     heterogeneity = GradientHeterogeneityMonitor(every_n_steps=config.heterogeneity_every)

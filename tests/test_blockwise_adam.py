@@ -699,6 +699,12 @@ def linear():
     return nn.Linear(2, 2)
 
 
+def flattened():
+    p = ones(0)  # the part of a rank that has nothing of it
+    p._fsdp_flattened = True  # as FullyShardedDataParallel marks what it flattens
+    return p
+
+
 MISUSE = {
     "lr": (lambda: BlockwiseAdam([ones(2)], lr=-1.0), "`lr` to be a finite number >= 0, got -1.0"),
     "lr nan": (lambda: BlockwiseAdam([ones(2)], lr=math.nan), "`lr` to be a finite number"),
@@ -718,7 +724,11 @@ MISUSE = {
     "type": (lambda: BlockwiseAdam([ones(2)], partition=None), "a Partition, got None"),
     "complex": (
         lambda: BlockwiseAdam([ones(2, dtype=torch.complex64)]),
-        "real and whole parameters, got torch.complex64. Optimize its real",
+        "real parameters in their own shapes, got torch.complex64. Optimize its real",
+    ),
+    "flattened": (
+        lambda: BlockwiseAdam([flattened()]),
+        "got one flattened by FullyShardedDataParallel. Shard it by fully_shard",
     ),
     "empty": (lambda: BlockwiseAdam([ones(0)]), r"got shape \(0,\) without entries. Leave it out"),
     "lazy": (

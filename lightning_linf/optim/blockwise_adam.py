@@ -41,11 +41,18 @@ class BlockwiseAdam(Optimizer):
 
     The state has ``step`` and ``exp_avg`` for every parameter, and B numbers for the second
     moments of B blocks: the first parameter of a block, or all blocks of a parameter, holds
-    ``exp_avg_sq`` of shape (blocks,), float32 or wider, with its own count ``exp_avg_sq_step``.
+    ``exp_avg_sq``, float32 or wider, with its own count ``exp_avg_sq_step``. Its shape is (blocks,),
+    or that of the parameter if every entry is a block.
+
+    Parameters may be sharded (DTensors, as of ``fully_shard``), also over several dimensions of a
+    mesh, and beside whole ones. Blocks are those of the whole tensors, so a step is that of one
+    process up to rounding. ``exp_avg`` is sharded as its parameter is, and so is the ``exp_avg_sq``
+    of blocks of one entry; other blocks' lie on every rank. Whether a gradient is None must be the
+    same on all ranks, as it is under ``fully_shard``.
 
     Args:
-        params: Parameters, pairs of name and parameter, or parameter groups of either. Real and
-            not sharded. Only named ones are matched with a ``Partition`` by name.
+        params: Parameters, pairs of name and parameter, or parameter groups of either. Real. Only
+            named ones are matched with a ``Partition`` by name.
         lr: Learning rate; may be a tensor of shape (), which a captured graph then reads.
         betas: Decay of the mean gradient and of the mean square.
         eps: Added to the root of the mean square.
@@ -60,14 +67,15 @@ class BlockwiseAdam(Optimizer):
 
     Raises:
         ValueError: If an argument is out of range, the parameters are not those of the partition,
-            or complex, lazy, empty or sharded.
+            or complex, lazy, empty or flattened by the older ``FullyShardedDataParallel``.
 
     Source:
         Blockwise Adam of Xie, Mohamadi & Li, arXiv:2410.08198, where ``eps`` is inside the root;
         bias correction, decay and the place of ``eps`` are AdamW's (Loshchilov & Hutter,
         arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: on the CPU, for one block
         per tensor, somewhat more than AdamW's fused step (``benchmarks/optimizers.py``); half its
-        memory.
+        memory. If there are sharded parameters, one all-reduce a step of a number for each block
+        (of more than one entry) and tensor, on each dimension of a mesh.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -218,7 +226,8 @@ class BlockwiseAdam(Optimizer):
             state_dict: What :meth:`state_dict` returned.
 
         Raises:
-            ValueError: If its second moments are those of another partition.
+            ValueError: If its second moments are those of another partition, or it is not sharded
+                as the parameters are; torch's ``set_optimizer_state_dict`` shares it out.
         """
         loaded: dict[str, Any] = {}
 

@@ -45,7 +45,7 @@ def check_params(optimizer: str, params: Iterable[Tensor]) -> None:
         else:
             continue
         raise ValueError(
-            f"{optimizer}: expected initialized and real parameters in their own shapes, got {got}. "
+            f"{optimizer}: expected initialized, real parameters in their own shapes, got {got}. "
             f"{remedy}."
         )
 

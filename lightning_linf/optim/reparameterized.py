@@ -41,6 +41,14 @@ class Reparameterized(Optimizer):
 
     An optimizer that evaluates a closure must do so before it first moves, as those of torch do.
 
+    Parameters may be sharded (DTensors, as of ``fully_shard``). The map is that of the whole
+    tensors, so a step is that of one process up to rounding. The inner optimizer then steps phi
+    sharded in the same way, and its state takes as much on a rank as without the map. During the
+    step every rank gathers gradients, weights and phi, and computes the whole map: it sends about
+    three times as much as ``fully_shard`` to gather the weights once, and holds whole vectors.
+    Between steps phi keeps the memory of this rank's part. An inner optimizer that sets
+    ``p.data`` cannot step sharded parameters: for DTensors, torch does not heed that.
+
     Args:
         params: As torch's optimizers take them: tensors, pairs of name and tensor, or groups.
         factory: Makes the inner optimizer of the parameters it is given (as flat or grouped as
@@ -52,15 +60,16 @@ class Reparameterized(Optimizer):
         reparameterization: The map A.
 
     Raises:
-        ValueError: If a parameter is complex or sharded, those of a group are on several devices,
-            ``factory`` gives anything but an optimizer of the parameters it was given, or
+        ValueError: If a parameter is complex or flattened by ``FullyShardedDataParallel``, those of
+            a group are on several devices, ``factory`` gives anything but an optimizer of the parameters it was given, or
             ``reparameterization`` is not one, or refuses the parameters.
         RuntimeError: In ``step``, for sparse gradients, and if a parameter was frozen which the map
             would move; in ``add_param_group``.
 
     Source:
         Rotated Adam: Xie, Mohamadi & Li, arXiv:2410.08198. Cost of a step beside the inner one:
-        three transforms, and about 5 numbers per parameter while it lasts, none between steps.
+        three transforms, and about 5 numbers per parameter while it lasts, none between steps; of
+        sharded parameters, on every rank.
 
     Example:
         >>> from lightning_linf import Rotation

@@ -62,7 +62,7 @@ def _separate(layout: Layout, p: "DTensor") -> ShardLayout | None:
         return ShardLayout(Layout(inner, (*before, *after)), None)
     middle = Layout(view[start:stop], tuple(here))
     label = middle.expand(torch.arange(middle.num_blocks, device=p.device))[indices]
-    num_before, num_after = (math.prod(inner[d] for d in dims) for dims in (before, after))
+    num_before, num_after = (math.prod(inner[d] for d in kept) for kept in (before, after))
     firsts = torch.arange(num_before, device=p.device).view(-1, 1, 1) * middle.num_blocks
     lasts = torch.arange(num_after, device=p.device)
     labels = ((firsts + label.view(-1, 1)) * num_after + lasts).flatten()
@@ -81,8 +81,7 @@ def _indices(p: "DTensor", dim: int) -> Tensor:
     shape[dim] = -1
     indices = torch.arange(p.shape[dim], device=p.device).view(shape).expand(p.shape)
     part = local(shard_like(indices, p))
-    return (
-        part.movedim(dim, 0).reshape(part.shape[dim], -1)[:, 0]
-        if part.numel()
-        else part.new_empty(0)
-    )
+    for other in range(p.ndim):
+        if other != dim:
+            part = part.narrow(other, 0, 1)  # no other is sharded, so none is empty
+    return part.flatten()
