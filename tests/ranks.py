@@ -1,6 +1,7 @@
 """Functions run on several gloo ranks."""
 
 import pickle
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -32,7 +33,13 @@ def in_two_processes(function, tmp_path):
 def _run(rank, function, tmp_path, queue, world_size):
     torch.set_num_threads(1)
     method = f"file://{tmp_path}/rendezvous"
-    dist.init_process_group("gloo", method, rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo",
+        method,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=60),  # where one rank fails and the others wait
+    )
     try:
         result = function(rank)
     except Exception as error:

@@ -17,8 +17,9 @@ from lightning_linf.optim.blockwise_update import (
     update_one_by_one,
     update_together,
 )
+from lightning_linf.optim.gathering import part_of
 from lightning_linf.optim.matching import check_params, check_partition, match
-from lightning_linf.optim.sharded import from_local, local, local_grad, shard_like
+from lightning_linf.optim.sharded import from_local, local, local_grad
 from lightning_linf.optim.unit import Unit
 from lightning_linf.partition import Partition
 
@@ -41,8 +42,8 @@ class BlockwiseAdam(Optimizer):
 
     The state has ``step`` and ``exp_avg`` for every parameter, and B numbers for the second
     moments of B blocks: the first parameter of a block, or all blocks of a parameter, holds
-    ``exp_avg_sq``, float32 or wider, with its own count ``exp_avg_sq_step``. Its shape is (blocks,),
-    or that of the parameter if every entry is a block.
+    ``exp_avg_sq``, float32 or wider, of shape (blocks,), or of the parameter's if every entry is a
+    block, with its own count ``exp_avg_sq_step``.
 
     Parameters may be sharded (DTensors, as of ``fully_shard``), also over several dimensions of a
     mesh, and beside whole ones. Blocks are those of the whole tensors, so a step is that of one
@@ -213,7 +214,7 @@ class BlockwiseAdam(Optimizer):
             state, beta2 = self._init_blocks(unit), self._options(unit)["betas"][1]
             v = local(state["exp_avg_sq"])
             wide = [
-                local(shard_like(value, p)).to(v) * ((1 - beta2**most) / (1 - beta2**count))
+                part_of(value, p).to(v) * ((1 - beta2**most) / (1 - beta2**count))
                 for p, value, count in given
             ]
             v.copy_(unit.mean([p for p, _, _ in given], wide).view(v.shape))

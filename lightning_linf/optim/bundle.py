@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_linf.optim.sharded import is_flattened, is_sharded, local, shard_like, whole
+from lightning_linf.optim.gathering import gather, part_of, shard_like
+from lightning_linf.optim.sharded import is_flattened, is_sharded, local
 from lightning_linf.reparam import BoundReparameterization
 
 
@@ -25,7 +26,7 @@ class Bundle:
         self.sizes = [theta.numel() for theta in thetas]
         self.vector = self.before = self.inverse.apply(self.join(thetas))
         self.phis = [
-            nn.Parameter(shard_like(part, theta).clone() if is_sharded(theta) else part)
+            nn.Parameter(shard_like(part, theta) if is_sharded(theta) else part)
             for part, theta in zip(self.split(self.vector), thetas, strict=True)
         ]
 
@@ -40,7 +41,8 @@ class Bundle:
     def join(self, tensors: Iterable[Tensor]) -> Tensor:
         """Flatten and join a tensor for each theta. Shape: (d,)."""
         dtype = self.dtype
-        return torch.cat([whole(tensor.detach()).reshape(-1).to(dtype) for tensor in tensors])
+        wholes = gather([tensor.detach() for tensor in tensors])
+        return torch.cat([tensor.reshape(-1).to(dtype) for tensor in wholes])
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Cut a vector (d,) into a whole tensor for each theta."""
@@ -53,20 +55,21 @@ class Bundle:
         self.vector = self.before.clone()
         for phi, part in zip(self.phis, self.split(self.vector), strict=True):
             if is_sharded(phi):
-                local(phi).copy_(local(shard_like(part, phi)))
+                local(phi).copy_(part_of(part, phi))
             else:
                 phi.data = part  # keeps phi the same object, as the inner optimizer knows it
 
     def write(self) -> None:
         """Add to the weights what has been added to phi."""
-        for phi, part in zip(self.phis, self.split(self.vector), strict=True):
+        parts = self.split(self.vector)
+        for phi, part, gathered in zip(self.phis, parts, gather(self.phis), strict=True):
             if is_sharded(phi):
-                part.copy_(phi.full_tensor())
+                part.copy_(gathered)
             elif phi.data_ptr() != part.data_ptr():  # the inner optimizer has set phi.data
                 part.copy_(phi)
         moves = self.bound.apply(self.vector - self.before)
         for theta, move in zip(self.thetas, self.split(moves), strict=True):
-            local(theta).add_(local(shard_like(move, theta)))
+            local(theta).add_(part_of(move, theta))
         self.before.copy_(self.vector)
 
     def read_gradients(self, mixes_tensors: bool) -> None:
@@ -89,12 +92,15 @@ class Bundle:
             )
         gradient = self.bound.apply_transpose(
             self.join(
-                theta.new_zeros(theta.shape) if grad is None else grad
+                local(theta).new_zeros(theta.shape) if grad is None else grad
                 for theta, grad in zip(self.thetas, gradients, strict=True)
             )
         )
         for phi, grad, part in zip(self.phis, gradients, self.split(gradient), strict=True):
-            phi.grad = shard_like(part, phi) if grad is not None or mixes_tensors else None
+            if grad is None and not mixes_tensors:
+                phi.grad = None
+            else:
+                phi.grad = shard_like(part, phi) if is_sharded(phi) else part
 
     def forget(self) -> None:
         """Free what only a step needs."""

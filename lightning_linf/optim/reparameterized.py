@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_linf.optim.bundle import Bundle
 from lightning_linf.optim.coordinates import Coordinates
-from lightning_linf.optim.sharded import shard_like
+from lightning_linf.optim.gathering import shard_like
 from lightning_linf.reparam import BoundReparameterization, Reparameterization
 
 OptimizerFactory = Callable[[Any], Optimizer]
@@ -61,8 +61,8 @@ class Reparameterized(Optimizer):
 
     Raises:
         ValueError: If a parameter is complex or flattened by ``FullyShardedDataParallel``, those of
-            a group are on several devices, ``factory`` gives anything but an optimizer of the parameters it was given, or
-            ``reparameterization`` is not one, or refuses the parameters.
+            a group are on several devices, ``factory`` gives anything but an optimizer of the
+            parameters it was given, or ``reparameterization`` is not one, or refuses them.
         RuntimeError: In ``step``, for sparse gradients, and if a parameter was frozen which the map
             would move; in ``add_param_group``.
 

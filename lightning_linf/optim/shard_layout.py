@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.optim.sharded import local, shard_like
+from lightning_linf.optim.gathering import part_of
+from lightning_linf.optim.sharded import local
 from lightning_linf.partition.layouts import IndexLayout, Layout
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def shard_layout(layout: Layout | IndexLayout, p: "DTensor") -> ShardLayout:
         if separate is not None:
             return separate
         index = layout.expand(torch.arange(layout.num_blocks, dtype=torch.int32))
-    index = shard_like(index.view(p.shape).to(p.device), p)
-    return ShardLayout(IndexLayout(local(index).flatten(), layout.num_blocks), None)
+    part = part_of(index.view(p.shape).to(p.device), p)
+    return ShardLayout(IndexLayout(part.flatten(), layout.num_blocks), None)
 
 
 def _separate(layout: Layout, p: "DTensor") -> ShardLayout | None:
@@ -80,7 +81,7 @@ def _indices(p: "DTensor", dim: int) -> Tensor:
     shape = [1] * p.ndim
     shape[dim] = -1
     indices = torch.arange(p.shape[dim], device=p.device).view(shape).expand(p.shape)
-    part = local(shard_like(indices, p))
+    part = part_of(indices, p)
     for other in range(p.ndim):
         if other != dim:
             part = part.narrow(other, 0, 1)  # no other is sharded, so none is empty

@@ -40,24 +40,6 @@ def local_grad(p: Tensor, grad: Tensor) -> Tensor:
     return local(grad)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Gather all ranks' parts, or give the tensor itself if it is whole."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
-
-
-def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Share a tensor out as another one is; if all ranks have it whole, nothing is sent."""
-    if not is_sharded(like):
-        return whole(tensor)
-    if is_sharded(tensor):
-        return tensor.redistribute(placements=like.placements)
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh = like.device_mesh
-    replicated = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(placements=like.placements)
-
-
 def from_local(part: Tensor, like: Tensor) -> Tensor:
     """Make the tensor of which every rank has a part, shared out as another of its shape is."""
     if not is_sharded(like):
@@ -74,6 +56,16 @@ def from_local(part: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def sharded_over(tensor: "DTensor") -> tuple[int, ...]:
+    """Give the dimensions of the mesh along which ranks hold different parts."""
+    return tuple(d for d, each in enumerate(tensor.placements) if not each.is_replicate())
+
+
+def on_mesh(tensor: Tensor, mesh: "DeviceMesh") -> Tensor:
+    """Have a tensor where its ranks can send it: parameters may be offloaded to the CPU."""
+    return tensor if tensor.device.type == mesh.device_type else tensor.to(mesh.device_type)
+
+
 def sum_over_ranks(params: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
     """Add up what the ranks have found for their parts of parameters.
 
@@ -87,18 +79,14 @@ def sum_over_ranks(params: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Te
     places: dict[tuple[DeviceMesh, tuple[int, ...]], list[int]] = defaultdict(list)
     for place, p in enumerate(params):
         if is_sharded(p):
-            over = [d for d, placement in enumerate(p.placements) if not placement.is_replicate()]
-            places[p.device_mesh, tuple(over)].append(place)
+            places[p.device_mesh, sharded_over(p)].append(place)
     sums = list(parts)
     for (mesh, dims), chosen in places.items():
-        packed = torch.cat([parts[i].reshape(-1) for i in chosen])  # of the widest dtype
-        device = packed.device
-        if device.type != mesh.device_type:
-            packed = packed.to(mesh.device_type)  # of offloaded ones
+        flat = torch.cat([parts[i].reshape(-1) for i in chosen])  # of the widest dtype
+        packed = on_mesh(flat, mesh)
         for dim in dims:
-            group = mesh.get_group(dim)
-            torch.distributed.all_reduce(packed, group=group)
-        split = packed.to(device).split_with_sizes([parts[i].numel() for i in chosen])
+            torch.distributed.all_reduce(packed, group=mesh.get_group(dim))
+        split = packed.to(flat.device).split_with_sizes([parts[i].numel() for i in chosen])
         for i, total in zip(chosen, split, strict=True):
             sums[i] = total.view(parts[i].shape).to(parts[i].dtype)
     return sums
