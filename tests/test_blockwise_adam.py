@@ -867,3 +867,17 @@ def test_a_block_over_several_dtypes_has_the_widest():
     assert optimizer.state[params[0]]["exp_avg_sq"].dtype == torch.float64
     for p in params:
         torch.testing.assert_close(p, torch.full_like(p, 0.9))
+
+
+def test_flat_second_moments_of_coordinates_load_in_the_shape_of_the_parameter():
+    layer = linear()
+    optimizer = BlockwiseAdam(layer.parameters(), partition="coordinate")
+    layer(torch.ones(2)).sum().backward()
+    optimizer.step()
+    second_moment = optimizer.state[layer.weight]["exp_avg_sq"]
+    assert second_moment.shape == layer.weight.shape
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        state["exp_avg_sq"] = state["exp_avg_sq"].flatten()
+    optimizer.load_state_dict(saved)
+    assert torch.equal(optimizer.state[layer.weight]["exp_avg_sq"], second_moment)

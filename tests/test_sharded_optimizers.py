@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import in_processes, in_two_processes
+from ranks import assert_close, in_processes, in_two_processes, weights
 from torch import nn
 from torch.distributed.checkpoint import state_dict as checkpoints
 from torch.optim import SGD, AdamW
@@ -16,7 +16,6 @@ from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum,
 pytestmark = pytest.mark.slow  # each test, or all of one fixture, forks processes
 
 NUM_STEPS = 20
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}  # float64; sums over ranks are rounded in another order
 
 
 class Attention(nn.Module):
@@ -150,20 +149,6 @@ def train(module, optimizer, num_steps=NUM_STEPS, rank=0, num_ranks=1, forward=N
         optimizer.step()
 
 
-def weights(module):
-    """Whole weights, by name."""
-    return {
-        name: (p.full_tensor() if hasattr(p, "placements") else p).detach().clone()
-        for name, p in module.named_parameters()
-    }
-
-
-def assert_close(ours, theirs, **tolerance):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], msg=name, **(tolerance or CLOSE))
-
-
 @cache
 def trained_alone(make):
     """Weights after training in one process."""
@@ -181,8 +166,10 @@ STRATEGIES = {  # what is done to a module, how it is called, and which optimize
     "partly fsdp2": (
         lambda module: shard(module, parts=["attention"]),
         None,
-        ["blockwise coordinate", "blockwise row", "blockwise global", "blockwise by_regex"]
-        + ["blockwise global, foreach", "signum, foreach", "adamw, row", "adamw, global"],
+        [
+            *(f"blockwise {name}" for name in ("coordinate", "row", "global", "by_regex")),
+            *("blockwise global, foreach", "signum, foreach", "adamw, row", "adamw, global"),
+        ],
     ),
     "ddp": (lambda module: module, on_ddp, list(OPTIMIZERS)),
 }

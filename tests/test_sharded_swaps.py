@@ -6,8 +6,8 @@ import lightning
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ModelParallelStrategy
-from ranks import in_two_processes
-from test_sharded_optimizers import assert_close, data, net, weights
+from ranks import assert_close, environment, in_two_processes, weights
+from test_sharded_optimizers import data, net
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -73,11 +73,8 @@ RUNS = {  # geometry of the module, and later ones by step
 
 
 def on_two_devices(rank, distributed_checkpoint=True):
-    """Let Lightning find the processes that there are."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        GROUP_RANK="0", TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="1",
-    )  # fmt: skip
+    """Give the Trainer's options for one of two processes."""
+    os.environ.update(environment(rank))
     return {
         "devices": 2,
         "strategy": ModelParallelStrategy(
