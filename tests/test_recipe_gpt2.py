@@ -790,6 +790,9 @@ def test_resume_refusals(config, tmp_path):
     with pytest.raises(settings.RecipeError, match=r"of this recipe, got .*other.ckpt.*KeyError"):
         resume(resume=str(other))
     saved = {"config": dataclasses.asdict(config)}
+    torch.save({"hyper_parameters": saved, "global_step": 1}, other)
+    with pytest.raises(settings.RecipeError, match="strategy: expected 'auto' as in the run of"):
+        resume(resume=str(other), strategy="fsdp2")
     torch.save({"hyper_parameters": saved, "global_step": 2}, other)
     with pytest.raises(
         settings.RecipeError, match=r"has some of its 2 steps left, got .* complete"

@@ -124,15 +124,13 @@ class Unit:
         """Mean over each block of numbers for the entries of some of the parameters: (blocks,)."""
         if self.is_identity:
             return values[0].reshape(-1)
-        if not self.spans_ranks and self.is_whole:
+        if self.spans_ranks:
+            sums = [self.total(self._block_sum(each)) for each in values]
+            sizes = self.size(params) if self.sizes is None else self.sizes
+            return torch.stack(sum_over_ranks(params, sums)).sum(0) / sizes
+        if self.is_whole:
             return torch.cat([each.reshape(-1) for each in values]).mean().view(1)
-        if not self.spans_ranks:
-            return self.layout.block_sum(values[0].reshape(-1)) / self.layout.counts(
-                values[0].device
-            )
-        sums = [self.total(self._block_sum(each)) for each in values]
-        sizes = self.size(params) if self.sizes is None else self.sizes
-        return torch.stack(sum_over_ranks(params, sums)).sum(0) / sizes
+        return self._block_sum(values[0]) / self.layout.counts(values[0].device)
 
     def _block_sum(self, values: Tensor) -> Tensor:
         return values.sum().view(1) if self.is_whole else self.layout.block_sum(values.reshape(-1))
