@@ -15,7 +15,7 @@ from lightning_linf.functional.noise import (
     noise_merge,
     noise_update,
 )
-from lightning_linf.functional.shards import is_counted_here, is_sharded, local_part
+from lightning_linf.functional.shards import is_counted_here, is_sharded, local_grad
 from lightning_linf.probe.ranks import Ranks
 
 
@@ -178,7 +178,7 @@ def _added(p: nn.Parameter, before: Tensor | None) -> Tensor:
     """What a pass has added to the part of a gradient that this rank counts."""
     after = torch.zeros_like(p) if p.grad is None else p.grad
     change = after if before is None else after - before
-    part = local_part(change.detach()).reshape(-1)
+    part = local_grad(p, change.detach()).reshape(-1)
     is_counted = is_counted_here(p) if is_sharded(p) else torch.distributed.get_rank() == 0
     return part if is_counted else part[:0]
 

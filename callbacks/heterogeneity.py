@@ -23,7 +23,7 @@ from lightning_linf.functional.heterogeneity import (
     heterogeneity_update,
     merge_tensors,
 )
-from lightning_linf.functional.shards import is_counted_here, is_sharded, local_part
+from lightning_linf.functional.shards import is_counted_here, is_sharded, local_grad
 from lightning_linf.partition.pieces import trainable_parameters
 from lightning_linf.probe.ranks import Ranks
 
@@ -126,9 +126,9 @@ def _sums_of_share(
     for p in parameters:
         # The gradient of a parameter that the loss does not reach is zero.
         gradient = torch.zeros_like(p) if p.grad is None else p.grad.to_dense()
-        if is_sharded(gradient):
-            part = local_part(gradient).reshape(-1)
-            parts.append(part if is_counted_here(gradient) else part[:0])
+        if is_sharded(p):
+            part = local_grad(p, gradient).reshape(-1)
+            parts.append(part if is_counted_here(p) else part[:0])
         else:  # alike on all ranks
             parts.append(gradient.reshape(-1).tensor_split(world_size)[rank])
     return heterogeneity_update(parts if scale == 1.0 else [part / scale for part in parts])

@@ -20,7 +20,7 @@ from lightning_linf.callbacks._progress import probe_progress
 from lightning_linf.callbacks._scalars import scalars_of
 from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
-from lightning_linf.functional.shards import whole_tensor
+from lightning_linf.functional.gathering import gather
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import PartitionName
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
@@ -291,10 +291,10 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         if not all(id(p) in self._before for p in vector.originals):
             return None  # a parameter group that the step itself has added
         moves = [
-            whole_tensor(p.detach().to(vector.dtype) - self._before[id(p)].to(vector.dtype))
+            p.detach().to(vector.dtype) - self._before[id(p)].to(vector.dtype)
             for p in vector.originals
         ]
-        return vector.flatten(moves)
+        return vector.flatten(gather(moves))
 
     @override
     def state_dict(self) -> dict[str, Any]:

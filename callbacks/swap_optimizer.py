@@ -1,5 +1,6 @@
 """Change the optimizer, its blocks or its coordinates at a step."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -11,7 +12,8 @@ from lightning_linf.callbacks._lightning import is_dev_run
 from lightning_linf.mixin import GeometryMixin
 from lightning_linf.optim.geometry import Geometry
 from lightning_linf.optim.reparameterized import has_foreign_state
-from lightning_linf.swap import swap_optimizers
+from lightning_linf.restoring import before_restoring, end_restoring
+from lightning_linf.swap import check_strategy, swap_optimizers
 
 
 class SwapOptimizer(Callback):
@@ -30,8 +32,8 @@ class SwapOptimizer(Callback):
     Raises:
         ValueError: If ``at_step`` is negative or ``geometry`` not a Geometry. While fitting, if the
             geometry does not fit the parameters.
-        MisconfigurationException: While fitting, for strategies that shard parameters, and for a
-            checkpoint after a swap to another geometry.
+        MisconfigurationException: In ``setup``, under FSDPStrategy and DeepSpeed; while fitting,
+            for a checkpoint after a swap to another geometry.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -64,23 +66,18 @@ class SwapOptimizer(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            check_strategy("SwapOptimizer", trainer)
             self.is_done = False  # a checkpoint is loaded after this hook
+            end_restoring(trainer)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.is_done and self._saved_geometry != self.geometry.describe():
-            raise MisconfigurationException(
-                f"SwapOptimizer: expected a checkpoint after a swap to {self.geometry.describe()}, "
-                f"got one after a swap to {self._saved_geometry}. Resume with that geometry, and "
-                "change it by another SwapOptimizer."
-            )
-        swaps = _in_order(trainer)
-        # Resumed, the swaps are made again in their order; the state is restored after this hook.
-        # A GeometryMixin has kept its own account of them.
-        if swaps[0] is self and not isinstance(pl_module, GeometryMixin):
-            for swap in swaps:
-                if swap.is_done:
-                    swap._swap(trainer, pl_module)
+        if _in_order(trainer)[0] is not self:
+            return
+        if trainer.strategy.restore_checkpoint_after_setup:
+            before_restoring(trainer, lambda saved: _resume(trainer, pl_module, saved))
+        else:
+            _swap_again(trainer, pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,3 +130,29 @@ def _in_order(trainer: Trainer) -> list[SwapOptimizer]:
         (callback for callback in callbacks if isinstance(callback, SwapOptimizer)),
         key=lambda callback: callback.at_step,
     )
+
+
+def _resume(trainer: Trainer, module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Do early what the trainer will do with the state of these callbacks, and swap."""
+    states = checkpoint.get("callbacks", {})
+    for swap in _in_order(trainer):
+        if swap.state_key in states:
+            swap.load_state_dict(states[swap.state_key])
+    _swap_again(trainer, module)
+
+
+def _swap_again(trainer: Trainer, module: LightningModule) -> None:
+    """Make the swaps of a resumed run again in their order; the state is restored after that.
+
+    A GeometryMixin has kept its own account of them.
+    """
+    done = [swap for swap in _in_order(trainer) if swap.is_done]
+    for swap in done:
+        if swap._saved_geometry != swap.geometry.describe():
+            raise MisconfigurationException(
+                f"SwapOptimizer: expected a checkpoint after a swap to {swap.geometry.describe()}, "
+                f"got one after a swap to {swap._saved_geometry}. Resume with that geometry, and "
+                "change it by another SwapOptimizer."
+            )
+    for swap in done if not isinstance(module, GeometryMixin) else []:
+        swap._swap(trainer, module)

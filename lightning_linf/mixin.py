@@ -1,6 +1,6 @@
 """A LightningModule whose optimizer, blocks and coordinates can be chosen and changed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from lightning_linf.optim.geometry import Geometry
-from lightning_linf.swap import swap_optimizers
+from lightning_linf.restoring import before_restoring, end_restoring
+from lightning_linf.swap import check_strategy, swap_optimizers
 
 _KEY = "lightning_linf.geometry"  # in checkpoints
 _HOOKS = ("setup", "on_fit_start", "on_save_checkpoint", "on_load_checkpoint")  # that work here
@@ -38,8 +39,8 @@ class GeometryMixin(LightningModule):
     Raises:
         TypeError: If a subclass does not put it first, or overrides one of its hooks without
             calling ``super()``.
-        MisconfigurationException: When fitting starts, for strategies that shard parameters, and
-            for a checkpoint of another geometry.
+        MisconfigurationException: In ``setup``, if a geometry is chosen under FSDPStrategy or
+            DeepSpeed; when fitting starts, for a checkpoint of another geometry.
         ValueError: When fitting starts, if the geometry does not fit the parameters.
 
     Source:
@@ -143,6 +144,9 @@ class GeometryMixin(LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self._swaps = self._saved_swaps = ()
+            end_restoring(self.trainer)
+            if self.geometry != Geometry():
+                check_strategy("GeometryMixin", self.trainer)
         super().setup(stage)
 
     @override
@@ -158,6 +162,8 @@ class GeometryMixin(LightningModule):
                 self.swap_optimizer(geometry, index=index)
             else:
                 self._swaps = (_record(geometry, index),)
+        if self.trainer.strategy.restore_checkpoint_after_setup:  # so the checkpoint comes later
+            before_restoring(self.trainer, self._resume)
         super().on_fit_start()
 
     @override
@@ -167,9 +173,18 @@ class GeometryMixin(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._read_swaps(checkpoint)
+        super().on_load_checkpoint(checkpoint)
+
+    def _resume(self, checkpoint: Mapping[str, Any]) -> None:
+        """Make the swaps after the first one, which :meth:`on_fit_start` has made."""
+        self._read_swaps(checkpoint)
+        for geometry, index in self._choices()[1:]:
+            self.swap_optimizer(geometry, index=index)
+
+    def _read_swaps(self, checkpoint: Mapping[str, Any]) -> None:
         plain_run = {**_record(Geometry(), None), "description": "a run without GeometryMixin"}
         self._saved_swaps = tuple(checkpoint.get(_KEY, [plain_run]))
-        super().on_load_checkpoint(checkpoint)
 
     def _choices(self) -> list[tuple[Geometry, int | None]]:
         """Those of the checkpoint to resume, if any, else that of the module."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
@@ -51,7 +51,7 @@ def swap_optimizers(
 
     Raises:
         MisconfigurationException: If the trainer is not fitting this module, has no optimizers of
-            its own to replace, shards parameters, or is in the middle of a step.
+            its own to replace, is in the middle of a step, or shards by FSDPStrategy or DeepSpeed.
         ValueError: If ``geometry`` does not fit the parameters or a scheduler, or there is no such
             ``index``.
     """
@@ -73,11 +73,21 @@ def swap_optimizers(
             lines.append(f"{_describe(old)} -> {_describe(new)}; {carried}{decay_note(old, new)}")
     _replace(trainer, module, geometry, swaps)
     done = "; ".join(lines)
-    # A resumed trainer has restored its counters, but for those swaps that are made again.
-    is_start = module._current_fx_name == "on_fit_start"
+    # Those swaps are made again at a time when a resumed trainer has not restored its counters.
+    is_start = module._current_fx_name in ("on_fit_start", None)
     when = "at the start" if is_start else f"at step {trainer.global_step}"
     rank_zero_info(f"Optimizer swapped {when}: {done}.")
     return done
+
+
+def check_strategy(caller: str, trainer: Trainer) -> None:
+    """Raise a MisconfigurationException for strategies whose parameters have lost their shapes."""
+    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
+        raise MisconfigurationException(
+            f"{caller}: expected whole parameters (one device, DDP) or DTensors, got "
+            f"{type(trainer.strategy).__name__}, whose optimizers step flat parts of other shapes. "
+            "Use ModelParallelStrategy, and fully_shard in configure_model."
+        )
 
 
 def _check(trainer: Trainer, module: LightningModule, geometry: Geometry) -> None:
@@ -85,14 +95,10 @@ def _check(trainer: Trainer, module: LightningModule, geometry: Geometry) -> Non
         raise ValueError(
             f"swap_optimizers: expected a Geometry, got {geometry!r}. Write, say, Geometry('adam')."
         )
+    check_strategy("swap_optimizers", trainer)
     problem = None
     is_fitting = trainer.state.fn == TrainerFn.FITTING
-    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
-        problem = (
-            f"whole parameters on every rank (one device or DDP), got "
-            f"{type(trainer.strategy).__name__}. Use Trainer(strategy='ddp')"
-        )
-    elif not is_fitting or trainer.state.status != TrainerStatus.RUNNING:
+    if not is_fitting or trainer.state.status != TrainerStatus.RUNNING:
         problem = (
             "a trainer that is fitting, whose optimizers exist, got "
             f"one that is {trainer.state.status.value}. Swap in a hook such as "

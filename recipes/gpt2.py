@@ -7,6 +7,7 @@
     python recipes/gpt2.py compare                      # five optimizers, each at its best rate
     python recipes/gpt2.py --resume last                # go on where the last run was interrupted
     python recipes/gpt2.py --preset 124m --devices 8 --strategy ddp    # OpenWebText
+    python recipes/gpt2.py --preset 124m --devices 8 --strategy fsdp2  # weights and states shared
 
 Every field of `Config` is a flag (--help), also with dashes. Flags win over `--config FILE.yaml`,
 and that over the preset; --print_config shows the outcome.
@@ -25,7 +26,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -117,7 +120,7 @@ class Config:
     num_nodes: int = 1
     """Machines."""
     strategy: str = "auto"
-    """Lightning's name for a way to share the work, such as ddp."""
+    """Lightning's name for a way to share the work, such as ddp; fsdp2 shares memory out, too."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Mixed precisions keep the weights in 32 bits, in which the smoothness is measured."""
     runs_dir: str = "runs"
@@ -141,6 +144,8 @@ class Config:
             ("batch_size", self.batch_size % share == 0,
              f"a multiple of {share} = micro_batch x devices x num_nodes",
              "Change --batch_size or --micro_batch."),
+            ("precision", self.strategy != "fsdp2" or self.precision != "16-mixed",
+             "32-true or bf16-mixed beside --strategy fsdp2", "Choose --precision bf16-mixed."),
             ("partition", self.partition is None or self.optimizer == "blockwise_adam",
              f"none beside --optimizer {self.optimizer}", "Choose --optimizer blockwise_adam."),
             ("rotation_strength", 0 <= self.rotation_strength <= 1, "in [0, 1]", "Try 1."),
@@ -246,6 +251,15 @@ class GPT2(LightningModule):
             )
         )
 
+    def configure_model(self) -> None:
+        """Under fsdp2, give every rank its share of each block, and of the rest together."""
+        if self.device_mesh is None or isinstance(self.model, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.model.transformer.h:
+            fully_shard(block, mesh=mesh)  # gathered while it computes
+        fully_shard(self.model, mesh=mesh)
+
     def loss(self, tokens: Tensor) -> Tensor:
         """Average the cross-entropy of every token but the first, in nats."""
         logits = self.model(tokens).logits  # (batch, sequence, vocab)
@@ -254,7 +268,7 @@ class GPT2(LightningModule):
     def training_step(self, tokens: Tensor) -> Tensor:
         """Log and return the loss of a micro-batch."""
         loss = self.loss(tokens)
-        self.log("train_loss", loss, prog_bar=True)
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def probe_loss(self, tokens: Tensor) -> Tensor:
@@ -268,7 +282,9 @@ class GPT2(LightningModule):
     def validation_step(self, tokens: Tensor) -> None:
         """Add a batch to the mean over all ranks."""
         loss = self.loss(tokens)
-        self.log("val_loss", loss, batch_size=len(tokens), prog_bar=True, sync_dist=True)
+        # Lightning's mean over ranks of these counts is a whole number, so it must come out as one.
+        weight = len(tokens) * self.trainer.world_size
+        self.log("val_loss", loss, batch_size=weight, prog_bar=True, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the perplexity of the mean: a mean of perplexities would depend on the batches."""
@@ -300,6 +316,17 @@ class GPT2(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def make_strategy(config: Config) -> str | Strategy:
+    """Translate fsdp2; Lightning knows the other names."""
+    if config.strategy != "fsdp2":
+        return config.strategy
+    return ModelParallelStrategy(
+        data_parallel_size=config.devices * config.num_nodes,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=False,  # one file, which any number of devices can load
+    )
 
 
 def prepare(
@@ -337,7 +364,7 @@ def prepare(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy=config.strategy,
+        strategy=make_strategy(config),
         precision=config.precision,
         callbacks=[*callbacks],
         max_steps=config.max_steps,
@@ -356,7 +383,9 @@ def prepare(
 
 def main(config: Config) -> Trainer:
     """Train, and say what was measured."""
-    checkpoint = find_checkpoint(config, MAY_CHANGE_ON_RESUME)
+    # Lightning would give states that another strategy saved to the wrong parameters under fsdp2.
+    is_fixed = {"strategy"} if config.strategy == "fsdp2" else set()
+    checkpoint = find_checkpoint(config, MAY_CHANGE_ON_RESUME - is_fixed)
     heterogeneity = GradientHeterogeneityMonitor(every_n_steps=config.heterogeneity_every)
     smoothness = LinfSmoothnessMonitor(
         every_n_steps=config.smoothness_every,

@@ -699,6 +699,12 @@ def linear():
     return nn.Linear(2, 2)
 
 
+def flattened():
+    p = ones(0)  # the part of a rank that has nothing of it
+    p._fsdp_flattened = True  # as FullyShardedDataParallel marks what it flattens
+    return p
+
+
 MISUSE = {
     "lr": (lambda: BlockwiseAdam([ones(2)], lr=-1.0), "`lr` to be a finite number >= 0, got -1.0"),
     "lr nan": (lambda: BlockwiseAdam([ones(2)], lr=math.nan), "`lr` to be a finite number"),
@@ -718,7 +724,11 @@ MISUSE = {
     "type": (lambda: BlockwiseAdam([ones(2)], partition=None), "a Partition, got None"),
     "complex": (
         lambda: BlockwiseAdam([ones(2, dtype=torch.complex64)]),
-        "real and whole parameters, got torch.complex64. Optimize its real",
+        "real parameters in their own shapes, got torch.complex64. Optimize its real",
+    ),
+    "flattened": (
+        lambda: BlockwiseAdam([flattened()]),
+        "got one flattened by FullyShardedDataParallel. Shard it by fully_shard",
     ),
     "empty": (lambda: BlockwiseAdam([ones(0)]), r"got shape \(0,\) without entries. Leave it out"),
     "lazy": (
@@ -857,3 +867,17 @@ def test_a_block_over_several_dtypes_has_the_widest():
     assert optimizer.state[params[0]]["exp_avg_sq"].dtype == torch.float64
     for p in params:
         torch.testing.assert_close(p, torch.full_like(p, 0.9))
+
+
+def test_flat_second_moments_of_coordinates_load_in_the_shape_of_the_parameter():
+    layer = linear()
+    optimizer = BlockwiseAdam(layer.parameters(), partition="coordinate")
+    layer(torch.ones(2)).sum().backward()
+    optimizer.step()
+    second_moment = optimizer.state[layer.weight]["exp_avg_sq"]
+    assert second_moment.shape == layer.weight.shape
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        state["exp_avg_sq"] = state["exp_avg_sq"].flatten()
+    optimizer.load_state_dict(saved)
+    assert torch.equal(optimizer.state[layer.weight]["exp_avg_sq"], second_moment)

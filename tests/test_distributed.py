@@ -5,8 +5,8 @@ import networks
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
+from ranks import in_two_processes
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -24,32 +24,6 @@ from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.geometry import choose_partitions, measure_landscape, measure_noise
 
 pytestmark = pytest.mark.slow  # each test forks two processes
-
-
-def in_two_processes(function, tmp_path):
-    """Run ``function(rank)`` on two gloo ranks and return both results."""
-    context = mp.get_context("fork")  # spawn imports torch again: 25 s
-    queue = context.SimpleQueue()
-    arguments = (function, tmp_path, queue)
-    processes = [context.Process(target=_run, args=(rank, *arguments)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    results = dict(queue.get() for _ in processes)
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    return [results[0], results[1]]
-
-
-def _run(rank, function, tmp_path, queue):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=rank, world_size=2)
-    try:
-        queue.put((rank, function(rank)))
-    except Exception as error:
-        queue.put((rank, error))
-    finally:
-        dist.destroy_process_group()
 
 
 def sum_over_ranks(tensor):

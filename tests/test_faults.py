@@ -31,7 +31,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from ranks import in_two_processes
+from ranks import environment, in_two_processes
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -393,7 +393,8 @@ def test_one_of_two_ranks_fails_or_runs_out_of_memory_in_a_probe(tmp_path, monke
         return [str(warning.message) for warning in caught]
 
     def on_rank(rank):
-        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        for name, value in environment(rank).items():
+            monkeypatch.setenv(name, value)
         monitors = [LinfSmoothnessMonitor(2, num_probes=4) for _ in range(3)]
         failing, starved, plain = (
             Regression(at_probes([1], fail)),

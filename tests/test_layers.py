@@ -39,8 +39,9 @@ LAYERS = {
     "report": {"report"},
     "tensorboard": WRITER_MAY,
     "swap": {"swap", "optim"},
-    "mixin": {"mixin", "swap", "optim"},
-    "callbacks": PROBE_MAY | WRITER_MAY | {"callbacks", "mixin", "swap", "optim"},
+    "restoring": set(),
+    "mixin": {"mixin", "restoring", "swap", "optim"},
+    "callbacks": PROBE_MAY | WRITER_MAY | {"callbacks", "mixin", "restoring", "swap", "optim"},
     "cli": PROBE_MAY | WRITER_MAY | {"callbacks", "cli"},
 }
 # By layer, which packages beside the standard library.
@@ -56,6 +57,7 @@ THIRD_PARTY = {
     "report": {"rich"},
     "tensorboard": {"torch", "tensorboard"},
     "swap": {"torch", "lightning"},
+    "restoring": {"torch", "lightning"},
     "mixin": {"lightning", "typing_extensions"},
     "callbacks": {"torch", "lightning", "lightning_utilities", "typing_extensions"},
     "cli": {"torch", "lightning", "jsonargparse", "yaml", "rich"},

@@ -3,6 +3,7 @@ import importlib
 import io
 import json
 import math
+import os
 import random
 import re
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
+from ranks import assert_close, environment, in_two_processes, weights
 
 from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum
 from lightning_linf.reparam import Rotation
@@ -354,6 +357,47 @@ def test_a_resumed_run_in_another_geometry_equals_one_in_one_go(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # Lightning's own
+@pytest.mark.parametrize("choices", [{}, {"optimizer": "blockwise_adam", "rotation": "global"}])
+def test_two_processes_train_as_one_and_go_on_where_they_stopped(config, choices, tmp_path):
+    config = dataclasses.replace(config, n_layer=2, max_steps=4, lr=1e-3, **choices)
+    last = tmp_path / "last.ckpt"
+
+    def fit(config, stop_at=0, **options):
+        class Stop(Callback):
+            def on_train_batch_start(self, trainer, *_):
+                if stop_at and trainer.global_step == stop_at:
+                    trainer.save_checkpoint(last, weights_only=False)
+                    trainer.should_stop = True  # after this step
+
+        trainer, module, data = gpt2.prepare(
+            config, [Stop()], logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+        trainer.fit(module, data, **options)
+        return weights(module), float(trainer.callback_metrics.get("val_loss", 0.0))
+
+    def on_rank(rank):
+        os.environ.update(environment(rank))
+        shared = dataclasses.replace(config, devices=2, strategy="fsdp2")
+        in_one_go = fit(shared)
+        stopped = fit(shared, stop_at=2)
+        resumed = fit(shared, ckpt_path=last)
+        on_ddp = fit(dataclasses.replace(shared, strategy="ddp"))
+        return in_one_go, stopped, resumed, on_ddp
+
+    gpt2.prepare(config, [])[2].prepare_data()  # else both would build it
+    results = in_two_processes(on_rank, tmp_path)
+    expected, expected_loss = fit(config)
+    for in_one_go, stopped, resumed, on_ddp in results:
+        with pytest.raises(AssertionError):
+            assert_close(stopped[0], in_one_go[0])
+        for ours, loss in (in_one_go, on_ddp):
+            assert_close(ours, expected, rtol=1e-3, atol=1e-5)  # float32, and Adam enlarges it
+            assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert_close(resumed[0], in_one_go[0], rtol=0, atol=0)
+
+
+@pytest.mark.slow
 def test_a_rotated_checkpoint_loads_into_plain_transformers(config, capsys):
     from transformers import GPT2LMHeadModel
 
@@ -589,6 +633,10 @@ def test_missing_text_is_refused(config, tmp_path):
         ({"n_embd": 66}, "n_embd: expected a multiple of n_head=4, got 66"),
         ({"dropout": 1.0}, r"dropout: expected a chance in \[0, 1\)"),
         ({"batch_size": 24}, "batch_size: expected a multiple of 16 = micro_batch x devices"),
+        (
+            {"strategy": "fsdp2", "precision": "16-mixed"},
+            "precision: expected 32-true or bf16-mixed beside --strategy fsdp2, got '16-mixed'",
+        ),
         ({"devices": 3}, "batch_size: expected a multiple of 48"),
         ({"optimizer": "lion"}, "optimizer: expected one of adam, .*signum, got 'lion'. Choose"),
         ({"optimizer": None}, "optimizer: expected one of adam, .*, got None"),
@@ -742,6 +790,9 @@ def test_resume_refusals(config, tmp_path):
     with pytest.raises(settings.RecipeError, match=r"of this recipe, got .*other.ckpt.*KeyError"):
         resume(resume=str(other))
     saved = {"config": dataclasses.asdict(config)}
+    torch.save({"hyper_parameters": saved, "global_step": 1}, other)
+    with pytest.raises(settings.RecipeError, match="strategy: expected 'auto' as in the run of"):
+        resume(resume=str(other), strategy="fsdp2")
     torch.save({"hyper_parameters": saved, "global_step": 2}, other)
     with pytest.raises(
         settings.RecipeError, match=r"has some of its 2 steps left, got .* complete"

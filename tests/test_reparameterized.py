@@ -792,9 +792,9 @@ def parameter(dtype=torch.float32, device=None):
     return nn.Parameter(torch.zeros(3, dtype=dtype, device=device))
 
 
-def sharded():
+def flattened():
     p = parameter()
-    p.placements = ()  # what tells a DTensor, which needs a process group to be made
+    p._fsdp_flattened = True  # as FullyShardedDataParallel marks what it flattens
     return p
 
 
@@ -808,7 +808,7 @@ def sgd(p):
         ([parameter()], sgd, "global", "expected `reparameterization` to be one, got 'global'"),
         ([parameter(torch.complex64)], sgd, Rotation(), "real floating.*got torch.complex64"),
         ([parameter(), parameter(device="meta")], sgd, Rotation(), "one device, got cpu, meta"),
-        ([sharded()], sgd, Rotation(), "expected whole parameters, got a sharded one"),
+        ([flattened()], sgd, Rotation(), r"their own shapes, got one flattened.*fully_shard"),
         ([parameter()], lambda p: None, Rotation(), "`factory` to make.*got NoneType"),
         ([parameter()], lambda p: sgd([parameter()]), Rotation(), "got one of others"),
         ([parameter(), parameter()], lambda p: sgd(p[::-1]), Rotation(), "got one of others"),

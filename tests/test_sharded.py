@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from ranks import in_two_processes
+from ranks import environment, in_two_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -19,7 +19,6 @@ from lightning_linf.callbacks import (
     LinfSmoothnessMonitor,
 )
 from lightning_linf.functional.noise import noise_compute, noise_init, noise_update
-from lightning_linf.functional.shards import whole_tensor
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.geometry import choose_partitions, measure_landscape, measure_noise
 from lightning_linf.probe.sharded import ShardedLandscape
@@ -45,6 +44,11 @@ def shard(module, **options):
 
 def sharded_landscape(module, batches, **options):
     return ShardedLandscape(module, batches, reduce=sum_over_ranks, **options)
+
+
+def whole(tensor):
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if hasattr(tensor, "placements") else tensor).clone()
 
 
 def relative(ours, exact):
@@ -92,8 +96,8 @@ def test_gradients_are_exact_and_products_within_the_stated_error(tmp_path, dtyp
             }
         with sharded_landscape(module, batch, loss=loss, reparameterization=turned) as landscape:
             ours["turned"] = landscape.hvp(gaussian)
-        after = [whole_tensor(p.detach()) for p in module.parameters()]
-        grads = [whole_tensor(p.grad) for p in module.parameters()]
+        after = [whole(p) for p in module.parameters()]
+        grads = [whole(p.grad) for p in module.parameters()]
         ours["unchanged"] = all(map(torch.equal, before, after))
         ours["grads"] = all(bool((g == 7.0).all()) for g in grads)
         return ours
@@ -153,13 +157,13 @@ def refusals(rank):
         (shard(networks.mlp()[0]), [batch], lambda m, b: loss(m, b) / (1 - rank)),
     ]
     for sharded, batches, objective in cases:
-        before = [whole_tensor(p.detach()) for p in sharded.parameters()]
+        before = [whole(p) for p in sharded.parameters()]
         try:
             with sharded_landscape(sharded, batches, loss=objective) as landscape:
                 landscape.gradient()
         except ProbeError as error:
             messages.append(str(error))
-        after = [whole_tensor(p.detach()) for p in sharded.parameters()]
+        after = [whole(p) for p in sharded.parameters()]
         assert all(map(torch.equal, before, after))
     return messages
 
@@ -224,7 +228,7 @@ def fit(tmp_path, callbacks, strategy, **options):
     )
     module = Regression()
     trainer.fit(module)
-    weights = [whole_tensor(p.detach()).clone() for p in module.parameters()]
+    weights = [whole(p) for p in module.parameters()]
     return weights, [m.history for m in callbacks]
 
 
@@ -257,8 +261,8 @@ def test_monitors_change_no_bit_and_tell_the_numbers_of_one_process(tmp_path, na
         return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
 
     def on_rank(rank):
-        monkeypatch.setenv("LOCAL_RANK", str(rank))
-        monkeypatch.setenv("NODE_RANK", "0")
+        for name, value in environment(rank).items():
+            monkeypatch.setenv(name, value)
         with_monitors, histories = fit(tmp_path, monitors(), strategy())
         without, _ = fit(tmp_path, [], strategy())
         return histories, all(map(torch.equal, with_monitors, without))
@@ -298,8 +302,8 @@ def test_noise_is_that_of_the_microbatches_of_all_ranks(tmp_path, name, accumula
         return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
 
     def on_rank(rank):
-        monkeypatch.setenv("LOCAL_RANK", str(rank))
-        monkeypatch.setenv("NODE_RANK", "0")
+        for name, value in environment(rank).items():
+            monkeypatch.setenv(name, value)
         monitor = GradientNoiseMonitor(1, on_error="raise")
         options = {"accumulate_grad_batches": accumulate, "max_steps": 2}
         with_monitor, (history,) = fit(tmp_path, [monitor], strategy(), **options)

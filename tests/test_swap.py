@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import SGD, Adam, AdamW
@@ -644,12 +644,19 @@ def test_outside_of_a_fit_there_is_nothing_to_swap(tmp_path):
         GeometryMixin.wrap(Net(), Geometry()).swap_optimizer(Geometry("adam"))
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
-def test_sharded_strategies_are_refused(tmp_path, strategy):
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_strategies_with_flat_parameters_are_refused(strategy):
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.__class__ = strategy
-    with pytest.raises(MisconfigurationException, match=f"whole parameters .* {strategy.__name__}"):
+    remedy = rf"got {strategy.__name__}.*Use ModelParallelStrategy, and fully_shard"
+    with pytest.raises(MisconfigurationException, match=f"swap_optimizers: .*{remedy}"):
         swap_optimizers(trainer, Net(), Geometry("adam"))
+    module = GeometryMixin.wrap(Net(), Geometry("adam"))
+    module.trainer = trainer
+    with pytest.raises(MisconfigurationException, match=f"GeometryMixin: .*{remedy}"):
+        module.setup("fit")
+    module.geometry = Geometry()  # leaves the optimizer as it is
+    module.setup("fit")
 
 
 # The mixin.

@@ -314,17 +314,11 @@ def test_monitors_go_on_after_a_swap_and_leave_it_as_it_is(tmp_path):
         assert [entry["step"] for entry in monitor.history] == list(range(6))
 
 
-def test_sharded_strategies_are_refused(tmp_path):
-    class Sharding(SwapOptimizer):
-        def on_train_batch_start(self, trainer, *args):
-            kind, trainer.strategy.__class__ = trainer.strategy.__class__, FSDPStrategy
-            try:
-                super().on_train_batch_start(trainer, *args)
-            finally:
-                trainer.strategy.__class__ = kind
-
-    with pytest.raises(MisconfigurationException, match=r"got FSDPStrategy. Use Trainer"):
-        fit(Net(), tmp_path, [Sharding(0, ROTATED)])
+def test_strategies_with_flat_parameters_are_refused():
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.__class__ = FSDPStrategy
+    with pytest.raises(MisconfigurationException, match=r"got FSDPStrategy.*and fully_shard"):
+        SwapOptimizer(0, ROTATED).setup(trainer, Net(), "fit")
 
 
 @pytest.mark.parametrize(

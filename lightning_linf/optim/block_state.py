@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.shards import is_sharded
 from lightning_linf.optim.unit import Unit
 
 _OPTIONS = {"lr", "betas", "eps", "weight_decay", "eps_inside", "maximize", "capturable"}
@@ -33,10 +34,19 @@ def check_saved(
     for unit in units:
         for p in unit.params:
             state = states.get(p, {})
-            shape = (unit.layout.num_blocks,) if p is unit.owner else None
+            if "exp_avg" in state and is_sharded(state["exp_avg"]) != is_sharded(p):
+                raise ValueError(
+                    f"{optimizer}.load_state_dict: expected a state that is sharded as its "
+                    f"parameters are, got a {'sharded' if is_sharded(p) else 'whole'} parameter "
+                    "with another state. Load it by set_optimizer_state_dict of "
+                    "torch.distributed.checkpoint.state_dict."
+                )
+            shape = tuple(unit.state_shape) if p is unit.owner else None
             if not state and shape is None:
                 continue
             got = tuple(state["exp_avg_sq"].shape) if "exp_avg_sq" in state else None
+            if unit.is_identity and got == (p.numel(),):
+                got = shape  # as they were saved once
             has_moments = any(states.get(other) for other in unit.params)
             if got != (shape if has_moments else None):
                 raise ValueError(
@@ -54,7 +64,8 @@ def restore_saved(units: Sequence[Unit], groups: Sequence[Any], state: Any, save
         p = unit.owner
         if "exp_avg_sq" in exact.get(p, {}):
             v, count = (exact[p][key] for key in KEYS)
-            state[p]["exp_avg_sq"] = v.to(p.device, unit.dtype)
+            v = v.to(p.device, unit.dtype).reshape(unit.state_shape)
+            state[p]["exp_avg_sq"] = v.contiguous()
             state[p]["exp_avg_sq_step"] = count.to(p.device if capturable[p] else "cpu")
 
 

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from lightning_linf.functional.gathering import part_of
+from lightning_linf.functional.shards import from_local, local, local_grad
 from lightning_linf.optim.arguments import check_decay, check_nonnegative, refuse_sparse
 from lightning_linf.optim.block_state import check_saved, restore_saved, zero_count
 from lightning_linf.optim.blockwise_update import (
     Work,
+    join_ranks,
     update_fused,
     update_one_by_one,
     update_together,
@@ -39,11 +42,18 @@ class BlockwiseAdam(Optimizer):
 
     The state has ``step`` and ``exp_avg`` for every parameter, and B numbers for the second
     moments of B blocks: the first parameter of a block, or all blocks of a parameter, holds
-    ``exp_avg_sq`` of shape (blocks,), float32 or wider, with its own count ``exp_avg_sq_step``.
+    ``exp_avg_sq``, float32 or wider, of shape (blocks,), or of the parameter's if every entry is a
+    block, with its own count ``exp_avg_sq_step``.
+
+    Parameters may be sharded (DTensors, as of ``fully_shard``), also over several dimensions of a
+    mesh, and beside whole ones. Blocks are those of the whole tensors, so a step is that of one
+    process up to rounding. ``exp_avg`` is sharded as its parameter is, and so is the ``exp_avg_sq``
+    of blocks of one entry; other blocks' lie on every rank. Whether a gradient is None must be the
+    same on all ranks, as it is under ``fully_shard``.
 
     Args:
-        params: Parameters, pairs of name and parameter, or parameter groups of either. Real and
-            not sharded. Only named ones are matched with a ``Partition`` by name.
+        params: Parameters, pairs of name and parameter, or parameter groups of either. Real. Only
+            named ones are matched with a ``Partition`` by name.
         lr: Learning rate; may be a tensor of shape (), which a captured graph then reads.
         betas: Decay of the mean gradient and of the mean square.
         eps: Added to the root of the mean square.
@@ -58,14 +68,15 @@ class BlockwiseAdam(Optimizer):
 
     Raises:
         ValueError: If an argument is out of range, the parameters are not those of the partition,
-            or complex, lazy, empty or sharded.
+            or complex, lazy, empty or flattened by the older ``FullyShardedDataParallel``.
 
     Source:
         Blockwise Adam of Xie, Mohamadi & Li, arXiv:2410.08198, where ``eps`` is inside the root;
         bias correction, decay and the place of ``eps`` are AdamW's (Loshchilov & Hutter,
         arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: on the CPU, for one block
         per tensor, somewhat more than AdamW's fused step (``benchmarks/optimizers.py``); half its
-        memory.
+        memory. If there are sharded parameters, one all-reduce a step of a number for each block
+        (of more than one entry) and tensor, on each dimension of a mesh.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -142,10 +153,10 @@ class BlockwiseAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_shared()
+        found = [work for unit in self._units if (work := self._work(unit)) is not None]
         works = defaultdict(list)
-        for unit in self._units:
-            if (work := self._work(unit)) is not None:
-                works[_form(work)].append(work)
+        for work in join_ranks(found) if self._spans_ranks else found:
+            works[_form(work)].append(work)
         for update, alike in works.items():
             update(alike)
         return loss
@@ -164,7 +175,9 @@ class BlockwiseAdam(Optimizer):
             state = self.state.get(unit.owner, {})
             if "exp_avg_sq" in state:
                 v, count = state["exp_avg_sq"], float(state["exp_avg_sq_step"])
-                result.update({p: (unit.expand(v, p), count) for p in unit.params})
+                values = local(v).reshape(-1)
+                for p in unit.params:
+                    result[p] = from_local(unit.expand(values, local(p)), p), count
         return result
 
     @torch.no_grad()
@@ -199,11 +212,12 @@ class BlockwiseAdam(Optimizer):
                 continue
             most = max(count for _, _, count in given)
             state, beta2 = self._init_blocks(unit), self._options(unit)["betas"][1]
+            v = local(state["exp_avg_sq"])
             wide = [
-                value.to(state["exp_avg_sq"]) * ((1 - beta2**most) / (1 - beta2**count))
-                for _, value, count in given
+                part_of(value, p).to(v) * ((1 - beta2**most) / (1 - beta2**count))
+                for p, value, count in given
             ]
-            state["exp_avg_sq"].copy_(unit.mean(wide))
+            v.copy_(unit.mean([p for p, _, _ in given], wide).view(v.shape))
             state["exp_avg_sq_step"].fill_(most)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -213,7 +227,8 @@ class BlockwiseAdam(Optimizer):
             state_dict: What :meth:`state_dict` returned.
 
         Raises:
-            ValueError: If its second moments are those of another partition.
+            ValueError: If its second moments are those of another partition, or it is not sharded
+                as the parameters are; torch's ``set_optimizer_state_dict`` shares it out.
         """
         loaded: dict[str, Any] = {}
 
@@ -250,6 +265,7 @@ class BlockwiseAdam(Optimizer):
 
     def _find_units(self) -> None:
         self._units = match(type(self).__name__, self.param_groups, self.partition)
+        self._spans_ranks = any(unit.spans_ranks for unit in self._units)
         self._check_shared()
 
     def _check_shared(self) -> None:
@@ -289,16 +305,27 @@ class BlockwiseAdam(Optimizer):
         if not params:
             return None
         unit.move_index()
-        state = self._init_blocks(unit)
+        state, given = self._init_blocks(unit), params
         v, count = state["exp_avg_sq"], state["exp_avg_sq_step"]
-        return Work(unit, self._options(unit), v, count, params, grads, exp_avgs, steps, groups)
+        if unit.is_sharded:
+            grads = [local_grad(p, grad) for p, grad in zip(given, grads, strict=True)]
+            params, exp_avgs, v = list(map(local, given)), list(map(local, exp_avgs)), local(v)
+        if unit.is_identity:
+            v = v.view(-1)
+        options = self._options(unit)
+        return Work(unit, options, v, count, params, grads, exp_avgs, steps, groups, given)
 
     def _init_blocks(self, unit: Unit) -> dict[str, Any]:
         """State of the unit's owner, with second moments."""
         p = unit.owner
         state: dict[str, Any] = self.state[p]
         if "exp_avg_sq" not in state:
-            state["exp_avg_sq"] = p.new_zeros(unit.layout.num_blocks, dtype=unit.dtype)
+            if unit.is_identity:
+                form = torch.contiguous_format
+                v = torch.zeros_like(p, dtype=unit.dtype, memory_format=form)
+            else:
+                v = local(p).new_zeros(unit.num_blocks, dtype=unit.dtype)
+            state["exp_avg_sq"] = v
             state["exp_avg_sq_step"] = zero_count(p, self._options(unit))
         return state
 

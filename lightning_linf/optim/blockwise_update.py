@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.shards import sum_over_ranks
 from lightning_linf.optim.unit import Unit
 
 
 class Work(NamedTuple):
-    """What a unit has of gradients in this step, and their state."""
+    """What a unit has of gradients in this step, and their state: of sharded ones, the parts."""
 
     unit: Unit
     options: dict[str, Any]  # the parameter group from which beta2 and eps are taken
@@ -23,15 +24,45 @@ class Work(NamedTuple):
     exp_avgs: list[Tensor]
     steps: list[Tensor]  # each ()
     groups: list[dict[str, Any]]  # parameter group of each
+    given: list[Tensor]  # the parameters as they were given
+    joint_norms: Tensor | None = None  # (blocks,): roots of the mean squares over all ranks
+
+    @property
+    def size(self) -> float:
+        """Entries in a block, by which squares of norms are to be divided."""
+        return self.unit.size(self.grads) if self.joint_norms is None else 1.0
+
+
+def join_ranks(works: Sequence[Work]) -> list[Work]:
+    """Add to works whose blocks lie on several ranks the norms of these, by one reduction."""
+    spanning = [work for work in works if work.unit.spans_ranks]
+    params, parts, owners = [], [], []
+    for alike in _alike(spanning):
+        for work, norms in zip(alike, _norms_by_gradient(alike), strict=True):
+            size, device = work.unit.size(work.given), work.exp_avg_sq.device
+            params += work.given
+            parts += [work.unit.total(norm.square()).to(device) / size for norm in norms]
+            owners += [work.unit.owner] * len(norms)
+    squares: dict[Tensor, Tensor] = {}
+    for owner, total in zip(owners, sum_over_ranks(params, parts), strict=True):
+        squares[owner] = squares[owner] + total if owner in squares else total
+    return [
+        work._replace(joint_norms=squares[work.unit.owner].sqrt())
+        if work.unit.spans_ranks
+        else work
+        for work in works
+    ]
 
 
 def update_one_by_one(works: Sequence[Work]) -> None:
     """Make the step tensor by tensor, as it is written down."""
     for work in works:
         beta2, eps, v = work.options["betas"][1], work.options["eps"], work.exp_avg_sq
-        norms = work.unit.joint_norms([work.unit.norms(g, v.dtype) for g in work.grads], v)
+        norms = work.joint_norms
+        if norms is None:
+            norms = work.unit.joint_norms([work.unit.norms(g, v.dtype) for g in work.grads], v)
         work.exp_avg_sq_step.add_(1)
-        v.mul_(beta2).addcmul_(norms, norms, value=(1 - beta2) / work.unit.size(work.grads))
+        v.mul_(beta2).addcmul_(norms, norms, value=(1 - beta2) / work.size)
         v_hat = v / _bias_correction(beta2, work.exp_avg_sq_step, work.options)
         if work.options["eps_inside"]:
             denominator = v_hat.add_(eps).sqrt_()
@@ -128,7 +159,7 @@ def _update_exp_avg_sqs(works: Sequence[Work]) -> None:
     beta2 = works[0].options["betas"][1]
     vs = [work.exp_avg_sq for work in works]
     norms = _norms(works)
-    weights = [(1 - beta2) / work.unit.size(work.grads) for work in works]
+    weights = [(1 - beta2) / work.size for work in works]
     torch._foreach_mul_(vs, _number(beta2, vs[0]))
     torch._foreach_addcmul_(vs, norms, norms, weights)
 
@@ -149,18 +180,31 @@ def _denominators(works: Sequence[Work]) -> Sequence[Tensor]:
 
 
 def _norms(works: Sequence[Work]) -> list[Tensor]:
-    """Norms of every unit (blocks,); those of whole tensors on a GPU in one call."""
+    """Norms of every unit (blocks,)."""
     v = works[0].exp_avg_sq
-    batch = [] if v.is_cpu else [g for work in works if work.unit.is_whole for g in work.grads]
+    found = iter(_norms_by_gradient([work for work in works if work.joint_norms is None]))
+    return [
+        work.unit.joint_norms(next(found), v) if work.joint_norms is None else work.joint_norms
+        for work in works
+    ]
+
+
+def _norms_by_gradient(works: Sequence[Work]) -> list[list[Tensor]]:
+    """Norms of every gradient of every unit (blocks,); those of whole ones on a GPU in one call."""
+    if not works:
+        return []
+    v = works[0].exp_avg_sq
+    if v.is_cpu:
+        return [[work.unit.norms(g, v.dtype) for g in work.grads] for work in works]
+    batch = [g for work in works if work.unit.is_whole for g in work.grads]
     batched = iter(torch._foreach_norm(batch, 2, dtype=v.dtype) if batch else ())
-    norms = []
-    for work in works:
-        if work.unit.is_whole and not v.is_cpu:
-            each = [next(batched).view(1) for _ in work.grads]
-        else:
-            each = [work.unit.norms(g, v.dtype) for g in work.grads]
-        norms.append(work.unit.joint_norms(each, v))
-    return norms
+    return [
+        [
+            next(batched).view(1) if work.unit.is_whole else work.unit.norms(g, v.dtype)
+            for g in work.grads
+        ]
+        for work in works
+    ]
 
 
 def _update_params(members: list[tuple[Work, int, Tensor]]) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_linf.functional.gathering import gather, part_of, shard_like
+from lightning_linf.functional.shards import is_flattened, is_sharded, local
 from lightning_linf.reparam import BoundReparameterization
 
 
@@ -12,6 +14,8 @@ class Bundle:
     """The tensors of one parameter group that have coordinates phi of their own.
 
     During a step the phi are parts of one vector. Between steps they have shapes, but no memory.
+    Those of sharded tensors are sharded alike: they have memory of their own, this rank's part, and
+    the vector, which every rank has, is gathered from them.
     """
 
     def __init__(self, thetas: list[Tensor], bound: BoundReparameterization) -> None:
@@ -21,7 +25,10 @@ class Bundle:
         self.inverse = bound.inverse()
         self.sizes = [theta.numel() for theta in thetas]
         self.vector = self.before = self.inverse.apply(self.join(thetas))
-        self.phis = [nn.Parameter(part) for part in self.split(self.vector)]
+        self.phis = [
+            nn.Parameter(shard_like(part, theta) if is_sharded(theta) else part)
+            for part, theta in zip(self.split(self.vector), thetas, strict=True)
+        ]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -34,10 +41,11 @@ class Bundle:
     def join(self, tensors: Iterable[Tensor]) -> Tensor:
         """Flatten and join a tensor for each theta. Shape: (d,)."""
         dtype = self.dtype
-        return torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
+        wholes = gather([tensor.detach() for tensor in tensors])
+        return torch.cat([tensor.reshape(-1).to(dtype) for tensor in wholes])
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """Cut a vector (d,) into a tensor for each theta."""
+        """Cut a vector (d,) into a whole tensor for each theta."""
         parts = vector.split_with_sizes(self.sizes)
         return [part.view(theta.shape) for part, theta in zip(parts, self.thetas, strict=True)]
 
@@ -46,16 +54,22 @@ class Bundle:
         self.before = self.inverse.apply(self.join(self.thetas))
         self.vector = self.before.clone()
         for phi, part in zip(self.phis, self.split(self.vector), strict=True):
-            phi.data = part  # keeps phi the same object, as the inner optimizer knows it
+            if is_sharded(phi):
+                local(phi).copy_(part_of(part, phi))
+            else:
+                phi.data = part  # keeps phi the same object, as the inner optimizer knows it
 
     def write(self) -> None:
         """Add to the weights what has been added to phi."""
-        for phi, part in zip(self.phis, self.split(self.vector), strict=True):
-            if phi.data_ptr() != part.data_ptr():  # the inner optimizer has set phi.data
+        parts = self.split(self.vector)
+        for phi, part, gathered in zip(self.phis, parts, gather(self.phis), strict=True):
+            if is_sharded(phi):
+                part.copy_(gathered)
+            elif phi.data_ptr() != part.data_ptr():  # the inner optimizer has set phi.data
                 part.copy_(phi)
         moves = self.bound.apply(self.vector - self.before)
         for theta, move in zip(self.thetas, self.split(moves), strict=True):
-            theta.add_(move)
+            local(theta).add_(part_of(move, theta))
         self.before.copy_(self.vector)
 
     def read_gradients(self, mixes_tensors: bool) -> None:
@@ -78,12 +92,15 @@ class Bundle:
             )
         gradient = self.bound.apply_transpose(
             self.join(
-                torch.zeros_like(theta) if grad is None else grad
+                local(theta).new_zeros(theta.shape) if grad is None else grad
                 for theta, grad in zip(self.thetas, gradients, strict=True)
             )
         )
         for phi, grad, part in zip(self.phis, gradients, self.split(gradient), strict=True):
-            phi.grad = part if grad is not None or mixes_tensors else None
+            if grad is None and not mixes_tensors:
+                phi.grad = None
+            else:
+                phi.grad = shard_like(part, phi) if is_sharded(phi) else part
 
     def forget(self) -> None:
         """Free what only a step needs."""
@@ -91,7 +108,8 @@ class Bundle:
         self.vector = self.before = empty
         for phi in self.phis:
             phi.grad = None
-            phi.data = empty.expand(phi.shape)
+            if not is_sharded(phi):
+                phi.data = empty.expand(phi.shape)
 
 
 def _check(tensors: Sequence[Tensor]) -> None:
@@ -102,10 +120,10 @@ def _check(tensors: Sequence[Tensor]) -> None:
             f"{', '.join(sorted(map(str, devices)))}. Make a group for each device."
         )
     for tensor in tensors:
-        if hasattr(tensor, "placements"):  # a DTensor, of which this rank has a part
+        if is_flattened(tensor):
             raise ValueError(
-                "Reparameterized: expected whole parameters, got a sharded one (DTensor). Use DDP "
-                "or one device."
+                "Reparameterized: expected parameters in their own shapes, got one flattened by "
+                "FullyShardedDataParallel. Shard it by fully_shard."
             )
         if not tensor.is_floating_point():
             raise ValueError(

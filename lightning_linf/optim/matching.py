@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_linf.functional.shards import is_flattened
 from lightning_linf.optim.unit import Unit
 from lightning_linf.partition import Partition
 from lightning_linf.partition.layouts import IndexLayout, Layout
@@ -35,16 +36,17 @@ def check_params(optimizer: str, params: Iterable[Tensor]) -> None:
     for p in params:
         if isinstance(p, UninitializedParameter):
             got, remedy = "a lazy one", "Run the module once before you build the optimizer"
+        elif is_flattened(p):
+            got, remedy = "one flattened by FullyShardedDataParallel", "Shard it by fully_shard"
         elif p.is_complex():
             got, remedy = f"{p.dtype}", "Optimize its real and imaginary parts"
         elif p.numel() == 0:
             got, remedy = f"shape {tuple(p.shape)} without entries", "Leave it out"
-        elif hasattr(p, "placements"):  # a DTensor, of which this rank has a part of a block
-            got, remedy = "a sharded one (DTensor)", "Use DDP or one device"
         else:
             continue
         raise ValueError(
-            f"{optimizer}: expected initialized, real and whole parameters, got {got}. {remedy}."
+            f"{optimizer}: expected initialized, real parameters in their own shapes, got {got}. "
+            f"{remedy}."
         )
 
 
@@ -66,6 +68,8 @@ def match(
         unit = units.setdefault(layout.first, Unit(layout, [], []))
         unit.params.append(p)
         unit.groups.append(index)
+    for unit in units.values():
+        unit.shard()
     return list(units.values())
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_linf.functional.gathering import shard_like
 from lightning_linf.optim.bundle import Bundle
 from lightning_linf.optim.coordinates import Coordinates
 from lightning_linf.reparam import BoundReparameterization, Reparameterization
@@ -40,6 +41,14 @@ class Reparameterized(Optimizer):
 
     An optimizer that evaluates a closure must do so before it first moves, as those of torch do.
 
+    Parameters may be sharded (DTensors, as of ``fully_shard``). The map is that of the whole
+    tensors, so a step is that of one process up to rounding. The inner optimizer then steps phi
+    sharded in the same way, and its state takes as much on a rank as without the map. During the
+    step every rank gathers gradients, weights and phi, and computes the whole map: it sends about
+    three times as much as ``fully_shard`` to gather the weights once, and holds whole vectors.
+    Between steps phi keeps the memory of this rank's part. An inner optimizer that sets
+    ``p.data`` cannot step sharded parameters: for DTensors, torch does not heed that.
+
     Args:
         params: As torch's optimizers take them: tensors, pairs of name and tensor, or groups.
         factory: Makes the inner optimizer of the parameters it is given (as flat or grouped as
@@ -51,15 +60,16 @@ class Reparameterized(Optimizer):
         reparameterization: The map A.
 
     Raises:
-        ValueError: If a parameter is complex or sharded, those of a group are on several devices,
-            ``factory`` gives anything but an optimizer of the parameters it was given, or
-            ``reparameterization`` is not one, or refuses the parameters.
+        ValueError: If a parameter is complex or flattened by ``FullyShardedDataParallel``, those of
+            a group are on several devices, ``factory`` gives anything but an optimizer of the
+            parameters it was given, or ``reparameterization`` is not one, or refuses them.
         RuntimeError: In ``step``, for sparse gradients, and if a parameter was frozen which the map
             would move; in ``add_param_group``.
 
     Source:
         Rotated Adam: Xie, Mohamadi & Li, arXiv:2410.08198. Cost of a step beside the inner one:
-        three transforms, and about 5 numbers per parameter while it lasts, none between steps.
+        three transforms, and about 5 numbers per parameter while it lasts, none between steps; of
+        sharded parameters, on every rank.
 
     Example:
         >>> from lightning_linf import Rotation
@@ -288,7 +298,7 @@ class Reparameterized(Optimizer):
             parts = bundle.split(changed(joined))
             for theta, part, is_present in zip(bundle.thetas, parts, present, strict=True):
                 if is_present or self.reparameterization.mixes_tensors:
-                    result[theta] = part
+                    result[theta] = shard_like(part, theta)
         return result
 
     def _push(self) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from lightning_linf.functional.shards import local, local_grad
 from lightning_linf.optim.arguments import check_decay, check_nonnegative, refuse_sparse
 
 
@@ -19,6 +20,7 @@ class Signum(Optimizer):
         \theta &\leftarrow \theta - \eta \, (\operatorname{sign}(m) + \lambda \theta)
 
     What is left of Adam without its second moment: steepest descent in the l-infinity norm.
+    Parameters may be sharded (DTensors); the state then is as they are, and nothing is sent.
 
     Args:
         params: Parameters, pairs of name and parameter, or parameter groups of either. Real.
@@ -118,11 +120,11 @@ class Signum(Optimizer):
                     self.state[p]["exp_avg"] = zeros
                 alike[p.device, p.dtype].append(p)
             for params in alike.values():
-                grads = [p.grad for p in params if p.grad is not None]
-                exp_avgs = [self.state[p]["exp_avg"] for p in params]
+                grads = [local_grad(p, p.grad) for p in params if p.grad is not None]
+                exp_avgs = [local(self.state[p]["exp_avg"]) for p in params]
                 foreach = params[0].is_cuda if group["foreach"] is None else group["foreach"]
                 update = _update_together if foreach else _update_one_by_one
-                update(params, grads, exp_avgs, group)
+                update([local(p) for p in params], grads, exp_avgs, group)
         return loss
 
 

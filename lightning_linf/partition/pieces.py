@@ -102,6 +102,7 @@ def labelled(
 
 def _labelled(name: str, p: nn.Parameter, label: Hashable | Tensor) -> Piece:
     if isinstance(label, Tensor):  # also hashable, by identity
+        label = _whole(label)
         if label.shape == p.shape and not (label.is_floating_point() or label.is_complex()):
             distinct, index = torch.unique(label, return_inverse=True)
             return None, IndexLayout(index.flatten().to(torch.int32), len(distinct))
@@ -114,6 +115,11 @@ def _labelled(name: str, p: nn.Parameter, label: Hashable | Tensor) -> Piece:
         f"Partition.by_function: expected of {name} a hashable label or an integer tensor of shape "
         f"{tuple(p.shape)}, got {got}. Return one for every trainable parameter."
     )
+
+
+def _whole(label: Tensor) -> Tensor:
+    """Gather labels made of a sharded parameter, as by ``zeros_like``, from all ranks."""
+    return label.full_tensor() if hasattr(label, "full_tensor") else label
 
 
 def _has_hash(label: object) -> bool:

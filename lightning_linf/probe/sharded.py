@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from lightning_linf.functional.shards import is_sharded, local_part, part_like, whole_tensor
+from lightning_linf.functional.gathering import gather, part_of
+from lightning_linf.functional.shards import is_sharded, local, sum_over_ranks
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.kernels import eager_in_full_precision
 from lightning_linf.probe.landscape import Landscape
@@ -44,7 +45,7 @@ class ShardedParameters(ParameterVector):
                 "subtracted, got narrower ones. Use Trainer(precision='bf16-mixed'), which keeps "
                 "the weights in float32, or freeze nothing narrower."
             )
-        self._start = [local_part(p.detach()).clone() for p in self.originals]
+        self._start = [local(p.detach()).clone() for p in self.originals]
 
     def substitute(
         self, slots: Iterable[tuple[Any, Any, Tensor]], offset: Tensor | None = None
@@ -57,14 +58,15 @@ class ShardedParameters(ParameterVector):
         parts = [None] * len(self._start) if offset is None else self.unflatten(offset)
         with torch.no_grad():
             for p, start, part in zip(self.originals, self._start, parts, strict=True):
-                local_part(p).copy_(start)
+                local(p).copy_(start)
                 if part is not None:
-                    local_part(p).add_(part_like(part, p))
+                    local(p).add_(part_of(part, p))
         return list(self.originals)
 
     def square_norm(self) -> float:
         """Squared 2-norm of the parameters."""
-        return float(sum(whole_tensor(p.detach()).double().square().sum() for p in self.originals))
+        squares = [local(p.detach()).double().square().sum() for p in self.originals]
+        return float(sum(sum_over_ranks(self.originals, squares)))
 
 
 class ShardedLandscape(Landscape):
@@ -237,7 +239,7 @@ class ShardedLandscape(Landscape):
                 loss = self._loss_together(index, offset)
                 (loss * share).backward()  # type: ignore[no-untyped-call]
                 value += share * loss.item()
-        gradient = self.parameters.flatten([self._gathered(p) for p in self.parameters.originals])
+        gradient = self.parameters.flatten(self._gathered_gradients())
         if self._map is not None:
             gradient = self._map.apply_transpose(gradient)
         total = self.ranks.sum(torch.tensor(value, dtype=torch.float64, device=gradient.device))
@@ -247,12 +249,15 @@ class ShardedLandscape(Landscape):
         """Loss of one batch with its graph, once all ranks have one."""
         return self.ranks.together(lambda: self._evaluate(index, offset)[1])
 
-    def _gathered(self, p: nn.Parameter) -> Tensor:
-        """Gradient of a whole parameter, averaged over ranks."""
-        gradient = torch.zeros_like(p) if p.grad is None else p.grad
-        if is_sharded(p):
-            return whole_tensor(gradient.detach())
-        return self.ranks.sum(gradient.detach().clone()) / self._num_ranks
+    def _gathered_gradients(self) -> list[Tensor]:
+        """Gradients of whole parameters, averaged over ranks."""
+        parameters = self.parameters.originals
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in parameters]
+        return [
+            # Nobody has averaged those of parameters that are not sharded.
+            whole if is_sharded(p) else self.ranks.sum(whole.clone()) / self._num_ranks
+            for p, whole in zip(parameters, gather(gradients), strict=True)
+        ]
 
     def _difference(self, vector: Tensor, fraction: float) -> Tensor:
         """Central difference of the gradient along a vector, with a fraction of the usual step."""
