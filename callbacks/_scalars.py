@@ -18,9 +18,6 @@ def scalars_of(report: GeometryReport) -> dict[str, float]:
         tags.PROBE_LOSS: report.loss,
         tags.PROBE_HVPS: float(report.num_hvps),
     }
-    hvp_error = report.settings.get("hvp_relative_error")
-    if hvp_error is not None:
-        scalars[tags.HVP_ERROR] = float(hvp_error)
     for name, block in report.smoothness.items():
         of = partial(tags.of_partition, partition=name)
         if report.secant is not None:

@@ -4,17 +4,15 @@ import gc
 import traceback
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._lightning import sum_over_ranks
 from lightning_linf.functional.random import derive_seed
-from lightning_linf.functional.shards import is_sharded
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.landscape import Mode
 from lightning_linf.probe.objective import split_batch
@@ -67,18 +65,13 @@ class TrainingLandscape:
                     _require_same_loss(ranks.together(partial(make, 1)), parts)
                 return probe(parts)
             except Exception as error:
-                if not is_out_of_memory(error) or not self._may_split(parameters):
+                may_help = self._mode == "eval" and self.num_parts < _MOST_PARTS
+                if not is_out_of_memory(error) or not may_help:
                     raise
                 _release_frames(error)
             self.num_parts *= 2
             gc.collect()
             torch.cuda.empty_cache()
-
-    def _may_split(self, parameters: Collection[nn.Parameter]) -> bool:
-        """Whether smaller parts may help, on which all ranks agree."""
-        # A rank that has run out of memory between the collectives of sharded modules is lost.
-        is_whole = not any(is_sharded(p) for p in parameters)
-        return is_whole and self._mode == "eval" and self.num_parts < _MOST_PARTS
 
     def _make(
         self,
@@ -93,28 +86,15 @@ class TrainingLandscape:
             for kept in batches
             for part in split_batch(module, kept.batch(), num_parts)
         ]
-        options: dict[str, Any] = {
-            "batch_indices": [index for _, index in numbered],
-            "parameters": parameters,
-            "mode": self._mode,
-            "seed": self._seed,
-        }
-        parts = [part for part, _ in numbered]
-        reduce = sum_over_ranks(trainer)
-        if any(is_sharded(p) for p in parameters):
-            from lightning_linf.probe.sharded import ShardedLandscape  # imports all of FSDP
-
-            assert isinstance(trainer.strategy, ModelParallelStrategy)
-            data = trainer.strategy.distributed_sampler_kwargs
-            return ShardedLandscape(
-                module,
-                parts,
-                reduce=reduce,
-                num_replicas=data["num_replicas"],
-                replica=data["rank"],
-                **options,
-            )
-        return Landscape(module, parts, reduce=reduce, **options)
+        return Landscape(
+            module,
+            [part for part, _ in numbered],
+            batch_indices=[index for _, index in numbered],
+            parameters=parameters,
+            mode=self._mode,
+            seed=self._seed,
+            reduce=sum_over_ranks(trainer),
+        )
 
 
 def _require_same_loss(whole: Landscape, parts: Landscape) -> None:

@@ -40,10 +40,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     not changed in any bit. Cost: about 1 + 2 gradients a product times ``num_batches``, with
     ``num_probes`` + 32 products for each partition but "global", and some ten for that.
     Under DDP every rank probes its own batches and each product is averaged over ranks: one
-    reduction of d numbers per product. Of parameters sharded by ``fully_shard``
-    (ModelParallelStrategy) the products are central differences of gradients, exact to about 3e-4
-    in float32; ``hvp_relative_error`` says how much, and a rank needs memory for a handful of whole
-    vectors (:class:`~lightning_linf.probe.sharded.ShardedLandscape`).
+    reduction of d numbers per product, and one of four. Parameters sharded by ``fully_shard``
+    (ModelParallelStrategy) are gathered for the probe, so that a rank needs memory for whole ones,
+    twice, and for a few whole vectors; tensor parallelism is refused.
     A step that the gradient scaler skips is passed over, and the next one is measured in its place.
     A probe that runs out of memory is repeated with its batches in parts; one that SIGTERM
     interrupts is given up.

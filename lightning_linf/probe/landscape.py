@@ -21,6 +21,7 @@ from lightning_linf.probe.kernels import check_graph, twice_differentiable
 from lightning_linf.probe.objective import batch_weight, copy_batch, make_objective
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.ranks import Ranks
+from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
 from lightning_linf.reparam import Reparameterization
 
 Mode = Literal["eval", "train"]
@@ -53,8 +54,11 @@ class Landscape:
     ``seed``), BatchNorm with the statistics of each batch. Buffers and all other state start every
     evaluation as they were on entering.
 
-    Memory: a copy of the module's parameters and buffers, the graph of the gradient on one batch,
-    and a few vectors.
+    Parameters sharded by ``fully_shard`` are gathered on entering, whatever its policies are; every
+    rank then probes its own batches with whole ones, and vectors (d,) are whole, too.
+
+    Memory: a copy of the module's parameters and buffers (two of sharded ones), the graph of the
+    gradient on one batch, and a few vectors.
 
     Args:
         module: A LightningModule, or any module together with ``loss``.
@@ -117,10 +121,9 @@ class Landscape:
             )
         self.module = module
         self._chosen = parameters
-        self.parameters = self._make_vector()
+        reshard(module)
+        self.parameters = ParameterVector(module, parameters)
         self.num_hvps = 0
-        self.hvp_relative_error: float | None = None
-        """Of the products; None: exact to rounding."""
         self._objective = make_objective(module, loss)
         self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
         self._batches = batches
@@ -135,24 +138,29 @@ class Landscape:
         self._loss: float | None = None
         self._stack = ExitStack()
         self._isolation: Isolation | None = None
+        self._whole: dict[int, Tensor] = {}  # of sharded tensors, by the identity of these
 
     def __enter__(self) -> Self:
         self._loss, self._graph = None, None
         self.ranks.start()
         failure: Exception | None = None
         try:
-            self.parameters = self._make_vector()
+            reshard(self.module)
+            self.parameters = ParameterVector(self.module, self._chosen)
             self._map = self._bound_map()
             with ExitStack() as stack:
                 self._isolation = stack.enter_context(
                     untouched(self.module, refuse_iterators=self._calls_training_step)
                 )
-                self._open(stack)
+                device = self.parameters.device
+                stack.enter_context(twice_differentiable(self.module, device))
                 self._stack = stack.pop_all()
         except Exception as error:
             failure = error
         try:
             self.ranks.agree(failure)
+            assert self._isolation is not None
+            self._whole = gather_sharded(self._isolation.slots)
         except BaseException:
             self._stack.close()
             raise
@@ -168,6 +176,7 @@ class Landscape:
     ) -> None:
         self._graph = None
         self._isolation = None
+        self._whole = {}
         try:
             if not self.ranks.all_know and (exc is None or isinstance(exc, Exception)):
                 # The other ranks wait for this one, in a pass or here.
@@ -230,7 +239,13 @@ class Landscape:
         Cost in gradients (forward + backward), for M batches: M (1 + 2c) a pass of c products, or
         2 each after a first 1 if M = 1. Source: double backward (Pearlmutter 1994).
         """
-        rows = self._rows(vectors)
+        dim = self.parameters.num_params
+        if vectors.ndim not in (1, 2) or vectors.shape[-1] != dim:
+            raise ValueError(
+                f"Landscape.hvp: expected `vectors` of shape ({dim},) or (c, {dim}), "
+                f"got {tuple(vectors.shape)}."
+            )
+        rows = vectors.reshape(-1, dim)
         step = self.probes_per_pass
         products = [
             self._pass(partial(self._products_here, part), rows=len(part)).rows
@@ -238,23 +253,6 @@ class Landscape:
         ]
         self.num_hvps += len(rows)
         return torch.cat(products).reshape(vectors.shape)
-
-    def _rows(self, vectors: Tensor) -> Tensor:
-        """Check what a Hessian is to be multiplied with, and give it the shape (c, d)."""
-        dim = self.parameters.num_params
-        if vectors.ndim not in (1, 2) or vectors.shape[-1] != dim:
-            raise ValueError(
-                f"Landscape.hvp: expected `vectors` of shape ({dim},) or (c, {dim}), "
-                f"got {tuple(vectors.shape)}."
-            )
-        return vectors.reshape(-1, dim)
-
-    def _make_vector(self) -> ParameterVector:
-        return ParameterVector(self.module, self._chosen)
-
-    def _open(self, stack: ExitStack) -> None:
-        """Enter what the evaluations need beside :func:`untouched`."""
-        stack.enter_context(twice_differentiable(self.module, self.parameters.device))
 
     def _pass(self, evaluate: Callable[[int], tuple[Tensor, float]], rows: int) -> _Mean:
         """Weighted mean over batches and ranks of ``evaluate(index)``, rows (r, d) and loss."""
@@ -294,7 +292,9 @@ class Landscape:
         self._isolation.rewind()
         if offset is not None and self._map is not None:
             offset = self._map.apply(offset)
-        parameters = self.parameters.substitute(self._isolation.slots, offset)
+        if self._whole:
+            bypass_sharding(self.module)
+        parameters = self.parameters.substitute(self._isolation.slots, offset, self._whole)
         self._set_mode()
         if self.parameters.widen:
             for part in self.module.modules():

@@ -1,6 +1,6 @@
 """Trainable parameters as one vector, and fresh copies in a module's tables."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +61,10 @@ class ParameterVector:
         self.originals = list(named.values())
 
     def substitute(
-        self, slots: Iterable[tuple[Any, Any, Tensor]], offset: Tensor | None = None
+        self,
+        slots: Iterable[tuple[Any, Any, Tensor]],
+        offset: Tensor | None = None,
+        whole: Mapping[int, Tensor] | None = None,
     ) -> list[Tensor]:
         """Put copies of all parameters and buffers where a module holds them.
 
@@ -71,11 +74,13 @@ class ParameterVector:
         Args:
             slots: Container, key and tensor of every place.
             offset: Added to the copies of our parameters, shape (d,).
+            whole: What to copy instead of sharded tensors, by the identity of these.
 
         Returns:
             The copies of our parameters, leaves that require grad, in the order of ``names``.
         """
-        copies = {id(p): self._copy(p) for p in self.originals}
+        whole = whole or {}
+        copies = {id(p): self._copy(whole.get(id(p), p)) for p in self.originals}
         if offset is not None:
             for copy, part in zip(copies.values(), self.unflatten(offset), strict=True):
                 copy.add_(part)
@@ -83,7 +88,7 @@ class ParameterVector:
             copy.requires_grad_()
         for container, key, tensor in slots:
             if id(tensor) not in copies:
-                copies[id(tensor)] = self._copy(tensor)
+                copies[id(tensor)] = self._copy(whole.get(id(tensor), tensor))
             container[key] = copies[id(tensor)]
         return [copies[id(p)] for p in self.originals]
 

@@ -1,0 +1,62 @@
+"""Run a module that ``fully_shard`` has sharded as one whose parameters are whole."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_linf.functional.gathering import gather
+from lightning_linf.functional.shards import is_sharded
+from lightning_linf.probe.errors import ProbeError
+
+_FULLY_SHARD, _TENSOR_PARALLEL = "torch.distributed.fsdp", "torch.distributed.tensor"
+
+
+def reshard(module: nn.Module) -> None:
+    """Put shards where ``fully_shard`` has left parameters whole, as after a forward pass alone."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule  # half a second
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def gather_sharded(slots: Iterable[tuple[Any, Any, Tensor]]) -> dict[int, Tensor]:
+    """Gather the whole of every sharded tensor, by the identity of what stands for it.
+
+    All ranks must call this.
+
+    Args:
+        slots: Container, key and tensor of every place that holds a parameter or a buffer.
+    """
+    sharded = {id(tensor): tensor.detach() for _, _, tensor in slots if is_sharded(tensor)}
+    return dict(zip(sharded, gather(list(sharded.values())), strict=True))
+
+
+def bypass_sharding(module: nn.Module) -> None:
+    """Take away the hooks by which ``fully_shard`` gathers parameters; they are not put back.
+
+    Raises:
+        ProbeError: If there are hooks of tensor parallelism, which cannot do without its shards.
+    """
+    for name, part in module.named_modules():
+        for hooks in (part._forward_pre_hooks, part._forward_hooks):
+            for key, hook in list(hooks.items()):
+                origin = _origin(hook)
+                if origin.startswith(_FULLY_SHARD):
+                    del hooks[key]
+                elif origin.startswith(_TENSOR_PARALLEL):
+                    raise ProbeError(
+                        "probe: expected parameters sharded by fully_shard alone, got tensor "
+                        f"parallelism in {name or type(module).__name__}. Use "
+                        "ModelParallelStrategy(tensor_parallel_size=1) to measure the smoothness."
+                    )
+
+
+def _origin(hook: Any) -> str:
+    """Name of the Python module in which a hook was written."""
+    function = getattr(hook, "func", hook)  # of a functools.partial
+    return str(getattr(function, "__module__", ""))
