@@ -50,6 +50,8 @@ class Microbatches:
 
     def start(self) -> None:
         """Listen to a backward pass, which is about to begin."""
+        if self.failure is not None:
+            return
         sizes = [p.numel() for p in self._parameters]
         self._gradient = self._zeros(sum(sizes))
         parts = self._gradient.split_with_sizes(sizes)
@@ -61,6 +63,8 @@ class Microbatches:
     def finish(self, factor: float) -> None:
         """Take in the gradient of the pass that has ended, times ``factor``."""
         self.stop()
+        if self.failure is not None:
+            return
         gradient, self._gradient = self._gradient.mul_(factor), torch.zeros(0)
         if not gradient.isfinite().all():
             self._num_overflows += 1
@@ -142,15 +146,29 @@ class ShardedMicrobatches(Microbatches):
 
     def start(self) -> None:
         """Copy the running sum of gradients, to which the pass is going to add."""
-        self._before = [None if p.grad is None else p.grad.clone() for p in self._parameters]
+        if self.failure is None:
+            self._before = [None if p.grad is None else p.grad.clone() for p in self._parameters]
 
     def finish(self, factor: float) -> None:
-        """Take in what it has added, times ``factor``."""
-        before, self._before = self._before, []
-        parts = [_added(p, old) for p, old in zip(self._parameters, before, strict=True)]
-        gradient = torch.cat(parts).to(self._zeros(0).dtype).mul_(factor)
+        """Take in what it has added, times ``factor``.
+
+        Raises:
+            ProbeError: If another rank failed.
+            Exception: What is the ``failure`` of this rank.
+        """
+        if self._ranks.all_know:
+            return
+        parts = []
+        gradient = self._zeros(0)
+        try:
+            if self.failure is None:
+                parts = [_added(*each) for each in zip(self._parameters, self._before, strict=True)]
+                gradient = torch.cat(parts).to(gradient.dtype).mul_(factor)
+        except Exception as error:  # raised once the other ranks know
+            self.failure = error
+        self.stop()
         overflow = float(not gradient.isfinite().all())
-        weight, overflows = self._ranks.agree(None, self.weight, overflow)
+        weight, overflows = self._ranks.agree(self.failure, self.weight, overflow)
         if overflows:
             self._num_overflows += 1
             return
@@ -161,12 +179,15 @@ class ShardedMicrobatches(Microbatches):
         self._num_added += 1
 
     def stop(self) -> None:
-        """Forget a pass that failed."""
+        """Free the copies."""
         self._before = []
 
     def noise(self) -> Noise | None:
         """As :meth:`Microbatches.noise`."""
-        self._ranks.agree(self.failure)
+        if not self._ranks.all_know:
+            self._ranks.agree(self.failure)
+        if self.failure is not None:
+            raise self.failure
         if not self._is_enough(self._num_added, self._num_overflows):
             return None
         assert self._sums is not None

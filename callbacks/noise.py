@@ -156,14 +156,12 @@ class GradientNoiseMonitor(GeometryMonitor):
     def _in_step(self) -> Iterator[Microbatches | None]:
         """Keep an error until the step, where all ranks hear of it."""
         microbatches = self._microbatches
-        if microbatches is None or microbatches.failure is not None:
-            yield None
-            return
         try:
             yield microbatches
         except Exception as error:
+            assert microbatches is not None
             microbatches.stop()
-            microbatches.failure = error
+            microbatches.failure = microbatches.failure or error
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, noise: Noise) -> None:
         named = _parameters(trainer, pl_module)

@@ -1,5 +1,7 @@
 """Parameters sharded by ``fully_shard`` over two ranks give the numbers of whole ones."""
 
+import warnings
+
 import lightning
 import networks
 import pytest
@@ -332,3 +334,32 @@ def test_uneven_batches_and_parameters_without_gradient_on_one_rank(tmp_path, is
         assert ours[0] == pytest.approx(loss, rel=1e-12)
         assert relative(ours[1], gradient) < 1e-12
         assert relative(ours[2], product) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_noise_that_fails_on_one_rank_is_given_up_on_both(tmp_path, name, monkeypatch):
+    class Uncountable(Regression):
+        def probe_weight(self, batch):
+            if dist.get_rank() == 1 and self.global_step == 1:
+                raise RuntimeError("no weight")
+            return len(batch[0])
+
+    def on_rank(rank):
+        for variable, value in environment(rank).items():
+            monkeypatch.setenv(variable, value)
+        monitor = GradientNoiseMonitor(1)
+        options = {"accumulate_grad_batches": 2, "max_steps": 4}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            monkeypatch.setitem(globals(), "Regression", Uncountable)
+            ours, (history,) = fit(tmp_path, [monitor], make_strategy(name), **options)
+        monkeypatch.undo()
+        for variable, value in environment(rank).items():
+            monkeypatch.setenv(variable, value)
+        without, _ = fit(tmp_path, [], make_strategy(name), **options)
+        said = [str(w.message) for w in caught if "could not measure" in str(w.message)]
+        return [e["step"] for e in history], all(map(torch.equal, ours, without)), said
+
+    first, second = in_two_processes(on_rank, tmp_path)
+    assert first[:2] == second[:2] == ([0, 2, 3], True)
+    assert "another rank failed" in first[2][0]
