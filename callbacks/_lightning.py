@@ -1,6 +1,10 @@
 """The few private names of Lightning that right numbers need, each with its reason."""
 
+from typing import Any
+
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.optim import Optimizer
 
@@ -30,3 +34,8 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return 1.0
     return float(scaler.get_scale())
+
+
+def shown_hyperparameters(logger: TensorBoardLogger) -> dict[str, Any]:
+    """Flatten a run's hyperparameters as Lightning itself does before it writes them."""
+    return TensorBoardLogger._sanitize_params(_flatten_dict(_convert_params(logger.hparams)))

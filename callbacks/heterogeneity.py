@@ -1,9 +1,8 @@
 """Log how unevenly the gradient is spread over coordinates."""
 
-from typing import Any
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -12,8 +11,10 @@ from lightning_linf.callbacks._lightning import gradient_scale, logged_step
 from lightning_linf.callbacks._monitor import GeometryMonitor, OnError, optimized_parameters
 from lightning_linf.functional.heterogeneity import (
     QUANTILES,
+    Heterogeneity,
     heterogeneity_compute,
     heterogeneity_update,
+    log10_histogram,
     merge_tensors,
 )
 from lightning_linf.partition.pieces import trainable_parameters
@@ -88,7 +89,8 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
             gradients = {name: gradient / scale for name, gradient in gradients.items()}
 
         sums = heterogeneity_update(list(gradients.values()))
-        each, whole = heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
+        merged = merge_tensors(sums)
+        each, whole = heterogeneity_compute(sums), heterogeneity_compute(merged)
         scalars = {
             tags.DENSITY: float(whole.density),
             tags.GINI: float(whole.gini),
@@ -97,15 +99,25 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
             tags.MEDIAN_LOG10_GRAD: float(whole.log10_quantiles[_MEDIAN]),
             tags.NUM_NONFINITE: float(whole.num_inf + whole.num_nan),
         }
-        columns: dict[str, Any] = {
-            "density": each.density,
-            "gini": each.gini,
-            "top1_energy": each.top_energy,
-            "zero_fraction": each.zero_fraction,
-            "log10_quantiles": each.log10_quantiles,
-        }
-        suffix = _suffix(trainer, optimizer)
-        self.record(trainer, scalars, columns, list(gradients), suffix=suffix)
+        self.record(
+            trainer,
+            scalars,
+            _columns(each),
+            list(gradients),
+            suffix=_suffix(trainer, optimizer),
+            whole=_columns(whole),
+            histogram=log10_histogram(merged),
+        )
+
+
+def _columns(result: Heterogeneity) -> dict[str, Tensor]:
+    return {
+        "density": result.density,
+        "gini": result.gini,
+        "top1_energy": result.top_energy,
+        "zero_fraction": result.zero_fraction,
+        "log10_quantiles": result.log10_quantiles,
+    }
 
 
 def _suffix(trainer: Trainer, optimizer: Optimizer) -> str:
