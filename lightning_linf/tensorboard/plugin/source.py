@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import Any
 
 from tensorboard.data.provider import RunTagFilter
@@ -14,6 +15,15 @@ _MAX_EVENTS = 1_000_000  # the provider wants a number; TensorBoard's own flag i
 _MAX_CACHED = 32  # tables, thinned
 
 _Result = tuple[Table, str | None]  # with a note on what was left out
+
+
+@dataclass
+class _Run:
+    """What the page knows of a run before it reads any numbers."""
+
+    tables: dict[str, Any] = field(default_factory=dict)  # tag -> rows and columns
+    scalars: list[str] = field(default_factory=list)  # tags
+    changed: float = 0.0  # time of the last event
 
 
 class Source:
@@ -34,16 +44,20 @@ class Source:
             for tag, series in by_tag.items():
                 try:
                     metadata = Metadata.from_event(series.plugin_content)
-                except ValueError as error:  # a SchemaError too
+                except ValueError as error:  # of another schema, or broken
                     notes.append(f"{run}: {tag} left out: {error}")
                 else:
-                    entry = found.setdefault(run, {"tables": {}, "scalars": []})
-                    entry["tables"][tag] = metadata.to_json()
+                    entry = found.setdefault(run, _Run())
+                    entry.tables[tag] = metadata.to_json()
+                    entry.changed = max(entry.changed, series.max_wall_time)
         for run, by_tag in scalars.items():
-            names = sorted(tag for tag in by_tag if tag.startswith(PREFIX))
-            if names:
-                found.setdefault(run, {"tables": {}, "scalars": []})["scalars"] = names
-        return {"runs": [{"name": run, **found[run]} for run in sorted(found)], "notes": notes}
+            for tag, series in sorted(by_tag.items()):
+                if tag.startswith(PREFIX):
+                    entry = found.setdefault(run, _Run())
+                    entry.scalars.append(tag)
+                    entry.changed = max(entry.changed, series.max_wall_time)
+        runs = [{"name": run, **vars(found[run])} for run in sorted(found)]
+        return {"runs": runs, "notes": notes}
 
     def scalars(self, ctx: Any, experiment: str, run: str) -> Any:
         """Read all geometry scalars of a run; KeyError if it has none."""
