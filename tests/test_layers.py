@@ -33,6 +33,7 @@ LAYERS = {
     "functional": FUNCTIONAL_MAY,
     "metrics": METRICS_MAY,
     "optim": {"functional", "partition", "reparam", "optim"},
+    "page": WRITER_MAY | {"page", "report"},
     "partition": {"partition"},
     "probe": PROBE_MAY,
     "record": {"record"},
@@ -42,7 +43,7 @@ LAYERS = {
     "swap": {"swap", "optim"},
     "mixin": {"mixin", "swap", "optim"},
     "callbacks": PROBE_MAY | WRITER_MAY | {"callbacks", "mixin", "swap", "optim"},
-    "cli": PROBE_MAY | WRITER_MAY | {"callbacks", "cli"},
+    "cli": PROBE_MAY | WRITER_MAY | {"callbacks", "cli", "page"},
 }
 # By layer, which packages beside the standard library.
 THIRD_PARTY = {
@@ -51,6 +52,7 @@ THIRD_PARTY = {
     "functional": {"torch"},
     "metrics": {"torch", "torchmetrics"},
     "optim": {"torch"},
+    "page": {"numpy", "tensorboard"},
     "partition": {"torch", "rich"},
     "probe": {"torch", "numpy", "lightning", "lightning_utilities"},
     "record": set(),

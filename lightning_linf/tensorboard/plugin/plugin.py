@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tensorboard import plugin_util
@@ -11,9 +10,9 @@ from tensorboard.plugins.base_plugin import FrontendMetadata, TBPlugin
 from werkzeug.wrappers import Request
 
 from lightning_linf.tensorboard import PLUGIN_NAME, panels
+from lightning_linf.tensorboard.plugin.files import STATIC
 from lightning_linf.tensorboard.plugin.source import Source
 
-STATIC = Path(__file__).parent / "static"
 _TYPES = {
     ".js": "text/javascript",
     ".css": "text/css",

@@ -7,6 +7,8 @@ import { format, formatStep } from "./numbers.js";
 const ROW = 14; // pixels; less where there are many rows
 const MAX_HEIGHT = 620;
 export const AXIS_HEIGHT = 34;
+export const KEY_HEIGHT = 30; // above the rows
+const KEY_WIDTH = 160;
 
 export function rowHeight(numRows) {
   return Math.max(1, Math.min(ROW, MAX_HEIGHT / Math.max(1, numRows)));
@@ -87,14 +89,17 @@ export function drawSteps(context, steps, borders, bottom) {
   context.fillText("optimizer step", (borders[0] + borders.at(-1)) / 2, bottom + 20);
 }
 
-export function drawKey(low, high, isLog) {
-  const [canvas, context] = makeCanvas(180, 12, "");
-  canvas.setAttribute("aria-hidden", "true");
-  canvas.removeAttribute("tabindex");
-  for (let x = 0; x < 180; x++) {
-    context.fillStyle = mapColor(x / 179);
-    context.fillRect(x, 0, 1, 12);
+// What the colours mean, from `left` on.
+export function drawKey(context, low, high, isLog, left) {
+  const [first, last] = [format(low), `${format(high)}   ${isLog ? "log scale" : "linear scale"}`];
+  context.textAlign = "left";
+  context.textBaseline = "middle";
+  context.fillStyle = cssColor("--muted");
+  const start = left + context.measureText(first).width + 8;
+  context.fillText(first, left, 8);
+  context.fillText(last, start + KEY_WIDTH + 8, 8);
+  for (let x = 0; x < KEY_WIDTH; x++) {
+    context.fillStyle = mapColor(x / (KEY_WIDTH - 1));
+    context.fillRect(start + x, 3, 1, 10);
   }
-  const text = isLog ? "log scale" : "linear scale";
-  return element("div", { class: "key" }, format(low), canvas, format(high), element("span", { class: "muted" }, text));
 }

@@ -3,7 +3,8 @@
 import { drawBars } from "./bars.js";
 import { element, field, fillSelect, onWidth } from "./dom.js";
 import {
-  AXIS_HEIGHT, drawCells, drawKey, drawNames, drawSteps, edges, gutterFor, makeCanvas, rowHeight,
+  AXIS_HEIGHT, KEY_HEIGHT, drawCells, drawKey, drawNames, drawSteps, edges, gutterFor, makeCanvas,
+  rowHeight,
 } from "./heatmap.js";
 import { optimizerOf } from "./names.js";
 import { finiteRange, format, formatStep } from "./numbers.js";
@@ -83,6 +84,9 @@ class LayerPanel extends Panel {
     super(...texts);
     this.choice = choice;
     choice.panels.push(this);
+    onWidth(this.body, () => {
+      if (this.drawn?.canvases.length) this.drawn.canvases = this.paint();
+    });
   }
 
   async draw(view) {
@@ -92,7 +96,6 @@ class LayerPanel extends Panel {
     if (!chosen.rows.length) return this.nothing(`No layer's name contains “${this.choice.filter.value}”.`);
     this.chosen = chosen;
     const canvases = this.paint();
-    onWidth(this.body, () => this.paint());
     const { data, run, column } = chosen;
     return {
       table: this.rows(),
@@ -113,11 +116,13 @@ export class HeatMap extends LayerPanel {
     const { data, names, rows, column } = this.chosen;
     const height = rowHeight(rows.length);
     const width = Math.max(240, this.body.clientWidth);
-    const [canvas, context] = makeCanvas(width, rows.length * height + AXIS_HEIGHT,
+    const [canvas, context] = makeCanvas(width, KEY_HEIGHT + rows.length * height + AXIS_HEIGHT,
       `${column.label}: ${rows.length} layers by ${data.steps.length} steps. Arrow keys read values.`);
     const gutter = gutterFor(context, names, width);
     const borders = edges(data.steps, gutter, width - 1);
     const { low, high, place } = this.choice.position(data.values.flatMap((values) => rows.map((row) => values[row])));
+    drawKey(context, low, high, this.choice.log, gutter);
+    context.translate(0, KEY_HEIGHT);
     drawNames(context, names, height, gutter);
     drawCells(context, data, rows, borders, height, place);
     drawSteps(context, data.steps, borders, rows.length * height);
@@ -126,7 +131,7 @@ export class HeatMap extends LayerPanel {
     this.live = element("div", { class: "visually-hidden", "aria-live": "polite" });
     this.cursor = element("i", { class: "column" });
     const frame = element("div", { class: "map" }, canvas, this.cursor, this.tip);
-    this.body.replaceChildren(drawKey(low, high, this.choice.log), frame, this.live);
+    this.body.replaceChildren(frame, this.live);
     canvas.addEventListener("pointermove", (event) => this.point(event));
     canvas.addEventListener("pointerleave", () => { this.tip.hidden = true; });
     canvas.addEventListener("click", (event) => {
@@ -143,13 +148,14 @@ export class HeatMap extends LayerPanel {
     const index = this.choice.indexOf(this.chosen.data.steps);
     this.cursor.style.left = `${this.borders[index]}px`;
     this.cursor.style.width = `${Math.max(2, this.borders[index + 1] - this.borders[index])}px`;
+    this.cursor.style.top = `${KEY_HEIGHT}px`;
     this.cursor.style.height = `${this.chosen.rows.length * this.height}px`;
   }
 
   point(event) {
     const column = this.borders.findIndex((border) => event.offsetX < border) - 1;
-    const row = Math.floor(event.offsetY / this.height);
-    if (column < 0 || row >= this.chosen.rows.length) {
+    const row = Math.floor((event.offsetY - KEY_HEIGHT) / this.height);
+    if (column < 0 || row < 0 || row >= this.chosen.rows.length) {
       this.tip.hidden = true;
       return;
     }
@@ -179,7 +185,7 @@ export class HeatMap extends LayerPanel {
     const isRight = this.borders[column] > (this.borders[0] + this.borders.at(-1)) / 2;
     this.tip.style.left = isRight ? "auto" : `${this.borders[column + 1] + 10}px`;
     this.tip.style.right = isRight ? `${this.body.clientWidth - this.borders[column] + 10}px` : "auto";
-    this.tip.style.top = `${Math.max(0, row * this.height - 8)}px`;
+    this.tip.style.top = `${KEY_HEIGHT + Math.max(0, row * this.height - 8)}px`;
   }
 
   rows() {

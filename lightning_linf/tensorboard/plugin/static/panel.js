@@ -76,7 +76,8 @@ export class Panel {
   toggleTable() {
     this.showsTable = !this.showsTable;
     this.tableButton.setAttribute("aria-pressed", String(this.showsTable));
-    this.fillTable();
+    if (this.showsTable) this.fillTable();
+    else this.redraw(); // a hidden chart knows no width
   }
 
   fillTable() {
