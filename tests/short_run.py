@@ -16,6 +16,7 @@ IGNORED_WARNINGS = (
     "ignore:.*does not have many workers:UserWarning",
     "ignore:.*smaller than the logging interval:UserWarning",
     "ignore:.*Checkpoint directory .* exists:UserWarning",
+    "ignore:.*dataloader is not resumable:UserWarning",
 )
 
 
