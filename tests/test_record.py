@@ -234,9 +234,7 @@ def test_a_file_that_cannot_be_written_is_said_once_and_training_goes_on(tmp_pat
         raise OSError("disk full")
 
     monkeypatch.setattr(record, "append", fail)
-    with pytest.warns(
-        UserWarning, match="GradientHeterogeneityMonitor"
-    ) as seen:
+    with pytest.warns(UserWarning, match="GradientHeterogeneityMonitor") as seen:
         monitor = fit_one(CSVLogger(tmp_path, name="run"))
     assert len(monitor.history) == 3
     messages = [str(w.message) for w in seen if "GradientHeterogeneity" in str(w.message)]

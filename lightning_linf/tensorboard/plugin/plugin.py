@@ -1,7 +1,7 @@
 """The routes of the tab "Geometry": static files and, as JSON, the data of runs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tensorboard import plugin_util
@@ -19,7 +19,19 @@ _TYPES = {
     ".json": "application/json",
     ".txt": "text/plain",
 }
-_Reader = Callable[[Any, str, Any], Any]  # request context, experiment, arguments of the query
+_Reader = Callable[[Any, str, "_Query"], Any]  # of request context, experiment and query
+
+
+class _Query:
+    """The arguments of a request."""
+
+    def __init__(self, arguments: Mapping[str, str]) -> None:
+        self._arguments = arguments
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._arguments:
+            raise ValueError(f"expected an argument `{name}`, got {sorted(self._arguments)}")
+        return self._arguments[name]
 
 
 class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no types
@@ -66,17 +78,17 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
             return Respond(request, "no such file", "text/plain", code=404)
         return Respond(request, path.read_bytes(), _TYPES[path.suffix])
 
-    def _read_runs(self, ctx: Any, experiment: str, query: Any) -> Any:
+    def _read_runs(self, ctx: Any, experiment: str, query: _Query) -> Any:
         return self._source.runs(ctx, experiment)
 
-    def _read_scalars(self, ctx: Any, experiment: str, query: Any) -> Any:
+    def _read_scalars(self, ctx: Any, experiment: str, query: _Query) -> Any:
         return self._source.scalars(ctx, experiment, query["run"])
 
-    def _read_layers(self, ctx: Any, experiment: str, query: Any) -> Any:
+    def _read_layers(self, ctx: Any, experiment: str, query: _Query) -> Any:
         table, note = self._source.table(ctx, experiment, query["run"], query["tag"])
         return {**panels.layers(table, query["column"]), "note": note}
 
-    def _read_fan(self, ctx: Any, experiment: str, query: Any) -> Any:
+    def _read_fan(self, ctx: Any, experiment: str, query: _Query) -> Any:
         table, note = self._source.table(ctx, experiment, query["run"], query["tag"])
         return {**panels.fan(table, query["column"], int(query["row"])), "note": note}
 
@@ -88,8 +100,8 @@ def _json_app(read: _Reader) -> Any:
         ctx = plugin_util.context(request.environ)
         experiment = plugin_util.experiment_id(request.environ)
         try:
-            return _respond(request, read(ctx, experiment, request.args), 200)
-        except KeyError as error:  # a missing argument of the query is one, too
+            return _respond(request, read(ctx, experiment, _Query(request.args)), 200)
+        except KeyError as error:
             return _respond(request, {"error": f"no such data: {error}"}, 404)
         except (ValueError, TypeError) as error:  # TypeError: of tensors that cannot be decoded
             return _respond(request, {"error": f"cannot be read: {error}"}, 400)
