@@ -26,7 +26,7 @@ FLAGS = (
     "--remote-debugging-port=0",
     "--remote-allow-origins=*",
 )
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 20
 
 
 def find_browser():
@@ -73,7 +73,9 @@ class Page:
                 details.get("exception", details).get("description", str(details))
             )
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.complaints.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+            url = params["entry"].get("url", "")
+            if not url.endswith("/favicon.ico"):  # which the browser asks for by itself
+                self.complaints.append(f"{params['entry']['text']} {url}")
 
     def size(self, width, height=1000):
         self.send(
@@ -100,9 +102,10 @@ class Page:
         return result["result"].get("value")
 
     def wait(self, expression):
-        """Give the value once it is true."""
+        """Give the value once it is true; an element is."""
+        code = f"((value) => (value instanceof Node ? true : value))({expression})"
         end = time.monotonic() + TIMEOUT_SECONDS
-        while not (value := self.run(expression)):
+        while not (value := self.run(code)):
             assert time.monotonic() < end, f"never true: {expression}\n{self.complaints}"
             time.sleep(0.05)
         return value

@@ -69,6 +69,7 @@ export class App {
     const view = {
       runs: this.picker.selected(),
       source: this.source,
+      scalars: async (run) => (run.scalars.length ? this.source.scalars(run.name) : new Map()),
       colorOf: (run) => this.picker.colorOf(run),
       isOld: () => turn !== this.turn,
     };

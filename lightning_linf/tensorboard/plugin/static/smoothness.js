@@ -39,7 +39,7 @@ export class Smoothness extends Panel {
     const partitions = hasGlobal ? [...measured, "global"] : measured;
     const standard = view.runs.length === 1 ? partitions : ["coordinate", "global"];
     const chosen = this.curveControls.choose(partitions, standard);
-    const all = await Promise.all(view.runs.map((run) => view.source.scalars(run.name)));
+    const all = await Promise.all(view.runs.map((run) => view.scalars(run)));
     if (view.isOld()) return null;
     if (!partitions.length) {
       return this.nothing("No run shown here has its smoothness measured. LinfSmoothnessMonitor does.");

@@ -22,7 +22,7 @@ export class Verdict extends Panel {
     const partitions = partitionsIn(view.runs, ["advantage_lower"]);
     const standard = view.runs.length === 1 ? partitions : ["coordinate"];
     const chosen = this.curveControls.choose(partitions, standard);
-    const all = await Promise.all(view.runs.map((run) => view.source.scalars(run.name)));
+    const all = await Promise.all(view.runs.map((run) => view.scalars(run)));
     if (view.isOld()) return null;
     if (!partitions.length) {
       return this.nothing("No run shown here has a verdict. LinfSmoothnessMonitor measures it.");
