@@ -103,7 +103,7 @@ class Page:
 
     def wait(self, expression):
         """Give the value once it is true; an element is."""
-        code = f"((value) => (value instanceof Node ? true : value))({expression})"
+        code = f"((value) => (value?.nodeType ? true : value))({expression})"
         end = time.monotonic() + TIMEOUT_SECONDS
         while not (value := self.run(code)):
             assert time.monotonic() < end, f"never true: {expression}\n{self.complaints}"

@@ -21,7 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("report", help="runs with geometry data as one HTML file", add_help=False)
     chosen = parser.parse_args(arguments[:1]).command  # the rest belongs to the subcommand
     if chosen == "measure" and find_spec("jsonargparse") is None:
-        print("error: measure needs: pip install 'lightning-linf[cli]'", file=sys.stderr)
+        print(
+            "error: lightning-linf measure needs: pip install 'lightning-linf[cli]'",
+            file=sys.stderr,
+        )
         return 2
     try:
         _run(chosen, arguments[1:])
