@@ -67,7 +67,9 @@ def test_runs_are_found_below_the_folders_and_named_by_what_tells_them_apart(tra
 
 def test_words_are_those_of_the_geometry_report(trained):
     folder, monitors = trained
-    for run in load([folder]):
+    # Not that of event files, whose float32 can round the other way.
+    for run in load([folder / "csv"]):
+        run.name = "csv/one"
         report = monitors[run.name][2].last_report
         summary = summarize(run.scalars)
         assert summary.step == monitors[run.name][2].history[-1]["step"]
