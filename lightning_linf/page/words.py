@@ -118,7 +118,7 @@ def _row(last: Mapping[str, float], name: str, share: Interval) -> list[str]:
 
     smoothness = {
         "coordinate": number(last[tags.ONE_ONE_NORM_PER_PARAM]),
-        "global": number(last[tags.LAMBDA_MAX]),
+        "global": f"≤ {number(_operator_norm(last, name).upper)}",
     }.get(name, f"≤ {cell(tags.SMOOTHNESS_UPPER)}")
     return [
         name,
