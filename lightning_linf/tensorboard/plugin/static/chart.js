@@ -31,7 +31,7 @@ export function drawChart(parent, { curves, log, label, unit, reference = null, 
       { ...axis, label: unit, size: 48, values: (u, ticks) => ticks.map((t) => (t === null ? "" : format(t))) },
     ],
     legend: { show: false },
-    cursor: { points: { size: 7 }, y: false },
+    cursor: { points: { size: 7 }, y: false, move: toStep },
     hooks: {
       setCursor: [(u) => showTip(u, tip, curves, owners)],
       drawClear: [(u) => drawReference(u, reference)],
@@ -101,6 +101,12 @@ function drawReference(u, reference) {
   u.ctx.lineTo(left + width, y);
   u.ctx.stroke();
   u.ctx.restore();
+}
+
+// The cursor jumps from one measured step to the next.
+function toStep(u, left, top) {
+  if (left < 0 || u.data[0].length === 0) return [left, top];
+  return [u.valToPos(u.data[0][u.posToIdx(left)], "x"), top];
 }
 
 // The values of each curve measured closest to the cursor.

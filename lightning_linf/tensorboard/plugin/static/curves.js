@@ -63,6 +63,12 @@ export function styleOf(view, run, partitions, partition) {
   return { color: view.colorOf(run.name), dash: dashOf(number) };
 }
 
+// What tells a curve apart from the others that are shown.
+export function labelOf(view, run, chosen, partition) {
+  if (view.runs.length === 1) return partitionLabel(partition);
+  return chosen.length === 1 ? run.name : `${run.name} · ${partitionLabel(partition)}`;
+}
+
 export function legendOf(view, partitions, chosen, ink) {
   const styled = (partition) => styleOf(view, view.runs[0], partitions, partition);
   if (view.runs.length === 1) {

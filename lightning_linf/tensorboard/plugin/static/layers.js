@@ -179,10 +179,10 @@ export class HeatMap extends LayerPanel {
     const [row, column] = this.cell;
     const { data, rows, names } = this.chosen;
     this.tip.replaceChildren(
-      element("strong", {}, `${names[row]}, step ${formatStep(data.steps[column])}`), " ",
-      element("b", {}, format(data.values[column][rows[row]])));
+      element("div", {}, `${names[row]}, step ${formatStep(data.steps[column])}`), " ",
+      element("strong", {}, format(data.values[column][rows[row]])));
     this.tip.hidden = false;
-    const isRight = this.borders[column] > (this.borders[0] + this.borders.at(-1)) / 2;
+    const isRight = this.borders[column] > this.body.clientWidth / 2;
     this.tip.style.left = isRight ? "auto" : `${this.borders[column + 1] + 10}px`;
     this.tip.style.right = isRight ? `${this.body.clientWidth - this.borders[column] + 10}px` : "auto";
     this.tip.style.top = `${KEY_HEIGHT + Math.max(0, row * this.height - 8)}px`;

@@ -1,9 +1,9 @@
 // Panel 2: smoothness along l-infinity against l2, all partitions, runs compared.
 
 import { drawChart } from "./chart.js";
-import { CurveControls, legendOf, rowsOf, styleOf } from "./curves.js";
+import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
 import { cssColor, element } from "./dom.js";
-import { partitionLabel, partitionsIn, tagOf } from "./names.js";
+import { partitionsIn, tagOf } from "./names.js";
 import { Panel, thinned } from "./panel.js";
 
 const ABOUT = {
@@ -47,7 +47,7 @@ export class Smoothness extends Panel {
     const curves = view.runs.flatMap((run, index) => chosen.flatMap((name) => {
       const ends = this.ends(all[index], name);
       return ends.length === 0 ? [] : [{
-        label: view.runs.length === 1 ? partitionLabel(name) : `${run.name} · ${partitionLabel(name)}`,
+        label: labelOf(view, run, chosen, name),
         ...styleOf(view, run, partitions, name),
         lines: ends.map((curve) => this.curveControls.line(curve, ends.length > 1 ? 1 : 2)),
         fills: ends.length > 1 ? [[1, 0, 0.22]] : [],

@@ -1,7 +1,7 @@
 // Panel 1: which geometry each run's landscape favours, now and over time.
 
 import { drawChart } from "./chart.js";
-import { CurveControls, legendOf, rowsOf, styleOf } from "./curves.js";
+import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
 import { cssColor, element } from "./dom.js";
 import { partitionLabel, partitionsIn, tagOf } from "./names.js";
 import { formatRange, formatStep } from "./numbers.js";
@@ -28,7 +28,7 @@ export class Verdict extends Panel {
       return this.nothing("No run shown here has a verdict. LinfSmoothnessMonitor measures it.");
     }
     const curves = view.runs.flatMap((run, index) =>
-      chosen.flatMap((name) => this.bracket(view, run, all[index], partitions, name)));
+      chosen.flatMap((name) => this.bracket(view, run, all[index], partitions, chosen, name)));
     this.lead.replaceChildren(summary(view, partitions, all));
     const plot = drawChart(this.body, {
       curves, log: this.curveControls.log, reference: 1, name: "verdict",
@@ -42,12 +42,12 @@ export class Verdict extends Panel {
     };
   }
 
-  bracket(view, run, scalars, partitions, name) {
+  bracket(view, run, scalars, partitions, chosen, name) {
     const [lower, upper] = ends(scalars, name);
     if (!lower || !upper) return [];
     const line = (curve) => this.curveControls.line(curve, 1);
     return [{
-      label: view.runs.length === 1 ? partitionLabel(name) : `${run.name} · ${partitionLabel(name)}`,
+      label: labelOf(view, run, chosen, name),
       ...styleOf(view, run, partitions, name),
       lines: [line(lower), line(upper)],
       fills: [[1, 0, 0.22]],
@@ -121,7 +121,7 @@ function bracketRow(name, end, place, color) {
   const one = element("i", { class: "one", title: "1: as SGD" });
   one.style.left = `${place(1)}%`;
   return [
-    element("dt", {}, name),
+    element("dt", { title: partitionLabel(name) }, name === "coordinate" ? "Adam" : name),
     element("dd", {}, element("span", { class: "track" }, one, bar),
       element("span", { class: "range" }, formatRange(end.lower, end.upper))),
   ];
