@@ -52,6 +52,12 @@ class Page:
             self.send(f"{domain}.enable")
         self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._socket.close()
+
     def send(self, method, **params):
         self._number += 1
         number = self._number
@@ -138,7 +144,9 @@ def chromium(downloads):
             stderr=subprocess.DEVNULL,
         )
         try:
-            yield Page(_page_address(Path(profile, "DevToolsActivePort")), downloads)
+            address = _page_address(Path(profile, "DevToolsActivePort"))
+            with Page(address, downloads) as page:
+                yield page
         finally:
             process.terminate()
             process.wait()

@@ -9,10 +9,11 @@ const HEIGHT = 300;
 
 // A curve: { label, color, dash, lines: [{ steps, values, width }], fills: [[upper, lower, alpha]] },
 // with lines drawn in order, and areas between two of them. Gives uPlot's object.
-export function drawChart(parent, { curves, log, label, unit, reference = null, name }) {
+export function drawChart(parent, { curves, log, label, unit, reference = null }) {
   const { data, series, bands, owners } = lay(curves, log);
   const live = element("div", { class: "visually-hidden", "aria-live": "polite" });
   const tip = element("div", { class: "tip", hidden: true });
+  parent.plot?.destroy();
   const frame = element("div", {
     class: "chart", tabindex: "0", role: "group", "aria-label": `${label}. Arrow keys read values.`,
   });
@@ -38,7 +39,7 @@ export function drawChart(parent, { curves, log, label, unit, reference = null, 
     },
   }, data, frame);
   plot.over.append(tip);
-  frame.plot = plot;
+  parent.plot = plot;
   frame.addEventListener("keydown", (event) => step(event, plot, live, tip));
   frame.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }));
   onWidth(frame, (width) => plot.setSize({ width, height: HEIGHT }));

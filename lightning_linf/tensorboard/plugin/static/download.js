@@ -35,12 +35,17 @@ export function toImage(title, legend, canvases) {
   context.fillText(title, margin, 24 * scale);
   context.font = `${12 * scale}px system-ui, sans-serif`;
   let x = margin;
-  for (const { label, color } of legend) {
-    context.fillStyle = color;
-    context.fillRect(x, 37 * scale, 12 * scale, 4 * scale);
-    context.fillStyle = cssColor("--muted");
-    context.fillText(label, x + 17 * scale, 43 * scale);
-    x += context.measureText(label).width + 36 * scale;
+  context.fillStyle = cssColor("--muted");
+  context.lineWidth = 3 * scale;
+  for (const { label, color, dash = [] } of legend) {
+    context.strokeStyle = color;
+    context.setLineDash(dash.map((length) => length * scale));
+    context.beginPath();
+    context.moveTo(x, 39 * scale);
+    context.lineTo(x + 24 * scale, 39 * scale);
+    context.stroke();
+    context.fillText(label, x + 30 * scale, 43 * scale);
+    x += context.measureText(label).width + 50 * scale;
   }
   let y = head;
   for (const canvas of canvases) {

@@ -35,7 +35,7 @@ export class Fan extends Panel {
     if (view.isOld()) return null;
     const color = view.colorOf(run.name);
     const plot = drawChart(this.body, {
-      curves: [this.curve(fan, column.levels, names[row], color)], log: false, name: "fan",
+      curves: [this.curve(fan, column.levels, names[row], color)], log: false,
       label: `Quantiles of log10 of the gradient of ${names[row]} by step`, unit: "log₁₀|g|",
     });
     return {

@@ -7,11 +7,12 @@ import { format, formatStep } from "./numbers.js";
 const MAX_ROWS = 200; // of a table on the page; a CSV file has all
 
 export class Panel {
-  // What a panel has drawn: { label, table, legend, canvases, note }.
+  // What a panel has drawn: { table: { columns, rows }, legend, canvases, note }.
   constructor(name, title, about) {
     this.name = name;
     this.title = title;
     this.drawn = null;
+    this.turn = 0;
     this.showsTable = false;
     this.lead = element("div", { class: "lead" });
     this.controls = element("div", { class: "controls" });
@@ -37,7 +38,8 @@ export class Panel {
     );
   }
 
-  // Panels override this: read what `view` has selected and draw it into `this.body`.
+  // Panels override this: read what `view` has selected and draw it into `this.body`; null if
+  // `view.isOld()` by then.
   async draw(view) {
     throw new Error(`${this.name} draws nothing`);
   }
@@ -45,15 +47,18 @@ export class Panel {
   async update(view) {
     this.view = view;
     this.node.setAttribute("aria-busy", "true");
+    const turn = ++this.turn;
+    const isOld = () => turn !== this.turn || view.isOld();
     try {
-      const drawn = await this.draw(view);
-      if (drawn === null) return; // overtaken by a later update
+      const drawn = await this.draw({ ...view, isOld });
+      if (drawn === null) return;
       this.drawn = drawn;
       this.footnote.textContent = drawn.note ?? "";
       this.footnote.hidden = !drawn.note;
       this.legend.replaceChildren(...drawn.legend.map(legendItem));
       this.fillTable();
     } catch (error) {
+      if (isOld()) return;
       this.drawn = null;
       this.legend.replaceChildren();
       this.lead.replaceChildren();
@@ -70,7 +75,7 @@ export class Panel {
   nothing(text) {
     this.lead.replaceChildren();
     this.body.replaceChildren(element("p", { class: "nothing" }, text));
-    return { label: this.title, table: { columns: [], rows: [] }, legend: [], canvases: [], note: "" };
+    return { table: { columns: [], rows: [] }, legend: [], canvases: [], note: "" };
   }
 
   toggleTable() {
@@ -121,8 +126,8 @@ function legendItem({ label, color, dash = [] }) {
   return element("li", {}, mark, label);
 }
 
-export function thinned(curves) {
+export function thinned(curves, what = "measured steps") {
   const [kept, all] = curves.reduce(
     ([most, total], { steps, num_steps: n }) => (n > total ? [steps.length, n] : [most, total]), [0, 0]);
-  return kept < all ? `${formatStep(kept)} of ${formatStep(all)} measured steps are shown. ` : "";
+  return kept < all ? `${formatStep(kept)} of ${formatStep(all)} ${what} are shown. ` : "";
 }

@@ -54,14 +54,15 @@ export class Smoothness extends Panel {
       }];
     }));
     const plot = drawChart(this.body, {
-      curves, log: this.curveControls.log, name: "smoothness",
+      curves, log: this.curveControls.log,
       label: "Smoothness by step", unit: `${this.kind}(Φ)/d`,
     });
     return {
       table: this.rows(view, chosen, all),
       legend: legendOf(view, partitions, chosen, cssColor("--text")),
       canvases: [plot.ctx.canvas],
-      note: thinned(all.map((scalars) => scalars.get(tagOf("lambda_max")) ?? { steps: [], num_steps: 0 })),
+      note: thinned(all.map((scalars) => scalars.get(tagOf("lambda_max")) ?? { steps: [], num_steps: 0 }),
+        "points read"),
     };
   }
 

@@ -31,14 +31,14 @@ export class Verdict extends Panel {
       chosen.flatMap((name) => this.bracket(view, run, all[index], partitions, chosen, name)));
     this.lead.replaceChildren(summary(view, partitions, all));
     const plot = drawChart(this.body, {
-      curves, log: this.curveControls.log, reference: 1, name: "verdict",
+      curves, log: this.curveControls.log, reference: 1,
       label: "Advantage over SGD's geometry by step", unit: "× SGD's promised decrease",
     });
     return {
       table: this.rows(view, chosen, all),
       legend: legendOf(view, partitions, chosen, cssColor("--text")),
       canvases: [plot.ctx.canvas],
-      note: thinned(all.map((scalars) => scalars.get(tagOf("advantage_lower", "coordinate")) ?? none)),
+      note: thinned(all.map((scalars) => scalars.get(tagOf("advantage_lower", "coordinate")) ?? none), "points read"),
     };
   }
 
