@@ -54,6 +54,8 @@ def write_run(folder: Path, num_layers: int, num_steps: int) -> None:
         *(tags.LAMBDA_MAX, tags.ONE_ONE_NORM_PER_PARAM),
         *(of(tags.ADVANTAGE_LOWER, name) for name in partitions),
         *(of(tags.ADVANTAGE_UPPER, name) for name in partitions),
+        *(of(tags.OPERATOR_NORM_LOWER, name) for name in partitions),
+        *(of(tags.OPERATOR_NORM_UPPER, name) for name in partitions),
         *(of(tags.SMOOTHNESS_UPPER, name) for name in partitions[1:]),
     ]
     writer = SummaryWriter(str(folder))

@@ -28,7 +28,7 @@ READY = (
     "document.querySelector('main:not([aria-busy])')"
     " && document.querySelectorAll('.panel canvas').length >= 5"
 )
-RUNS = ["first", "second"]
+RUNS = ["shared/first", "shared/second"]  # shown without the folder
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_verdict_is_that_of_the_events(page, histories):
     cards = page.run("[...document.querySelectorAll('article.verdict')].map((c) => c.innerText)")
     for run, card in zip(RUNS, cards, strict=True):
         last = histories[1][run][2][-1]
-        assert run in card
+        assert card.startswith(run.removeprefix("shared/"))
         assert f"at step {last['step']}" in card
         assert f"{last['advantage_lower/coordinate']:.3g}".rstrip("0").rstrip(".") in card
 
@@ -171,7 +171,7 @@ def test_smoothness_is_that_of_the_events(page, histories):
 
 
 def test_layers_are_those_of_the_events(page, histories):
-    heterogeneity = histories[1]["first"][0]
+    heterogeneity = histories[1][RUNS[0]][0]
     heading, rows = numbers(page, "heatmap")
     assert heading == ["step", *heterogeneity[0]["tensor_names"]]
     expected = [[one["step"], *one["per_tensor"]["density"].tolist()] for one in heterogeneity]
@@ -185,7 +185,7 @@ def test_layers_are_those_of_the_events(page, histories):
 def test_fan_is_that_of_the_events(page, histories):
     heading, rows = numbers(page, "fan")
     assert heading == ["step", "1 %", "5 %", "25 %", "50 %", "75 %", "95 %", "99 %"]
-    medians = [[one["step"], one["median_log10_grad"]] for one in histories[1]["first"][0]]
+    medians = [[one["step"], one["median_log10_grad"]] for one in histories[1][RUNS[0]][0]]
     np.testing.assert_allclose([[row[0], row[4]] for row in rows], medians, rtol=1e-5)
 
 
@@ -209,7 +209,7 @@ def test_runs_can_be_searched_and_hidden(page):
 
 
 def test_slider_and_map_choose_the_step_of_the_bars(page, histories):
-    history = histories[1]["first"][0]
+    history = histories[1][RUNS[0]][0]
     page.run("""(() => {
         const slider = document.querySelector("#bars input[type=range]");
         slider.value = "1";
@@ -267,7 +267,7 @@ def test_scales_and_smoothing_change_the_picture(page):
 
 
 def test_keyboard_reads_values_aloud(page, histories):
-    history = histories[1]["first"][2]
+    history = histories[1][RUNS[0]][2]
     page.run("document.querySelector('#verdict .chart').focus()")
     page.press("ArrowRight")
     said = page.wait("document.querySelector('#verdict [aria-live]').textContent")
@@ -276,7 +276,7 @@ def test_keyboard_reads_values_aloud(page, histories):
     page.run("document.querySelector('#heatmap canvas').focus()")
     page.press("ArrowUp")
     said = page.wait("document.querySelector('#heatmap [aria-live]').textContent")
-    assert histories[1]["first"][0][0]["tensor_names"][-2] in said
+    assert histories[1][RUNS[0]][0][0]["tensor_names"][-2] in said
 
 
 def test_everything_has_a_name_for_screen_readers(page):
@@ -325,6 +325,7 @@ def test_tab_follows_tensorboards_theme_and_reload(browser, tmp_path):
     with tensorboard(tmp_path / "runs", tmp_path / "log.txt", load_fast="auto") as board:
         board.wait_for_runs(1)
         browser.size(1280)
+        browser.prefer("light")
         browser.open(f"{board.address}#geometry")
         browser.wait(f"document.querySelector('iframe') && {frame}.querySelector('#bars canvas')")
         assert browser.run(step) == "10"

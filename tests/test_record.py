@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -185,6 +186,15 @@ def test_a_second_training_in_the_same_folder_starts_a_new_file(tmp_path):
     folder = tmp_path / "run" / "version_0"
     for name in ("geometry.jsonl", "geometry.1.jsonl"):
         assert {entry.step for entry in record.read(folder / name)[0]} == {1, 3}
+
+
+def test_only_rank_zero_writes(tmp_path):
+    trainer, _ = train([CSVLogger(tmp_path, name="run", version=0)], max_steps=4)
+    assert len(list(_recording.writers(trainer, example()))) == 1
+    other = SimpleNamespace(is_global_zero=False, loggers=trainer.loggers)
+    assert list(_recording.writers(other, example())) == []
+    _recording.start_jsonl(other, 0)
+    assert (tmp_path / "run" / "version_0" / record.FILE_NAME).is_file()
 
 
 def test_no_logger_and_trial_runs_write_nothing(tmp_path):

@@ -66,7 +66,7 @@ export function styleOf(view, run, partitions, partition) {
 // What tells a curve apart from the others that are shown.
 export function labelOf(view, run, chosen, partition) {
   if (view.runs.length === 1) return partitionLabel(partition);
-  return chosen.length === 1 ? run.name : `${run.name} · ${partitionLabel(partition)}`;
+  return chosen.length === 1 ? run.label : `${run.label} · ${partitionLabel(partition)}`;
 }
 
 export function legendOf(view, partitions, chosen, ink) {
@@ -75,7 +75,7 @@ export function legendOf(view, partitions, chosen, ink) {
     return chosen.map((name) => ({ label: partitionLabel(name), color: styled(name).color }));
   }
   return [
-    ...view.runs.map(({ name }) => ({ label: name, color: view.colorOf(name) })),
+    ...view.runs.map(({ name, label }) => ({ label, color: view.colorOf(name) })),
     ...(chosen.length < 2 ? [] : chosen.map((name) => ({
       label: partitionLabel(name), color: ink, dash: styled(name).dash }))),
   ];

@@ -23,7 +23,7 @@ export class Fan extends Panel {
       const column = table.columns.find(({ levels }) => levels.length > 0);
       return column ? [{ run, tag, table, column }] : [];
     }));
-    const keys = tables.map(({ run, tag }) => [`${run.name}\n${tag}`, [run.name, optimizerOf(tag)].filter(Boolean).join(" · ")]);
+    const keys = tables.map(({ run, tag }) => [`${run.name}\n${tag}`, [run.label, optimizerOf(tag)].filter(Boolean).join(" · ")]);
     const key = fillSelect(this.run, keys, this.run.value);
     const chosen = tables[keys.findIndex(([value]) => value === key)];
     if (!chosen) return this.nothing("No run shown here has quantiles. GradientHeterogeneityMonitor measures them.");
@@ -43,7 +43,7 @@ export class Fan extends Panel {
         columns: ["step", ...column.levels.map((level) => `${100 * level} %`)],
         rows: fan.steps.map((step, i) => [step, ...fan.values[i]]),
       },
-      legend: [{ label: `${run.name} · ${names[row]}: median and bands of 50 %, 90 %, 98 %`, color }],
+      legend: [{ label: `${run.label} · ${names[row]}: median and bands of 50 %, 90 %, 98 %`, color }],
       canvases: [plot.ctx.canvas],
       note: [thinned([fan]), fan.note ?? ""].join(""),
     };

@@ -42,7 +42,7 @@ export class LayerChoice {
   // The chosen data, or null if there are none.
   async read(view) {
     const runs = view.runs.filter((run) => Object.keys(run.tables).length > 0);
-    const name = fillSelect(this.run, runs.map((run) => [run.name, run.name]), this.run.value);
+    const name = fillSelect(this.run, runs.map((run) => [run.name, run.label]), this.run.value);
     const run = runs.find((one) => one.name === name);
     if (!run) return null;
     const offered = Object.entries(run.tables).flatMap(([tag, table]) => table.columns
@@ -99,7 +99,7 @@ class LayerPanel extends Panel {
     const { data, run, column } = chosen;
     return {
       table: this.rows(),
-      legend: [{ label: `${run.name} · ${column.label}`, color: view.colorOf(run.name) }],
+      legend: [{ label: `${run.label} · ${column.label}`, color: view.colorOf(run.name) }],
       canvases,
       note: [thinned([data]), data.note ?? ""].join(""),
     };

@@ -33,3 +33,12 @@ export function partitionsIn(runs, quantities) {
 export function optimizerOf(tag) {
   return tag.slice(GEOMETRY.length).split("/").slice(1).join("/");
 }
+
+// Names of runs without the folders that all of them share.
+export function shorten(runs) {
+  if (runs.length < 2) return runs;
+  const folders = runs.map((run) => run.split("/").slice(0, -1));
+  const count = folders[0].findIndex((folder, i) => folders.some((other) => other[i] !== folder));
+  const shared = count < 0 ? folders[0].length : count;
+  return runs.map((run) => run.split("/").slice(shared).join("/"));
+}

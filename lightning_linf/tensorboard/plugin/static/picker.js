@@ -2,6 +2,7 @@
 
 import { paletteColor } from "./color.js";
 import { element } from "./dom.js";
+import { shorten } from "./names.js";
 
 const FIRST_SHOWN = 6; // of many runs; more are shown on demand
 
@@ -29,7 +30,8 @@ export class Picker {
 
   // Runs that were not there before start as shown, up to a number that a chart can hold.
   setRuns(runs) {
-    this.runs = runs;
+    const labels = shorten(runs.map(({ name }) => name));
+    this.runs = runs.map((run, index) => ({ ...run, label: labels[index] }));
     for (const { name } of runs) {
       if (!this.known.has(name) && this.shown.size < FIRST_SHOWN) this.shown.add(name);
       this.known.add(name);
@@ -71,14 +73,14 @@ export class Picker {
   }
 
   draw() {
-    this.list.replaceChildren(...this.found().map(({ name }) => {
+    this.list.replaceChildren(...this.found().map(({ name, label }) => {
       const box = element("input", {
         type: "checkbox", checked: this.shown.has(name),
         change: (event) => this.toggle(name, event.target.checked) });
       box.style.accentColor = this.colorOf(name);
       const mark = element("i", { "aria-hidden": "true" });
       mark.style.background = this.colorOf(name);
-      return element("li", {}, element("label", { title: name }, box, mark, element("span", {}, name)));
+      return element("li", {}, element("label", { title: name }, box, mark, element("span", {}, label)));
     }));
     this.count.textContent = this.summary();
   }

@@ -79,7 +79,7 @@ export function sentence({ lower, upper }) {
   if (Number.isNaN(lower) || Number.isNaN(upper)) return ["undefined here", "none"];
   if (lower > 1) return ["favours Adam's geometry", "adam"];
   if (upper < 1) return ["favours SGD's geometry", "sgd"];
-  return ["does not tell Adam's and SGD's apart", "none"];
+  return ["undecided", "none"];
 }
 
 // For each run the last verdict in words, and the bracket of each geometry on one axis.
@@ -101,7 +101,7 @@ function summary(view, partitions, all) {
     mark.style.background = view.colorOf(run.name);
     return element(
       "article", { class: "verdict" },
-      element("h3", {}, mark, element("span", { title: run.name }, run.name)),
+      element("h3", {}, mark, element("span", { title: run.name }, run.label)),
       element("p", { class: `answer ${kind}` }, words),
       element("p", { class: "figure" }, element("b", {}, formatRange(adam.lower, adam.upper)), " × SGD"),
       element("p", { class: "muted" }, `at step ${formatStep(adam.step)}`),
