@@ -192,7 +192,8 @@ class GeometryMonitor(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.history and _monitors(trainer)[0] is self:
+        monitors = _monitors(trainer)
+        if monitors[0] is self and any(monitor.history for monitor in monitors):
             with self._errors_handled(trainer, "show the run among TensorBoard's HPARAMS"):
                 _recording.write_session(trainer)
         if self._num_failures > 1:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
@@ -57,17 +57,23 @@ def writers(trainer: Trainer, entry: Record) -> Iterator[tuple[str, Callable[[],
 def jsonl_path(trainer: Trainer) -> Path | None:
     """Give the place of `geometry.jsonl`: in the first logger's folder of the run.
 
-    Without a logger (and in trial runs, whose loggers Lightning replaces) nothing is written.
+    In the trainer's ``default_root_dir`` where that folder is remote. Without a logger (and in
+    trial runs, whose loggers Lightning replaces) nothing is written.
     """
     if not trainer.loggers or isinstance(trainer.logger, DummyLogger):
         return None
-    logger = trainer.loggers[0]
+    folders = (_run_folder(trainer.loggers[0], trainer), trainer.default_root_dir)
+    local = (folder for folder in folders if "://" not in folder)  # only these can be added to
+    folder = next(local, None)
+    return None if folder is None else Path(os.path.expanduser(folder), record.FILE_NAME)
+
+
+def _run_folder(logger: Logger, trainer: Trainer) -> str:
     if isinstance(logger, TensorBoardLogger | CSVLogger):
-        return Path(logger.log_dir) / record.FILE_NAME
+        return logger.log_dir
     # As for checkpoints: several runs may share the folder of such a logger.
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    parent = logger.save_dir or trainer.default_root_dir
-    return Path(os.path.expanduser(parent), str(logger.name), version) / record.FILE_NAME
+    return os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
 
 
 def start_jsonl(trainer: Trainer, step: int) -> None:

@@ -32,9 +32,10 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
 
     Logged under ``geometry/``: ``density``, ``gini``, ``top1_energy``, ``zero_fraction``,
     ``median_log10_grad``, ``num_nonfinite`` (:class:`~lightning_linf.functional.Heterogeneity`),
-    and one record per parameter tensor. With several optimizers each gets its own tags, ending in
-    ``/optimizer0`` and so on. ``history`` holds everything in memory and in checkpoints: one dict
-    per measurement with ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
+    and one record per parameter tensor, with a histogram of log10|g|. With several optimizers each
+    gets its own tags, ending in ``/optimizer0`` and so on. ``history`` holds it in memory and in
+    checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
+    ``per_tensor``.
 
     Args:
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the

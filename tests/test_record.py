@@ -188,6 +188,19 @@ def test_a_second_training_in_the_same_folder_starts_a_new_file(tmp_path):
         assert {entry.step for entry in record.read(folder / name)[0]} == {1, 3}
 
 
+def test_beside_a_remote_logger_it_is_in_the_trainers_folder(tmp_path):
+    class Remote(Elsewhere):
+        save_dir = "s3://bucket/logs"
+
+    trainer, _ = train([Remote()], default_root_dir=tmp_path, max_steps=4)
+    assert _recording.jsonl_path(trainer) == tmp_path / record.FILE_NAME
+    assert len(record.read(tmp_path / record.FILE_NAME)[0]) == 4
+    remote = SimpleNamespace(
+        loggers=[Remote()], logger=Remote(), default_root_dir="gs://bucket", is_global_zero=True
+    )
+    assert _recording.jsonl_path(remote) is None
+
+
 def test_only_rank_zero_writes(tmp_path):
     trainer, _ = train([CSVLogger(tmp_path, name="run", version=0)], max_steps=4)
     assert len(list(_recording.writers(trainer, example()))) == 1

@@ -25,9 +25,12 @@ class Column:
     levels: list[float]
 
     def __post_init__(self) -> None:
-        for name, kind in (("name", str), ("width", int), ("label", str), ("unit", str)):
+        kinds = {"name": str, "width": int, "label": str, "unit": str, "levels": list}
+        for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"expected `{name}` to be {kind.__name__} in {self}")
+        if self.width < 1 or len(self.levels) not in (0, self.width):
+            raise ValueError(f"expected a level for each of the numbers in {self}")
 
 
 @dataclass(frozen=True)

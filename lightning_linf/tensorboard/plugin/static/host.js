@@ -12,7 +12,7 @@ export function onReload(reload) {
     if (type === RELOADED) reload();
     if (!isReply) port1.postMessage(JSON.stringify({ type, id, payload: null, error: null, isReply: true }));
   };
-  window.parent.postMessage(HELLO, "*", [port2]);
+  window.parent.postMessage(HELLO, window.location.origin, [port2]);
 }
 
 // TensorBoard marks its own body; alone, the page follows the system.
