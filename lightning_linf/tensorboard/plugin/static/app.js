@@ -7,7 +7,9 @@ import { Picker } from "./picker.js";
 import { Smoothness } from "./smoothness.js";
 import { Verdict } from "./verdict.js";
 
-const EXAMPLE = `from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
+const EXAMPLE = `from lightning_linf.callbacks import (
+    GradientHeterogeneityMonitor, LinfSmoothnessMonitor,
+)
 
 trainer = Trainer(
     callbacks=[
