@@ -28,7 +28,9 @@ def make_record(
     histogram: tuple[Tensor, Tensor] | None,
 ) -> Record:
     """Turn tensors into plain data."""
-    counted = histogram is not None and histogram[1].numel() > 0
+    counted = None
+    if histogram is not None and histogram[1].numel() > 0:  # a gradient of zeros has none
+        counted = LogHistogram(*(part.tolist() for part in histogram))
     return Record(
         step=step,
         tag=tag,
@@ -36,9 +38,7 @@ def make_record(
         tensors=tensor_names,
         columns={name: column.tolist() for name, column in columns.items()},
         whole={name: value.float().tolist() for name, value in whole.items()},
-        histogram=LogHistogram(*(part.tolist() for part in histogram))
-        if histogram is not None and counted
-        else None,
+        histogram=counted,
     )
 
 

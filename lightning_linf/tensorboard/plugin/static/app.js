@@ -2,7 +2,9 @@
 
 import { element } from "./dom.js";
 import { Fan } from "./fan.js";
-import { Bars, HeatMap, LayerChoice } from "./layers.js";
+import { Bars } from "./layer_bars.js";
+import { HeatMap } from "./layer_map.js";
+import { LayerChoice } from "./layers.js";
 import { Picker } from "./picker.js";
 import { Smoothness } from "./smoothness.js";
 import { Verdict } from "./verdict.js";
@@ -31,15 +33,28 @@ export class App {
     const nodes = this.panels.map((panel) => panel.node);
     this.notes = element("ul", { class: "notes", role: "status", "aria-label": "Notes" });
     this.main = element(
-      "main", {},
-      nodes[0], nodes[1],
-      element("section", { class: "layers", "aria-label": "Layers" }, choice.node, nodes[2], nodes[3]),
+      "main",
+      {},
+      nodes[0],
+      nodes[1],
+      element(
+        "section",
+        { class: "layers", "aria-label": "Layers" },
+        choice.node,
+        nodes[2],
+        nodes[3],
+      ),
       nodes[4],
     );
     this.empty = element(
-      "section", { class: "empty", hidden: true },
+      "section",
+      { class: "empty", hidden: true },
       element("h2", {}, "No geometry data yet"),
-      element("p", {}, "Add the monitors to your Trainer. Their numbers appear here at the first measured step:"),
+      element(
+        "p",
+        {},
+        "Add the monitors to your Trainer. Their numbers appear here at the first measured step:",
+      ),
       element("pre", {}, element("code", {}, EXAMPLE)),
       element("p", { class: "muted" }, "Runs without geometry data are not listed."),
     );

@@ -25,11 +25,20 @@ export function drawBars({ names, values, log, range, width, color, label }) {
       const [zero, end] = [place(log ? from : Math.min(Math.max(0, from), to)), place(value)];
       context.fillStyle = color;
       const thick = Math.max(1, height - (height > 5 ? 3 : 1));
-      context.fillRect(Math.min(zero, end), y + (height - thick) / 2, Math.max(1, Math.abs(end - zero)), thick);
+      context.fillRect(
+        Math.min(zero, end),
+        y + (height - thick) / 2,
+        Math.max(1, Math.abs(end - zero)),
+        thick,
+      );
     }
     if (height >= 9) {
       context.fillStyle = cssColor("--muted");
-      context.fillText(format(value), Math.max(gutter, Number.isFinite(value) ? place(value) || gutter : gutter) + 5, y + height / 2);
+      context.fillText(
+        format(value),
+        Math.max(gutter, Number.isFinite(value) ? place(value) || gutter : gutter) + 5,
+        y + height / 2,
+      );
     }
   });
   return canvas;

@@ -7,37 +7,59 @@ import { format, formatRange, formatStep } from "./numbers.js";
 
 const HEIGHT = 300;
 
-// A curve: { label, color, dash, lines: [{ steps, values, width }], fills: [[upper, lower, alpha]] },
-// with lines drawn in order, and areas between two of them. Gives uPlot's object.
+// A curve: { label, color, dash, lines: [{ steps, values, width }], fills }, where fills are areas
+// between two of the lines, [upper, lower, alpha]. Gives uPlot's object.
 export function drawChart(parent, { curves, log, label, unit, reference = null }) {
   const { data, series, bands, owners } = lay(curves, log);
   const live = element("div", { class: "visually-hidden", "aria-live": "polite" });
   const tip = element("div", { class: "tip", hidden: true });
   parent.plot?.destroy();
   const frame = element("div", {
-    class: "chart", tabindex: "0", role: "group", "aria-label": `${label}. Arrow keys read values.`,
+    class: "chart",
+    tabindex: "0",
+    role: "group",
+    "aria-label": `${label}. Arrow keys read values.`,
   });
   parent.replaceChildren(frame, live);
   const grid = { stroke: cssColor("--grid"), width: 1 };
-  const axis = { stroke: cssColor("--muted"), grid, ticks: grid, font: "12px system-ui, sans-serif",
-    labelFont: "12px system-ui, sans-serif", labelSize: 18, labelGap: 0 };
-  const plot = new uPlot({
-    width: Math.max(frame.clientWidth, 200),
-    height: HEIGHT,
-    series: [{}, ...series],
-    bands,
-    scales: { x: { time: false, range: xRange }, y: { distr: log ? 3 : 1, range: yRange(log, reference) } },
-    axes: [
-      { ...axis, label: "optimizer step", size: 28, values: (u, ticks) => ticks.map(formatStep) },
-      { ...axis, label: unit, size: 48, values: (u, ticks) => ticks.map((t) => (t === null ? "" : format(t))) },
-    ],
-    legend: { show: false },
-    cursor: { points: { size: 7 }, y: false, move: toStep },
-    hooks: {
-      setCursor: [(u) => showTip(u, tip, curves, owners)],
-      drawClear: [(u) => drawReference(u, reference)],
+  const axis = {
+    stroke: cssColor("--muted"),
+    grid,
+    ticks: grid,
+    font: "12px system-ui, sans-serif",
+    labelFont: "12px system-ui, sans-serif",
+    labelSize: 18,
+    labelGap: 0,
+  };
+  const plot = new uPlot(
+    {
+      width: Math.max(frame.clientWidth, 200),
+      height: HEIGHT,
+      series: [{}, ...series],
+      bands,
+      scales: {
+        x: { time: false, range: xRange },
+        y: { distr: log ? 3 : 1, range: yRange(log, reference) },
+      },
+      axes: [
+        { ...axis, label: "optimizer step", size: 28, values: (u, ticks) => ticks.map(formatStep) },
+        {
+          ...axis,
+          label: unit,
+          size: 48,
+          values: (u, ticks) => ticks.map((t) => (t === null ? "" : format(t))),
+        },
+      ],
+      legend: { show: false },
+      cursor: { points: { size: 7 }, y: false, move: toStep },
+      hooks: {
+        setCursor: [(u) => showTip(u, tip, curves, owners)],
+        drawClear: [(u) => drawReference(u, reference)],
+      },
     },
-  }, data, frame);
+    data,
+    frame,
+  );
   plot.over.append(tip);
   parent.plot = plot;
   frame.addEventListener("keydown", (event) => step(event, plot, live, tip));
@@ -55,8 +77,18 @@ function lay(curves, log) {
       const isShown = (value) => Number.isFinite(value) && (!log || value > 0);
       tables.push([steps, values.map((value) => (isShown(value) ? value : null))]);
       const isAlone = steps.length < 2; // a line through one point is not seen
-      series.push({ label: curve.label, stroke: curve.color, width, dash: curve.dash, spanGaps: true,
-        points: { show: isAlone || (curve.lines.length === 1 && steps.length < 40), size: 5, fill: curve.color } });
+      series.push({
+        label: curve.label,
+        stroke: curve.color,
+        width,
+        dash: curve.dash,
+        spanGaps: true,
+        points: {
+          show: isAlone || (curve.lines.length === 1 && steps.length < 40),
+          size: 5,
+          fill: curve.color,
+        },
+      });
       owners.push(number);
     }
     for (const [upper, lower, alpha] of curve.fills ?? []) {
@@ -85,7 +117,8 @@ function round125(value, direction) {
   const power = 10 ** Math.floor(Math.log10(value));
   const digits = [1, 2, 5, 10];
   const ratio = Number((value / power).toPrecision(12));
-  const digit = direction === Math.floor ? digits.findLast((d) => d <= ratio) : digits.find((d) => d >= ratio);
+  const digit =
+    direction === Math.floor ? digits.findLast((d) => d <= ratio) : digits.find((d) => d >= ratio);
   return Number((digit * power).toPrecision(12));
 }
 
@@ -120,11 +153,16 @@ function valuesAt(u, index, curves, owners) {
       let best = null;
       for (let far = 0; far < column.length && best === null; far++) {
         const near = [index - far, index + far].filter((i) => (column[i] ?? null) !== null);
-        if (near.length) best = near.reduce((a, b) => (Math.abs(x[a] - x[index]) <= Math.abs(x[b] - x[index]) ? a : b));
+        if (near.length)
+          best = near.reduce((a, b) =>
+            Math.abs(x[a] - x[index]) <= Math.abs(x[b] - x[index]) ? a : b,
+          );
       }
       return best === null ? [] : [column[best]];
     });
-    const text = curve.describe ? curve.describe(values) : formatRange(Math.min(...values), Math.max(...values));
+    const text = curve.describe
+      ? curve.describe(values)
+      : formatRange(Math.min(...values), Math.max(...values));
     return { label: curve.label, color: curve.color, text: values.length ? text : "–" };
   });
 }
@@ -152,5 +190,7 @@ function step(event, plot, live, tip) {
   const now = plot.cursor.left >= 0 && plot.cursor.idx !== null ? plot.cursor.idx : -1;
   const next = Math.min(last, Math.max(0, now + moves[event.key]));
   plot.setCursor({ left: plot.valToPos(plot.data[0][next], "x"), top: 0 });
-  live.textContent = [...tip.children].map((line) => [...line.childNodes].map((n) => n.textContent).join(" ")).join(", ");
+  live.textContent = [...tip.children]
+    .map((line) => [...line.childNodes].map((n) => n.textContent).join(" "))
+    .join(", ");
 }

@@ -19,7 +19,13 @@ export class CurveControls {
       changed();
     });
     const output = element("output", {}, "off");
-    const slider = element("input", { type: "range", min: "0", max: "0.99", step: "0.01", value: "0" });
+    const slider = element("input", {
+      type: "range",
+      min: "0",
+      max: "0.99",
+      step: "0.01",
+      value: "0",
+    });
     slider.addEventListener("input", () => {
       this.weight = Number(slider.value);
       output.textContent = this.weight ? this.weight.toFixed(2) : "off";
@@ -34,7 +40,11 @@ export class CurveControls {
   choose(partitions, standard) {
     const chosen = partitions.filter((name) => (this.chosen ?? standard).includes(name));
     const boxes = partitions.map((name) => {
-      const box = element("input", { type: "checkbox", checked: chosen.includes(name), value: name });
+      const box = element("input", {
+        type: "checkbox",
+        checked: chosen.includes(name),
+        value: name,
+      });
       box.addEventListener("change", () => {
         const now = new Set(chosen);
         if (box.checked) now.add(name);
@@ -44,7 +54,9 @@ export class CurveControls {
       });
       return element("label", { class: "chip" }, box, partitionLabel(name));
     });
-    const focused = this.chips.contains(document.activeElement) ? document.activeElement.value : null;
+    const focused = this.chips.contains(document.activeElement)
+      ? document.activeElement.value
+      : null;
     this.chips.replaceChildren(this.chips.firstChild, ...boxes);
     if (focused) this.chips.querySelector(`[value="${CSS.escape(focused)}"]`)?.focus();
     this.chips.hidden = partitions.length < 2;
@@ -76,14 +88,23 @@ export function legendOf(view, partitions, chosen, ink) {
   }
   return [
     ...view.runs.map(({ name, label }) => ({ label, color: view.colorOf(name) })),
-    ...(chosen.length < 2 ? [] : chosen.map((name) => ({
-      label: partitionLabel(name), color: ink, dash: styled(name).dash }))),
+    ...(chosen.length < 2
+      ? []
+      : chosen.map((name) => ({
+          label: partitionLabel(name),
+          color: ink,
+          dash: styled(name).dash,
+        }))),
   ];
 }
 
 // [["run", ...]] rows of a table from curves at the steps of any of them.
 export function rowsOf(run, named) {
-  const steps = [...new Set(named.flatMap(([, curve]) => curve?.steps ?? []))].sort((a, b) => a - b);
-  const lookups = named.map(([, curve]) => new Map(curve?.steps.map((step, i) => [step, curve.values[i]])));
+  const steps = [...new Set(named.flatMap(([, curve]) => curve?.steps ?? []))].sort(
+    (a, b) => a - b,
+  );
+  const lookups = named.map(
+    ([, curve]) => new Map(curve?.steps.map((step, i) => [step, curve.values[i]])),
+  );
   return steps.map((step) => [run, step, ...lookups.map((values) => values.get(step) ?? NaN)]);
 }

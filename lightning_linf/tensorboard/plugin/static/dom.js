@@ -5,7 +5,8 @@ export function element(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") node.addEventListener(name, value);
     else if (value === true) node.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
+    else if (value !== false && value !== null && value !== undefined)
+      node.setAttribute(name, value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
@@ -19,7 +20,8 @@ export function field(label, control) {
 export function fillSelect(select, options, chosen) {
   select.replaceChildren(
     ...options.map(([value, text]) =>
-      element("option", { value, selected: value === chosen }, text)),
+      element("option", { value, selected: value === chosen }, text),
+    ),
   );
   return select.value;
 }

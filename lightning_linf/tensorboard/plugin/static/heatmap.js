@@ -40,14 +40,19 @@ export function drawNames(context, names, height, width) {
   context.textBaseline = "middle";
   const every = Math.ceil(12 / height);
   names.forEach((name, row) => {
-    if (row % every === 0) context.fillText(fit(context, name, width - 8), width - 6, (row + 0.5) * height);
+    if (row % every === 0)
+      context.fillText(fit(context, name, width - 8), width - 6, (row + 0.5) * height);
   });
 }
 
 function fit(context, name, width) {
   if (context.measureText(name).width <= width) return name;
   let keep = Math.min(name.length, 60);
-  while (keep > 2 && context.measureText(`${name.slice(0, keep / 3)}…${name.slice(-keep * (2 / 3))}`).width > width) keep--;
+  while (
+    keep > 2 &&
+    context.measureText(`${name.slice(0, keep / 3)}…${name.slice(-keep * (2 / 3))}`).width > width
+  )
+    keep--;
   return `${name.slice(0, keep / 3)}…${name.slice(-keep * (2 / 3))}`;
 }
 
@@ -55,7 +60,11 @@ function fit(context, name, width) {
 export function edges(steps, left, right) {
   if (steps.length === 1) return [left, right];
   const middle = steps.slice(1).map((step, i) => (step + steps[i]) / 2);
-  const all = [steps[0] - (middle[0] - steps[0]), ...middle, steps.at(-1) + (steps.at(-1) - middle.at(-1))];
+  const all = [
+    steps[0] - (middle[0] - steps[0]),
+    ...middle,
+    steps.at(-1) + (steps.at(-1) - middle.at(-1)),
+  ];
   const scale = (right - left) / (all.at(-1) - all[0]);
   return all.map((at) => left + (at - all[0]) * scale);
 }
@@ -79,10 +88,14 @@ export function drawSteps(context, steps, borders, bottom) {
   context.textBaseline = "top";
   const centers = steps.map((_, i) => (borders[i] + borders[i + 1]) / 2);
   const count = Math.max(2, Math.min(steps.length, Math.floor((centers.at(-1) - centers[0]) / 90)));
-  const shown = new Set(Array.from({ length: count }, (_, i) => Math.round((i * (steps.length - 1)) / (count - 1))));
+  const shown = new Set(
+    Array.from({ length: count }, (_, i) => Math.round((i * (steps.length - 1)) / (count - 1))),
+  );
   for (const index of shown) {
-    context.textAlign = index === 0 && steps.length > 1 ? "left" : index === steps.length - 1 ? "right" : "center";
-    const x = index === 0 ? borders[0] : index === steps.length - 1 ? borders.at(-1) : centers[index];
+    context.textAlign =
+      index === 0 && steps.length > 1 ? "left" : index === steps.length - 1 ? "right" : "center";
+    const x =
+      index === 0 ? borders[0] : index === steps.length - 1 ? borders.at(-1) : centers[index];
     context.fillText(formatStep(steps[index]), x, bottom + 5);
   }
   context.textAlign = "center";

@@ -10,7 +10,8 @@ export function onReload(reload) {
   port1.onmessage = ({ data }) => {
     const { type, id, isReply } = JSON.parse(data);
     if (type === RELOADED) reload();
-    if (!isReply) port1.postMessage(JSON.stringify({ type, id, payload: null, error: null, isReply: true }));
+    if (!isReply)
+      port1.postMessage(JSON.stringify({ type, id, payload: null, error: null, isReply: true }));
   };
   window.parent.postMessage(HELLO, window.location.origin, [port2]);
 }

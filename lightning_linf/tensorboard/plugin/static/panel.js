@@ -21,20 +21,30 @@ export class Panel {
     this.footnote = element("p", { class: "footnote" });
     this.table = element("div", { class: "table", hidden: true });
     this.tableButton = element(
-      "button", { type: "button", "aria-pressed": "false", click: () => this.toggleTable() }, "Table");
+      "button",
+      { type: "button", "aria-pressed": "false", click: () => this.toggleTable() },
+      "Table",
+    );
     const csv = element("button", { type: "button", click: () => this.saveCsv() }, "CSV");
     const png = element("button", { type: "button", click: () => this.savePng() }, "PNG");
     csv.setAttribute("aria-label", `Download ${title} as CSV`);
     png.setAttribute("aria-label", `Download ${title} as PNG`);
     this.node = element(
-      "section", { class: "panel", id: name, "aria-labelledby": `${name}-title` },
+      "section",
+      { class: "panel", id: name, "aria-labelledby": `${name}-title` },
       element(
-        "header", {},
+        "header",
+        {},
         element("h2", { id: `${name}-title` }, title),
         element("div", { class: "tools" }, this.tableButton, csv, png),
       ),
       element("p", { class: "about" }, about),
-      this.lead, this.controls, this.legend, this.body, this.table, this.footnote,
+      this.lead,
+      this.controls,
+      this.legend,
+      this.body,
+      this.table,
+      this.footnote,
     );
   }
 
@@ -93,19 +103,42 @@ export class Panel {
     const shown = (value) => (typeof value === "number" ? format(value) : value);
     this.table.replaceChildren(
       element(
-        "div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${this.title}: table` },
+        "div",
+        { class: "scroll", tabindex: "0", role: "region", "aria-label": `${this.title}: table` },
         element(
-          "table", {},
-          element("thead", {}, element("tr", {}, ...columns.map(
-            (name) => element("th", { scope: "col" }, name)))),
-          element("tbody", {}, ...rows.slice(0, MAX_ROWS).map((row) =>
-            element("tr", {}, ...row.map((value, index) =>
-              element(index ? "td" : "th", index ? {} : { scope: "row" },
-                columns[index] === "step" ? formatStep(value) : shown(value)))))),
+          "table",
+          {},
+          element(
+            "thead",
+            {},
+            element("tr", {}, ...columns.map((name) => element("th", { scope: "col" }, name))),
+          ),
+          element(
+            "tbody",
+            {},
+            ...rows
+              .slice(0, MAX_ROWS)
+              .map((row) =>
+                element(
+                  "tr",
+                  {},
+                  ...row.map((value, index) =>
+                    element(
+                      index ? "td" : "th",
+                      index ? {} : { scope: "row" },
+                      columns[index] === "step" ? formatStep(value) : shown(value),
+                    ),
+                  ),
+                ),
+              ),
+          ),
         ),
       ),
-      element("p", { class: "footnote", hidden: rows.length <= MAX_ROWS },
-        `${formatStep(MAX_ROWS)} of ${formatStep(rows.length)} rows; the CSV file has all.`),
+      element(
+        "p",
+        { class: "footnote", hidden: rows.length <= MAX_ROWS },
+        `${formatStep(MAX_ROWS)} of ${formatStep(rows.length)} rows; the CSV file has all.`,
+      ),
     );
   }
 
@@ -128,6 +161,8 @@ function legendItem({ label, color, dash = [] }) {
 
 export function thinned(curves, what = "measured steps") {
   const [kept, all] = curves.reduce(
-    ([most, total], { steps, num_steps: n }) => (n > total ? [steps.length, n] : [most, total]), [0, 0]);
+    ([most, total], { steps, num_steps: n }) => (n > total ? [steps.length, n] : [most, total]),
+    [0, 0],
+  );
   return kept < all ? `${formatStep(kept)} of ${formatStep(all)} ${what} are shown. ` : "";
 }

@@ -13,18 +13,27 @@ export class Picker {
     this.shown = new Set();
     this.known = new Set();
     this.search = element("input", {
-      type: "search", placeholder: "Search runs", "aria-label": "Search runs", input: () => this.draw() });
+      type: "search",
+      placeholder: "Search runs",
+      "aria-label": "Search runs",
+      input: () => this.draw(),
+    });
     this.list = element("ul", { class: "runs" });
     this.count = element("p", { class: "count", "aria-live": "polite" });
     const button = (text, is) =>
       element("button", { type: "button", click: () => this.setAll(is) }, text);
     this.node = element(
-      "nav", { class: "picker", "aria-label": "Runs" },
-      element("details", { open: true },
+      "nav",
+      { class: "picker", "aria-label": "Runs" },
+      element(
+        "details",
+        { open: true },
         element("summary", {}, "Runs"),
         this.search,
         element("div", { class: "tools" }, button("All", true), button("None", false)),
-        this.list, this.count),
+        this.list,
+        this.count,
+      ),
     );
   }
 
@@ -73,15 +82,23 @@ export class Picker {
   }
 
   draw() {
-    this.list.replaceChildren(...this.found().map(({ name, label }) => {
-      const box = element("input", {
-        type: "checkbox", checked: this.shown.has(name),
-        change: (event) => this.toggle(name, event.target.checked) });
-      box.style.accentColor = this.colorOf(name);
-      const mark = element("i", { "aria-hidden": "true" });
-      mark.style.background = this.colorOf(name);
-      return element("li", {}, element("label", { title: name }, box, mark, element("span", {}, label)));
-    }));
+    this.list.replaceChildren(
+      ...this.found().map(({ name, label }) => {
+        const box = element("input", {
+          type: "checkbox",
+          checked: this.shown.has(name),
+          change: (event) => this.toggle(name, event.target.checked),
+        });
+        box.style.accentColor = this.colorOf(name);
+        const mark = element("i", { "aria-hidden": "true" });
+        mark.style.background = this.colorOf(name);
+        return element(
+          "li",
+          {},
+          element("label", { title: name }, box, mark, element("span", {}, label)),
+        );
+      }),
+    );
     this.count.textContent = this.summary();
   }
 }

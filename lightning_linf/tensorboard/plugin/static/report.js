@@ -16,8 +16,12 @@ async function start() {
 
 // For a program that loads the page: each panel as an image.
 function leavePictures(panels) {
-  const pictures = panels.filter(({ drawn }) => drawn?.canvases.length > 0).map(({ name, title, drawn }) =>
-    [name, toImage(title, drawn.legend, drawn.canvases).toDataURL("image/png")]);
+  const pictures = panels
+    .filter(({ drawn }) => drawn?.canvases.length > 0)
+    .map(({ name, title, drawn }) => [
+      name,
+      toImage(title, drawn.legend, drawn.canvases).toDataURL("image/png"),
+    ]);
   const script = element("script", { type: "application/json", id: "png" });
   script.textContent = JSON.stringify(Object.fromEntries(pictures));
   document.body.append(script);

@@ -50,8 +50,12 @@ async function read(url) {
 }
 
 export function toCurves({ curves }) {
-  return new Map(Object.entries(curves).map(
-    ([tag, curve]) => [tag, { ...curve, values: curve.values.map(fromJson) }]));
+  return new Map(
+    Object.entries(curves).map(([tag, curve]) => [
+      tag,
+      { ...curve, values: curve.values.map(fromJson) },
+    ]),
+  );
 }
 
 export function toMatrix(data) {

@@ -10,9 +10,10 @@ import { Panel, thinned } from "./panel.js";
 export class Verdict extends Panel {
   constructor() {
     super(
-      "verdict", "Verdict: which optimizer the landscape favours",
+      "verdict",
+      "Verdict: which optimizer the landscape favours",
       "How many times the loss decrease of SGD's geometry one step of each geometry promises. " +
-      "Above 1, the thin line, it is ahead of SGD. Areas and bars lie between the two certain ends.",
+        "Above 1, the thin line, it is ahead of SGD. Areas and bars lie between the two certain ends.",
     );
     this.curveControls = new CurveControls(() => this.redraw(), { log: true });
     this.controls.append(...this.curveControls.nodes);
@@ -28,17 +29,24 @@ export class Verdict extends Panel {
       return this.nothing("No run shown here has a verdict. LinfSmoothnessMonitor measures it.");
     }
     const curves = view.runs.flatMap((run, index) =>
-      chosen.flatMap((name) => this.bracket(view, run, all[index], partitions, chosen, name)));
+      chosen.flatMap((name) => this.bracket(view, run, all[index], partitions, chosen, name)),
+    );
     this.lead.replaceChildren(summary(view, partitions, all));
     const plot = drawChart(this.body, {
-      curves, log: this.curveControls.log, reference: 1,
-      label: "Advantage over SGD's geometry by step", unit: "× SGD's promised decrease",
+      curves,
+      log: this.curveControls.log,
+      reference: 1,
+      label: "Advantage over SGD's geometry by step",
+      unit: "× SGD's promised decrease",
     });
     return {
       table: this.rows(view, chosen, all),
       legend: legendOf(view, partitions, chosen, cssColor("--text")),
       canvases: [plot.ctx.canvas],
-      note: thinned(all.map((scalars) => scalars.get(tagOf("advantage_lower", "coordinate")) ?? none), "points read"),
+      note: thinned(
+        all.map((scalars) => scalars.get(tagOf("advantage_lower", "coordinate")) ?? none),
+        "points read",
+      ),
     };
   }
 
@@ -46,19 +54,28 @@ export class Verdict extends Panel {
     const [lower, upper] = ends(scalars, name);
     if (!lower || !upper) return [];
     const line = (curve) => this.curveControls.line(curve, 1);
-    return [{
-      label: labelOf(view, run, chosen, name),
-      ...styleOf(view, run, partitions, name),
-      lines: [line(lower), line(upper)],
-      fills: [[1, 0, 0.22]],
-    }];
+    return [
+      {
+        label: labelOf(view, run, chosen, name),
+        ...styleOf(view, run, partitions, name),
+        lines: [line(lower), line(upper)],
+        fills: [[1, 0, 0.22]],
+      },
+    ];
   }
 
   rows(view, chosen, all) {
     const columns = chosen.flatMap((name) => [`${name} lower`, `${name} upper`, `${name} along g`]);
-    const rows = view.runs.flatMap((run, index) => rowsOf(run.name, chosen.flatMap((name) =>
-      [...ends(all[index], name), all[index].get(tagOf("step_advantage", name))]
-        .map((curve) => [name, curve]))));
+    const rows = view.runs.flatMap((run, index) =>
+      rowsOf(
+        run.name,
+        chosen.flatMap((name) =>
+          [...ends(all[index], name), all[index].get(tagOf("step_advantage", name))].map(
+            (curve) => [name, curve],
+          ),
+        ),
+      ),
+    );
     return { columns: ["run", "step", ...columns], rows };
   }
 }
@@ -93,22 +110,42 @@ function summary(view, partitions, all) {
     const at = Math.log(value / low) / Math.log(high / low);
     return 100 * Math.min(1, at);
   };
-  return element("div", { class: "verdicts" }, ...view.runs.map((run, index) => {
-    const adam = last(all[index], "coordinate");
-    if (!adam) return null;
-    const [words, kind] = sentence(adam);
-    const mark = element("i", { "aria-hidden": "true" });
-    mark.style.background = view.colorOf(run.name);
-    return element(
-      "article", { class: "verdict" },
-      element("h3", {}, mark, element("span", { title: run.name }, run.label)),
-      element("p", { class: `answer ${kind}` }, words),
-      element("p", { class: "figure" }, element("b", {}, formatRange(adam.lower, adam.upper)), " × SGD"),
-      element("p", { class: "muted" }, `at step ${formatStep(adam.step)}`),
-      element("dl", { class: "brackets" }, ...partitions.flatMap((name, number) =>
-        bracketRow(name, found[index][number], place, styleOf(view, run, partitions, name).color))),
-    );
-  }));
+  return element(
+    "div",
+    { class: "verdicts" },
+    ...view.runs.map((run, index) => {
+      const adam = last(all[index], "coordinate");
+      if (!adam) return null;
+      const [words, kind] = sentence(adam);
+      const mark = element("i", { "aria-hidden": "true" });
+      mark.style.background = view.colorOf(run.name);
+      return element(
+        "article",
+        { class: "verdict" },
+        element("h3", {}, mark, element("span", { title: run.name }, run.label)),
+        element("p", { class: `answer ${kind}` }, words),
+        element(
+          "p",
+          { class: "figure" },
+          element("b", {}, formatRange(adam.lower, adam.upper)),
+          " × SGD",
+        ),
+        element("p", { class: "muted" }, `at step ${formatStep(adam.step)}`),
+        element(
+          "dl",
+          { class: "brackets" },
+          ...partitions.flatMap((name, number) =>
+            bracketRow(
+              name,
+              found[index][number],
+              place,
+              styleOf(view, run, partitions, name).color,
+            ),
+          ),
+        ),
+      );
+    }),
+  );
 }
 
 function bracketRow(name, end, place, color) {
@@ -122,7 +159,11 @@ function bracketRow(name, end, place, color) {
   one.style.left = `${place(1)}%`;
   return [
     element("dt", { title: partitionLabel(name) }, name === "coordinate" ? "Adam" : name),
-    element("dd", {}, element("span", { class: "track" }, one, bar),
-      element("span", { class: "range" }, formatRange(end.lower, end.upper))),
+    element(
+      "dd",
+      {},
+      element("span", { class: "track" }, one, bar),
+      element("span", { class: "range" }, formatRange(end.lower, end.upper)),
+    ),
   ];
 }
