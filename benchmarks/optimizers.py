@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/optimizers.py           # 8.4 million parameters, a minute
     python benchmarks/optimizers.py --width 768 --layers 12 --vocabulary 50257   # GPT-2
+    python benchmarks/optimizers.py --device cuda
 
 The tensors have GPT-2's shapes and names; gradients are random and stay. Each round times one step
 of every optimizer in turn, after one that is not timed, so that what else the machine does falls on
@@ -11,10 +12,10 @@ all of them alike. A median is over rounds, a ratio of medians to that of AdamW 
 import argparse
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from stopwatch import place, seconds_of
 from torch import nn
 
 from lightning_linf import Partition, Rotation
@@ -64,7 +65,7 @@ def steps(module: nn.Module, weight_decay: float) -> dict[str, Step]:
             return BlockwiseAdam(named, partition=partition, **options).step
         return BlockwiseAdam(named, partition=name, **options).step
 
-    flat = torch.empty(sum(p.numel() for p in params))
+    flat = torch.empty(sum(p.numel() for p in params), device=params[0].device)
     copy = torch.empty_like(flat)
     found: dict[str, Step] = {
         "AdamW, fused": torch.optim.AdamW(params, fused=True, **options).step,
@@ -112,10 +113,11 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=19_456)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--weight-decay", type=float, nargs="+", default=[0.0, 0.1])
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     choices = parser.parse_args()
     for weight_decay in choices.weight_decay:
         torch.manual_seed(0)
-        module = Transformer(choices.width, choices.layers, choices.vocabulary)
+        module = Transformer(choices.width, choices.layers, choices.vocabulary).to(choices.device)
         for p in module.parameters():
             p.grad = 1e-3 * torch.randn_like(p)
         named_steps = steps(module, weight_decay)
@@ -123,14 +125,12 @@ def main() -> None:
         for _ in range(choices.rounds):
             for name, step in named_steps.items():
                 step()
-                begin = time.perf_counter()
-                step()
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(seconds_of(step, choices.device))
         num_params = sum(p.numel() for p in module.parameters())
         fused = statistics.median(seconds["AdamW, fused"])
         print(
             f"{num_params:,} parameters in {len(list(module.parameters()))} tensors, weight decay "
-            f"{weight_decay}, {torch.get_num_threads()} threads"
+            f"{weight_decay}, {place(choices.device)}"
         )
         print("optimizer                     ms, median      least   over AdamW (fused)")
         for name, each in seconds.items():

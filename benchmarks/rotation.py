@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/rotation.py               # half a minute, 2 GiB
     OMP_NUM_THREADS=2 python benchmarks/rotation.py --sizes 1e6 1e7
+    python benchmarks/rotation.py --device cuda
 
 Copies and rotations take turns, so that what else the machine does slows both; but threads that
 wait for a busy core slow the rotation far more. Unless asked for others, the numbers of coordinates
@@ -10,10 +11,10 @@ are 1e6, 1e7, and 124,439,808, that of GPT-2.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from stopwatch import place, seconds_of
 
 from lightning_linf.functional.rotation import rotate, rotation_windows
 
@@ -26,12 +27,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, metavar="D")
     parser.add_argument("--rounds", type=int, default=7, help="medians are over as many")
     parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     choices = parser.parse_args()
-    threads = torch.get_num_threads()
-    print(f"{threads} thread{'s' * (threads > 1)}, float32, strength {choices.strength}")
+    print(f"{place(choices.device)}, float32, strength {choices.strength}")
     print("          d   copy, ms   rotation, ms   copies   windows   copies for one window")
     for dim in map(int, choices.sizes):
-        x = torch.randn(dim)
+        x = torch.randn(dim, device=choices.device)
         y = torch.empty_like(x)
         actions: dict[str, Callable[[], object]] = {
             "copy": lambda x=x, y=y: y.copy_(x),
@@ -40,9 +41,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in actions}
         for _ in range(choices.rounds + 1):  # the first one warms up
             for name, action in actions.items():
-                begin = time.perf_counter()
-                action()
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(seconds_of(action, choices.device))
         copy, rotation = (statistics.median(seconds[name][1:]) for name in ("copy", "rotation"))
         windows = rotation_windows(dim)
         share = sum(2 * window.half for window in windows) / dim  # of the vector, in all windows

@@ -1,11 +1,14 @@
-"""The few private names of Lightning that right numbers need, each with its reason."""
+"""What right numbers need to know of a trainer; private names of Lightning with their reasons."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
 from torch.optim import Optimizer
 
 
@@ -23,17 +26,29 @@ def is_dev_run(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
+def loss_scale(trainer: Trainer) -> float | None:
+    """Factor on the loss, and so on gradients while microbatches add up; None without a scaler."""
+    plugin = trainer.precision_plugin
+    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+    return None if scaler is None else float(scaler.get_scale())
+
+
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     """Factor on the gradients in ``on_before_optimizer_step``.
 
     Lightning unscales float16 gradients before that hook, except for optimizers that unscale inside
     ``step`` (fused ones), which carry this flag of torch's.
     """
-    plugin = trainer.precision_plugin
-    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
-    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return 1.0
-    return float(scaler.get_scale())
+    scale = loss_scale(trainer)
+    is_scaled = scale is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+    return scale if scale is not None and is_scaled else 1.0
+
+
+def sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
+    """Give what adds up a tensor over all ranks, in place; None if there is one."""
+    if trainer.world_size == 1:
+        return None
+    return partial(trainer.strategy.reduce, reduce_op="sum")
 
 
 def shown_hyperparameters(logger: TensorBoardLogger) -> dict[str, Any]:

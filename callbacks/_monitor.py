@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -39,10 +39,12 @@ class GeometryMonitor(Callback):
 
     Raises:
         ValueError: If an argument has a wrong value.
-        MisconfigurationException: In ``setup``, for strategies that shard parameters.
+        MisconfigurationException: In ``setup``, for FSDPStrategy and DeepSpeed.
     """
 
     record_tag: str  # of the per-tensor record
+    max_history = 1000
+    """How many of the latest measurements ``history`` keeps, also in checkpoints."""
 
     def __init__(self, every_n_steps: int, on_error: OnError) -> None:
         name = type(self).__name__
@@ -57,16 +59,18 @@ class GeometryMonitor(Callback):
         self._num_failures = 0
         self._asked_step = -1  # the last step at which should_measure was asked
         self._due_step: int | None = None  # the last step at which a measurement was due
+        self._is_postponed = False  # it could not be measured, so the next one is due
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
             raise MisconfigurationException(
-                f"{type(self).__name__}: expected whole parameters on every rank (one device or "
-                f"DDP), got {type(trainer.strategy).__name__}, which shards them. Use "
-                "Trainer(strategy='ddp') or remove the callback."
+                f"{type(self).__name__}: expected whole parameters, or those that fully_shard "
+                f"makes, got {type(trainer.strategy).__name__}, whose flat pieces do not tell "
+                "where they belong. Use Trainer(strategy='ddp'), or ModelParallelStrategy with "
+                "fully_shard in configure_model, or remove the callback."
             )
         twins = [c for c in trainer.callbacks if type(c) is type(self)]  # type: ignore[attr-defined]
         if len(twins) > 1:
@@ -94,7 +98,7 @@ class GeometryMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._asked_step, self._due_step = -1, None
+        self._asked_step, self._due_step, self._is_postponed = -1, None, False
 
     @override
     def on_train_batch_start(
@@ -120,13 +124,17 @@ class GeometryMonitor(Callback):
         return intervals > (self._due_step + 1) // self.every_n_steps
 
     def _is_due(self, trainer: Trainer) -> bool:
-        """Ask ``should_measure`` once a step."""
+        """Whether to measure this step; asks ``should_measure`` once in it."""
         step = logged_step(trainer)
         if step != self._asked_step:
             self._asked_step = step
-            if self.should_measure(trainer):
-                self._due_step = step
+            if self.should_measure(trainer) or self._is_postponed:
+                self._due_step, self._is_postponed = step, False
         return step == self._due_step
+
+    def _postpone(self) -> None:
+        """Measure at the next step instead."""
+        self._is_postponed = True
 
     def record(
         self,
@@ -160,6 +168,7 @@ class GeometryMonitor(Callback):
         self.history.append(
             {"step": step, **entry, "tensor_names": tensor_names, "per_tensor": columns}
         )
+        del self.history[: -self.max_history]
         tagged = {tag + suffix: value for tag, value in scalars.items()}
         trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in tagged.items()})
         for logger in trainer.loggers:

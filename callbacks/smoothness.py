@@ -1,24 +1,26 @@
 """Log which geometry the loss has: its smoothness along l-infinity, l2 and between."""
 
-import time
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import tags
+from lightning_linf.callbacks._budget import TimeBudget
+from lightning_linf.callbacks._kept_batch import KeptBatch
+from lightning_linf.callbacks._lightning import loss_scale
 from lightning_linf.callbacks._monitor import GeometryMonitor, OnError, optimized_parameters
 from lightning_linf.callbacks._progress import probe_progress
+from lightning_linf.callbacks._scalars import scalars_of
+from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
-from lightning_linf.functional.random import derive_seed
+from lightning_linf.functional.shards import whole_tensor
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import PartitionName
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
@@ -26,32 +28,6 @@ from lightning_linf.probe.brackets import OPERATOR_HVPS
 from lightning_linf.probe.geometry import choose_partitions, measure_noise
 from lightning_linf.probe.landscape import Mode
 from lightning_linf.report import GeometryReport
-
-
-class _KeptBatch:
-    """A batch as it was before ``training_step``, which may take entries out of its containers."""
-
-    def __init__(self, batch: Any, batch_idx: int) -> None:
-        self.batch_idx = batch_idx
-        self._tensors: list[Tensor] = []
-        self._batch = apply_to_collection(batch, Tensor, self._keep)
-        self._versions = self._present_versions()
-
-    def batch(self) -> Any:
-        """Give it, if its tensors are unchanged."""
-        if self._present_versions() != self._versions:
-            raise ProbeError(
-                "probe: expected a batch as training_step got it, but its tensors were changed in "
-                "place. Work on copies in training_step."
-            )
-        return self._batch
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        self._tensors.append(tensor)
-        return tensor
-
-    def _present_versions(self) -> list[int]:
-        return [t._version for t in self._tensors if not t.is_inference()]
 
 
 class LinfSmoothnessMonitor(GeometryMonitor):
@@ -64,7 +40,13 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     not changed in any bit. Cost: about 1 + 2 gradients a product times ``num_batches``, with
     ``num_probes`` + 32 products for each partition but "global", and some ten for that.
     Under DDP every rank probes its own batches and each product is averaged over ranks: one
-    reduction of d numbers per product.
+    reduction of d numbers per product. Of parameters sharded by ``fully_shard``
+    (ModelParallelStrategy) the products are central differences of gradients, exact to about 3e-4
+    in float32; ``hvp_relative_error`` says how much, and a rank needs memory for a handful of whole
+    vectors (:class:`~lightning_linf.probe.sharded.ShardedLandscape`).
+    A step that the gradient scaler skips is passed over, and the next one is measured in its place.
+    A probe that runs out of memory is repeated with its batches in parts; one that SIGTERM
+    interrupts is given up.
 
     Logged under ``geometry/``, smoothness in loss per parameter squared and over d, so that all
     compare: ``one_one_norm_per_param`` and ``lambda_max``; ``smoothness_ratio``, the second over
@@ -76,8 +58,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     gradient's own step; for those between also ``smoothness_upper/...`` and ``r_squared/...``. Of
     each partition ``secant/...``, the smoothness along training's own last step, and with several
     batches (or ranks), and no :class:`GradientNoiseMonitor` beside it, ``noise/...``,
-    ``noise_trace`` and ``noise_scale``. Then ``probe_loss``, ``probe_hvps``, ``probe_seconds``, and
-    one record of each parameter tensor. ``history`` holds everything in memory and in checkpoints:
+    ``noise_trace`` and ``noise_scale``. Then ``probe_loss``, ``probe_hvps``, ``probe_seconds``,
+    ``probe_overhead`` (time of all probes over that of training), and one record of each parameter
+    tensor. ``history`` holds everything in memory and in checkpoints:
     one dict per measurement with ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
     ``last_report`` is the latest :class:`~lightning_linf.GeometryReport`.
 
@@ -100,7 +83,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
 
     Raises:
         ValueError: If an argument has a wrong value.
-        MisconfigurationException: In ``setup``, for strategies that shard parameters.
+        MisconfigurationException: In ``setup``, for FSDPStrategy and DeepSpeed.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -153,13 +136,12 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self.max_overhead = max_overhead
         self.mode: Mode = mode
         self.seed = seed
-        self._batches: deque[_KeptBatch] = deque(maxlen=num_batches)
+        self._batches: deque[KeptBatch] = deque(maxlen=num_batches)
         self._before: dict[int, Tensor] = {}  # parameters before a step to be measured, by id
+        self._scale_before: float | None = None  # of the loss in that step
         self._last_global_step = 0
-        self._probe_seconds = 0.0  # of all probes, and of the last one
-        self._last_probe_seconds = 0.0
-        self._train_seconds = 0.0  # of training without probes, up to _clock
-        self._clock = 0.0
+        self._budget = TimeBudget(max_overhead)
+        self._landscape = TrainingLandscape(mode, seed)
 
     @property
     @override
@@ -170,14 +152,14 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._last_global_step = trainer.global_step
-        self._clock = time.perf_counter()
+        self._budget.start_training(pl_module.device)
 
     @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._batches.append(_KeptBatch(batch, batch_idx))
+        self._batches.append(KeptBatch(batch, batch_idx))
 
     @override
     def on_before_optimizer_step(
@@ -187,6 +169,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             self._before = {
                 id(p): p.detach().clone() for p in optimized_parameters(*trainer.optimizers)
             }
+            self._scale_before = loss_scale(trainer)
 
     def make_partitions(
         self, pl_module: LightningModule, parameters: Sequence[nn.Parameter]
@@ -219,14 +202,10 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             return
         self._last_global_step = trainer.global_step
         if self._is_due(trainer):
-            now = time.perf_counter()
-            self._train_seconds += now - self._clock
-            if self._is_affordable(trainer):
-                with self._errors_handled(trainer, "measure"):
-                    self._measure(trainer, pl_module)
-                self._last_probe_seconds = time.perf_counter() - now
-                self._probe_seconds += self._last_probe_seconds
-            self._clock = time.perf_counter()
+            if self._is_skipped(trainer):
+                self._postpone()
+            else:
+                self._measure_in_time(trainer, pl_module)
         self._before = {}
 
     @override
@@ -244,48 +223,56 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self._batches.clear()
         self._before = {}
 
-    def _is_affordable(self, trainer: Trainer) -> bool:
-        if self.max_overhead is None:
-            return True
-        expected = self._probe_seconds + self._last_probe_seconds
-        affordable = expected <= self.max_overhead * self._train_seconds
+    def _is_skipped(self, trainer: Trainer) -> bool:
+        """Whether the scaler has left out the step because of overflowing gradients."""
+        scale = loss_scale(trainer)
+        return scale is not None and self._scale_before is not None and scale < self._scale_before
+
+    def _measure_in_time(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._budget.stop_training(pl_module.device)
         # Clocks differ between ranks, and one must not wait for the others in a collective.
-        return bool(trainer.strategy.broadcast(affordable or self._probe_seconds == 0.0))
+        if trainer.strategy.broadcast(self._budget.is_affordable()):
+            with self._errors_handled(trainer, "measure"):
+                self._measure(trainer, pl_module)
+            self._budget.stop_probe(pl_module.device)
+        self._budget.start_training(pl_module.device)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        reduce = (
-            partial(trainer.strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else None
-        )
         parameters = optimized_parameters(*trainer.optimizers)
         partitions = choose_partitions(
             pl_module, self.make_partitions(pl_module, parameters), parameters
         )
+        several = trainer.world_size * len(self._batches) > 1
+        noise_is_logged = any(
+            isinstance(callback, GradientNoiseMonitor)
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        )
         most_hvps = (self.num_probes + OPERATOR_HVPS) * len(partitions)
-        with (
-            probe_progress(trainer, "Probing", most_hvps) as advance,
-            Landscape(
-                pl_module,
-                [kept.batch() for kept in self._batches],
-                batch_indices=[kept.batch_idx for kept in self._batches],
-                parameters=parameters,
-                mode=self.mode,
-                seed=derive_seed("masks", self.seed),
-                reduce=reduce,
-            ) as landscape,
-        ):
-            several = trainer.world_size * len(self._batches) > 1
-            noise_is_logged = any(
-                isinstance(callback, GradientNoiseMonitor)
-                for callback in trainer.callbacks  # type: ignore[attr-defined]
-            )
-            report = measure_landscape(
-                landscape,
-                partitions,
-                num_probes=self.num_probes,
-                noise=measure_noise(landscape) if several and not noise_is_logged else None,
-                last_step=self._last_step(landscape),
-                seed=self.seed,
-                on_hvps=advance,
+
+        def probe(landscape: Landscape) -> GeometryReport:
+            with probe_progress(trainer, "Probing", most_hvps) as advance, landscape:
+
+                def on_hvps(count: int) -> None:
+                    if trainer.received_sigterm:
+                        raise ProbeError("given up, because SIGTERM asks the training to end.")
+                    advance(count)
+
+                return measure_landscape(
+                    landscape,
+                    partitions,
+                    num_probes=self.num_probes,
+                    noise=measure_noise(landscape) if several and not noise_is_logged else None,
+                    last_step=self._last_step(landscape),
+                    seed=self.seed,
+                    on_hvps=on_hvps,
+                )
+
+        report = self._landscape.visit(trainer, pl_module, self._batches, parameters, probe)
+        if self._landscape.num_parts > 1:
+            self._warn_once(
+                f"parts {self._landscape.num_parts}",
+                "a probe ran out of memory, so from now on it takes its batches in "
+                f"{self._landscape.num_parts} parts. The numbers are the same.",
             )
         self.last_report = report
         rows = report.per_tensor.values()
@@ -294,7 +281,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             for name in ("one_one_norm_share", "signal_to_noise")
             if all(name in row for row in rows)
         }
-        self.record(trainer, _scalars(report), columns, list(report.per_tensor))
+        seconds = self._budget.seconds_of_probe(pl_module.device)
+        cost = {tags.PROBE_SECONDS: seconds, tags.PROBE_OVERHEAD: self._budget.overhead(seconds)}
+        self.record(trainer, {**scalars_of(report), **cost}, columns, list(report.per_tensor))
 
     def _last_step(self, landscape: Landscape) -> Tensor | None:
         """What the optimizer has just added to the parameters. Shape: (d,)."""
@@ -302,54 +291,18 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         if not all(id(p) in self._before for p in vector.originals):
             return None  # a parameter group that the step itself has added
         moves = [
-            p.detach().to(vector.dtype) - self._before[id(p)].to(vector.dtype)
+            whole_tensor(p.detach().to(vector.dtype) - self._before[id(p)].to(vector.dtype))
             for p in vector.originals
         ]
         return vector.flatten(moves)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        seconds = {"probe": self._probe_seconds, "train": self._train_seconds}
+        seconds = {"probe": self._budget.probe_seconds, "train": self._budget.train_seconds}
         return {**super().state_dict(), "seconds": seconds}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._probe_seconds = state_dict["seconds"]["probe"]
-        self._train_seconds = state_dict["seconds"]["train"]
-
-
-def _scalars(report: GeometryReport) -> dict[str, float]:
-    """What is logged of a report: by tag, without what follows from another tag."""
-    d = report.num_params
-    scalars = {
-        tags.ONE_ONE_NORM_PER_PARAM: report.one_one_norm_per_param,
-        tags.LAMBDA_MAX: report.lambda_max,
-        tags.SMOOTHNESS_RATIO: report.ratio,
-        tags.ONE_ONE_NORM_ERROR: report.one_one_norm_relative_error,
-        tags.LAMBDA_MAX_ERROR: report.lambda_max_relative_error,
-        tags.PROBE_LOSS: report.loss,
-        tags.PROBE_HVPS: float(report.num_hvps),
-        tags.PROBE_SECONDS: report.seconds,
-    }
-    for name, block in report.smoothness.items():
-        of = partial(tags.of_partition, partition=name)
-        if report.secant is not None:
-            scalars[of(tags.SECANT)] = report.secant[name] / d
-        if report.noise is not None:
-            scalars[of(tags.NOISE)] = report.noise.block_noise[name] / d
-        if name == "global":
-            continue
-        scalars[of(tags.OPERATOR_NORM_LOWER)] = block.lower / d
-        scalars[of(tags.OPERATOR_NORM_UPPER)] = block.operator_upper / d
-        scalars[of(tags.ADVANTAGE_LOWER)] = report.advantage[name].lower
-        scalars[of(tags.ADVANTAGE_UPPER)] = report.advantage[name].upper
-        scalars[of(tags.STEP_ADVANTAGE)] = report.step_advantage[name]
-        if name != "coordinate":
-            scalars[of(tags.SMOOTHNESS_UPPER)] = block.upper / d
-            scalars[of(tags.R_SQUARED)] = report.r_squared[name]
-    if report.noise is not None:
-        scalars[tags.NOISE_TRACE] = report.noise.trace
-        scalars[tags.NOISE_SCALE] = report.noise.noise_scale
-        scalars[tags.NOISE_TRACE_ERROR] = report.noise.trace_relative_error
-    return scalars
+        self._budget.probe_seconds = state_dict["seconds"]["probe"]
+        self._budget.train_seconds = state_dict["seconds"]["train"]

@@ -34,6 +34,8 @@ R_SQUARED = PREFIX + "r_squared"  # of log|g| between blocks, no unit
 PROBE_LOSS = PREFIX + "probe_loss"
 PROBE_HVPS = PREFIX + "probe_hvps"
 PROBE_SECONDS = PREFIX + "probe_seconds"
+PROBE_OVERHEAD = PREFIX + "probe_overhead"  # seconds of all probes over those of training
+HVP_ERROR = PREFIX + "hvp_relative_error"  # of central differences
 
 
 def of_partition(tag: str, partition: str) -> str:

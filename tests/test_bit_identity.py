@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
+from lightning_linf.callbacks import (
+    GradientHeterogeneityMonitor,
+    GradientNoiseMonitor,
+    LinfSmoothnessMonitor,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
@@ -284,3 +289,37 @@ def test_a_failing_probe_leaves_no_trace_either(tmp_path):
         with_monitors = trace(*train(tmp_path, [callback], make=Failing))
     assert_same(trace(*train(tmp_path, [], make=Failing)), with_monitors)
     assert callback.history == []
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_weight_averaging_beside_the_monitors_is_bit_identical(tmp_path, is_first):
+    def run(callbacks):
+        average = EMAWeightAveraging(decay=0.9, update_every_n_steps=2)
+        order = [average, *callbacks] if is_first else [*callbacks, average]
+        kept = {}
+
+        class Keep(lightning.Callback):
+            def on_train_end(self, trainer, module):
+                kept.update({k: v.clone() for k, v in average._average_model.state_dict().items()})
+
+        return trace(*train(tmp_path, [Keep(), *order])), kept
+
+    callbacks = monitors()
+    assert_same(run([]), run(callbacks))
+    assert len(callbacks[1].history) == 20
+
+
+@pytest.mark.slow
+def test_compiled_training_is_bit_identical(tmp_path):
+    class Compiled(Everything):
+        def __init__(self):
+            super().__init__()
+            self.body.compile(backend="aot_eager")
+
+    noise = GradientNoiseMonitor(1, on_error="raise")
+    callbacks = [*monitors(), noise]
+    options = {"make": Compiled, "accumulate_grad_batches": 2, "steps": 10}
+    with_monitors = trace(*train(tmp_path, callbacks, **options))
+    torch.compiler.reset()
+    assert_same(trace(*train(tmp_path, [], **options)), with_monitors)
+    assert [len(callback.history) for callback in callbacks] == [10, 10, 10]

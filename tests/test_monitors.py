@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,6 +21,7 @@ from lightning_linf.callbacks import (
     LinfSmoothnessMonitor,
     _monitor,
 )
+from lightning_linf.callbacks import _budget as budget_module
 from lightning_linf.callbacks import smoothness as smoothness_module
 
 pytestmark = pytest.mark.filterwarnings(
@@ -44,6 +45,7 @@ SMOOTHNESS = {
     tags.ONE_ONE_NORM_ERROR,
     tags.LAMBDA_MAX_ERROR,
     tags.PROBE_LOSS,
+    tags.PROBE_OVERHEAD,
     tags.PROBE_HVPS,
     tags.PROBE_SECONDS,
     tags.of_partition(tags.OPERATOR_NORM_LOWER, "coordinate"),
@@ -317,14 +319,14 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 0.0
-        monkeypatch.setattr(smoothness_module.time, "perf_counter", lambda: self.now)
-        measure = LinfSmoothnessMonitor._measure
+        monkeypatch.setattr(budget_module.time, "perf_counter", lambda: self.now)
+        measure = smoothness_module.measure_landscape
 
-        def slow(*args):
-            measure(*args)
+        def slow(*args, **kwargs):
             self.now += 4.0
+            return measure(*args, **kwargs)
 
-        monkeypatch.setattr(LinfSmoothnessMonitor, "_measure", slow)
+        monkeypatch.setattr(smoothness_module, "measure_landscape", slow)
 
 
 def test_max_overhead_stretches_the_interval(tmp_path, monkeypatch):
@@ -339,9 +341,21 @@ def test_max_overhead_stretches_the_interval(tmp_path, monkeypatch):
     # the first probe is free of charge; then 4 k <= 0.2 n before the k-th
     assert [entry["step"] for entry in monitor.history] == [0, 39, 59]
     assert monitor.state_dict()["seconds"] == {"probe": 12.0, "train": 64.0}
+    assert [entry["probe_seconds"] for entry in monitor.history] == [4.0, 4.0, 4.0]
+    assert [entry["probe_overhead"] for entry in monitor.history] == [4.0, 0.2, 0.2]
     unlimited = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
     fit(Timed(), [unlimited], tmp_path, max_steps=3)
     assert len(unlimited.history) == 3
+
+
+def test_the_history_keeps_the_latest_measurements(tmp_path):
+    class Short(GradientHeterogeneityMonitor):
+        max_history = 3
+
+    monitor = Short(1, on_error="raise")
+    fit(Quadratic(), [monitor], tmp_path, max_steps=8)
+    assert [entry["step"] for entry in monitor.history] == [5, 6, 7]
+    assert [entry["step"] for entry in monitor.state_dict()["history"]] == [5, 6, 7]
 
 
 class TwoOptimizers(Quadratic):
@@ -430,12 +444,14 @@ def test_an_interval_that_is_never_reached_is_said(tmp_path):
         fit(Quadratic(), [LinfSmoothnessMonitor()], tmp_path, max_steps=3)
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
 @pytest.mark.parametrize("monitor", [GradientHeterogeneityMonitor, LinfSmoothnessMonitor])
-def test_sharded_strategies_are_refused(strategy, monitor):
+def test_flat_shards_are_refused(strategy, monitor):
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.__class__ = strategy
-    with pytest.raises(MisconfigurationException, match=f"got {strategy.__name__}, which shards"):
+    with pytest.raises(
+        MisconfigurationException, match=f"got {strategy.__name__}, .*ModelParallelStrategy with"
+    ):
         monitor().setup(trainer, Quadratic(), "fit")
 
 

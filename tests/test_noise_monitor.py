@@ -430,12 +430,12 @@ def test_nothing_is_kept_on_other_steps_and_afterwards(tmp_path):
 
     class Looks(Linear):
         def on_after_backward(self):
-            kept.append(monitor._window is not None)
+            kept.append(monitor._microbatches is not None)
 
     monitor = GradientNoiseMonitor(3, on_error="raise")
     fit(Looks(), [monitor], tmp_path, max_steps=4)
     assert kept == [False] * 4 + [True] * 2 + [False] * 2
-    assert monitor._window is None
+    assert monitor._microbatches is None
 
 
 def test_a_failing_training_leaves_nothing_behind(tmp_path):
@@ -448,7 +448,7 @@ def test_a_failing_training_leaves_nothing_behind(tmp_path):
     monitor = GradientNoiseMonitor(1, on_error="raise")
     with pytest.raises(RuntimeError, match="in the middle"):
         fit(Fails(), [monitor], tmp_path)
-    assert monitor._window is None
+    assert monitor._microbatches is None
     fit(Linear(), [monitor], tmp_path)
     assert_entry(monitor.history[0], *microbatches(samples(4)))
 
@@ -474,10 +474,10 @@ def test_manual_optimization_is_refused():
         setup_with({}, module)
 
 
-def test_several_devices_are_refused(monkeypatch):
+def test_several_devices_need_no_accumulation(monkeypatch):
     monkeypatch.setattr(lightning.Trainer, "world_size", 2)
-    with pytest.raises(MisconfigurationException, match="expected one device, got 2"):
-        setup_with({})
+    setup_with({"accumulate_grad_batches": 1})
+    setup_with({})
 
 
 def test_an_iterator_is_refused():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_linf.functional import kronecker, rotate, rotate_squared
-from lightning_linf.functional.matmul_precision import full_matmul_precision
+from lightning_linf.functional.full_precision import full_float32_precision
 from lightning_linf.functional.rotation import rotation_angle, rotation_windows
 from lightning_linf.functional.signs import sign_words
 
@@ -349,9 +349,15 @@ def precision_settings():
     for name, module in [
         ("all", torch.backends), ("cuda", torch.backends.cuda.matmul),
         ("cpu", getattr(torch.backends.mkldnn, "matmul", None)),
+        ("convolutions", getattr(torch.backends.cudnn, "conv", None)),
+        ("recurrent layers", getattr(torch.backends.cudnn, "rnn", None)),
     ]:  # fmt: skip
         found[name] = getattr(module, "fp32_precision", None)
-    for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
+    for read in (
+        torch.get_float32_matmul_precision,
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+        lambda: torch.backends.cudnn.allow_tf32,
+    ):
         try:
             found[len(found)] = read()
         except RuntimeError:
@@ -367,7 +373,11 @@ def test_settings_of_matrix_products_neither_matter_nor_change(kind):
         before = precision_settings()
         assert torch.equal(rotate(x, seed=0, strength=strength), expected)
         assert precision_settings() == before
-        with pytest.raises(KeyError), full_matmul_precision():
+        with full_float32_precision():
+            for module in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+                assert getattr(module, "fp32_precision", "none") in ("none", "ieee")
+        assert precision_settings() == before
+        with pytest.raises(KeyError), full_float32_precision():
             raise KeyError
         assert precision_settings() == before
         if kind == "all backends":  # what followed it, follows it still

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks, dual_block_norm, wide_dtype
+from lightning_linf.functional.blocks import Blocks, wide_dtype
 
 
 class NoiseSums(NamedTuple):
@@ -53,8 +53,20 @@ def noise_init(dim: int, like: Tensor) -> NoiseSums:
     )
 
 
-def noise_update(sums: NoiseSums, gradient: Tensor, weight: float) -> None:
-    """Add, in place, a microbatch: its mean gradient (d,) and how many samples it is a mean of."""
+def noise_update(
+    sums: NoiseSums,
+    gradient: Tensor,
+    weight: float,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Add, in place, a microbatch.
+
+    Args:
+        sums: Of those before it.
+        gradient: Its mean gradient (d,), or the entries that this rank has of it.
+        weight: How many samples that is a mean of.
+        reduce: Adds up a scalar over the ranks that have the other entries; None if there are none.
+    """
     if gradient.shape != sums.mean.shape:
         raise ValueError(
             f"noise: expected a gradient of shape {tuple(sums.mean.shape)}, got "
@@ -81,6 +93,8 @@ def noise_update(sums: NoiseSums, gradient: Tensor, weight: float) -> None:
     sums.squares[half] += square
     sums.counts[half] += 1
     norm = square.sum(dtype=sums.norm_moments.dtype)  # of z_k, squared
+    if reduce is not None:
+        norm = reduce(norm)
     sums.norm_moments.add_(torch.stack([torch.ones_like(norm), norm, norm.square()]))
 
 
@@ -110,8 +124,27 @@ def noise_merge(sums: NoiseSums, reduce: Callable[[Tensor], Tensor]) -> NoiseSum
     return NoiseSums(weight, mean, reduce(squares), counts, reduce(sums.norm_moments.clone()))
 
 
-def noise_compute(sums: NoiseSums, sizes: Sequence[int], partitions: Mapping[str, Blocks]) -> Noise:
-    """Turn sums into the noise of T tensors with ``sizes`` entries, and of each partition."""
+def noise_compute(
+    sums: NoiseSums,
+    sizes: Sequence[int],
+    partitions: Mapping[str, Blocks],
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Noise:
+    """Turn sums into the noise of T tensors with ``sizes`` entries, and of each partition.
+
+    Args:
+        sums: Of all microbatches; of shards, those of the entries that this rank has.
+        sizes: How many entries of each tensor there are in them.
+        partitions: Of the whole. ``block_sum`` gets the entries that there are.
+        reduce: Adds up a tensor over the ranks that have the other entries.
+    """
+    total = reduce if reduce is not None else _same
+    for blocks in () if reduce is not None else partitions.values():
+        if blocks.num_params != len(sums.mean):
+            raise ValueError(
+                f"noise: expected partitions of {len(sums.mean)} coordinates, got {blocks.name!r} "
+                f"of {blocks.num_params}. Make them of the same parameters."
+            )
     num_contrasts = int(sums.counts.sum())
     if num_contrasts < 1:
         raise ValueError(
@@ -124,11 +157,11 @@ def noise_compute(sums: NoiseSums, sizes: Sequence[int], partitions: Mapping[str
         )
     wide = sums.norm_moments.dtype
     variances = sums.squares.sum(dim=0) / num_contrasts
-    tensor_trace = _sums_of_parts(variances, sizes, wide)
+    tensor_trace = total(_sums_of_parts(variances, sizes, wide))
     trace = tensor_trace.sum()
     mean_trace = tensor_trace / sums.weight  # of the covariance of the mean of all samples
     # E||mean||^2 = ||G||^2 + tr Sigma / W: what is left estimates ||G||^2 without bias.
-    tensor_signal = _sums_of_parts(sums.mean, sizes, wide, square=True) - mean_trace
+    tensor_signal = total(_sums_of_parts(sums.mean, sizes, wide, square=True)) - mean_trace
     signal = tensor_signal.sum()
     number, norm_sum, norm_square_sum = sums.norm_moments
     norm_variance = (norm_square_sum - norm_sum.square() / number) / (number - 1)
@@ -136,7 +169,7 @@ def noise_compute(sums: NoiseSums, sizes: Sequence[int], partitions: Mapping[str
         trace=trace,
         trace_relative_error=(norm_variance.clamp(min=0.0) / num_contrasts).sqrt() / trace,
         noise_scale=torch.where(signal > 0, trace / signal, torch.inf),
-        block_noise={name: _block_noise(sums, blocks) for name, blocks in partitions.items()},
+        block_noise={n: _block_noise(sums, blocks, total) for n, blocks in partitions.items()},
         tensor_trace=tensor_trace,
         tensor_signal_to_noise=tensor_signal.clamp(min=0.0) / mean_trace,
     )
@@ -210,19 +243,34 @@ def noise(
     return noise_compute(sums, [dim] if sizes is None else sizes, partitions or {})
 
 
-def _block_noise(sums: NoiseSums, blocks: Blocks) -> Tensor:
+def _block_noise(sums: NoiseSums, blocks: Blocks, total: Callable[[Tensor], Tensor]) -> Tensor:
     """Sum of d_b sigma_b, without the term of its bias in one over the number of contrasts."""
     counts: list[int] = sums.counts.tolist()
-    total = sum(counts)
-    whole = dual_block_norm((sums.squares.sum(dim=0) / total).sqrt(), blocks)
+    num = sum(counts)
+    whole = _sum_of_deviations(sums.squares.sum(dim=0) / num, blocks, total)
     if 0 in counts:
         return whole
     # E D(n contrasts) = D - c/n + ...; the halves' mean has (a c/a + b c/b) / (a + b) = 2 c/(a + b)
     halves = [
-        count / total * dual_block_norm((squares / count).sqrt(), blocks)
+        count / num * _sum_of_deviations(squares / count, blocks, total)
         for count, squares in zip(counts, sums.squares, strict=True)
     ]
     return 2 * whole - halves[0] - halves[1]
+
+
+def _sum_of_deviations(
+    variances: Tensor, blocks: Blocks, total: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Sum of d_b sigma_b, which is the dual norm of the entries' standard deviations."""
+    wide = wide_dtype(variances)
+    if blocks.num_blocks == blocks.num_params:
+        return total(variances.sqrt().sum(dtype=wide))
+    sums = total(blocks.block_sum(variances.to(wide)))
+    return (blocks.sizes(sums) * sums).sqrt().sum()
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
 
 
 def _sums_of_parts(

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.full_precision import full_float32_precision
 from lightning_linf.functional.kronecker import Matrix, SignedKronecker, Window
-from lightning_linf.functional.matmul_precision import full_matmul_precision
 from lightning_linf.functional.signs import sign_words
 
 
@@ -102,7 +102,7 @@ def _transform(x: Tensor, *, seed: int, strength: float, inverse: bool, squared:
         num_words = max(1, 2 * windows[0].half // 32)
         words = [sign_words(num_words, seed=seed, stream=i, device=x.device) for i in order]
     matrix = _plane_rotation(rotation_angle(dim, float(strength)), inverse, squared)
-    with full_matmul_precision():
+    with full_float32_precision():
         kernel = SignedKronecker(windows[0].bits, matrix, y.view(-1, dim))
         kernel.apply([windows[i] for i in order], words)
     return y.to(x.dtype)

@@ -5,5 +5,9 @@ class ProbeError(RuntimeError):
     """A loss landscape could not be measured; the module and the training are as they were."""
 
 
+class ProbeMemoryError(ProbeError):
+    """A rank has too little memory for a probe; raised on all of them."""
+
+
 class RestoreError(RuntimeError):
     """A module could not be put back as it was: training on would be another training."""

@@ -285,10 +285,16 @@ def measure_landscape(
                 if landscape.reparameterization is None
                 else repr(landscape.reparameterization)
             ),
+            **_stated_error(landscape),
         },
         num_hvps=landscape.num_hvps - hvps_before,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _stated_error(landscape: Landscape) -> dict[str, float]:
+    error = landscape.hvp_relative_error
+    return {} if error is None else {"hvp_relative_error": error}
 
 
 def _along_gradient(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_linf.functional.full_precision import full_float32_precision
 from lightning_linf.probe.errors import ProbeError
 
 _NO_SECOND_DERIVATIVE = ("torch::autograd::Error", "torch::autograd::NotImplemented")
@@ -20,17 +21,26 @@ def twice_differentiable(module: nn.Module, device: torch.device) -> Iterator[No
     Must be open around forward *and* backward: activation checkpointing runs forward again.
     """
     with ExitStack() as stack:
+        stack.enter_context(eager_in_full_precision(device))  # nor have compiled graphs one
         # Fused attention has no double backward.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        # Compiled graphs have no double backward either.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        # Second derivatives in bfloat16 are noise; the parameters are float32 or wider here.
-        stack.enter_context(torch.autocast(device.type, enabled=False))
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
             # cuDNN's recurrent kernels have no double backward, nor a backward in eval mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextmanager
+def eager_in_full_precision(device: torch.device) -> Iterator[None]:
+    """Run modules eagerly, without autocast or TF32, and with a graph."""
+    with (
+        full_float32_precision(),
+        torch.compiler.set_stance("force_eager"),
+        # Derivatives of gradients in bfloat16 are noise; parameters are float32 or wider here.
+        torch.autocast(device.type, enabled=False),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         yield
 
 

@@ -116,9 +116,11 @@ class Landscape:
                 f"got {len(batch_indices)}."
             )
         self.module = module
-        self.parameters = ParameterVector(module, parameters)
-        self.num_hvps = 0
         self._chosen = parameters
+        self.parameters = self._make_vector()
+        self.num_hvps = 0
+        self.hvp_relative_error: float | None = None
+        """Of the products; None: exact to rounding."""
         self._objective = make_objective(module, loss)
         self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
         self._batches = batches
@@ -139,14 +141,13 @@ class Landscape:
         self.ranks.start()
         failure: Exception | None = None
         try:
-            self.parameters = ParameterVector(self.module, self._chosen)
+            self.parameters = self._make_vector()
             self._map = self._bound_map()
             with ExitStack() as stack:
                 self._isolation = stack.enter_context(
                     untouched(self.module, refuse_iterators=self._calls_training_step)
                 )
-                device = self.parameters.device
-                stack.enter_context(twice_differentiable(self.module, device))
+                self._open(stack)
                 self._stack = stack.pop_all()
         except Exception as error:
             failure = error
@@ -229,13 +230,7 @@ class Landscape:
         Cost in gradients (forward + backward), for M batches: M (1 + 2c) a pass of c products, or
         2 each after a first 1 if M = 1. Source: double backward (Pearlmutter 1994).
         """
-        dim = self.parameters.num_params
-        if vectors.ndim not in (1, 2) or vectors.shape[-1] != dim:
-            raise ValueError(
-                f"Landscape.hvp: expected `vectors` of shape ({dim},) or (c, {dim}), "
-                f"got {tuple(vectors.shape)}."
-            )
-        rows = vectors.reshape(-1, dim)
+        rows = self._rows(vectors)
         step = self.probes_per_pass
         products = [
             self._pass(partial(self._products_here, part), rows=len(part)).rows
@@ -243,6 +238,23 @@ class Landscape:
         ]
         self.num_hvps += len(rows)
         return torch.cat(products).reshape(vectors.shape)
+
+    def _rows(self, vectors: Tensor) -> Tensor:
+        """Check what a Hessian is to be multiplied with, and give it the shape (c, d)."""
+        dim = self.parameters.num_params
+        if vectors.ndim not in (1, 2) or vectors.shape[-1] != dim:
+            raise ValueError(
+                f"Landscape.hvp: expected `vectors` of shape ({dim},) or (c, {dim}), "
+                f"got {tuple(vectors.shape)}."
+            )
+        return vectors.reshape(-1, dim)
+
+    def _make_vector(self) -> ParameterVector:
+        return ParameterVector(self.module, self._chosen)
+
+    def _open(self, stack: ExitStack) -> None:
+        """Enter what the evaluations need beside :func:`untouched`."""
+        stack.enter_context(twice_differentiable(self.module, self.parameters.device))
 
     def _pass(self, evaluate: Callable[[int], tuple[Tensor, float]], rows: int) -> _Mean:
         """Weighted mean over batches and ranks of ``evaluate(index)``, rows (r, d) and loss."""

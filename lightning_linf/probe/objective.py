@@ -1,6 +1,7 @@
 """How a module and a batch make a loss."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -67,6 +68,15 @@ def batch_weight(module: nn.Module, batch: Any) -> float:
     """
     if callable(getattr(module, "probe_weight", None)):
         return float(module.probe_weight(batch))  # type: ignore[operator]  # checked above
+    return float(num_samples(module, batch))
+
+
+def num_samples(module: nn.Module, batch: Any) -> int:
+    """Length of the first dimension of the tensors in a batch.
+
+    Raises:
+        ProbeError: If they disagree about it, or there are none.
+    """
     lengths: set[int] = set()
     apply_to_collection(batch, Tensor, lambda t: lengths.add(len(t)) if t.ndim else None)
     if len(lengths) != 1:
@@ -75,7 +85,7 @@ def batch_weight(module: nn.Module, batch: Any) -> float:
             f"{sorted(lengths) or 'no tensors'}. Define {type(module).__name__}.probe_weight(batch)"
             " that returns the number of samples (or tokens) that the loss is a mean over."
         )
-    return float(lengths.pop())
+    return lengths.pop()
 
 
 def copy_batch(batch: Any, dtype: torch.dtype | None) -> Any:
@@ -89,6 +99,27 @@ def copy_batch(batch: Any, dtype: torch.dtype | None) -> Any:
         return tensor.to(dtype, copy=True) if dtype and narrow else tensor.clone()
 
     return apply_to_collection(batch, Tensor, copy)
+
+
+def split_batch(module: nn.Module, batch: Any, num_parts: int) -> list[Any]:
+    """Split a batch by samples, the first dimension of its tensors, into at most so many parts.
+
+    Raises:
+        ProbeError: If tensors of the batch disagree about its length.
+    """
+    if num_parts == 1:
+        return [batch]
+    length = num_samples(module, batch)
+    bounds = [length * part // num_parts for part in range(num_parts + 1)]
+
+    def cut(tensor: Tensor, first: int, last: int) -> Tensor:
+        return tensor[first:last] if tensor.ndim else tensor
+
+    return [
+        apply_to_collection(batch, Tensor, cut, first, last)
+        for first, last in pairwise(bounds)
+        if first < last
+    ]
 
 
 def _scalar(output: Any, source: str) -> Tensor:

@@ -1,11 +1,15 @@
 """What ranks tell each other while they probe together."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+from lightning.pytorch.utilities.memory import is_oom_error
 from torch import Tensor
 
-from lightning_linf.probe.errors import ProbeError
+from lightning_linf.probe.errors import ProbeError, ProbeMemoryError
+
+_T = TypeVar("_T")
 
 
 class Ranks:
@@ -34,6 +38,24 @@ class Ranks:
         """Add a tensor over ranks, perhaps in place."""
         return values if self._reduce is None else self._reduce(values)
 
+    def together(self, work: Callable[[], _T]) -> _T:
+        """Do what may fail on one rank alone, and fail on all if it does.
+
+        Raises:
+            ProbeError: As :meth:`agree`.
+            Exception: What ``work`` raises here.
+        """
+        failure: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        try:
+            self.agree(failure)
+        finally:
+            del failure  # its traceback holds this frame, and with it what work has made
+        return result
+
     def agree(
         self,
         failure: BaseException | None,
@@ -45,17 +67,33 @@ class Ranks:
         """Add up weights and weighted losses over ranks; raise on all if one failed.
 
         Raises:
-            ProbeError: If another rank failed; this rank's own ``failure`` is raised as it is,
-                unless ``silent``.
+            ProbeMemoryError: If a rank has run out of memory.
+            ProbeError: If another rank failed; this rank's own ``failure`` is raised as it is.
+                Neither is if ``silent`` and this rank failed.
         """
         failed = float(failure is not None)
+        starved = float(failure is not None and is_out_of_memory(failure))
         if self._reduce is not None:
             dtype = torch.float32 if self._device.type == "mps" else torch.float64
-            totals = torch.tensor([weight, loss, failed], dtype=dtype, device=self._device)
-            weight, loss, failed = self._reduce(totals).tolist()
+            totals = torch.tensor([weight, loss, failed, starved], dtype=dtype, device=self._device)
+            weight, loss, failed, starved = self._reduce(totals).tolist()
         self.all_know = failed > 0
-        if failure is not None and not silent:
+        if failure is not None and silent:
+            return weight, loss
+        if starved:
+            where = "another rank" if failure is None else f"this rank ({failure})"
+            raise ProbeMemoryError(
+                f"probe: out of memory on {where}. Probe fewer samples: define probe_loss(batch) "
+                "that takes a part of the batch, and probe_weight(batch) that counts it."
+            ) from failure
+        if failure is not None:
             raise failure
-        if failed and failure is None:
+        if failed:
             raise ProbeError("probe: another rank failed; the cause stands in its own output.")
         return weight, loss
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device, or such an error was agreed upon."""
+    kinds = (MemoryError, torch.OutOfMemoryError, ProbeMemoryError)
+    return isinstance(error, kinds) or is_oom_error(error)

@@ -1,0 +1,56 @@
+"""Time spent on probes against time spent on training."""
+
+import time
+
+import torch
+
+
+class TimeBudget:
+    """Two clocks: one for training, one for probes, in seconds.
+
+    Args:
+        max_overhead: Probe time as a fraction of training time; None: no limit.
+    """
+
+    def __init__(self, max_overhead: float | None) -> None:
+        self.max_overhead = max_overhead
+        self.train_seconds = 0.0
+        self.probe_seconds = 0.0
+        self._last_probe_seconds = 0.0
+        self._since = 0.0
+
+    def start_training(self, device: torch.device) -> None:
+        """Training begins, or goes on."""
+        self._since = _now(device)
+
+    def stop_training(self, device: torch.device) -> None:
+        """A probe is due."""
+        now = _now(device)
+        self.train_seconds += now - self._since
+        self._since = now
+
+    def stop_probe(self, device: torch.device) -> None:
+        """A probe has ended, well or not."""
+        self._last_probe_seconds = self.seconds_of_probe(device)
+        self.probe_seconds += self._last_probe_seconds
+
+    def seconds_of_probe(self, device: torch.device) -> float:
+        """How long the present probe has taken."""
+        return _now(device) - self._since
+
+    def overhead(self, present: float = 0.0) -> float:
+        """Probe time over training time, with the seconds of a present probe."""
+        return (self.probe_seconds + present) / self.train_seconds
+
+    def is_affordable(self) -> bool:
+        """Whether one more probe like the last stays within the limit; the first always may."""
+        if self.max_overhead is None or self.probe_seconds == 0.0:
+            return True
+        expected = self.probe_seconds + self._last_probe_seconds
+        return expected <= self.max_overhead * self.train_seconds
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # what was launched is not done yet
+    return time.perf_counter()

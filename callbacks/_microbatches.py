@@ -1,0 +1,206 @@
+"""The gradients of the microbatches of one optimizer step, and their noise."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_linf.functional.noise import (
+    Noise,
+    NoiseSums,
+    noise_compute,
+    noise_init,
+    noise_merge,
+    noise_update,
+)
+from lightning_linf.functional.shards import is_counted_here, is_sharded, local_part
+from lightning_linf.probe.ranks import Ranks
+
+
+class Microbatches:
+    """What is kept of the microbatches of a step, which all see the same parameters.
+
+    Reads each gradient on its way to ``.grad``, by hooks on the parameters: before it is added to
+    those of earlier microbatches, and before DDP averages it over ranks. A communication hook would
+    see the last microbatch only, summed up with the others, and take the place of the user's own.
+
+    Args:
+        parameters: Of the optimizers.
+        ranks: Together with whose microbatches these make the step.
+        may_overflow: Gradients that are not finite are no error, as with a gradient scaler.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], ranks: Ranks, *, may_overflow: bool = False
+    ) -> None:
+        self.weight = 0.0
+        """Samples in the present microbatch."""
+        self.failure: Exception | None = None
+        """Why nothing will come of this step."""
+        self._parameters = parameters
+        self._ranks = ranks
+        self._may_overflow = may_overflow
+        self._sums: NoiseSums | None = None
+        self._num_added = 0
+        self._num_overflows = 0  # microbatches whose gradient was not finite
+        self._handles: list[RemovableHandle] = []
+        self._gradient = torch.zeros(0)
+
+    def start(self) -> None:
+        """Listen to a backward pass, which is about to begin."""
+        sizes = [p.numel() for p in self._parameters]
+        self._gradient = self._zeros(sum(sizes))
+        parts = self._gradient.split_with_sizes(sizes)
+        self._handles = [
+            p.register_hook(partial(self._hear, part))  # type: ignore[no-untyped-call]
+            for p, part in zip(self._parameters, parts, strict=True)
+        ]
+
+    def finish(self, factor: float) -> None:
+        """Take in the gradient of the pass that has ended, times ``factor``."""
+        self.stop()
+        gradient, self._gradient = self._gradient.mul_(factor), torch.zeros(0)
+        if not gradient.isfinite().all():
+            self._num_overflows += 1
+            return
+        if self._sums is None:
+            self._sums = noise_init(len(gradient), gradient)
+        noise_update(self._sums, gradient, self.weight)
+        self._num_added += 1
+
+    def stop(self) -> None:
+        """Listen no more, also after a pass that failed."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def noise(self) -> Noise | None:
+        """Compute the noise; None if there was an overflow, or only one microbatch on all ranks.
+
+        Raises:
+            ProbeError: If another rank failed.
+            ValueError: If a gradient is not finite, and may not be.
+            Exception: What is the ``failure`` of this rank.
+        """
+        added, overflows = self._ranks.agree(self.failure, self._num_added, self._num_overflows)
+        if not self._is_enough(added, overflows):
+            return None
+        sizes = [p.numel() for p in self._parameters]
+        sums = self._sums or noise_init(sum(sizes), self._zeros(0))
+        if not self._ranks.is_alone:
+            sums = noise_merge(sums, self._ranks.sum)
+        return noise_compute(sums, sizes, _ends_of_the_scale(sum(sizes)))
+
+    def _is_enough(self, num_added: float, num_overflows: float) -> bool:
+        if num_overflows and not self._may_overflow:
+            raise ValueError(
+                "noise: expected a finite gradient, got inf or NaN. Look at the loss and the "
+                "parameters at this point."
+            )
+        return num_added >= 2 and not num_overflows
+
+    def _hear(self, part: Tensor, gradient: Tensor) -> None:
+        try:  # an error here would end the training's own backward pass
+            part += gradient.detach().to_dense().reshape(-1)
+        except Exception as error:
+            self.failure = self.failure or error
+
+    def _zeros(self, size: int) -> Tensor:
+        dtype = torch.float32
+        for p in self._parameters:
+            dtype = torch.promote_types(dtype, p.dtype)
+        return torch.zeros(size, dtype=dtype, device=self._parameters[0].device)
+
+
+class ShardedMicrobatches(Microbatches):
+    """Microbatches of parameters sharded by ``fully_shard``.
+
+    Each microbatch is averaged over ranks before it reaches ``.grad``, so it is one over all ranks;
+    this rank keeps numbers for its shards. Reads ``.grad`` before and after the backward pass.
+
+    Args:
+        parameters: Of the optimizers.
+        ranks: That hold the other shards.
+        may_overflow: As for :class:`Microbatches`.
+        copies: How many ranks share a microbatch, in tensor parallelism.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        ranks: Ranks,
+        *,
+        may_overflow: bool = False,
+        copies: int = 1,
+    ) -> None:
+        super().__init__(parameters, ranks, may_overflow=may_overflow)
+        self._copies = copies
+        self._before: list[Tensor | None] = []
+        self._sizes: list[int] = []
+
+    def start(self) -> None:
+        """Copy the running sum of gradients, to which the pass is going to add."""
+        self._before = [None if p.grad is None else p.grad.clone() for p in self._parameters]
+
+    def finish(self, factor: float) -> None:
+        """Take in what it has added, times ``factor``."""
+        before, self._before = self._before, []
+        parts = [_added(p, old) for p, old in zip(self._parameters, before, strict=True)]
+        gradient = torch.cat(parts).to(self._zeros(0).dtype).mul_(factor)
+        overflow = float(not gradient.isfinite().all())
+        weight, overflows = self._ranks.agree(None, self.weight, overflow)
+        if overflows:
+            self._num_overflows += 1
+            return
+        if self._sums is None:
+            self._sums = noise_init(len(gradient), gradient)
+            self._sizes = [len(part) for part in parts]
+        noise_update(self._sums, gradient, weight / self._copies, self._ranks.sum)
+        self._num_added += 1
+
+    def stop(self) -> None:
+        """Forget a pass that failed."""
+        self._before = []
+
+    def noise(self) -> Noise | None:
+        """As :meth:`Microbatches.noise`."""
+        self._ranks.agree(self.failure)
+        if not self._is_enough(self._num_added, self._num_overflows):
+            return None
+        assert self._sums is not None
+        whole = _ends_of_the_scale(sum(p.numel() for p in self._parameters))
+        return noise_compute(self._sums, self._sizes, whole, self._ranks.sum)
+
+
+def _added(p: nn.Parameter, before: Tensor | None) -> Tensor:
+    """What a pass has added to the part of a gradient that this rank counts."""
+    after = torch.zeros_like(p) if p.grad is None else p.grad
+    change = after if before is None else after - before
+    part = local_part(change.detach()).reshape(-1)
+    is_counted = is_counted_here(p) if is_sharded(p) else torch.distributed.get_rank() == 0
+    return part if is_counted else part[:0]
+
+
+class _Blocks:
+    """Coordinates in one block each, or all in one; of shards, those of the whole."""
+
+    def __init__(self, name: str, num_params: int, num_blocks: int) -> None:
+        self.name, self.num_params, self.num_blocks = name, num_params, num_blocks
+
+    def block_sum(self, values: Tensor) -> Tensor:
+        return values if self.num_blocks > 1 else values.sum(dim=-1, keepdim=True)
+
+    def expand(self, values: Tensor) -> Tensor:
+        return values.expand(*values.shape[:-1], self.num_params)
+
+    def sizes(self, like: Tensor) -> Tensor:
+        return like.new_full((self.num_blocks,), self.num_params / self.num_blocks)
+
+
+def _ends_of_the_scale(num_params: int) -> dict[str, _Blocks]:
+    return {
+        "coordinate": _Blocks("coordinate", num_params, num_params),
+        "global": _Blocks("global", num_params, 1),
+    }

@@ -1,0 +1,141 @@
+"""The loss landscape at a point of training, on one device or many, in the memory that there is."""
+
+import gc
+import traceback
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+
+from lightning_linf.callbacks._kept_batch import KeptBatch
+from lightning_linf.callbacks._lightning import sum_over_ranks
+from lightning_linf.functional.random import derive_seed
+from lightning_linf.functional.shards import is_sharded
+from lightning_linf.probe import Landscape, ProbeError
+from lightning_linf.probe.landscape import Mode
+from lightning_linf.probe.objective import split_batch
+from lightning_linf.probe.ranks import Ranks, is_out_of_memory
+
+_T = TypeVar("_T")
+_MOST_PARTS = 16  # of a batch; each attempt that fails costs the time until it fails
+_SAME_LOSS = 1e-4  # relative; float32 sums in another order differ by less
+
+
+class TrainingLandscape:
+    """Make the landscape of a trainer's module, of smaller parts where memory is short.
+
+    Args:
+        mode: That of :class:`~lightning_linf.probe.Landscape`.
+        seed: Of the random numbers that the module draws.
+
+    Attributes:
+        num_parts: Into how many parts batches are split, because whole ones took too much memory.
+    """
+
+    def __init__(self, mode: Mode, seed: int) -> None:
+        self.num_parts = 1
+        self._mode: Mode = mode
+        self._seed = derive_seed("masks", seed)
+
+    def visit(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        batches: Collection[KeptBatch],
+        parameters: Collection[nn.Parameter],
+        probe: Callable[[Landscape], _T],
+    ) -> _T:
+        """Call ``probe`` with a landscape, again with smaller parts if memory runs out.
+
+        The loss is then the mean over parts, weighted by the number of samples, which must be the
+        loss of the whole; so not with ``mode="train"``, where the samples of a batch may mix.
+
+        Raises:
+            ProbeError: If the loss of the parts is another.
+            Exception: What ``probe`` raises, if smaller parts are of no help.
+        """
+        ranks = Ranks(sum_over_ranks(trainer), module.device)
+        make = partial(self._make, trainer, module, batches, parameters)
+        while True:
+            try:
+                parts = ranks.together(partial(make, self.num_parts))
+                if self.num_parts > 1:
+                    _require_same_loss(ranks.together(partial(make, 1)), parts)
+                return probe(parts)
+            except Exception as error:
+                if not is_out_of_memory(error) or not self._may_split(parameters):
+                    raise
+                _release_frames(error)
+            self.num_parts *= 2
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    def _may_split(self, parameters: Collection[nn.Parameter]) -> bool:
+        """Whether smaller parts may help, on which all ranks agree."""
+        # A rank that has run out of memory between the collectives of sharded modules is lost.
+        is_whole = not any(is_sharded(p) for p in parameters)
+        return is_whole and self._mode == "eval" and self.num_parts < _MOST_PARTS
+
+    def _make(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        batches: Collection[KeptBatch],
+        parameters: Collection[nn.Parameter],
+        num_parts: int,
+    ) -> Landscape:
+        numbered = [
+            (part, kept.batch_idx)
+            for kept in batches
+            for part in split_batch(module, kept.batch(), num_parts)
+        ]
+        options: dict[str, Any] = {
+            "batch_indices": [index for _, index in numbered],
+            "parameters": parameters,
+            "mode": self._mode,
+            "seed": self._seed,
+        }
+        parts = [part for part, _ in numbered]
+        reduce = sum_over_ranks(trainer)
+        if any(is_sharded(p) for p in parameters):
+            from lightning_linf.probe.sharded import ShardedLandscape  # imports all of FSDP
+
+            assert isinstance(trainer.strategy, ModelParallelStrategy)
+            data = trainer.strategy.distributed_sampler_kwargs
+            return ShardedLandscape(
+                module,
+                parts,
+                reduce=reduce,
+                num_replicas=data["num_replicas"],
+                replica=data["rank"],
+                **options,
+            )
+        return Landscape(module, parts, reduce=reduce, **options)
+
+
+def _require_same_loss(whole: Landscape, parts: Landscape) -> None:
+    losses = []
+    for landscape in (whole, parts):
+        with landscape:
+            vector = landscape.parameters
+            origin = torch.zeros(vector.num_params, dtype=vector.dtype, device=vector.device)
+            losses.append(landscape.loss(origin))  # needs less memory than the gradient's graph
+    if abs(losses[0] - losses[1]) > _SAME_LOSS * abs(losses[0]):
+        raise ProbeError(
+            "probe: out of memory, and expected a loss that is the mean over samples, so that it "
+            f"can be probed in parts, got {losses[0]:g} of the whole batch and {losses[1]:g} of "
+            f"{parts.num_batches} parts. Define probe_loss(batch) that takes fewer samples, and "
+            "probe_weight(batch) that counts them."
+        )
+
+
+def _release_frames(error: BaseException) -> None:
+    """Free what the frames of an error hold, such as a graph."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__

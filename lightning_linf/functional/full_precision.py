@@ -1,0 +1,76 @@
+"""Products of float32 numbers in float32, whatever the user allows in theirs."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.backends import cudnn
+
+_FULL = ("none", "ieee")  # "none": nothing was set
+
+
+@contextmanager
+def full_float32_precision() -> Iterator[None]:
+    """Multiply and convolve float32 without TF32 or bfloat16 inside; settings are restored.
+
+    The settings are those of the process, so other threads are precise meanwhile, too.
+    """
+    mkldnn = torch.backends.mkldnn
+    products: list[Any] = [torch.backends.cuda.matmul, getattr(mkldnn, "matmul", None)]
+    convolutions: list[Any] = [
+        getattr(backend, kind, None) for backend in (mkldnn, cudnn) for kind in ("conv", "rnn")
+    ]
+    with ExitStack() as stack:
+        # cuDNN takes TF32 by default. By the old setting first: beside the new one, it, and with it
+        # cudnn.flags(), can no longer be read.
+        stack.enter_context(_without_cudnn_tf32())
+        # Since torch 2.9, which raises in the old functions once these were set: use only these.
+        if all(hasattr(module, "fp32_precision") for module in products):
+            stack.enter_context(_in_ieee([*products, *convolutions]))
+        else:
+            stack.enter_context(_in_highest())
+        yield
+
+
+@contextmanager
+def _without_cudnn_tf32() -> Iterator[None]:
+    try:
+        is_allowed = cudnn.allow_tf32
+    except RuntimeError:  # somebody uses the new settings
+        is_allowed = False
+    if not is_allowed:
+        yield
+        return
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = True
+
+
+@contextmanager
+def _in_ieee(modules: list[Any]) -> Iterator[None]:
+    reduced = [(m, m.fp32_precision) for m in modules if m.fp32_precision not in _FULL]
+    try:
+        for module, _ in reduced:
+            module.fp32_precision = "ieee"
+        yield
+    finally:
+        for module, value in reduced:
+            module.fp32_precision = "none"  # take it from the setting of the whole backend
+            if module.fp32_precision != value:
+                module.fp32_precision = value
+
+
+@contextmanager
+def _in_highest() -> Iterator[None]:
+    value = torch.get_float32_matmul_precision()
+    if value == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(value)
