@@ -2,8 +2,8 @@
 
     python docs/demo_runs.py runs/demo
 
-A minute on two CPU cores: a network of 12k parameters predicts the next character, with Adam, with
-Adam in rotated coordinates and with SGD.
+A minute or two on two CPU cores: a network of 16k parameters predicts the next character, with
+Adam, with Adam in rotated coordinates and with SGD.
 """
 
 import sys
