@@ -266,6 +266,24 @@ def test_scales_and_smoothing_change_the_picture(page):
     page.wait(f"{picture} !== {json.dumps(linear)}")
 
 
+def test_table_stands_in_for_the_chart_which_keeps_its_width(page):
+    width = "document.querySelector('#verdict canvas').clientWidth"
+    visible = (
+        "document.querySelector('#verdict canvas').checkVisibility({visibilityProperty: true})"
+    )
+    before = page.run(width)
+    cells = table(page, "verdict")
+    assert len(cells) == 1 + 2 * 3
+    assert not page.run(visible)
+    click(page, "verdict", "log axis")  # drawn anew behind the table
+    page.wait(READY)
+    content = download(page, "verdict", "PNG").read_bytes()
+    assert struct.unpack(">I", content[16:20])[0] > before
+    click(page, "verdict", "Table")
+    assert page.run(visible)
+    assert page.run(width) == before > 500
+
+
 def test_keyboard_reads_values_aloud(page, histories):
     history = histories[1][RUNS[0]][2]
     page.run("document.querySelector('#verdict .chart').focus()")

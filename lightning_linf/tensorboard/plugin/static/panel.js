@@ -73,6 +73,7 @@ export class Panel {
       this.legend.replaceChildren();
       this.lead.replaceChildren();
       this.body.replaceChildren(element("p", { class: "nothing", role: "alert" }, error.message));
+      this.fillTable();
     }
     this.node.removeAttribute("aria-busy");
   }
@@ -91,14 +92,15 @@ export class Panel {
   toggleTable() {
     this.showsTable = !this.showsTable;
     this.tableButton.setAttribute("aria-pressed", String(this.showsTable));
-    if (this.showsTable) this.fillTable();
-    else this.redraw(); // a hidden chart knows no width
+    this.fillTable();
   }
 
+  // Shows the table instead of the chart, if it is asked for and there is one.
   fillTable() {
-    this.table.hidden = !this.showsTable;
-    this.body.hidden = this.showsTable;
-    if (!this.showsTable || this.drawn === null) return;
+    const isShown = this.showsTable && this.drawn !== null && this.drawn.table.rows.length > 0;
+    this.table.hidden = !isShown;
+    this.body.classList.toggle("behind", isShown); // not hidden: the chart keeps its width
+    if (!isShown) return;
     const { columns, rows } = this.drawn.table;
     const shown = (value) => (typeof value === "number" ? format(value) : value);
     this.table.replaceChildren(
