@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
@@ -46,3 +49,8 @@ def sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
     if trainer.world_size == 1:
         return None
     return partial(trainer.strategy.reduce, reduce_op="sum")
+
+
+def shown_hyperparameters(logger: TensorBoardLogger) -> dict[str, Any]:
+    """Flatten a run's hyperparameters as Lightning itself does before it writes them."""
+    return TensorBoardLogger._sanitize_params(_flatten_dict(_convert_params(logger.hparams)))

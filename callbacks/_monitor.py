@@ -9,17 +9,16 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_linf.callbacks import _recording
 from lightning_linf.callbacks._lightning import is_dev_run, logged_step
 from lightning_linf.probe.errors import RestoreError
 from lightning_linf.tags import PREFIX
-from lightning_linf.tensorboard.writer import write_per_tensor
 
 OnError = Literal["warn", "raise"]
 
@@ -43,7 +42,7 @@ class GeometryMonitor(Callback):
         MisconfigurationException: In ``setup``, for FSDPStrategy and DeepSpeed.
     """
 
-    record_tag: str  # of the per-tensor record in event files
+    record_tag: str  # of the per-tensor record
     max_history = 1000
     """How many of the latest measurements ``history`` keeps, also in checkpoints."""
 
@@ -91,6 +90,13 @@ class GeometryMonitor(Callback):
             )
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        monitors = _monitors(trainer)
+        if monitors[0] is self and not trainer.barebones:
+            with self._errors_handled(trainer, "lay out TensorBoard's custom scalars"):
+                _recording.write_layout(trainer, monitors)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._asked_step, self._due_step, self._is_postponed = -1, None, False
 
@@ -100,6 +106,8 @@ class GeometryMonitor(Callback):
     ) -> None:
         if self._due_step is None:  # in on_train_start a resumed counter is still one behind
             self._due_step = logged_step(trainer) - 1
+            with self._errors_handled(trainer, "continue geometry.jsonl"):
+                _recording.start_jsonl(trainer, logged_step(trainer))
 
     def should_measure(self, trainer: Trainer) -> bool:
         """Decide before an optimizer step; every rank must decide alike. Made to override.
@@ -136,8 +144,12 @@ class GeometryMonitor(Callback):
         tensor_names: list[str],
         *,
         suffix: str = "",
+        whole: Mapping[str, Tensor] | None = None,
+        histogram: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Send one measurement to ``history``, every logger and ``trainer.callback_metrics``.
+
+        On rank zero also to event files and to `geometry.jsonl`, which holds all of it.
 
         Args:
             trainer: The trainer, at the step that was measured.
@@ -145,6 +157,8 @@ class GeometryMonitor(Callback):
             per_tensor: Columns of shape (T,) or (T, q), one row for each of ``tensor_names``.
             tensor_names: Names of the T parameter tensors.
             suffix: Added to every tag, to tell several records of one step apart.
+            whole: The columns of all parameters together, of shape () or (q,).
+            histogram: Of log10|g|: edges (B + 1,) and counts (B,).
         """
         step = logged_step(trainer)
         if self.history and self.history[-1]["tensor_names"] == tensor_names:
@@ -160,11 +174,12 @@ class GeometryMonitor(Callback):
         for logger in trainer.loggers:
             with self._errors_handled(trainer, f"log to {type(logger).__name__}"):
                 logger.log_metrics(tagged, step=step)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                with self._errors_handled(trainer, "write the record of each parameter tensor"):
-                    tag = self.record_tag + suffix
-                    write_per_tensor(logger.experiment, tag, tensor_names, columns, step)
+        entry_on_disk = _recording.make_record(
+            step, self.record_tag + suffix, tagged, tensor_names, columns, whole or {}, histogram
+        )
+        for task, write in _recording.writers(trainer, entry_on_disk):
+            with self._errors_handled(trainer, task):
+                write()
 
     @contextmanager
     def _errors_handled(self, trainer: Trainer, task: str) -> Iterator[None]:
@@ -186,6 +201,10 @@ class GeometryMonitor(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        monitors = _monitors(trainer)
+        if monitors[0] is self and any(monitor.history for monitor in monitors):
+            with self._errors_handled(trainer, "show the run among TensorBoard's HPARAMS"):
+                _recording.write_session(trainer)
         if self._num_failures > 1:
             rank_zero_warn(
                 f"{type(self).__name__}: {self._num_failures} failures in all, and "
@@ -204,3 +223,8 @@ class GeometryMonitor(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = list(state_dict["history"])
+
+
+def _monitors(trainer: Trainer) -> list[GeometryMonitor]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set in its __init__
+    return [callback for callback in callbacks if isinstance(callback, GeometryMonitor)]

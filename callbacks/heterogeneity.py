@@ -1,10 +1,8 @@
 """Log how unevenly the gradient is spread over coordinates."""
 
-from typing import Any
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -18,9 +16,11 @@ from lightning_linf.callbacks._lightning import (
 from lightning_linf.callbacks._monitor import GeometryMonitor, OnError, optimized_parameters
 from lightning_linf.functional.heterogeneity import (
     QUANTILES,
+    Heterogeneity,
     HeterogeneitySums,
     heterogeneity_compute,
     heterogeneity_update,
+    log10_histogram,
     merge_tensors,
 )
 from lightning_linf.functional.shards import is_counted_here, is_sharded, local_grad
@@ -43,9 +43,10 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
 
     Logged under ``geometry/``: ``density``, ``gini``, ``top1_energy``, ``zero_fraction``,
     ``median_log10_grad``, ``num_nonfinite`` (:class:`~lightning_linf.functional.Heterogeneity`),
-    and one record per parameter tensor. With several optimizers each gets its own tags, ending in
-    ``/optimizer0`` and so on. ``history`` holds everything in memory and in checkpoints: one dict
-    per measurement with ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
+    and one record per parameter tensor, with a histogram of log10|g|. With several optimizers each
+    gets its own tags, ending in ``/optimizer0`` and so on. ``history`` holds it in memory and in
+    checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
+    ``per_tensor``.
 
     Args:
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
@@ -96,7 +97,8 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         if loss_scale(trainer) is not None and (sums.num_inf + sums.num_nan).any():
             self._postpone()  # the scaler will skip this step
             return
-        each, whole = heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
+        merged = merge_tensors(sums)
+        each, whole = heterogeneity_compute(sums), heterogeneity_compute(merged)
         scalars = {
             tags.DENSITY: float(whole.density),
             tags.GINI: float(whole.gini),
@@ -105,15 +107,25 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
             tags.MEDIAN_LOG10_GRAD: float(whole.log10_quantiles[_MEDIAN]),
             tags.NUM_NONFINITE: float(whole.num_inf + whole.num_nan),
         }
-        columns: dict[str, Any] = {
-            "density": each.density,
-            "gini": each.gini,
-            "top1_energy": each.top_energy,
-            "zero_fraction": each.zero_fraction,
-            "log10_quantiles": each.log10_quantiles,
-        }
-        suffix = _suffix(trainer, optimizer)
-        self.record(trainer, scalars, columns, list(parameters), suffix=suffix)
+        self.record(
+            trainer,
+            scalars,
+            _columns(each),
+            list(parameters),
+            suffix=_suffix(trainer, optimizer),
+            whole=_columns(whole),
+            histogram=log10_histogram(merged),
+        )
+
+
+def _columns(result: Heterogeneity) -> dict[str, Tensor]:
+    return {
+        "density": result.density,
+        "gini": result.gini,
+        "top1_energy": result.top_energy,
+        "zero_fraction": result.zero_fraction,
+        "log10_quantiles": result.log10_quantiles,
+    }
 
 
 def _sums_of_share(

@@ -9,6 +9,7 @@ TOP_ENERGY = PREFIX + "top1_energy"
 ZERO_FRACTION = PREFIX + "zero_fraction"
 MEDIAN_LOG10_GRAD = PREFIX + "median_log10_grad"
 NUM_NONFINITE = PREFIX + "num_nonfinite"
+LOG10_GRAD = PREFIX + "log10_grad"  # a histogram of log10|g|, in event files only
 
 # Gradient noise per sample: the variance in squared gradients.
 NOISE_TRACE = PREFIX + "noise_trace"

@@ -424,7 +424,7 @@ def test_partitions_are_those_of_the_library():
 def test_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert main(["measure", "--help"]) == 2
-    message = "error: lightning-linf needs: pip install 'lightning-linf[cli]'\n"
+    message = "error: lightning-linf measure needs: pip install 'lightning-linf[cli]'\n"
     assert capsys.readouterr().err == message
 
 
@@ -432,6 +432,7 @@ def test_it_says_what_to_install(capsys, monkeypatch):
     ("args", "status", "stream", "message"),
     [
         (["--help"], 0, "out", "measure the geometry at a Lightning checkpoint"),
+        (["report", "--help"], 0, "out", "Write the geometry of runs as one HTML file"),
         (["measure", "--help"], 0, "out", "--num_noise_batches NUM_NOISE_BATCHES Batches for the"),
         ([], 2, "err", "the following arguments are required: COMMAND"),
         (["mesure"], 2, "err", "invalid choice: 'mesure'"),

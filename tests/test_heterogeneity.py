@@ -13,6 +13,7 @@ from lightning_linf.functional.heterogeneity import (
     HeterogeneitySums,
     heterogeneity_compute,
     heterogeneity_update,
+    log10_histogram,
     merge_tensors,
 )
 
@@ -293,3 +294,24 @@ def test_complex_and_integer_gradients_are_refused(dtype):
 def test_no_tensor_at_all_is_refused():
     with pytest.raises(ValueError, match="heterogeneity: expected at least one tensor, got none"):
         heterogeneity_update([])
+
+
+def test_histogram_of_logarithms_counts_every_nonzero_finite_entry_in_its_bin():
+    gradient = torch.randn(5000, dtype=torch.float64).exp() ** 3
+    gradient[:7], gradient[7], gradient[8], gradient[9] = 0.0, math.nan, -math.inf, 2.0**-149
+    gradient[10], gradient[11] = 1.0, -1.0  # an edge belongs to the bin above
+    sums = merge_tensors(heterogeneity_update([gradient[:3000], gradient[3000:]]))
+    edges, counts = log10_histogram(sums)
+    values = gradient[gradient.isfinite() & (gradient != 0)].abs().numpy()
+    # Rounding of the logarithm must not decide: compare the values themselves.
+    expected_counts, _ = np.histogram(values, np.float64(10) ** edges.numpy() * (1 - 1e-13))
+    assert counts.tolist() == expected_counts.tolist()
+    assert counts.sum() == len(values)
+    assert counts[0] > 0
+    assert counts[-1] > 0
+    assert edges.diff().max() < 0.1
+
+
+def test_histogram_of_a_zero_gradient_is_empty():
+    edges, counts = log10_histogram(merge_tensors(heterogeneity_update([torch.zeros(4)])))
+    assert len(edges) == len(counts) == 0

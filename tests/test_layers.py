@@ -25,7 +25,7 @@ needs_source_tree = pytest.mark.skipif(
 FUNCTIONAL_MAY = {"functional"}
 METRICS_MAY = FUNCTIONAL_MAY | {"metrics"}
 PROBE_MAY = METRICS_MAY | {"partition", "probe", "reparam", "report"}
-WRITER_MAY = {"tags", "tensorboard"}
+WRITER_MAY = {"record", "tags", "tensorboard"}
 # By layer, which layers of the package its modules may import (design.md, section 4).
 LAYERS = {
     "": set(),  # __init__.py, which finds its names when they are used
@@ -33,8 +33,10 @@ LAYERS = {
     "functional": FUNCTIONAL_MAY,
     "metrics": METRICS_MAY,
     "optim": {"functional", "partition", "reparam", "optim"},
+    "page": WRITER_MAY | {"page", "report"},
     "partition": {"partition"},
     "probe": PROBE_MAY,
+    "record": {"record"},
     "reparam": {"functional", "reparam"},
     "report": {"report"},
     "tensorboard": WRITER_MAY,
@@ -42,7 +44,7 @@ LAYERS = {
     "restoring": set(),
     "mixin": {"mixin", "restoring", "swap", "optim"},
     "callbacks": PROBE_MAY | WRITER_MAY | {"callbacks", "mixin", "restoring", "swap", "optim"},
-    "cli": PROBE_MAY | WRITER_MAY | {"callbacks", "cli"},
+    "cli": PROBE_MAY | WRITER_MAY | {"callbacks", "cli", "page"},
 }
 # By layer, which packages beside the standard library.
 THIRD_PARTY = {
@@ -51,11 +53,13 @@ THIRD_PARTY = {
     "functional": {"torch"},
     "metrics": {"torch", "torchmetrics"},
     "optim": {"torch"},
+    "page": {"numpy", "tensorboard"},
     "partition": {"torch", "rich"},
     "probe": {"torch", "numpy", "lightning", "lightning_utilities"},
+    "record": set(),
     "reparam": {"torch"},
     "report": {"rich"},
-    "tensorboard": {"torch", "tensorboard"},
+    "tensorboard": {"numpy", "tensorboard", "werkzeug"},
     "swap": {"torch", "lightning"},
     "restoring": {"torch", "lightning"},
     "mixin": {"lightning", "typing_extensions"},
@@ -145,7 +149,10 @@ def test_module_imports_only_what_its_layer_may(module):
         ("report.x", "import torch"),
         ("report.x", "from lightning_linf.probe import Smoothness"),
         ("tensorboard.plugin", "from lightning_linf import callbacks"),
+        ("tensorboard.plugin", "def f():\n    import torch"),
         ("tensorboard.writer", "import lightning.pytorch"),
+        ("record.x", "import numpy as np"),
+        ("record.x", "from lightning_linf.report import Interval"),
         ("tensorboard.writer", "from lightning_linf.functional import heterogeneity"),
         ("callbacks.x", "from recipes.settings import parse"),
         ("callbacks.x", "from callbacks._monitor import GeometryMonitor"),
@@ -165,14 +172,6 @@ def test_relative_imports_are_found():
         wrong_imports("functional.x", "from . import random")
 
 
-def test_writer_takes_only_tensors_from_torch():
-    files = {name: file for name, file in module_files().items() if name.startswith("tensorboard")}
-    for module, file in files.items():
-        names = [n for n in imported_names(file.read_text(encoding="utf-8")) if n[:5] == "torch"]
-        # The plugin runs where TensorBoard runs, which need not have torch; the writer has it.
-        assert not names or (module, set(names)) == ("tensorboard.writer", {"torch"})
-
-
 def run_python(code):
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
@@ -182,7 +181,7 @@ def run_python(code):
 def test_package_imports_neither_torch_nor_lightning_and_functional_only_torch():
     finished = run_python(
         "import sys\n"
-        "import lightning_linf, lightning_linf.report, lightning_linf.tags\n"
+        "import lightning_linf, lightning_linf.record, lightning_linf.report, lightning_linf.tags\n"
         "import lightning_linf.cli, lightning_linf.tensorboard\n"
         "dir(lightning_linf), lightning_linf.__all__\n"
         "heavy = {'torch', 'numpy', 'lightning', 'torchmetrics', 'tensorboard'}\n"
@@ -218,7 +217,17 @@ def test_public_names_are_those_that_type_checkers_see():
 
 @pytest.mark.parametrize(
     "package",
-    ["functional", "metrics", "optim", "partition", "probe", "reparam", "report", "callbacks"],
+    [
+        "functional",
+        "metrics",
+        "optim",
+        "partition",
+        "probe",
+        "record",
+        "reparam",
+        "report",
+        "callbacks",
+    ],
 )
 def test_every_public_name_of_a_subpackage_is_exported_explicitly(package):
     tree = ast.parse(module_files()[package].read_text(encoding="utf-8"))
@@ -244,11 +253,11 @@ def test_tags_are_unique_and_start_with_the_prefix():
         assert value.removeprefix(prefix).isidentifier()
 
 
-def test_every_tag_is_used_by_a_callback():
+def test_every_tag_is_written_by_a_callback_or_the_writer():
     sources = [
         file.read_text(encoding="utf-8")
         for module, file in module_files().items()
-        if module.startswith("callbacks")
+        if module.startswith("callbacks") or module == "tensorboard.writer"
     ]
     for name in tag_constants():
         assert any(f"tags.{name}" in source for source in sources), name
@@ -293,8 +302,10 @@ def test_packages_that_are_imported_are_declared():
     names = {re.match(r"[\w-]+", text).group().replace("-", "_") for text in requirements}
     comes_with_torch = {"typing_extensions"}
     comes_with_jsonargparse = {"yaml"}
+    comes_with_tensorboard = {"werkzeug"}
     imported = set().union(*THIRD_PARTY.values())
-    assert imported == names | comes_with_torch | comes_with_jsonargparse
+    come_along = comes_with_torch | comes_with_jsonargparse | comes_with_tensorboard
+    assert imported == names | come_along
 
 
 @needs_source_tree

@@ -190,7 +190,7 @@ def test_every_scalar_is_logged_at_the_measured_steps_and_no_others(tmp_path):
     assert logged == pytest.approx([entry["lambda_max"] for entry in callbacks[1].history])
     records = events.Tensors(callbacks[0].record_tag)
     assert [e.step for e in records] == [4, 9, 14, 19]
-    assert [d.size for d in records[0].tensor_proto.tensor_shape.dim] == [2, 4 + 7]
+    assert [d.size for d in records[0].tensor_proto.tensor_shape.dim] == [2 + 1, 4 + 7]
 
     with open(f"{loggers[1].log_dir}/metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row[tags.DENSITY]]

@@ -11,9 +11,6 @@ from lightning_linf.cli.errors import UsageError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``, by default that of the program, and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if find_spec("jsonargparse") is None:
-        print("error: lightning-linf needs: pip install 'lightning-linf[cli]'", file=sys.stderr)
-        return 2
     parser = argparse.ArgumentParser(
         prog="lightning-linf",
         description="Measure which geometry a loss landscape has, and which optimizer it favours.",
@@ -21,12 +18,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("measure", help="the geometry at a Lightning checkpoint", add_help=False)
-    parser.parse_args(arguments[:1])  # the rest belongs to the subcommand
-    # Not at the top: it needs jsonargparse.
-    from lightning_linf.cli.measure import measure
-
+    commands.add_parser("report", help="runs with geometry data as one HTML file", add_help=False)
+    chosen = parser.parse_args(arguments[:1]).command  # the rest belongs to the subcommand
+    if chosen == "measure" and find_spec("jsonargparse") is None:
+        print(
+            "error: lightning-linf measure needs: pip install 'lightning-linf[cli]'",
+            file=sys.stderr,
+        )
+        return 2
     try:
-        measure(arguments[1:])
+        _run(chosen, arguments[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -34,3 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130  # what shells give for an interrupt
     return 0
+
+
+def _run(command: str, arguments: Sequence[str]) -> None:
+    # Not at the top: each needs packages that the others do not.
+    if command == "report":
+        from lightning_linf.cli.report import report
+
+        report(arguments)
+    else:
+        from lightning_linf.cli.measure import measure
+
+        measure(arguments)

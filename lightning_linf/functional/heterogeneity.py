@@ -17,6 +17,7 @@ NUM_BINS = (149 + 128) << MANTISSA_BITS
 SUBNORMAL_BINS = (149 - 126) << MANTISSA_BITS
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP_FRACTION = 0.01
+_HISTOGRAM_BINS_PER_OCTAVE = 4  # of the coarser histogram that is logged: 0.06 to 0.1 in log10
 
 
 class HeterogeneitySums(NamedTuple):
@@ -74,6 +75,26 @@ def heterogeneity_compute(sums: HeterogeneitySums) -> Heterogeneity:
 def merge_tensors(sums: HeterogeneitySums) -> HeterogeneitySums:
     """Add the rows of T tensors to one, so that the statistics are those of the whole vector."""
     return HeterogeneitySums(*(value.sum(dim=0) for value in sums))
+
+
+def log10_histogram(sums: HeterogeneitySums) -> tuple[Tensor, Tensor]:
+    """Count non-zero finite entries by log10|g|, in four bins an octave.
+
+    Args:
+        sums: Those of one vector, as :func:`merge_tensors` gives them.
+
+    Returns:
+        Edges of log10|g| and counts, from the first bin with an entry to the last one; both empty
+        if there are no entries. Shapes: (B + 1,), (B,).
+    """
+    counts = sums.histogram.clone()
+    counts[0] -= sums.num_zero
+    counts = counts.view(-1, 2**MANTISSA_BITS // _HISTOGRAM_BINS_PER_OCTAVE).sum(dim=1)
+    edges = _bin_edges(counts).log10()[:: 2**MANTISSA_BITS // _HISTOGRAM_BINS_PER_OCTAVE]
+    used = counts.nonzero().flatten().tolist()
+    if not used:
+        return edges[:0], counts[:0]
+    return edges[used[0] : used[-1] + 2], counts[used[0] : used[-1] + 1]
 
 
 def heterogeneity(gradient: Tensor) -> Heterogeneity:

@@ -1,44 +1,59 @@
 """Write one record per measured step: a row for each parameter tensor, a column per quantity."""
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-PLUGIN_NAME = "geometry"
-SCHEMA_VERSION = 1
+from lightning_linf import tags
+from lightning_linf.record import SCHEMA_VERSION, LogHistogram, Record
+from lightning_linf.tensorboard import PLUGIN_NAME
+from lightning_linf.tensorboard.table import lay_out
 
 
-def write_per_tensor(
-    writer: Any, tag: str, tensor_names: Sequence[str], columns: Mapping[str, Tensor], step: int
-) -> None:
-    """Write a float32 table as one tensor event.
+def write_record(writer: Any, record: Record) -> None:
+    """Write a record's table as one tensor event of float32, and its histogram.
 
-    Its metadata are JSON: ``schema``, ``tensors`` (names of rows) and ``columns`` (names with their
-    widths, in order).
+    The event's metadata are JSON: ``schema``, ``tensors`` (names of rows), ``whole`` (whether a
+    last row is that of all parameters together) and ``columns`` (name, width, label, unit and
+    levels of each, in order).
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter``.
-        tag: Name of the table.
-        tensor_names: Names of the T rows.
-        columns: By name, of shape (T,) or (T, q).
-        step: Of training.
+        record: What to write.
     """
     # Here and not above: whoever logs elsewhere need not have tensorboard.
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
     from tensorboard.util.tensor_util import make_tensor_proto
 
-    tables = [column.reshape(len(tensor_names), -1) for column in columns.values()]
-    widths = [[name, table.shape[1]] for name, table in zip(columns, tables, strict=True)]
-    content = {"schema": SCHEMA_VERSION, "tensors": list(tensor_names), "columns": widths}
+    table, columns = lay_out(record)
+    content = json.dumps({"schema": SCHEMA_VERSION, **columns.to_json()})
     metadata = SummaryMetadata(
-        plugin_data=SummaryMetadata.PluginData(
-            plugin_name=PLUGIN_NAME, content=json.dumps(content).encode()
-        ),
+        plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content.encode()),
         data_class=DATA_CLASS_TENSOR,
     )
-    table = torch.cat(tables, dim=1).float().numpy()
-    value = Summary.Value(tag=tag, tensor=make_tensor_proto(table), metadata=metadata)
-    writer.file_writer.add_summary(Summary(value=[value]), step)
+    values = [Summary.Value(tag=record.tag, tensor=make_tensor_proto(table), metadata=metadata)]
+    if record.histogram is not None:
+        suffix = record.tag.removeprefix(tags.PREFIX).partition("/")[2]  # of several optimizers
+        tag = f"{tags.LOG10_GRAD}/{suffix}" if suffix else tags.LOG10_GRAD
+        values.append(Summary.Value(tag=tag, histo=_histogram(record.histogram)))
+    # The writer may have closed its file, as Lightning's does after a training.
+    writer._get_file_writer().add_summary(Summary(value=values), record.step)
+
+
+def _histogram(histogram: LogHistogram) -> Any:
+    """Turn counts into the protobuf; sums are those of bins' centres."""
+    from tensorboard.compat.proto.summary_pb2 import HistogramProto
+
+    edges, counts = np.asarray(histogram.edges), np.asarray(histogram.counts)
+    centers = (edges[1:] + edges[:-1]) / 2
+    return HistogramProto(
+        min=edges[0],
+        max=edges[-1],
+        num=counts.sum(),
+        sum=(counts * centers).sum(),
+        sum_squares=(counts * centers**2).sum(),
+        # A first, empty bucket: readers take the lower edge of a bucket from the one before it.
+        bucket_limit=edges,
+        bucket=[0, *counts],
+    )

@@ -1,0 +1,160 @@
+"""How long do server and page take for 100 layers and 10,000 measured steps?
+
+    python benchmarks/panels.py                     # two minutes, 0.2 GB on disk
+    python benchmarks/panels.py --layers 30 --steps 1000
+
+Writes one run as the monitors would that measure at every step, has TensorBoard read it, with
+either reader, and looks at it with Chromium. Server times are medians over requests, page times are
+of one loading.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_linf import tags
+from lightning_linf.record import Record
+from lightning_linf.tensorboard.writer import write_record
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # whose browser and TensorBoard it is
+
+from chromium import Page, chromium  # found there
+from tensorboard_process import TensorBoard, tensorboard
+
+TAG = tags.PREFIX + "heterogeneity_per_tensor"
+QUANTITIES = ("density", "gini", "top1_energy", "zero_fraction")
+NUM_REQUESTS = 5
+READY = (
+    "document.querySelector('main:not([aria-busy])')"
+    " && document.querySelectorAll('.panel canvas').length >= 5"
+)
+# Run before anything else in the page: the longest time for which it answered nothing.
+WATCH = """
+window.longest = 0;
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) window.longest = Math.max(window.longest, entry.duration);
+}).observe({ type: "longtask", buffered: true });
+"""
+
+
+def write_run(folder: Path, num_layers: int, num_steps: int) -> None:
+    """Write event files with the tags of all monitors, of random walks."""
+    generator = np.random.default_rng(0)
+    names = [f"transformer.h.{i // 4}.mlp.{i % 4}.weight" for i in range(num_layers)]
+    partitions = ("coordinate", "row", "tensor")
+    of = tags.of_partition
+    curves = [
+        *(tags.LAMBDA_MAX, tags.ONE_ONE_NORM_PER_PARAM),
+        *(of(tags.ADVANTAGE_LOWER, name) for name in partitions),
+        *(of(tags.ADVANTAGE_UPPER, name) for name in partitions),
+        *(of(tags.OPERATOR_NORM_LOWER, name) for name in partitions),
+        *(of(tags.OPERATOR_NORM_UPPER, name) for name in partitions),
+        *(of(tags.SMOOTHNESS_UPPER, name) for name in partitions[1:]),
+    ]
+    writer = SummaryWriter(str(folder))
+    level = generator.random((num_layers + 1, 1))
+    for step in range(num_steps):
+        level = np.clip(level + 0.01 * generator.standard_normal(level.shape), 0.01, 1.0)
+        fans = np.sort(generator.standard_normal((num_layers + 1, 7)) - 4 * level, axis=1)
+        table = {name: level[:, 0] ** (i + 1) for i, name in enumerate(QUANTITIES)}
+        columns = {name: values[:-1].tolist() for name, values in table.items()}
+        whole = {name: float(values[-1]) for name, values in table.items()}
+        columns["log10_quantiles"], whole["log10_quantiles"] = fans[:-1].tolist(), fans[-1].tolist()
+        write_record(writer, Record(step, TAG, {}, names, columns, whole))
+        for number, tag in enumerate(curves):
+            writer.add_scalar(tag, float(level[number % len(level), 0]) * (1 + number), step)
+    writer.close()
+
+
+def median_ms(action: Callable[[], object]) -> float:
+    """Time an action several times."""
+    seconds = []
+    for _ in range(NUM_REQUESTS):
+        begin = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - begin)
+    return 1e3 * statistics.median(seconds)
+
+
+def measure_server(board: TensorBoard, started: float, last_step: int) -> None:
+    """Print how long it takes to read all, and to answer."""
+    table = {"run": "run", "tag": TAG}
+    board.wait_for_runs(1)
+    while True:
+        begin = time.perf_counter()
+        status, layers = board.get("layers", **table, column="density")
+        cold = time.perf_counter() - begin
+        if status == 200 and layers["steps"][-1] == last_step:
+            break
+        time.sleep(0.2)
+    print(f"  all events read {time.perf_counter() - started:.1f} s after the start")
+    shown = f"{len(layers['steps'])} of {layers['num_steps']:,} steps"
+    print(f"  layers, first request {1e3 * cold:.0f} ms ({shown})")
+    answers = {
+        "layers again": lambda: board.get("layers", **table, column="gini"),
+        "fan": lambda: board.get("fan", **table, column="log10_quantiles", row=0),
+        "scalars": lambda: board.get("scalars", run="run"),
+        "runs": lambda: board.get("runs"),
+    }
+    for name, action in answers.items():
+        print(f"  {name} {median_ms(action):.0f} ms")
+
+
+def measure_page(board: TensorBoard, page: Page) -> None:
+    """Print how long the page takes to draw, and to answer its controls."""
+    page.send("Page.addScriptToEvaluateOnNewDocument", source=WATCH)
+    page.size(1280)
+    begin = time.perf_counter()
+    page.open(board.entry)
+    page.wait(READY)
+    print(f"  page drawn after {time.perf_counter() - begin:.2f} s", end="")
+    print(f", longest time without an answer {page.run('window.longest'):.0f} ms")
+    slide = """(() => {
+        const slider = document.querySelector("#bars input[type=range]");
+        const begin = performance.now();
+        for (let i = 0; i < 20; i++) {
+            slider.value = String(i * 20);
+            slider.dispatchEvent(new Event("input"));
+        }
+        return (performance.now() - begin) / 20;
+    })()"""
+    print(f"  a move of the step slider {page.run(slide):.1f} ms")
+    page.run("window.longest = 0")
+    page.run("document.querySelector('.shared button').click()")  # log scale
+    page.run("new Promise((done) => setTimeout(done, 500))")
+    page.wait(READY)
+    print(f"  drawing the map anew blocks for {page.run('window.longest'):.0f} ms (0: under 50)")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--layers", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=10_000)
+    choices = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_run(folder / "runs" / "run", choices.layers, choices.steps)
+        size = sum(file.stat().st_size for file in (folder / "runs" / "run").iterdir())
+        print(f"{choices.layers} layers, {choices.steps:,} steps: {size / 1e6:.0f} MB of events")
+        for load_fast in ("true", "false"):
+            print(f"--load_fast={load_fast}")
+            started = time.perf_counter()
+            log = folder / "tensorboard.txt"
+            with (
+                tensorboard(folder / "runs", log, load_fast=load_fast) as board,
+                chromium(folder) as page,
+            ):
+                measure_server(board, started, choices.steps - 1)
+                measure_page(board, page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Where the record of a measurement goes: event files, and `geometry.jsonl` beside any logger."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor
+
+from lightning_linf import record
+from lightning_linf.callbacks._lightning import shown_hyperparameters
+from lightning_linf.record import LogHistogram, Record
+from lightning_linf.tensorboard import layout
+from lightning_linf.tensorboard.writer import write_record
+
+
+def make_record(
+    step: int,
+    tag: str,
+    scalars: Mapping[str, float],
+    tensor_names: list[str],
+    columns: Mapping[str, Tensor],
+    whole: Mapping[str, Tensor],
+    histogram: tuple[Tensor, Tensor] | None,
+) -> Record:
+    """Turn tensors into plain data."""
+    counted = None
+    if histogram is not None and histogram[1].numel() > 0:  # a gradient of zeros has none
+        counted = LogHistogram(*(part.tolist() for part in histogram))
+    return Record(
+        step=step,
+        tag=tag,
+        scalars=dict(scalars),
+        tensors=tensor_names,
+        columns={name: column.tolist() for name, column in columns.items()},
+        whole={name: value.float().tolist() for name, value in whole.items()},
+        histogram=counted,
+    )
+
+
+def writers(trainer: Trainer, entry: Record) -> Iterator[tuple[str, Callable[[], None]]]:
+    """List what is to be done with a record, in words and as a function; on rank zero only."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            yield "write to its event file", partial(write_record, logger.experiment, entry)
+    path = jsonl_path(trainer)
+    if path is not None:
+        yield f"write to {path}", partial(record.append, path, entry)
+
+
+def jsonl_path(trainer: Trainer) -> Path | None:
+    """Give the place of `geometry.jsonl`: in the first logger's folder of the run.
+
+    In the trainer's ``default_root_dir`` where that folder is remote. Without a logger (and in
+    trial runs, whose loggers Lightning replaces) nothing is written.
+    """
+    if not trainer.loggers or isinstance(trainer.logger, DummyLogger):
+        return None
+    folders = (_run_folder(trainer.loggers[0], trainer), trainer.default_root_dir)
+    local = (folder for folder in folders if "://" not in folder)  # only these can be added to
+    folder = next(local, None)
+    return None if folder is None else Path(os.path.expanduser(folder), record.FILE_NAME)
+
+
+def _run_folder(logger: Logger, trainer: Trainer) -> str:
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        return logger.log_dir
+    # As for checkpoints: several runs may share the folder of such a logger.
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+
+
+def start_jsonl(trainer: Trainer, step: int) -> None:
+    """Make `geometry.jsonl` ready for the records from ``step`` on."""
+    path = jsonl_path(trainer) if trainer.is_global_zero else None
+    kept = record.cut(path, step) if path is not None else None
+    if kept is not None:
+        rank_zero_info(f"The {record.FILE_NAME} of an earlier training is now {kept}.")
+
+
+def write_layout(trainer: Trainer, monitors: Iterable[Callback]) -> None:
+    """Give TensorBoard's custom scalars a layout, before the user's own, which would replace it."""
+    if trainer.is_global_zero:
+        classes = [base.__name__ for monitor in monitors for base in type(monitor).__mro__]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(layout.custom_scalars(classes))
+
+
+def write_session(trainer: Trainer) -> None:
+    """Make the run a session of TensorBoard's HPARAMS, which shows each scalar's last value.
+
+    All scalars, that is, unless Lightning has listed ``hp_metric`` as the only one, which
+    ``TensorBoardLogger(default_hp_metric=False)`` prevents.
+    """
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and logger.hparams:
+            # Not at the top: it needs tensorboard, without which Lightning uses another writer.
+            from torch.utils.tensorboard.summary import hparams
+
+            shown = shown_hyperparameters(logger)
+            _, start, end = hparams(shown, {})  # type: ignore[no-untyped-call]
+            for summary in (start, end):
+                logger.experiment._get_file_writer().add_summary(summary)

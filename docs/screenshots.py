@@ -1,0 +1,108 @@
+"""Take the pictures of the panels: those of the README, and every panel in both themes and widths.
+
+    python docs/screenshots.py [FOLDER]
+
+Trains the runs of demo_runs.py into FOLDER/runs unless they are there (two minutes), starts
+TensorBoard on them and looks at it with Chromium. Two pictures go to docs/, all others to FOLDER
+(runs/screenshots by default).
+"""
+
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import demo_runs
+from PIL import Image
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / "tests"))  # whose browser and TensorBoard these are
+
+from chromium import Page, chromium  # noqa: E402  # found there
+from tensorboard_process import tensorboard  # noqa: E402
+
+READY = (
+    "document.querySelector('main:not([aria-busy])')"
+    " && document.querySelectorAll('.panel canvas').length >= 5"
+)
+PANELS = ("verdict", "smoothness", "heatmap", "bars", "fan")
+WIDTHS = {"wide": 1280, "narrow": 600}
+
+
+def save(png: bytes, path: Path) -> None:
+    """Write it as small as PNG can be."""
+    image = Image.open(BytesIO(png)).convert("RGB")
+    image.save(path, optimize=True)
+    print(f"{path}: {image.width} x {image.height}, {path.stat().st_size / 1000:.0f} kB")
+
+
+def box_of(page: Page, selector: str, margin: int = 12) -> dict[str, float]:
+    """Give the place of an element on the whole page."""
+    box = page.run(f"""(() => {{
+        const box = document.querySelector("{selector}").getBoundingClientRect();
+        return [box.x + scrollX, box.y + scrollY, box.width, box.height];
+    }})()""")
+    x, y, width, height = box
+    return {
+        "x": x - margin, "y": y - margin, "width": width + 2 * margin,
+        "height": height + 2 * margin, "scale": 1,
+    }  # fmt: skip
+
+
+def take_all(page: Page, address: str, folder: Path) -> None:
+    """Take the whole page and each panel, for each theme and width."""
+    for theme in ("light", "dark"):
+        for name, width in WIDTHS.items():
+            page.size(width)
+            page.prefer(theme)
+            page.open(address)
+            page.wait(READY)
+            height = page.run("document.documentElement.scrollHeight")
+            page.size(width, height)
+            save(page.screenshot(), folder / f"all-{theme}-{name}.png")
+            for panel in PANELS:
+                clip = box_of(page, f"#{panel}")
+                save(page.screenshot(clip=clip), folder / f"{panel}-{theme}-{name}.png")
+
+
+def take_tab(page: Page, address: str, path: Path) -> None:
+    """Take the tab as it stands in TensorBoard, in light colours, a value under the cursor."""
+    frame = "document.querySelector('iframe').contentDocument"
+    page.prefer("light")
+    page.size(1280, 860)
+    page.open(f"{address}#geometry")
+    page.wait(f"document.querySelector('iframe') && {frame}.querySelector('#fan canvas')")
+    page.wait(f"!{frame}.querySelector('main[aria-busy]')")
+    page.move(1010, 600)
+    save(page.screenshot(), path)
+
+
+def take_layers(page: Page, address: str, path: Path) -> None:
+    """Take the panels of layers in dark colours."""
+    page.prefer("dark")
+    page.size(1280, 1000)
+    page.open(address)
+    page.wait(READY)
+    page.size(1280, page.run("document.documentElement.scrollHeight"))
+    box = page.run("document.querySelector('#heatmap canvas').getBoundingClientRect().toJSON()")
+    page.move(box["x"] + 0.55 * box["width"], box["y"] + 130)
+    save(page.screenshot(clip=box_of(page, ".layers")), path)
+
+
+def main(folder: str = "runs/screenshots") -> None:
+    """Take them all."""
+    target = Path(folder)
+    runs = target / "runs"
+    if not runs.is_dir():
+        demo_runs.main(str(runs))
+    with (
+        tensorboard(runs, target / "tensorboard.txt", load_fast="false") as board,
+        chromium(target) as page,
+    ):
+        board.wait_for_runs(len(demo_runs.OPTIMIZERS))
+        take_all(page, board.entry, target)
+        take_tab(page, board.address, DOCS / "geometry-tab.png")
+        take_layers(page, board.entry, DOCS / "geometry-layers.png")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

@@ -1,0 +1,62 @@
+"""`lightning-linf report`: runs as one HTML file."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_linf.cli.errors import UsageError
+from lightning_linf.page.figures import save_figures
+from lightning_linf.page.page import make_page
+from lightning_linf.page.runs import RunError, load
+from lightning_linf.report.encoding import write_atomically
+
+
+def report(argv: Sequence[str]) -> None:
+    """Run the subcommand.
+
+    Raises:
+        UsageError: If something is wrong that the user can put right.
+    """
+    options = make_parser().parse_args(argv)
+    output = Path(options.output)
+    if output.is_dir() or not output.parent.is_dir():
+        raise UsageError(
+            f"report: expected --output to be a file in a folder that exists, got {output}. Write "
+            "a name such as report.html."
+        )
+    try:
+        runs = load([Path(folder) for folder in options.runs])
+        write_atomically(output, make_page(runs))
+        print(f"Report of {len(runs)} run{'s' if len(runs) > 1 else ''}: {output}")
+        for note in (note for run in runs for note in run.notes):
+            print(f"Note: {note}")
+        if options.png is not None:
+            for file in save_figures(output, Path(options.png), sandbox=not _is_root()):
+                print(f"Figure: {file}")
+    except RunError as error:
+        raise UsageError(f"report: {error}") from error
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """List the options."""
+    parser = argparse.ArgumentParser(
+        prog="lightning-linf report",
+        description="Write the geometry of runs as one HTML file, which needs no other file and no "
+        "server: the panels of the TensorBoard plugin, a table and advice in words.",
+        epilog="Reads geometry.jsonl, which the monitors write beside any logger, and where there "
+        "is none TensorBoard's event files.",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN_DIR", help="Folder of a run, or one with runs below it.")
+    add("-o", "--output", required=True, metavar="FILE.html", help="What to write.")
+    add(
+        "--png",
+        metavar="FOLDER",
+        help="Also draw each panel into a PNG file there; needs Chromium or Chrome.",
+    )
+    return parser
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0

@@ -1,0 +1,1 @@
+"""A report of runs as one HTML file, with the panels of the TensorBoard plugin."""

@@ -1,0 +1,66 @@
+"""PNG figures of a report, drawn by a Chromium that the user has."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from lightning_linf.page.runs import RunError
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_FLAGS = (
+    "--headless",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,900",
+    "--force-device-scale-factor=2",
+    "--virtual-time-budget=20000",
+    "--dump-dom",
+)
+_TIMEOUT_SECONDS = 120
+
+
+def save_figures(page: Path, folder: Path, *, sandbox: bool = True) -> list[Path]:
+    """Draw each panel of a report into a PNG file, as the page's own PNG buttons do.
+
+    Args:
+        page: The report.
+        folder: Where to put them; made if it does not exist.
+        sandbox: Of Chromium. It refuses to start with one as root, as in a container.
+
+    Returns:
+        The files.
+
+    Raises:
+        RunError: If no Chromium is found, or it draws nothing.
+    """
+    browser = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        raise RunError(
+            f"expected one of {', '.join(_BROWSERS)} for --png, got none. Install one, or open "
+            "the report and use the PNG button of each panel."
+        )
+    with tempfile.TemporaryDirectory() as profile:
+        flags = [*_FLAGS, f"--user-data-dir={profile}", *([] if sandbox else ["--no-sandbox"])]
+        finished = subprocess.run(
+            [browser, *flags, f"{page.resolve().as_uri()}#png"],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    drawn = re.search(r'<script type="application/json" id="png">(.*?)</script>', finished.stdout)
+    if drawn is None:
+        raise RunError(f"expected {browser} to draw, got: {finished.stderr.strip()[-300:]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, url in json.loads(drawn[1]).items():
+        files.append(folder / f"{name}.png")
+        files[-1].write_bytes(base64.b64decode(url.partition(",")[2]))
+    return files

@@ -1,0 +1,131 @@
+"""The last measurement of a run as a table and sentences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_linf import tags
+from lightning_linf.report import Interval
+from lightning_linf.report.advice import verdict
+from lightning_linf.report.interval import divide
+from lightning_linf.report.table import number
+
+KEEP = 0.9  # of Adam's promised decrease, by the partition that is recommended
+# From few blocks to many; a partition of the user's own stands before the first with rows.
+_COARSE_TO_FINE = ("global", "module", "tensor", "head", "column", "row", "coordinate")
+HEAD = ("partition", "N(Φ)/d", "H(Φ)/d", "advantage", "along g", "of Adam's decrease", "R²")
+
+LEGEND = (
+    "N(Φ)/d: what one step meets of the curvature, certain bounds. H(Φ)/d: blockwise smoothness; "
+    "for coordinate the (1,1)-norm itself. Both in loss per parameter squared. advantage: the "
+    "decrease of the loss that one step of steepest descent promises, over that of global, the "
+    "geometry of SGD; coordinate is that of Adam. along g: the same by the curvature along that "
+    "step itself. R²: share of the variance of log|g| between blocks."
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a reader who sees no panel gets to know."""
+
+    step: int
+    rows: list[list[str]]  # cells of HEAD, fine to coarse
+    sentences: list[str]
+
+
+def summarize(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Summary | None:
+    """Put the last measurement of the smoothness in words; None without one.
+
+    Args:
+        scalars: Steps and values by tag.
+    """
+    if not scalars.get(tags.LAMBDA_MAX):
+        return None
+    step = scalars[tags.LAMBDA_MAX][-1][0]
+    last = {tag: points[-1][1] for tag, points in scalars.items() if points[-1][0] == step}
+    start = tags.of_partition(tags.ADVANTAGE_LOWER, "")
+    names = [tag.removeprefix(start) for tag in last if tag.startswith(start)]
+    if "coordinate" not in names:
+        return None
+    names = sorted([*names, "global"], key=_coarseness)
+    shares = {name: _share(last, name) for name in names}
+    rows = [_row(last, name, shares[name]) for name in reversed(names)]
+    along = last.get(tags.of_partition(tags.STEP_ADVANTAGE, "coordinate"), math.nan)
+    sentences = [verdict(_advantage(last, "coordinate"), (), along), _advice(names, shares)]
+    return Summary(step, rows, sentences)
+
+
+def _coarseness(name: str) -> tuple[int, str]:
+    own = _COARSE_TO_FINE.index("tensor")
+    return _COARSE_TO_FINE.index(name) if name in _COARSE_TO_FINE else own, name
+
+
+def _advantage(last: Mapping[str, float], name: str) -> Interval:
+    if name == "global":
+        return Interval(1.0, 1.0)
+    of = tags.of_partition
+    return Interval(last[of(tags.ADVANTAGE_LOWER, name)], last[of(tags.ADVANTAGE_UPPER, name)])
+
+
+def _operator_norm(last: Mapping[str, float], name: str) -> Interval:
+    """Bracket N(Phi) / d."""
+    of = tags.of_partition
+    if name != "global":
+        low, high = tags.OPERATOR_NORM_LOWER, tags.OPERATOR_NORM_UPPER
+        return Interval(last[of(low, name)], last[of(high, name)])
+    lower = last[tags.LAMBDA_MAX]
+    return Interval(lower, lower * (1 + last[tags.LAMBDA_MAX_ERROR]))
+
+
+def _share(last: Mapping[str, float], name: str) -> Interval:
+    """Bracket the promised decrease of a partition over Adam's."""
+    if name == "coordinate":
+        return Interval(1.0, 1.0)
+    adam = _operator_norm(last, "coordinate")
+    block = _operator_norm(last, name)
+    dual = divide(_scaled_dual(last, name), _scaled_dual(last, "coordinate"))
+    return Interval(dual * divide(adam.lower, block.upper), dual * divide(adam.upper, block.lower))
+
+
+def _scaled_dual(last: Mapping[str, float], name: str) -> float:
+    """Undo an advantage's division by N(Phi): dual_Phi(g)^2 times what all partitions share."""
+    if name == "global":
+        return last[tags.LAMBDA_MAX]
+    return _advantage(last, name).lower * _operator_norm(last, name).upper
+
+
+def _advice(names: Sequence[str], shares: Mapping[str, Interval]) -> str:
+    """Name the coarsest partition that certainly keeps ``KEEP``."""
+    best = next(name for name in names if shares[name].lower >= KEEP)
+    ending = "This holds for one step from the last measured point, without gradient noise."
+    if best == "coordinate":
+        return (
+            f"No coarser partition certainly keeps {100 * KEEP:.0f} % of Adam's promised decrease: "
+            f"keep one second moment per parameter, as Adam does. {ending}"
+        )
+    subject = (
+        "One second moment for all parameters keeps"
+        if best == "global"
+        else f"Second moments by {best} keep"
+    )
+    return f"{subject} {shares[best]} of Adam's promised decrease. {ending}"
+
+
+def _row(last: Mapping[str, float], name: str, share: Interval) -> list[str]:
+    def cell(tag: str) -> str:
+        value = last.get(tags.of_partition(tag, name))
+        return "-" if value is None or math.isnan(value) else number(value)
+
+    smoothness = {
+        "coordinate": number(last[tags.ONE_ONE_NORM_PER_PARAM]),
+        "global": f"≤ {number(_operator_norm(last, name).upper)}",
+    }.get(name, f"≤ {cell(tags.SMOOTHNESS_UPPER)}")
+    return [
+        name,
+        str(_operator_norm(last, name)),
+        smoothness,
+        str(_advantage(last, name)),
+        "1" if name == "global" else cell(tags.STEP_ADVANTAGE),
+        str(share),
+        {"coordinate": "1", "global": "0"}.get(name) or cell(tags.R_SQUARED),
+    ]

@@ -1,0 +1,121 @@
+"""One measurement: scalars, and a table with a row for each parameter tensor."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+SCHEMA_VERSION = 1
+Row = float | list[float]  # one number, or several (quantiles)
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class SchemaError(ValueError):
+    """A record that a later version of this package has written."""
+
+
+class LogHistogram(NamedTuple):
+    """Counts of non-zero finite entries by log10 of their size."""
+
+    edges: Sequence[float]  # of log10|g|, one more than counts
+    counts: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one monitor measured at one step."""
+
+    step: int
+    tag: str  # which table
+    scalars: Mapping[str, float]  # by tag
+    tensors: Sequence[str]  # names of the T rows
+    columns: Mapping[str, Sequence[Row]]  # by name, T rows each
+    whole: Mapping[str, Row] = field(default_factory=dict)  # the same of all parameters together
+    histogram: LogHistogram | None = None  # of all entries of the gradient
+
+    def to_line(self) -> str:
+        """Write as one line of strict JSON, ``step`` first; inf and NaN become strings."""
+        content: dict[str, Any] = {
+            "step": self.step,
+            "schema": SCHEMA_VERSION,
+            "tag": self.tag,
+            "scalars": {tag: _encode(value) for tag, value in self.scalars.items()},
+            "tensors": list(self.tensors),
+            "columns": {
+                name: [_encode_row(row) for row in rows] for name, rows in self.columns.items()
+            },
+            "whole": {name: _encode_row(row) for name, row in self.whole.items()},
+        }
+        if self.histogram is not None:
+            content["histogram"] = {
+                "edges": [_short(edge) for edge in self.histogram.edges],
+                "counts": list(self.histogram.counts),
+            }
+        return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> "Record":
+        """Undo :meth:`to_line`.
+
+        Raises:
+            SchemaError: If a later version wrote it.
+            ValueError: If it is anything else than a record.
+        """
+        content = json.loads(line)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, got {type(content).__name__}")
+        schema = content.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA_VERSION:
+            raise SchemaError(f"schema {schema} is newer than {SCHEMA_VERSION}")
+        try:
+            return cls._decode(content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"expected a record, got {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _decode(cls, content: Mapping[str, Any]) -> "Record":
+        tensors = [str(name) for name in content["tensors"]]
+        columns = {
+            name: [_decode_row(row) for row in rows] for name, rows in content["columns"].items()
+        }
+        for name, rows in columns.items():
+            if len(rows) != len(tensors):
+                raise ValueError(f"expected {len(tensors)} rows of {name!r}, got {len(rows)}")
+        histogram = content.get("histogram")
+        return cls(
+            step=int(content["step"]),
+            tag=str(content["tag"]),
+            scalars={tag: _decode(value) for tag, value in content["scalars"].items()},
+            tensors=tensors,
+            columns=columns,
+            whole={name: _decode_row(row) for name, row in content["whole"].items()},
+            histogram=histogram and LogHistogram(histogram["edges"], histogram["counts"]),
+        )
+
+
+def _short(value: float) -> float:
+    """Keep what a float32 holds."""
+    return float(f"{value:.8g}")
+
+
+def _encode(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _encode_row(row: Row) -> Any:
+    if isinstance(row, list):
+        return [_encode(_short(value)) for value in row]
+    return _encode(_short(row))
+
+
+def _decode(value: Any) -> float:
+    if isinstance(value, str):
+        return _NON_FINITE[value]
+    return float(value)
+
+
+def _decode_row(row: Any) -> Row:
+    return [_decode(value) for value in row] if isinstance(row, list) else _decode(row)

@@ -1,0 +1,113 @@
+"""The routes of the tab "Geometry": static files and, as JSON, the data of runs."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tensorboard import plugin_util
+from tensorboard.backend.http_util import Respond
+from tensorboard.plugins.base_plugin import FrontendMetadata, TBPlugin
+from werkzeug.wrappers import Request
+
+from lightning_linf.tensorboard import PLUGIN_NAME, panels
+from lightning_linf.tensorboard.plugin.files import STATIC
+from lightning_linf.tensorboard.plugin.source import Source
+
+_TYPES = {
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".json": "application/json",
+    ".txt": "text/plain",
+}
+_Reader = Callable[[Any, str, "_Query"], Any]  # of request context, experiment and query
+
+
+class _Query:
+    """The arguments of a request."""
+
+    def __init__(self, arguments: Mapping[str, str]) -> None:
+        self._arguments = arguments
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._arguments:
+            raise ValueError(f"expected an argument `{name}`, got {sorted(self._arguments)}")
+        return self._arguments[name]
+
+
+class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no types
+    """Show the records and scalars that lightning_linf has written.
+
+    Routes below ``data/plugin/geometry/``: ``static/...``, ``runs``, ``scalars?run=``,
+    ``layers?run=&tag=&column=`` and ``fan?run=&tag=&column=&row=``.
+    """
+
+    plugin_name = PLUGIN_NAME
+
+    def __init__(self, context: Any) -> None:
+        self._source = Source(context.data_provider)
+        # Requests are looked up here, so none can leave the folder.
+        self._static = {
+            f"/static/{path.relative_to(STATIC).as_posix()}": path
+            for path in STATIC.rglob("*")
+            if path.suffix in _TYPES
+        }
+
+    def get_plugin_apps(self) -> dict[str, Any]:
+        """Map routes to WSGI applications."""
+        readers = {
+            "/runs": self._read_runs,
+            "/scalars": self._read_scalars,
+            "/layers": self._read_layers,
+            "/fan": self._read_fan,
+        }
+        data = {route: _json_app(reader) for route, reader in readers.items()}
+        return {"/static/*": Request.application(self._serve_static), **data}
+
+    def is_active(self) -> bool:
+        """Leave it to TensorBoard, which looks for events of this plugin first."""
+        return False
+
+    def frontend_metadata(self) -> FrontendMetadata:
+        """Name the tab and its module."""
+        return FrontendMetadata(es_module_path="/static/index.js", tab_name="Geometry")
+
+    def _serve_static(self, request: Request) -> Any:
+        _, _, name = request.path.partition(f"/plugin/{PLUGIN_NAME}")
+        path = self._static.get(name)
+        if path is None:
+            return Respond(request, "no such file", "text/plain", code=404)
+        return Respond(request, path.read_bytes(), _TYPES[path.suffix])
+
+    def _read_runs(self, ctx: Any, experiment: str, query: _Query) -> Any:
+        return self._source.runs(ctx, experiment)
+
+    def _read_scalars(self, ctx: Any, experiment: str, query: _Query) -> Any:
+        return self._source.scalars(ctx, experiment, query["run"])
+
+    def _read_layers(self, ctx: Any, experiment: str, query: _Query) -> Any:
+        table, note = self._source.table(ctx, experiment, query["run"], query["tag"])
+        return {**panels.layers(table, query["column"]), "note": note}
+
+    def _read_fan(self, ctx: Any, experiment: str, query: _Query) -> Any:
+        table, note = self._source.table(ctx, experiment, query["run"], query["tag"])
+        return {**panels.fan(table, query["column"], int(query["row"])), "note": note}
+
+
+def _json_app(read: _Reader) -> Any:
+    def serve(request: Request) -> Any:
+        if request.method != "GET":
+            return _respond(request, {"error": f"expected GET, got {request.method}"}, 405)
+        ctx = plugin_util.context(request.environ)
+        experiment = plugin_util.experiment_id(request.environ)
+        try:
+            return _respond(request, read(ctx, experiment, _Query(request.args)), 200)
+        except KeyError as error:
+            return _respond(request, {"error": f"no such data: {error}"}, 404)
+        except (ValueError, TypeError) as error:  # TypeError: of tensors that cannot be decoded
+            return _respond(request, {"error": f"cannot be read: {error}"}, 400)
+
+    return Request.application(serve)
+
+
+def _respond(request: Request, content: Any, code: int) -> Any:
+    return Respond(request, json.dumps(content, allow_nan=False), "application/json", code=code)

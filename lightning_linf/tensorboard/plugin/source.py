@@ -1,0 +1,118 @@
+"""Geometry data of all runs, through TensorBoard's data provider (either reader of event files)."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from tensorboard.data.provider import RunTagFilter
+
+from lightning_linf.tags import PREFIX
+from lightning_linf.tensorboard import PLUGIN_NAME, panels
+from lightning_linf.tensorboard.table import Metadata, Table, stack
+
+_MAX_EVENTS = 1_000_000  # the provider wants a number; TensorBoard's own flag is what limits
+_MAX_CACHED = 32  # tables, thinned
+
+_Result = tuple[Table, str | None]  # with a note on what was left out
+
+
+@dataclass
+class _Run:
+    """What the page knows of a run before it reads any numbers."""
+
+    tables: dict[str, Any] = field(default_factory=dict)  # tag -> rows and columns
+    scalars: list[str] = field(default_factory=list)  # tags
+    changed: float = 0.0  # time of the last event
+
+
+class Source:
+    """Read runs, and remember thinned tables as long as nothing is added to them."""
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[tuple[str, ...], tuple[Any, _Result]] = OrderedDict()
+
+    def runs(self, ctx: Any, experiment: str) -> Any:
+        """List the runs with geometry data, what they hold, and notes on what was left out."""
+        tables = self._provider.list_tensors(ctx, experiment_id=experiment, plugin_name=PLUGIN_NAME)
+        scalars = self._provider.list_scalars(ctx, experiment_id=experiment, plugin_name="scalars")
+        found: dict[str, Any] = {}
+        notes = []
+        for run, by_tag in tables.items():
+            for tag, series in by_tag.items():
+                try:
+                    metadata = Metadata.from_event(series.plugin_content)
+                except ValueError as error:  # of another schema, or broken
+                    notes.append(f"{run}: {tag} left out: {error}")
+                else:
+                    entry = found.setdefault(run, _Run())
+                    entry.tables[tag] = metadata.to_json()
+                    entry.changed = max(entry.changed, series.max_wall_time)
+        for run, by_tag in scalars.items():
+            for tag, series in sorted(by_tag.items()):
+                if tag.startswith(PREFIX):
+                    entry = found.setdefault(run, _Run())
+                    entry.scalars.append(tag)
+                    entry.changed = max(entry.changed, series.max_wall_time)
+        runs = [{"name": run, **vars(found[run])} for run in sorted(found)]
+        return {"runs": runs, "notes": notes}
+
+    def scalars(self, ctx: Any, experiment: str, run: str) -> Any:
+        """Read all geometry scalars of a run; KeyError if it has none."""
+        listed = self._provider.list_scalars(
+            ctx,
+            experiment_id=experiment,
+            plugin_name="scalars",
+            run_tag_filter=RunTagFilter(runs=[run]),
+        )
+        names = [tag for tag in listed[run] if tag.startswith(PREFIX)]
+        if not names:
+            raise KeyError(run)
+        read = self._provider.read_scalars(
+            ctx,
+            experiment_id=experiment,
+            plugin_name="scalars",
+            downsample=_MAX_EVENTS,
+            run_tag_filter=RunTagFilter(runs=[run], tags=names),
+        )
+        points = {
+            tag: [(datum.step, datum.value) for datum in data]
+            for tag, data in read.get(run, {}).items()
+        }
+        return {"curves": panels.curves(points)}
+
+    def table(self, ctx: Any, experiment: str, run: str, tag: str) -> _Result:
+        """Read a table of a run, thinned out, and a note on what was left out of it.
+
+        Raises:
+            KeyError: If there is no such run or tag.
+            ValueError: If its data cannot be read.
+        """
+        only = RunTagFilter(runs=[run], tags=[tag])
+        listed = self._provider.list_tensors(
+            ctx, experiment_id=experiment, plugin_name=PLUGIN_NAME, run_tag_filter=only
+        )
+        series = listed[run][tag]
+        key, state = (experiment, run, tag), (series.max_step, series.max_wall_time)
+        with self._lock:
+            if key in self._cache and self._cache[key][0] == state:
+                self._cache.move_to_end(key)
+                return self._cache[key][1]
+        metadata = Metadata.from_event(series.plugin_content)
+        read = self._provider.read_tensors(
+            ctx,
+            experiment_id=experiment,
+            plugin_name=PLUGIN_NAME,
+            downsample=_MAX_EVENTS,
+            run_tag_filter=only,
+        )
+        events = ((datum.step, datum.numpy) for datum in read[run][tag])
+        table, note = stack(metadata, events)
+        result = table.thinned(panels.MAX_STEPS), note
+        with self._lock:
+            self._cache[key] = (state, result)
+            while len(self._cache) > _MAX_CACHED:
+                self._cache.popitem(last=False)
+        return result

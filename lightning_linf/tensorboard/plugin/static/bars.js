@@ -1,0 +1,67 @@
+// Horizontal bars, a row for each layer, in rows as high as those of the heat map.
+
+import { cssColor } from "./dom.js";
+import { AXIS_HEIGHT, drawNames, gutterFor, makeCanvas, rowHeight } from "./heatmap.js";
+import { format } from "./numbers.js";
+
+const VALUE_WIDTH = 52; // room for the number behind a bar
+
+// The axis spans all steps, so that bars can be compared while the slider moves.
+export function drawBars({ names, values, log, range, width, color, label }) {
+  const height = rowHeight(names.length);
+  const [canvas, context] = makeCanvas(width, names.length * height + AXIS_HEIGHT, label);
+  const gutter = gutterFor(context, names, width);
+  const room = width - gutter - VALUE_WIDTH;
+  const [from, to] = axis(range, log);
+  const map = log ? Math.log : (value) => value;
+  const place = (value) => gutter + (room * (map(value) - map(from))) / (map(to) - map(from) || 1);
+  drawNames(context, names, height, gutter);
+  drawGrid(context, [from, to], place, names.length * height, log);
+  context.textAlign = "left";
+  context.textBaseline = "middle";
+  values.forEach((value, row) => {
+    const y = row * height;
+    if (Number.isFinite(value) && (!log || value > 0)) {
+      const [zero, end] = [place(log ? from : Math.min(Math.max(0, from), to)), place(value)];
+      context.fillStyle = color;
+      const thick = Math.max(1, height - (height > 5 ? 3 : 1));
+      context.fillRect(
+        Math.min(zero, end),
+        y + (height - thick) / 2,
+        Math.max(1, Math.abs(end - zero)),
+        thick,
+      );
+    }
+    if (height >= 9) {
+      context.fillStyle = cssColor("--muted");
+      context.fillText(
+        format(value),
+        Math.max(gutter, Number.isFinite(value) ? place(value) || gutter : gutter) + 5,
+        y + height / 2,
+      );
+    }
+  });
+  return canvas;
+}
+
+function axis({ low, high }, log) {
+  if (!Number.isFinite(low)) return log ? [0.1, 1] : [0, 1];
+  if (log) return [low / 1.2, high];
+  return [Math.min(0, low), Math.max(0, high) || 1];
+}
+
+function drawGrid(context, [from, to], place, bottom, log) {
+  const ticks = log ? [from, Math.sqrt(from * to), to] : [from, (from + to) / 2, to];
+  context.textBaseline = "top";
+  context.textAlign = "center";
+  for (const tick of ticks) {
+    const x = Math.round(place(tick)) + 0.5;
+    context.strokeStyle = cssColor("--grid");
+    context.beginPath();
+    context.moveTo(x, 0);
+    context.lineTo(x, bottom);
+    context.stroke();
+    context.fillStyle = cssColor("--muted");
+    context.fillText(format(tick), x, bottom + 5);
+  }
+}

@@ -1,0 +1,196 @@
+// Curves and brackets over steps, with uPlot.
+
+import uPlot from "./vendor/uPlot.esm.js";
+import { withAlpha } from "./color.js";
+import { cssColor, element, onWidth } from "./dom.js";
+import { format, formatRange, formatStep } from "./numbers.js";
+
+const HEIGHT = 300;
+
+// A curve: { label, color, dash, lines: [{ steps, values, width }], fills }, where fills are areas
+// between two of the lines, [upper, lower, alpha]. Gives uPlot's object.
+export function drawChart(parent, { curves, log, label, unit, reference = null }) {
+  const { data, series, bands, owners } = lay(curves, log);
+  const live = element("div", { class: "visually-hidden", "aria-live": "polite" });
+  const tip = element("div", { class: "tip", hidden: true });
+  parent.plot?.destroy();
+  const frame = element("div", {
+    class: "chart",
+    tabindex: "0",
+    role: "group",
+    "aria-label": `${label}. Arrow keys read values.`,
+  });
+  parent.replaceChildren(frame, live);
+  const grid = { stroke: cssColor("--grid"), width: 1 };
+  const axis = {
+    stroke: cssColor("--muted"),
+    grid,
+    ticks: grid,
+    font: "12px system-ui, sans-serif",
+    labelFont: "12px system-ui, sans-serif",
+    labelSize: 18,
+    labelGap: 0,
+  };
+  const plot = new uPlot(
+    {
+      width: Math.max(frame.clientWidth, 200),
+      height: HEIGHT,
+      series: [{}, ...series],
+      bands,
+      scales: {
+        x: { time: false, range: xRange },
+        y: { distr: log ? 3 : 1, range: yRange(log, reference) },
+      },
+      axes: [
+        { ...axis, label: "optimizer step", size: 28, values: (u, ticks) => ticks.map(formatStep) },
+        {
+          ...axis,
+          label: unit,
+          size: 48,
+          values: (u, ticks) => ticks.map((t) => (t === null ? "" : format(t))),
+        },
+      ],
+      legend: { show: false },
+      cursor: { points: { size: 7 }, y: false, move: toStep },
+      hooks: {
+        setCursor: [(u) => showTip(u, tip, curves, owners)],
+        drawClear: [(u) => drawReference(u, reference)],
+      },
+    },
+    data,
+    frame,
+  );
+  plot.over.append(tip);
+  parent.plot = plot;
+  frame.addEventListener("keydown", (event) => step(event, plot, live, tip));
+  frame.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }));
+  onWidth(frame, (width) => plot.setSize({ width, height: HEIGHT }));
+  return plot;
+}
+
+// One column of steps for all lines, as uPlot wants it; a logarithm has no place for others.
+function lay(curves, log) {
+  const [tables, series, bands, owners] = [[], [], [], []];
+  curves.forEach((curve, number) => {
+    const first = series.length + 1;
+    for (const { steps, values, width = 2 } of curve.lines) {
+      const isShown = (value) => Number.isFinite(value) && (!log || value > 0);
+      tables.push([steps, values.map((value) => (isShown(value) ? value : null))]);
+      const isAlone = steps.length < 2; // a line through one point is not seen
+      series.push({
+        label: curve.label,
+        stroke: curve.color,
+        width,
+        dash: curve.dash,
+        spanGaps: true,
+        points: {
+          show: isAlone || (curve.lines.length === 1 && steps.length < 40),
+          size: 5,
+          fill: curve.color,
+        },
+      });
+      owners.push(number);
+    }
+    for (const [upper, lower, alpha] of curve.fills ?? []) {
+      bands.push({ series: [first + upper, first + lower], fill: withAlpha(curve.color, alpha) });
+    }
+  });
+  return { data: tables.length ? uPlot.join(tables) : [[]], series, bands, owners };
+}
+
+function xRange(u, low, high) {
+  if (low === null) return [0, 1];
+  return low === high ? [low - 1, high + 1] : [low, high];
+}
+
+function yRange(log, reference) {
+  return (u, low, high) => {
+    if (low === null || high === null) return log ? [0.1, 10] : [0, 1];
+    if (reference !== null) [low, high] = [Math.min(low, reference), Math.max(high, reference)];
+    if (log) return [round125(low, Math.floor), round125(high, Math.ceil)];
+    return uPlot.rangeNum(low, high, 0.08, true);
+  };
+}
+
+// The next of 1, 2, 5 times a power of ten in a direction.
+function round125(value, direction) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  const digits = [1, 2, 5, 10];
+  const ratio = Number((value / power).toPrecision(12));
+  const digit =
+    direction === Math.floor ? digits.findLast((d) => d <= ratio) : digits.find((d) => d >= ratio);
+  return Number((digit * power).toPrecision(12));
+}
+
+function drawReference(u, reference) {
+  if (reference === null) return;
+  const y = Math.round(u.valToPos(reference, "y", true));
+  const { left, width } = u.bbox;
+  u.ctx.save();
+  u.ctx.strokeStyle = cssColor("--text");
+  u.ctx.lineWidth = window.devicePixelRatio;
+  u.ctx.globalAlpha = 0.55;
+  u.ctx.beginPath();
+  u.ctx.moveTo(left, y);
+  u.ctx.lineTo(left + width, y);
+  u.ctx.stroke();
+  u.ctx.restore();
+}
+
+// The cursor jumps from one measured step to the next.
+function toStep(u, left, top) {
+  if (left < 0 || u.data[0].length === 0) return [left, top];
+  return [u.valToPos(u.data[0][u.posToIdx(left)], "x"), top];
+}
+
+// The values of each curve measured closest to the cursor.
+function valuesAt(u, index, curves, owners) {
+  const x = u.data[0];
+  return curves.map((curve, number) => {
+    const values = owners.flatMap((owner, line) => {
+      if (owner !== number) return [];
+      const column = u.data[line + 1];
+      let best = null;
+      for (let far = 0; far < column.length && best === null; far++) {
+        const near = [index - far, index + far].filter((i) => (column[i] ?? null) !== null);
+        if (near.length)
+          best = near.reduce((a, b) =>
+            Math.abs(x[a] - x[index]) <= Math.abs(x[b] - x[index]) ? a : b,
+          );
+      }
+      return best === null ? [] : [column[best]];
+    });
+    const text = curve.describe
+      ? curve.describe(values)
+      : formatRange(Math.min(...values), Math.max(...values));
+    return { label: curve.label, color: curve.color, text: values.length ? text : "–" };
+  });
+}
+
+function showTip(u, tip, curves, owners) {
+  const { idx, left } = u.cursor;
+  tip.hidden = idx === null || idx === undefined || left < 0;
+  if (tip.hidden) return;
+  const lines = valuesAt(u, idx, curves, owners).map(({ label, color, text }) => {
+    const mark = element("i");
+    mark.style.background = color;
+    return element("div", {}, mark, element("span", {}, label), element("b", {}, text));
+  });
+  tip.replaceChildren(element("strong", {}, `step ${formatStep(u.data[0][idx])}`), ...lines);
+  const isRight = left > u.over.clientWidth / 2;
+  tip.style.left = isRight ? "auto" : `${left + 14}px`;
+  tip.style.right = isRight ? `${u.over.clientWidth - left + 14}px` : "auto";
+}
+
+function step(event, plot, live, tip) {
+  const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 };
+  if (!(event.key in moves)) return;
+  event.preventDefault();
+  const last = plot.data[0].length - 1;
+  const now = plot.cursor.left >= 0 && plot.cursor.idx !== null ? plot.cursor.idx : -1;
+  const next = Math.min(last, Math.max(0, now + moves[event.key]));
+  plot.setCursor({ left: plot.valToPos(plot.data[0][next], "x"), top: 0 });
+  live.textContent = [...tip.children]
+    .map((line) => [...line.childNodes].map((n) => n.textContent).join(" "))
+    .join(", ");
+}

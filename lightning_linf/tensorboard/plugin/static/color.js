@@ -1,0 +1,56 @@
+// Colours: of runs and partitions (told apart in either theme), and of a heat map (viridis).
+
+const LIGHT = [
+  "#2563eb",
+  "#e0570b",
+  "#0b8a62",
+  "#8b35d6",
+  "#d0246f",
+  "#0a7f9c",
+  "#a16207",
+  "#64748b",
+];
+const DARK = [
+  "#6ea8fe",
+  "#fb9a4b",
+  "#3fd29b",
+  "#c493fc",
+  "#f680b8",
+  "#3cd0e6",
+  "#f2c744",
+  "#a3b1c6",
+];
+const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [1, 2]];
+// Every eighth of matplotlib's viridis (CC0).
+const VIRIDIS = [
+  [68, 1, 84],
+  [71, 44, 122],
+  [59, 81, 139],
+  [44, 113, 142],
+  [33, 144, 141],
+  [39, 173, 129],
+  [92, 200, 99],
+  [170, 220, 50],
+  [253, 231, 37],
+];
+
+export const isDark = () => document.documentElement.dataset.theme === "dark";
+
+export const paletteColor = (index) => (isDark() ? DARK : LIGHT)[index % LIGHT.length];
+
+export const dashOf = (index) => DASHES[index % DASHES.length];
+
+export function withAlpha(color, alpha) {
+  const channels = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+  return `rgba(${channels.join(", ")}, ${alpha})`;
+}
+
+// Position from 0 to 1 on the map.
+export function mapColor(position) {
+  const at = Math.min(1, Math.max(0, position)) * (VIRIDIS.length - 1);
+  const index = Math.min(VIRIDIS.length - 2, Math.floor(at));
+  const mixed = VIRIDIS[index].map((low, channel) =>
+    Math.round(low + (at - index) * (VIRIDIS[index + 1][channel] - low)),
+  );
+  return `rgb(${mixed.join(", ")})`;
+}

@@ -1,0 +1,110 @@
+// What panels of curves share: partitions to choose, linear or log, smoothing.
+
+import { dashOf, paletteColor } from "./color.js";
+import { element, field } from "./dom.js";
+import { partitionLabel } from "./names.js";
+import { smooth } from "./numbers.js";
+
+export class CurveControls {
+  constructor(changed, { log }) {
+    this.log = log;
+    this.weight = 0;
+    this.chosen = null; // partitions; null as long as the user has not chosen
+    this.chips = element("fieldset", { class: "chips" }, element("legend", {}, "Geometry"));
+    this.changed = changed;
+    const scale = element("button", { type: "button", "aria-pressed": String(log) }, "log axis");
+    scale.addEventListener("click", () => {
+      this.log = !this.log;
+      scale.setAttribute("aria-pressed", String(this.log));
+      changed();
+    });
+    const output = element("output", {}, "off");
+    const slider = element("input", {
+      type: "range",
+      min: "0",
+      max: "0.99",
+      step: "0.01",
+      value: "0",
+    });
+    slider.addEventListener("input", () => {
+      this.weight = Number(slider.value);
+      output.textContent = this.weight ? this.weight.toFixed(2) : "off";
+      changed();
+    });
+    const smoothing = field("Smoothing", slider);
+    smoothing.append(output);
+    this.nodes = [this.chips, scale, smoothing];
+  }
+
+  // Offers partitions and gives the chosen ones; at first those of `standard`.
+  choose(partitions, standard) {
+    const chosen = partitions.filter((name) => (this.chosen ?? standard).includes(name));
+    const boxes = partitions.map((name) => {
+      const box = element("input", {
+        type: "checkbox",
+        checked: chosen.includes(name),
+        value: name,
+      });
+      box.addEventListener("change", () => {
+        const now = new Set(chosen);
+        if (box.checked) now.add(name);
+        else now.delete(name);
+        this.chosen = [...now];
+        this.changed();
+      });
+      return element("label", { class: "chip" }, box, partitionLabel(name));
+    });
+    const focused = this.chips.contains(document.activeElement)
+      ? document.activeElement.value
+      : null;
+    this.chips.replaceChildren(this.chips.firstChild, ...boxes);
+    if (focused) this.chips.querySelector(`[value="${CSS.escape(focused)}"]`)?.focus();
+    this.chips.hidden = partitions.length < 2;
+    return chosen;
+  }
+
+  line(curve, width) {
+    return { steps: curve.steps, values: smooth(curve.values, this.weight), width };
+  }
+}
+
+// One run: a colour for each partition. Several: a colour for each run, dashes for partitions.
+export function styleOf(view, run, partitions, partition) {
+  const number = partitions.indexOf(partition);
+  if (view.runs.length === 1) return { color: paletteColor(number), dash: [] };
+  return { color: view.colorOf(run.name), dash: dashOf(number) };
+}
+
+// What tells a curve apart from the others that are shown.
+export function labelOf(view, run, chosen, partition) {
+  if (view.runs.length === 1) return partitionLabel(partition);
+  return chosen.length === 1 ? run.label : `${run.label} · ${partitionLabel(partition)}`;
+}
+
+export function legendOf(view, partitions, chosen, ink) {
+  const styled = (partition) => styleOf(view, view.runs[0], partitions, partition);
+  if (view.runs.length === 1) {
+    return chosen.map((name) => ({ label: partitionLabel(name), color: styled(name).color }));
+  }
+  return [
+    ...view.runs.map(({ name, label }) => ({ label, color: view.colorOf(name) })),
+    ...(chosen.length < 2
+      ? []
+      : chosen.map((name) => ({
+          label: partitionLabel(name),
+          color: ink,
+          dash: styled(name).dash,
+        }))),
+  ];
+}
+
+// [["run", ...]] rows of a table from curves at the steps of any of them.
+export function rowsOf(run, named) {
+  const steps = [...new Set(named.flatMap(([, curve]) => curve?.steps ?? []))].sort(
+    (a, b) => a - b,
+  );
+  const lookups = named.map(
+    ([, curve]) => new Map(curve?.steps.map((step, i) => [step, curve.values[i]])),
+  );
+  return steps.map((step) => [run, step, ...lookups.map((values) => values.get(step) ?? NaN)]);
+}

@@ -1,0 +1,44 @@
+// Elements without a framework.
+
+export function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") node.addEventListener(name, value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined)
+      node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+export function field(label, control) {
+  return element("label", { class: "field" }, element("span", {}, label), control);
+}
+
+// options: [value, text] pairs; keeps `chosen` if it is among them.
+export function fillSelect(select, options, chosen) {
+  select.replaceChildren(
+    ...options.map(([value, text]) =>
+      element("option", { value, selected: value === chosen }, text),
+    ),
+  );
+  return select.value;
+}
+
+export function cssColor(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+// Calls `draw` again when the element's width changes; charts fill their element.
+export function onWidth(node, draw) {
+  let width = node.clientWidth;
+  const observer = new ResizeObserver(() => {
+    if (!node.isConnected) observer.disconnect();
+    else if (node.clientWidth !== width && node.clientWidth > 0) {
+      width = node.clientWidth;
+      draw(width);
+    }
+  });
+  observer.observe(node);
+}

@@ -1,0 +1,118 @@
+// A canvas with a row for each layer and a column for each step.
+
+import { mapColor } from "./color.js";
+import { cssColor, element } from "./dom.js";
+import { format, formatStep } from "./numbers.js";
+
+const ROW = 14; // pixels; less where there are many rows
+const MAX_HEIGHT = 620;
+export const AXIS_HEIGHT = 34;
+export const KEY_HEIGHT = 30; // above the rows
+const KEY_WIDTH = 160;
+
+export function rowHeight(numRows) {
+  return Math.max(1, Math.min(ROW, MAX_HEIGHT / Math.max(1, numRows)));
+}
+
+export function makeCanvas(width, height, label) {
+  const scale = window.devicePixelRatio || 1;
+  const canvas = element("canvas", { role: "img", "aria-label": label, tabindex: "0" });
+  canvas.width = Math.round(width * scale);
+  canvas.height = Math.round(height * scale);
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const context = canvas.getContext("2d");
+  context.scale(scale, scale);
+  context.font = "11px system-ui, sans-serif";
+  return [canvas, context];
+}
+
+// Room for the longest name, within limits.
+export function gutterFor(context, names, width) {
+  const longest = Math.max(...names.map((name) => context.measureText(name).width));
+  return Math.min(longest + 10, 240, width * 0.4);
+}
+
+// Names on the left, as many as there is room for, cut in their middle.
+export function drawNames(context, names, height, width) {
+  context.fillStyle = cssColor("--muted");
+  context.textAlign = "right";
+  context.textBaseline = "middle";
+  const every = Math.ceil(12 / height);
+  names.forEach((name, row) => {
+    if (row % every === 0)
+      context.fillText(fit(context, name, width - 8), width - 6, (row + 0.5) * height);
+  });
+}
+
+function fit(context, name, width) {
+  if (context.measureText(name).width <= width) return name;
+  let keep = Math.min(name.length, 60);
+  while (
+    keep > 2 &&
+    context.measureText(`${name.slice(0, keep / 3)}…${name.slice(-keep * (2 / 3))}`).width > width
+  )
+    keep--;
+  return `${name.slice(0, keep / 3)}…${name.slice(-keep * (2 / 3))}`;
+}
+
+// Left edges of the columns: half way between neighbouring steps.
+export function edges(steps, left, right) {
+  if (steps.length === 1) return [left, right];
+  const middle = steps.slice(1).map((step, i) => (step + steps[i]) / 2);
+  const all = [
+    steps[0] - (middle[0] - steps[0]),
+    ...middle,
+    steps.at(-1) + (steps.at(-1) - middle.at(-1)),
+  ];
+  const scale = (right - left) / (all.at(-1) - all[0]);
+  return all.map((at) => left + (at - all[0]) * scale);
+}
+
+// `position` maps a value to [0, 1]; cells without a value show the background.
+export function drawCells(context, { steps, values }, rows, borders, height, position) {
+  steps.forEach((_, column) => {
+    const [from, to] = [Math.floor(borders[column]), Math.floor(borders[column + 1])];
+    rows.forEach((row, index) => {
+      const at = position(values[column][row]);
+      if (Number.isNaN(at)) return;
+      context.fillStyle = mapColor(at);
+      const top = Math.floor(index * height);
+      context.fillRect(from, top, Math.max(1, to - from), Math.floor((index + 1) * height) - top);
+    });
+  });
+}
+
+export function drawSteps(context, steps, borders, bottom) {
+  context.fillStyle = cssColor("--muted");
+  context.textBaseline = "top";
+  const centers = steps.map((_, i) => (borders[i] + borders[i + 1]) / 2);
+  const count = Math.max(2, Math.min(steps.length, Math.floor((centers.at(-1) - centers[0]) / 90)));
+  const shown = new Set(
+    Array.from({ length: count }, (_, i) => Math.round((i * (steps.length - 1)) / (count - 1))),
+  );
+  for (const index of shown) {
+    context.textAlign =
+      index === 0 && steps.length > 1 ? "left" : index === steps.length - 1 ? "right" : "center";
+    const x =
+      index === 0 ? borders[0] : index === steps.length - 1 ? borders.at(-1) : centers[index];
+    context.fillText(formatStep(steps[index]), x, bottom + 5);
+  }
+  context.textAlign = "center";
+  context.fillText("optimizer step", (borders[0] + borders.at(-1)) / 2, bottom + 20);
+}
+
+// What the colours mean, from `left` on.
+export function drawKey(context, low, high, isLog, left) {
+  const [first, last] = [format(low), `${format(high)}   ${isLog ? "log scale" : "linear scale"}`];
+  context.textAlign = "left";
+  context.textBaseline = "middle";
+  context.fillStyle = cssColor("--muted");
+  const start = left + context.measureText(first).width + 8;
+  context.fillText(first, left, 8);
+  context.fillText(last, start + KEY_WIDTH + 8, 8);
+  for (let x = 0; x < KEY_WIDTH; x++) {
+    context.fillStyle = mapColor(x / (KEY_WIDTH - 1));
+    context.fillRect(start + x, 3, 1, 10);
+  }
+}

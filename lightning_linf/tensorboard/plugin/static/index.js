@@ -1,0 +1,32 @@
+// Entry: TensorBoard imports this module into an empty frame and calls render().
+
+import { App } from "./app.js";
+import { element } from "./dom.js";
+import { followTheme, onReload } from "./host.js";
+import { Server } from "./server.js";
+
+const FILES = new URL(".", import.meta.url);
+
+export async function render() {
+  document.documentElement.lang = "en";
+  document.title = "Geometry";
+  await Promise.all(
+    ["vendor/uPlot.min.css", "style.css"].map(
+      (file) =>
+        new Promise((loaded) => {
+          const link = {
+            rel: "stylesheet",
+            href: new URL(file, FILES),
+            load: loaded,
+            error: loaded,
+          };
+          document.head.append(element("link", link));
+        }),
+    ),
+  );
+  document.head.append(element("meta", { name: "viewport", content: "width=device-width" }));
+  const app = new App(document.body, new Server(new URL("..", FILES)));
+  followTheme(() => app.repaint());
+  onReload(() => app.reload());
+  await app.reload();
+}

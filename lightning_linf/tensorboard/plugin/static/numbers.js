@@ -1,0 +1,49 @@
+// Numbers as they travel, as they are shown, and as they are smoothed.
+
+// JSON has no NaN and no infinity: null and "Infinity" stand for them.
+export function fromJson(value) {
+  return value === null ? NaN : Number(value);
+}
+
+export function format(value) {
+  if (Number.isNaN(value)) return "–";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  const size = Math.abs(value);
+  if (value !== 0 && (size < 1e-3 || size >= 1e5)) {
+    const [digits, power] = value.toExponential(2).split("e");
+    return `${Number(digits)}e${Number(power)}`.replaceAll("-", "−");
+  }
+  return String(Number(value.toPrecision(3))).replace("-", "−");
+}
+
+export function formatRange(lower, upper) {
+  const [from, to] = [format(lower), format(upper)];
+  return from === to ? from : `${from} to ${to}`;
+}
+
+export function formatStep(step) {
+  return step.toLocaleString("en");
+}
+
+// Exponential moving average as TensorBoard's, without its bias at the start.
+export function smooth(values, weight) {
+  if (weight === 0) return values;
+  let last = 0;
+  let mass = 0;
+  return values.map((value) => {
+    if (!Number.isFinite(value)) return value;
+    last = weight * last + (1 - weight) * value;
+    mass = weight * mass + (1 - weight);
+    return last / mass;
+  });
+}
+
+export function finiteRange(values) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    if (!Number.isFinite(value)) continue;
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  return [low, high];
+}

@@ -1,0 +1,170 @@
+// The frame of a panel: title, explanation, controls, chart or table, downloads.
+
+import { element } from "./dom.js";
+import { saveCsv, savePng } from "./download.js";
+import { format, formatStep } from "./numbers.js";
+
+const MAX_ROWS = 200; // of a table on the page; a CSV file has all
+
+export class Panel {
+  // What a panel has drawn: { table: { columns, rows }, legend, canvases, note }.
+  constructor(name, title, about) {
+    this.name = name;
+    this.title = title;
+    this.drawn = null;
+    this.turn = 0;
+    this.showsTable = false;
+    this.lead = element("div", { class: "lead" });
+    this.controls = element("div", { class: "controls" });
+    this.body = element("div", { class: "body" });
+    this.legend = element("ul", { class: "legend" });
+    this.footnote = element("p", { class: "footnote" });
+    this.table = element("div", { class: "table", hidden: true });
+    this.tableButton = element(
+      "button",
+      { type: "button", "aria-pressed": "false", click: () => this.toggleTable() },
+      "Table",
+    );
+    const csv = element("button", { type: "button", click: () => this.saveCsv() }, "CSV");
+    const png = element("button", { type: "button", click: () => this.savePng() }, "PNG");
+    csv.setAttribute("aria-label", `Download ${title} as CSV`);
+    png.setAttribute("aria-label", `Download ${title} as PNG`);
+    this.node = element(
+      "section",
+      { class: "panel", id: name, "aria-labelledby": `${name}-title` },
+      element(
+        "header",
+        {},
+        element("h2", { id: `${name}-title` }, title),
+        element("div", { class: "tools" }, this.tableButton, csv, png),
+      ),
+      element("p", { class: "about" }, about),
+      this.lead,
+      this.controls,
+      this.legend,
+      this.body,
+      this.table,
+      this.footnote,
+    );
+  }
+
+  // Panels override this: read what `view` has selected and draw it into `this.body`; null if
+  // `view.isOld()` by then.
+  async draw(view) {
+    throw new Error(`${this.name} draws nothing`);
+  }
+
+  async update(view) {
+    this.view = view;
+    this.node.setAttribute("aria-busy", "true");
+    const turn = ++this.turn;
+    const isOld = () => turn !== this.turn || view.isOld();
+    try {
+      const drawn = await this.draw({ ...view, isOld });
+      if (drawn === null) return;
+      this.drawn = drawn;
+      this.footnote.textContent = drawn.note ?? "";
+      this.footnote.hidden = !drawn.note;
+      this.legend.replaceChildren(...drawn.legend.map(legendItem));
+      this.fillTable();
+    } catch (error) {
+      if (isOld()) return;
+      this.drawn = null;
+      this.legend.replaceChildren();
+      this.lead.replaceChildren();
+      this.body.replaceChildren(element("p", { class: "nothing", role: "alert" }, error.message));
+      this.fillTable();
+    }
+    this.node.removeAttribute("aria-busy");
+  }
+
+  redraw() {
+    return this.update(this.view);
+  }
+
+  // Draws a message instead of a chart.
+  nothing(text) {
+    this.lead.replaceChildren();
+    this.body.replaceChildren(element("p", { class: "nothing" }, text));
+    return { table: { columns: [], rows: [] }, legend: [], canvases: [], note: "" };
+  }
+
+  toggleTable() {
+    this.showsTable = !this.showsTable;
+    this.tableButton.setAttribute("aria-pressed", String(this.showsTable));
+    this.fillTable();
+  }
+
+  // Shows the table instead of the chart, if it is asked for and there is one.
+  fillTable() {
+    const isShown = this.showsTable && this.drawn !== null && this.drawn.table.rows.length > 0;
+    this.table.hidden = !isShown;
+    this.body.classList.toggle("behind", isShown); // not hidden: the chart keeps its width
+    if (!isShown) return;
+    const { columns, rows } = this.drawn.table;
+    const shown = (value) => (typeof value === "number" ? format(value) : value);
+    this.table.replaceChildren(
+      element(
+        "div",
+        { class: "scroll", tabindex: "0", role: "region", "aria-label": `${this.title}: table` },
+        element(
+          "table",
+          {},
+          element(
+            "thead",
+            {},
+            element("tr", {}, ...columns.map((name) => element("th", { scope: "col" }, name))),
+          ),
+          element(
+            "tbody",
+            {},
+            ...rows
+              .slice(0, MAX_ROWS)
+              .map((row) =>
+                element(
+                  "tr",
+                  {},
+                  ...row.map((value, index) =>
+                    element(
+                      index ? "td" : "th",
+                      index ? {} : { scope: "row" },
+                      columns[index] === "step" ? formatStep(value) : shown(value),
+                    ),
+                  ),
+                ),
+              ),
+          ),
+        ),
+      ),
+      element(
+        "p",
+        { class: "footnote", hidden: rows.length <= MAX_ROWS },
+        `${formatStep(MAX_ROWS)} of ${formatStep(rows.length)} rows; the CSV file has all.`,
+      ),
+    );
+  }
+
+  saveCsv() {
+    if (this.drawn) saveCsv(this.name, this.drawn.table);
+  }
+
+  savePng() {
+    if (this.drawn && this.drawn.canvases.length) {
+      savePng(this.name, this.title, this.drawn.legend, this.drawn.canvases);
+    }
+  }
+}
+
+function legendItem({ label, color, dash = [] }) {
+  const mark = element("i", { "aria-hidden": "true" });
+  mark.style.borderTop = `3px ${dash.length ? (dash[0] < 4 ? "dotted" : "dashed") : "solid"} ${color}`;
+  return element("li", {}, mark, label);
+}
+
+export function thinned(curves, what = "measured steps") {
+  const [kept, all] = curves.reduce(
+    ([most, total], { steps, num_steps: n }) => (n > total ? [steps.length, n] : [most, total]),
+    [0, 0],
+  );
+  return kept < all ? `${formatStep(kept)} of ${formatStep(all)} ${what} are shown. ` : "";
+}

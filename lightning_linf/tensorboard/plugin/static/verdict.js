@@ -1,0 +1,169 @@
+// Panel 1: which geometry each run's landscape favours, now and over time.
+
+import { drawChart } from "./chart.js";
+import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
+import { cssColor, element } from "./dom.js";
+import { partitionLabel, partitionsIn, tagOf } from "./names.js";
+import { formatRange, formatStep } from "./numbers.js";
+import { Panel, thinned } from "./panel.js";
+
+export class Verdict extends Panel {
+  constructor() {
+    super(
+      "verdict",
+      "Verdict: which optimizer the landscape favours",
+      "How many times the loss decrease of SGD's geometry one step of each geometry promises. " +
+        "Above 1, the thin line, it is ahead of SGD. Areas and bars lie between the two certain ends.",
+    );
+    this.curveControls = new CurveControls(() => this.redraw(), { log: true });
+    this.controls.append(...this.curveControls.nodes);
+  }
+
+  async draw(view) {
+    const partitions = partitionsIn(view.runs, ["advantage_lower"]);
+    const standard = view.runs.length === 1 ? partitions : ["coordinate"];
+    const chosen = this.curveControls.choose(partitions, standard);
+    const all = await Promise.all(view.runs.map((run) => view.scalars(run)));
+    if (view.isOld()) return null;
+    if (!partitions.length) {
+      return this.nothing("No run shown here has a verdict. LinfSmoothnessMonitor measures it.");
+    }
+    const curves = view.runs.flatMap((run, index) =>
+      chosen.flatMap((name) => this.bracket(view, run, all[index], partitions, chosen, name)),
+    );
+    this.lead.replaceChildren(summary(view, partitions, all));
+    const plot = drawChart(this.body, {
+      curves,
+      log: this.curveControls.log,
+      reference: 1,
+      label: "Advantage over SGD's geometry by step",
+      unit: "× SGD's promised decrease",
+    });
+    return {
+      table: this.rows(view, chosen, all),
+      legend: legendOf(view, partitions, chosen, cssColor("--text")),
+      canvases: [plot.ctx.canvas],
+      note: thinned(
+        all.map((scalars) => scalars.get(tagOf("advantage_lower", "coordinate")) ?? none),
+        "points read",
+      ),
+    };
+  }
+
+  bracket(view, run, scalars, partitions, chosen, name) {
+    const [lower, upper] = ends(scalars, name);
+    if (!lower || !upper) return [];
+    const line = (curve) => this.curveControls.line(curve, 1);
+    return [
+      {
+        label: labelOf(view, run, chosen, name),
+        ...styleOf(view, run, partitions, name),
+        lines: [line(lower), line(upper)],
+        fills: [[1, 0, 0.22]],
+      },
+    ];
+  }
+
+  rows(view, chosen, all) {
+    const columns = chosen.flatMap((name) => [`${name} lower`, `${name} upper`, `${name} along g`]);
+    const rows = view.runs.flatMap((run, index) =>
+      rowsOf(
+        run.name,
+        chosen.flatMap((name) =>
+          [...ends(all[index], name), all[index].get(tagOf("step_advantage", name))].map(
+            (curve) => [name, curve],
+          ),
+        ),
+      ),
+    );
+    return { columns: ["run", "step", ...columns], rows };
+  }
+}
+
+const none = { steps: [], num_steps: 0 };
+
+const ends = (scalars, name) =>
+  ["advantage_lower", "advantage_upper"].map((quantity) => scalars.get(tagOf(quantity, name)));
+
+function last(scalars, name) {
+  const [lower, upper] = ends(scalars, name);
+  if (!lower || !upper) return null;
+  const at = lower.steps.length - 1;
+  return { step: lower.steps[at], lower: lower.values[at], upper: upper.values[at] };
+}
+
+export function sentence({ lower, upper }) {
+  if (Number.isNaN(lower) || Number.isNaN(upper)) return ["undefined here", "none"];
+  if (lower > 1) return ["favours Adam's geometry", "adam"];
+  if (upper < 1) return ["favours SGD's geometry", "sgd"];
+  return ["undecided", "none"];
+}
+
+// For each run the last verdict in words, and the bracket of each geometry on one axis.
+function summary(view, partitions, all) {
+  const found = all.map((scalars) => partitions.map((name) => last(scalars, name)));
+  const numbers = found.flat().flatMap((end) => (end ? [end.lower, end.upper] : []));
+  const shown = numbers.filter((value) => Number.isFinite(value) && value > 0);
+  const [low, high] = [Math.min(0.8, ...shown) / 1.1, Math.max(1.25, ...shown) * 1.1];
+  const place = (value) => {
+    if (!(value > 0)) return 0;
+    const at = Math.log(value / low) / Math.log(high / low);
+    return 100 * Math.min(1, at);
+  };
+  return element(
+    "div",
+    { class: "verdicts" },
+    ...view.runs.map((run, index) => {
+      const adam = last(all[index], "coordinate");
+      if (!adam) return null;
+      const [words, kind] = sentence(adam);
+      const mark = element("i", { "aria-hidden": "true" });
+      mark.style.background = view.colorOf(run.name);
+      return element(
+        "article",
+        { class: "verdict" },
+        element("h3", {}, mark, element("span", { title: run.name }, run.label)),
+        element("p", { class: `answer ${kind}` }, words),
+        element(
+          "p",
+          { class: "figure" },
+          element("b", {}, formatRange(adam.lower, adam.upper)),
+          " × SGD",
+        ),
+        element("p", { class: "muted" }, `at step ${formatStep(adam.step)}`),
+        element(
+          "dl",
+          { class: "brackets" },
+          ...partitions.flatMap((name, number) =>
+            bracketRow(
+              name,
+              found[index][number],
+              place,
+              styleOf(view, run, partitions, name).color,
+            ),
+          ),
+        ),
+      );
+    }),
+  );
+}
+
+function bracketRow(name, end, place, color) {
+  if (!end) return [];
+  const bar = element("i", { class: "bar" });
+  const [from, to] = [place(end.lower), place(end.upper)];
+  bar.style.left = `${from}%`;
+  bar.style.width = `max(4px, ${to - from}%)`;
+  bar.style.background = color;
+  const one = element("i", { class: "one", title: "1: as SGD" });
+  one.style.left = `${place(1)}%`;
+  return [
+    element("dt", { title: partitionLabel(name) }, name === "coordinate" ? "Adam" : name),
+    element(
+      "dd",
+      {},
+      element("span", { class: "track" }, one, bar),
+      element("span", { class: "range" }, formatRange(end.lower, end.upper)),
+    ),
+  ];
+}

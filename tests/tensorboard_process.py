@@ -1,0 +1,62 @@
+"""A real `tensorboard` on loopback, for tests that ask it."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+TIMEOUT_SECONDS = 60
+
+
+class TensorBoard:
+    """Its address, and what it answers."""
+
+    def __init__(self, address):
+        self.address = address
+        self.plugin = f"{address}data/plugin/geometry/"
+        self.entry = f"{address}data/plugin_entry.html?name=geometry"
+
+    def get(self, route, **query):
+        """Give the status and the JSON of a route of the plugin."""
+        try:
+            with urlopen(f"{self.plugin}{route}?{urlencode(query)}") as answer:
+                return answer.status, json.load(answer)
+        except HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def wait_for_runs(self, number):
+        """Wait until its reader has found them: it reads while it already answers."""
+        end = time.monotonic() + TIMEOUT_SECONDS
+        while len(runs := self.get("runs")[1]["runs"]) < number:
+            assert time.monotonic() < end, runs
+            time.sleep(0.1)
+        return runs
+
+
+@contextmanager
+def tensorboard(logdir, log, *, load_fast):
+    """Start it for a folder; ``log`` is a file for what it says."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0"]
+    flags = ["--host", "127.0.0.1", "--load_fast", load_fast, "--reload_interval", "1"]
+    with open(log, "wb") as file:
+        process = subprocess.Popen([*command, *flags], stdout=file, stderr=file)
+    try:
+        yield TensorBoard(_address(process, log))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _address(process, log):
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        if match := re.search(r"at (http://127\.0\.0\.1:\d+/)", log.read_text(errors="replace")):
+            return match[1]
+        time.sleep(0.1)
+    raise AssertionError(f"TensorBoard did not start:\n{log.read_text(errors='replace')}")
