@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
-.PHONY: gpt2 test test-all lint types wheel clean
+.PHONY: gpt2 test test-all coverage lint types wheel clean
 
 gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
 	$(BIN)/python recipes/gpt2.py $(ARGS)
@@ -14,7 +14,10 @@ test: $(VENV)/dev.stamp  ## the everyday tests
 	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-all: $(VENV)/dev.stamp  ## the slow ones too; those marked gpu where there is a CUDA device
-	$(BIN)/python $(PYTEST) -m '' --cov=lightning_linf --cov-report=term $(ARGS)
+	$(BIN)/python $(PYTEST) -m '' $(ARGS)
+
+coverage: $(VENV)/dev.stamp  ## what no test reaches; takes twice as long
+	$(BIN)/python $(PYTEST) -m '' --cov=lightning_linf --cov-report=term-missing $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import torch
 
 
 class TimeBudget:
-    """Two clocks: one for training, one for probes, in seconds.
+    """Two clocks, in seconds: one for probes, and one for all else that training does.
 
     Args:
         max_overhead: Probe time as a fraction of training time; None: no limit.
@@ -18,6 +18,19 @@ class TimeBudget:
         self.probe_seconds = 0.0
         self._last_probe_seconds = 0.0
         self._since = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed training needs to go on with the same clocks."""
+        return {
+            "probe": self.probe_seconds,
+            "train": self.train_seconds,
+            "last": self._last_probe_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.probe_seconds, self.train_seconds = state["probe"], state["train"]
+        self._last_probe_seconds = state["last"]
 
     def start_training(self, device: torch.device) -> None:
         """Training begins, or goes on."""

@@ -1,7 +1,6 @@
 """What right numbers need to know of a trainer; private names of Lightning with their reasons."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
@@ -48,7 +47,12 @@ def sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
     """Give what adds up a tensor over all ranks, in place; None if there is one."""
     if trainer.world_size == 1:
         return None
-    return partial(trainer.strategy.reduce, reduce_op="sum")
+    strategy = trainer.strategy
+
+    def reduce(tensor: Tensor) -> Tensor:  # on the device: parameters may be offloaded to the CPU
+        return strategy.reduce(tensor.to(strategy.root_device), reduce_op="sum").to(tensor.device)
+
+    return reduce
 
 
 def shown_hyperparameters(logger: TensorBoardLogger) -> dict[str, Any]:

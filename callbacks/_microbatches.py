@@ -10,7 +10,9 @@ from torch.utils.hooks import RemovableHandle
 from lightning_linf.functional.noise import (
     Noise,
     NoiseSums,
+    noise_add,
     noise_compute,
+    noise_count,
     noise_init,
     noise_merge,
     noise_update,
@@ -55,10 +57,9 @@ class Microbatches:
         sizes = [p.numel() for p in self._parameters]
         self._gradient = self._zeros(sum(sizes))
         parts = self._gradient.split_with_sizes(sizes)
-        self._handles = [
-            p.register_hook(partial(self._hear, part))  # type: ignore[no-untyped-call]
-            for p, part in zip(self._parameters, parts, strict=True)
-        ]
+        for p, part in zip(self._parameters, parts, strict=True):
+            handle = p.register_hook(partial(self._hear, part))  # type: ignore[no-untyped-call]
+            self._handles.append(handle)
 
     def finish(self, factor: float) -> None:
         """Take in the gradient of the pass that has ended, times ``factor``."""
@@ -92,9 +93,10 @@ class Microbatches:
         if not self._is_enough(added, overflows):
             return None
         sizes = [p.numel() for p in self._parameters]
-        sums = self._sums or noise_init(sum(sizes), self._zeros(0))
+        sums = self._ranks.together(lambda: self._sums or noise_init(sum(sizes), self._zeros(0)))
         if not self._ranks.is_alone:
-            sums = noise_merge(sums, self._ranks.sum)
+            spare = self._ranks.together(lambda: torch.empty_like(sums.mean))
+            sums = noise_merge(sums, self._ranks.sum, spare)
         return noise_compute(sums, sizes, _ends_of_the_scale(sum(sizes)))
 
     def _is_enough(self, num_added: float, num_overflows: float) -> bool:
@@ -122,7 +124,8 @@ class ShardedMicrobatches(Microbatches):
     """Microbatches of parameters sharded by ``fully_shard``.
 
     Each microbatch is averaged over ranks before it reaches ``.grad``, so it is one over all ranks;
-    this rank keeps numbers for its shards. Reads ``.grad`` before and after the backward pass.
+    this rank keeps numbers for its shards. Reads ``.grad`` before and after the backward pass; the
+    rounding of their running sum in bfloat16 counts as noise.
 
     Args:
         parameters: Of the optimizers.
@@ -158,25 +161,28 @@ class ShardedMicrobatches(Microbatches):
         """
         if self._ranks.all_know:
             return
-        parts = []
-        gradient = self._zeros(0)
-        try:
-            if self.failure is None:
-                parts = [_added(*each) for each in zip(self._parameters, self._before, strict=True)]
-                gradient = torch.cat(parts).to(gradient.dtype).mul_(factor)
-        except Exception as error:  # raised once the other ranks know
-            self.failure = error
-        self.stop()
-        overflow = float(not gradient.isfinite().all())
-        weight, overflows = self._ranks.agree(self.failure, self.weight, overflow)
+        gradient, is_finite = self._ranks.together(lambda: self._read(factor))
+        weight, overflows = self._ranks.agree(None, self.weight, float(not is_finite))
         if overflows:
             self._num_overflows += 1
             return
+        sums = self._sums
+        assert sums is not None
+        norm = self._ranks.together(lambda: noise_add(sums, gradient, weight / self._copies))
+        noise_count(sums, None if norm is None else self._ranks.sum(norm))
+        self._num_added += 1
+
+    def _read(self, factor: float) -> tuple[Tensor, bool]:
+        """Give what the pass has added to what this rank counts, and whether that is finite."""
+        before, self._before = self._before, []
+        if self.failure is not None:
+            raise self.failure
+        parts = [_added(*each) for each in zip(self._parameters, before, strict=True)]
+        gradient = torch.cat(parts).to(self._zeros(0).dtype).mul_(factor)
         if self._sums is None:
             self._sums = noise_init(len(gradient), gradient)
             self._sizes = [len(part) for part in parts]
-        noise_update(self._sums, gradient, weight / self._copies, self._ranks.sum)
-        self._num_added += 1
+        return gradient, bool(gradient.isfinite().all())
 
     def stop(self) -> None:
         """Free the copies."""

@@ -58,18 +58,22 @@ class TrainingLandscape:
         """
         ranks = Ranks(sum_over_ranks(trainer), module.device)
         make = partial(self._make, trainer, module, batches, parameters)
+        num_parts = self.num_parts
         while True:
             try:
-                parts = ranks.together(partial(make, self.num_parts))
-                if self.num_parts > 1:
+                parts = ranks.together(partial(make, num_parts))
+                if num_parts > 1:
                     _require_same_loss(ranks.together(partial(make, 1)), parts)
-                return probe(parts)
+                result = probe(parts)
             except Exception as error:
-                may_help = self._mode == "eval" and self.num_parts < _MOST_PARTS
+                may_help = self._mode == "eval" and num_parts < _MOST_PARTS
                 if not is_out_of_memory(error) or not may_help:
                     raise
                 _release_frames(error)
-            self.num_parts *= 2
+            else:
+                self.num_parts = num_parts
+                return result
+            num_parts *= 2
             gc.collect()
             torch.cuda.empty_cache()
 
@@ -84,7 +88,7 @@ class TrainingLandscape:
         numbered = [
             (part, kept.batch_idx)
             for kept in batches
-            for part in split_batch(module, kept.batch(), num_parts)
+            for part in split_batch(kept.batch(), num_parts)
         ]
         return Landscape(
             module,
@@ -108,8 +112,8 @@ def _require_same_loss(whole: Landscape, parts: Landscape) -> None:
         raise ProbeError(
             "probe: out of memory, and expected a loss that is the mean over samples, so that it "
             f"can be probed in parts, got {losses[0]:g} of the whole batch and {losses[1]:g} of "
-            f"{parts.num_batches} parts. Define probe_loss(batch) that takes fewer samples, and "
-            "probe_weight(batch) that counts them."
+            f"{parts.num_batches} parts. Let probe_loss(batch) take fewer samples and "
+            "probe_weight(batch) count them."
         )
 
 

@@ -38,7 +38,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
     overflowing float16 gradients, which the gradient scaler skips, is passed over, and the next one
     is measured in its place. Cost: about three passes over the gradient on measured steps, nothing
     on others; with several ranks each counts its part (its shards, or an equal share of a gradient
-    that all have), and two reductions of some 9,000 numbers for each tensor add up the counts.
+    that all have), and one reduction of some 9,000 numbers for each tensor adds up the counts.
     Training is not changed in any bit.
 
     Logged under ``geometry/``: ``density``, ``gini``, ``top1_energy``, ``zero_fraction``,

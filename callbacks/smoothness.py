@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,7 +16,7 @@ from typing_extensions import override
 from lightning_linf import tags
 from lightning_linf.callbacks._budget import TimeBudget
 from lightning_linf.callbacks._kept_batch import KeptBatch
-from lightning_linf.callbacks._lightning import loss_scale
+from lightning_linf.callbacks._lightning import loss_scale, sum_over_ranks
 from lightning_linf.callbacks._monitor import GeometryMonitor, OnError, optimized_parameters
 from lightning_linf.callbacks._progress import probe_progress
 from lightning_linf.callbacks._scalars import scalars_of
@@ -27,6 +29,7 @@ from lightning_linf.probe import Landscape, ProbeError, measure_landscape
 from lightning_linf.probe.brackets import OPERATOR_HVPS
 from lightning_linf.probe.geometry import choose_partitions, measure_noise
 from lightning_linf.probe.landscape import Mode
+from lightning_linf.probe.ranks import Ranks
 from lightning_linf.report import GeometryReport
 
 
@@ -40,7 +43,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     not changed in any bit. Cost: about 1 + 2 gradients a product times ``num_batches``, with
     ``num_probes`` + 32 products for each partition but "global", and some ten for that.
     Under DDP every rank probes its own batches and each product is averaged over ranks: one
-    reduction of d numbers per product, and one of four. Parameters sharded by ``fully_shard``
+    reduction of d numbers per product, and one of five. Parameters sharded by ``fully_shard``
     (ModelParallelStrategy) are gathered for the probe, so that a rank needs memory for whole ones,
     twice, and for a few whole vectors; tensor parallelism is refused.
     A step that the gradient scaler skips is passed over, and the next one is measured in its place.
@@ -82,7 +85,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
 
     Raises:
         ValueError: If an argument has a wrong value.
-        MisconfigurationException: In ``setup``, for FSDPStrategy and DeepSpeed.
+        MisconfigurationException: In ``setup``, for FSDPStrategy, DeepSpeed and tensor parallelism.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -146,6 +149,19 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     @override
     def state_key(self) -> str:
         return self._generate_state_key(mode=self.mode)  # the rest may change on resuming
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        strategy = trainer.strategy
+        if stage == "fit" and isinstance(strategy, ModelParallelStrategy):
+            size = strategy.device_mesh["tensor_parallel"].size()
+            if size > 1:
+                raise MisconfigurationException(
+                    "LinfSmoothnessMonitor: expected parameters sharded by fully_shard alone, got "
+                    f"tensor parallelism over {size} devices. Use "
+                    "ModelParallelStrategy(tensor_parallel_size=1) or remove the callback."
+                )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -238,8 +254,11 @@ class LinfSmoothnessMonitor(GeometryMonitor):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = optimized_parameters(*trainer.optimizers)
-        partitions = choose_partitions(
-            pl_module, self.make_partitions(pl_module, parameters), parameters
+        ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
+        partitions = ranks.together(
+            lambda: choose_partitions(
+                pl_module, self.make_partitions(pl_module, parameters), parameters
+            )
         )
         several = trainer.world_size * len(self._batches) > 1
         noise_is_logged = any(
@@ -289,19 +308,19 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         vector = landscape.parameters
         if not all(id(p) in self._before for p in vector.originals):
             return None  # a parameter group that the step itself has added
-        moves = [
-            p.detach().to(vector.dtype) - self._before[id(p)].to(vector.dtype)
-            for p in vector.originals
-        ]
+        moves = landscape.ranks.together(
+            lambda: [
+                p.detach().to(vector.dtype) - self._before[id(p)].to(vector.dtype)
+                for p in vector.originals
+            ]
+        )
         return vector.flatten(gather(moves))
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        seconds = {"probe": self._budget.probe_seconds, "train": self._budget.train_seconds}
-        return {**super().state_dict(), "seconds": seconds}
+        return {**super().state_dict(), "seconds": self._budget.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._budget.probe_seconds = state_dict["seconds"]["probe"]
-        self._budget.train_seconds = state_dict["seconds"]["train"]
+        self._budget.load_state_dict(state_dict["seconds"])

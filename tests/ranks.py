@@ -1,5 +1,6 @@
 """Functions run on several gloo ranks, and the weights that they give compared."""
 
+import logging
 import pickle
 from datetime import timedelta
 
@@ -42,6 +43,21 @@ def environment(rank):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "1",  # not used: there is a process group
     }
+
+
+class Heard(logging.Handler):
+    """What this rank logs of its own failures while it is open."""
+
+    def __enter__(self):
+        self.messages = []
+        logging.getLogger("lightning_linf.probe.ranks").addHandler(self)
+        return self.messages
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+    def __exit__(self, *exception):
+        logging.getLogger("lightning_linf.probe.ranks").removeHandler(self)
 
 
 def _run(rank, function, tmp_path, queue, world_size):

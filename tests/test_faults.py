@@ -31,7 +31,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from ranks import environment, in_two_processes
+from ranks import Heard, environment, in_two_processes
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -232,6 +232,10 @@ def test_a_loss_that_is_no_mean_over_samples_is_not_taken_in_parts(tmp_path, pla
         fit(module, [monitor], tmp_path)
     assert monitor.history == []
     assert torch.equal(weights(module), plain_weights)
+    module.most = 8  # there is memory again
+    with pytest.warns(UserWarning, match="2 failures in all, and 2 measurements"):
+        fit(module, [monitor], tmp_path)
+    assert steps(monitor) == [3, 7]
 
 
 def test_an_error_raised_on_demand_leaves_the_module_as_it_was(tmp_path):
@@ -387,10 +391,10 @@ def test_one_of_two_ranks_fails_or_runs_out_of_memory_in_a_probe(tmp_path, monke
 
     def train(module, callbacks):
         strategy = DDPStrategy(process_group_backend="gloo")
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, Heard() as heard:
             warnings.simplefilter("always")
             fit(module, callbacks, tmp_path, strategy=strategy, devices=2)
-        return [str(warning.message) for warning in caught]
+        return [*heard, *(str(warning.message) for warning in caught)]
 
     def on_rank(rank):
         for name, value in environment(rank).items():
@@ -412,6 +416,6 @@ def test_one_of_two_ranks_fails_or_runs_out_of_memory_in_a_probe(tmp_path, monke
         assert measured == [[1, 5, 7], [1, 3, 5, 7], [1, 3, 5, 7]]
         assert same == [True, True]
         assert norms[1] == pytest.approx(norms[2], rel=1e-3)
-    said = [any("another rank failed" in m for m in first[3][0])]
-    said.append(any("in 2 parts" in m for m in first[3][1]))
-    assert said == [True, True]
+    assert any("another rank failed" in message for message in first[3][0])
+    assert any("failed on rank 1. RuntimeError: on one rank" in said for said in second[3][0])
+    assert any("in 2 parts" in message for message in first[3][1])

@@ -340,9 +340,12 @@ def test_max_overhead_stretches_the_interval(tmp_path, monkeypatch):
     fit(Timed(), [monitor], tmp_path, max_steps=64)
     # the first probe is free of charge; then 4 k <= 0.2 n before the k-th
     assert [entry["step"] for entry in monitor.history] == [0, 39, 59]
-    assert monitor.state_dict()["seconds"] == {"probe": 12.0, "train": 64.0}
+    assert monitor.state_dict()["seconds"] == {"probe": 12.0, "train": 64.0, "last": 4.0}
     assert [entry["probe_seconds"] for entry in monitor.history] == [4.0, 4.0, 4.0]
     assert [entry["probe_overhead"] for entry in monitor.history] == [4.0, 0.2, 0.2]
+    resumed = LinfSmoothnessMonitor(1, num_probes=4, max_overhead=0.2)
+    resumed.load_state_dict(monitor.state_dict())
+    assert not resumed._budget.is_affordable()  # 12 + 4 s of 64
     unlimited = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
     fit(Timed(), [unlimited], tmp_path, max_steps=3)
     assert len(unlimited.history) == 3

@@ -508,3 +508,17 @@ def test_nothing_is_refused_where_nothing_is_measured():
 def test_constructor_refusals(arguments, message):
     with pytest.raises(ValueError, match=f"GradientNoiseMonitor: expected .*{message}"):
         GradientNoiseMonitor(**arguments)
+
+
+def test_a_parameter_that_cannot_be_heard_leaves_no_hook_on_the_others(tmp_path):
+    class Freezes(Linear):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if self.global_step == 1:
+                self.unused.requires_grad_(False)
+            return loss
+
+    module, monitor = Freezes(), GradientNoiseMonitor(1)
+    with pytest.warns(UserWarning, match="could not measure at step 1|failures in all"):
+        fit(module, [monitor], tmp_path, max_steps=3)
+    assert not any(p._backward_hooks for p in module.parameters())

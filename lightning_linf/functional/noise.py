@@ -53,19 +53,27 @@ def noise_init(dim: int, like: Tensor) -> NoiseSums:
     )
 
 
-def noise_update(
-    sums: NoiseSums,
-    gradient: Tensor,
-    weight: float,
-    reduce: Callable[[Tensor], Tensor] | None = None,
-) -> None:
-    """Add, in place, a microbatch.
+def noise_update(sums: NoiseSums, gradient: Tensor, weight: float) -> None:
+    """Add, in place, a microbatch: its mean gradient (d,) and how many samples it is a mean of."""
+    noise_count(sums, noise_add(sums, gradient, weight))
+
+
+def noise_count(sums: NoiseSums, norm: Tensor | None) -> None:
+    """Add, in place, the squared norm of a whole contrast to the moments of all."""
+    if norm is not None:
+        sums.norm_moments.add_(torch.stack([torch.ones_like(norm), norm, norm.square()]))
+
+
+def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None:
+    """Add, in place, a microbatch to all but ``norm_moments``.
 
     Args:
         sums: Of those before it.
         gradient: Its mean gradient (d,), or the entries that this rank has of it.
         weight: How many samples that is a mean of.
-        reduce: Adds up a scalar over the ranks that have the other entries; None if there are none.
+
+    Returns:
+        The squared norm of these entries of the contrast, (), or None for the first microbatch.
     """
     if gradient.shape != sums.mean.shape:
         raise ValueError(
@@ -86,42 +94,50 @@ def noise_update(
     difference = gradient.detach().to(sums.mean.dtype) - sums.mean
     if before == 0.0:
         sums.mean.copy_(difference)
-        return
+        return None
     sums.mean.add_(difference, alpha=weight / (before + weight))
     square = difference.mul_(math.sqrt(weight * before / (before + weight))).square_()
     half = int(sums.counts.sum()) % 2
     sums.squares[half] += square
     sums.counts[half] += 1
-    norm = square.sum(dtype=sums.norm_moments.dtype)  # of z_k, squared
-    if reduce is not None:
-        norm = reduce(norm)
-    sums.norm_moments.add_(torch.stack([torch.ones_like(norm), norm, norm.square()]))
+    return square.sum(dtype=sums.norm_moments.dtype)
 
 
-def noise_merge(sums: NoiseSums, reduce: Callable[[Tensor], Tensor]) -> NoiseSums:
+def noise_merge(
+    sums: NoiseSums, reduce: Callable[[Tensor], Tensor], spare: Tensor | None = None
+) -> NoiseSums:
     """Merge the sums of all ranks; every rank gets the same.
 
     The means of R ranks differ by noise, too: ``sum_r W_r (m_r - m)^2`` are R - 1 further contrasts
     (Chan, Golub & LeVeque 1979). As they are known by their sum only, they go to one half, the one
-    with fewer contrasts. Mean and the sum of both halves equal those of one process that saw all
-    microbatches; how contrasts fall into halves, and ``norm_moments``, which has none between
-    ranks, do not.
+    with fewer contrasts, and to the moments of norms as R numbers
+    ``W_r ||m_r - m||^2 R / (R - 1)``, each of which has the mean of a contrast's. Mean and the sum
+    of both halves equal those of one process that saw all microbatches; how contrasts fall into
+    halves, and the moments, do not.
 
     Args:
-        sums: Those of this rank, which may have seen nothing. They are left as they are.
-        reduce: Returns the sum over ranks of a tensor, on all of them. Called with 3 d numbers in
-            all and some scalars.
+        sums: Those of this rank, which may have seen nothing. Their tensors are used up.
+        reduce: Returns the sum over ranks of a tensor, on all of them, perhaps in place. Called
+            with 3 d numbers in all and some scalars.
+        spare: A tensor like ``sums.mean`` to work in, so that no memory is asked for between
+            reductions.
     """
+    spare = torch.empty_like(sums.mean) if spare is None else spare
+    wide = sums.norm_moments.dtype
     weight = reduce(sums.weight.clone())
     num_ranks = reduce((sums.weight > 0).to(torch.int64))
     counts = reduce(sums.counts.clone())
-    share = (sums.weight / weight).nan_to_num(0.0).to(sums.mean.dtype)
-    mean = reduce(sums.mean * share)
-    squares = sums.squares.clone()
+    share = (sums.weight / weight).nan_to_num(0.0).to(spare.dtype)
+    mean = reduce(torch.mul(sums.mean, share, out=spare))
+    between = sums.mean.sub_(mean).square_().mul_(sums.weight.to(spare.dtype))
     half = int(counts.argmin())
-    squares[half] += (sums.mean - mean).square() * sums.weight.to(sums.mean.dtype)
+    sums.squares[half] += between
     counts[half] += (num_ranks - 1).clamp(min=0)
-    return NoiseSums(weight, mean, reduce(squares), counts, reduce(sums.norm_moments.clone()))
+    moments = sums.norm_moments.clone()
+    if num_ranks > 1 and sums.weight > 0:
+        norm = between.sum(dtype=wide) * num_ranks / (num_ranks - 1)
+        moments += torch.stack([torch.ones_like(norm), norm, norm.square()])
+    return NoiseSums(weight, mean, reduce(sums.squares), counts, reduce(moments))
 
 
 def noise_compute(

@@ -72,7 +72,10 @@ def is_counted_here(tensor: Tensor) -> bool:
     coordinate = tensor.device_mesh.get_coordinate()
     assert coordinate is not None  # every rank has a part
     over = sharded_over(tensor)
-    return all(place == 0 for dim, place in enumerate(coordinate) if dim not in over)
+    is_first = all(place == 0 for dim, place in enumerate(coordinate) if dim not in over)
+    # Of the meshes of the same name that split the ranks, such as those that share out data for
+    # each rank of tensor parallelism, one has rank 0.
+    return is_first and bool((tensor.device_mesh.mesh == 0).any())
 
 
 def sum_over_ranks(params: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:

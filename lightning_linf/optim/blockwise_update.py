@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.blocks import wide_dtype
 from lightning_linf.functional.shards import sum_over_ranks
 from lightning_linf.optim.unit import Unit
 
@@ -233,7 +234,9 @@ def _update_params(members: list[tuple[Work, int, Tensor]]) -> None:
 
 def _bias_correction(beta: float, step: Tensor, group: dict[str, Any]) -> Any:
     """Weight that a mean has after ``step`` updates: a tensor only if that is capturable."""
-    return 1 - beta ** (step if group["capturable"] else step.item())
+    if not group["capturable"]:
+        return 1 - beta ** step.item()
+    return 1 - beta ** step.to(wide_dtype(step))  # of 1 - 0.999 float32 loses five digits
 
 
 def _number(value: float, like: Tensor) -> Any:

@@ -167,10 +167,12 @@ def measure_noise(landscape: Landscape) -> NoiseSums:
     """
     vector = landscape.parameters
     like = torch.empty(0, dtype=vector.dtype, device=vector.device)
-    sums = noise_init(vector.num_params, like)
+    ranks = landscape.ranks
+    sums = ranks.together(lambda: noise_init(vector.num_params, like))
     landscape.each_gradient(lambda gradient, weight: noise_update(sums, gradient, weight))
-    if not landscape.ranks.is_alone:
-        sums = noise_merge(sums, landscape.ranks.sum)
+    if not ranks.is_alone:
+        spare = ranks.together(lambda: torch.empty_like(sums.mean))
+        sums = noise_merge(sums, ranks.sum, spare)
     if not sums.counts.sum() > 0:
         raise ProbeError(
             "measure_geometry: expected at least two batches for the gradient noise, got one. "

@@ -160,7 +160,7 @@ class Landscape:
         try:
             self.ranks.agree(failure)
             assert self._isolation is not None
-            self._whole = gather_sharded(self._isolation.slots)
+            self._whole = self.ranks.together(partial(gather_sharded, self._isolation.slots))
         except BaseException:
             self._stack.close()
             raise

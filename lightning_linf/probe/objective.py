@@ -68,22 +68,25 @@ def batch_weight(module: nn.Module, batch: Any) -> float:
     """
     if callable(getattr(module, "probe_weight", None)):
         return float(module.probe_weight(batch))  # type: ignore[operator]  # checked above
-    return float(num_samples(module, batch))
+    remedy = (
+        f"Define {type(module).__name__}.probe_weight(batch) that returns the number of samples "
+        "(or tokens) that the loss is a mean over."
+    )
+    return float(num_samples(batch, remedy))
 
 
-def num_samples(module: nn.Module, batch: Any) -> int:
+def num_samples(batch: Any, remedy: str) -> int:
     """Length of the first dimension of the tensors in a batch.
 
     Raises:
-        ProbeError: If they disagree about it, or there are none.
+        ProbeError: If they disagree about it, or there are none; it ends with the ``remedy``.
     """
     lengths: set[int] = set()
     apply_to_collection(batch, Tensor, lambda t: lengths.add(len(t)) if t.ndim else None)
     if len(lengths) != 1:
         raise ProbeError(
             "probe: expected all tensors of a batch to have the same first dimension, got "
-            f"{sorted(lengths) or 'no tensors'}. Define {type(module).__name__}.probe_weight(batch)"
-            " that returns the number of samples (or tokens) that the loss is a mean over."
+            f"{sorted(lengths) or 'no tensors'}. {remedy}"
         )
     return lengths.pop()
 
@@ -101,7 +104,7 @@ def copy_batch(batch: Any, dtype: torch.dtype | None) -> Any:
     return apply_to_collection(batch, Tensor, copy)
 
 
-def split_batch(module: nn.Module, batch: Any, num_parts: int) -> list[Any]:
+def split_batch(batch: Any, num_parts: int) -> list[Any]:
     """Split a batch by samples, the first dimension of its tensors, into at most so many parts.
 
     Raises:
@@ -109,7 +112,7 @@ def split_batch(module: nn.Module, batch: Any, num_parts: int) -> list[Any]:
     """
     if num_parts == 1:
         return [batch]
-    length = num_samples(module, batch)
+    length = num_samples(batch, "Let probe_loss(batch) take fewer samples, so that one part fits.")
     bounds = [length * part // num_parts for part in range(num_parts + 1)]
 
     def cut(tensor: Tensor, first: int, last: int) -> Tensor:

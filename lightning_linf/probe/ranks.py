@@ -1,5 +1,6 @@
 """What ranks tell each other while they probe together."""
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from lightning_linf.probe.errors import ProbeError, ProbeMemoryError
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class Ranks:
@@ -73,11 +75,16 @@ class Ranks:
         """
         failed = float(failure is not None)
         starved = float(failure is not None and is_out_of_memory(failure))
+        rank = torch.distributed.get_rank() if self._reduce is not None and _has_ranks() else 0
+        first_failed = failed if rank == 0 else 0.0
         if self._reduce is not None:
             dtype = torch.float32 if self._device.type == "mps" else torch.float64
-            totals = torch.tensor([weight, loss, failed, starved], dtype=dtype, device=self._device)
-            weight, loss, failed, starved = self._reduce(totals).tolist()
+            numbers = [weight, loss, failed, starved, first_failed]
+            totals = torch.tensor(numbers, dtype=dtype, device=self._device)
+            weight, loss, failed, starved, first_failed = self._reduce(totals).tolist()
         self.all_know = failed > 0
+        if failure is not None and not first_failed:  # what rank 0 says, it cannot know
+            _log.warning(f"probe: failed on rank {rank}. {type(failure).__name__}: {failure}")
         if failure is not None and silent:
             return weight, loss
         if starved:
@@ -89,8 +96,12 @@ class Ranks:
         if failure is not None:
             raise failure
         if failed:
-            raise ProbeError("probe: another rank failed; the cause stands in its own output.")
+            raise ProbeError("probe: another rank failed, and logs the cause.")
         return weight, loss
+
+
+def _has_ranks() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
