@@ -27,7 +27,7 @@ def reshard(module: nn.Module) -> None:
 def gather_sharded(slots: Iterable[tuple[Any, Any, Tensor]]) -> dict[int, Tensor]:
     """Gather the whole of every sharded tensor, by the identity of what stands for it.
 
-    All ranks must call this.
+    All ranks must call this; one whose memory runs out inside leaves the others waiting.
 
     Args:
         slots: Container, key and tensor of every place that holds a parameter or a buffer.
