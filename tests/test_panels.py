@@ -22,6 +22,7 @@ from werkzeug.test import Client
 from lightning_linf import tags
 from lightning_linf.record import Record, SchemaError
 from lightning_linf.tensorboard import panels
+from lightning_linf.tensorboard.plugin import source
 from lightning_linf.tensorboard.plugin.files import STATIC
 from lightning_linf.tensorboard.plugin.loader import GeometryLoader
 from lightning_linf.tensorboard.plugin.plugin import GeometryPlugin
@@ -185,6 +186,85 @@ def test_records_of_a_later_schema_and_broken_ones_are_noted(tmp_path):
         assert layers["values"] == []
         assert layers["note"] == "1 broken record left out"
     assert plugin.request("/layers", run="good", tag=TAG, column="density")[1]["values"] == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"[" * 100_000, "RecursionError"),
+        (b'"levels": [NaN]', "finite numbers"),
+        (b'"levels": [Infinity]', "finite numbers"),
+        (b'"levels": ["x"]', "finite numbers"),
+        (b'"levels": [' + b"9" * 400 + b"]", "OverflowError"),
+        (b'"width": ' + b"9" * 40, "`width` from 1 to"),
+    ],
+)
+def test_no_event_can_empty_the_tab(tmp_path, content, error):
+    if content.startswith(b'"'):
+        good = json.dumps({"schema": 1, **lay_out(entry(0, [1.0, 2.0]))[1].to_json()}).encode()
+        field, _, _ = content.partition(b":")
+        content = re.sub(field + rb": (\[\]|1)", content, good)
+    write(tmp_path / "good", entry(3, [1.0, 2.0]))
+    write_event(tmp_path / "bad", content, [[1.0], [2.0]])
+    status, listed = Plugin(tmp_path).request("/runs")
+    assert status == 200
+    assert [run["name"] for run in listed["runs"]] == ["good"]
+    (note,) = listed["notes"]
+    assert error in note
+
+
+def other_parameters(folder):
+    """Write records of two parameters, then of others, as after a change of the model."""
+    write(folder, entry(1, [1.0, 2.0]), entry(2, [3.0, 4.0], ("c", "d")))
+    write(folder, entry(3, [5.0, 6.0, 7.0], ("c", "d", "e")))
+
+
+def test_numbers_never_stand_at_names_of_other_parameters(tmp_path):
+    other_parameters(tmp_path / "a")
+    plugin = Plugin(tmp_path)
+    _, listed = plugin.request("/runs")
+    (run,) = listed["runs"]
+    assert list(run["tables"]) == [TAG]
+    assert run["tables"][TAG]["tensors"] == ["c", "d", "e"]
+    _, layers = plugin.request("/layers", run="a", tag=TAG, column="density")
+    assert (layers["steps"], layers["values"]) == ([3], [[5, 6, 7]])
+    left_out = f"a: {TAG}: records of other parameters left out, the last at step "
+    assert listed["notes"] == [f"{left_out}1", f"{left_out}2"]
+
+
+def test_an_event_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "a", entry(0, [1.0, 2.0]))
+    plugin = Plugin(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise TypeError("Unsupported tensor type: 99")
+
+    monkeypatch.setattr(plugin.plugin._source._provider, "read_tensors", fail)
+    status, content = plugin.request("/layers", run="a", tag=TAG, column="density")
+    assert status == 400
+    assert f"a: {TAG}@" in content["error"]
+    assert "`lightning-linf report` leaves it out" in content["error"]
+
+
+def test_whatever_the_reader_raises_the_page_can_say_it(tmp_path, monkeypatch):
+    write(tmp_path / "a", entry(0, [1.0, 2.0]))
+    plugin = Plugin(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("received message larger than max")
+
+    monkeypatch.setattr(plugin.plugin._source._provider, "read_tensors", fail)
+    status, content = plugin.request("/layers", run="a", tag=TAG, column="density")
+    assert status == 500
+    assert content["error"].endswith("RuntimeError: received message larger than max")
+
+
+def test_of_a_huge_table_some_steps_are_read_and_the_page_says_so(tmp_path, monkeypatch):
+    write(tmp_path / "a", *(entry(step, [1.0, 2.0]) for step in range(9)))
+    monkeypatch.setattr(source, "_MAX_BYTES", 4 * 4 * 2)  # four tables of two numbers
+    _, layers = Plugin(tmp_path).request("/layers", run="a", tag=TAG, column="density")
+    assert len(layers["steps"]) == 4
+    assert layers["note"] == "so large a table that at most 4 steps are read"
 
 
 def test_a_table_is_read_again_only_when_something_was_added(tmp_path, monkeypatch):
