@@ -13,6 +13,12 @@ from lightning_linf.report.table import number
 KEEP = 0.9  # of Adam's promised decrease, by the partition that is recommended
 # From few blocks to many; a partition of the user's own stands before the first with rows.
 _COARSE_TO_FINE = ("global", "module", "tensor", "head", "column", "row", "coordinate")
+_Values = Mapping[str, float]  # of one step, by tag
+_NEEDED = (tags.LAMBDA_MAX, tags.LAMBDA_MAX_ERROR, tags.ONE_ONE_NORM_PER_PARAM)
+_BRACKETS = (  # by partition
+    *(tags.OPERATOR_NORM_LOWER, tags.OPERATOR_NORM_UPPER),
+    *(tags.ADVANTAGE_LOWER, tags.ADVANTAGE_UPPER),
+)
 HEAD = ("partition", "N(Φ)/d", "H(Φ)/d", "advantage", "along g", "of Adam's decrease", "R²")
 
 LEGEND = (
@@ -34,25 +40,47 @@ class Summary:
 
 
 def summarize(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Summary | None:
-    """Put the last measurement of the smoothness in words; None without one.
+    """Put the last whole measurement of the smoothness in words; None without one.
 
     Args:
         scalars: Steps and values by tag.
     """
-    if not scalars.get(tags.LAMBDA_MAX):
+    step, last = _last_whole(scalars)
+    if step is None:
         return None
-    step = scalars[tags.LAMBDA_MAX][-1][0]
-    last = {tag: points[-1][1] for tag, points in scalars.items() if points[-1][0] == step}
-    start = tags.of_partition(tags.ADVANTAGE_LOWER, "")
-    names = [tag.removeprefix(start) for tag in last if tag.startswith(start)]
-    if "coordinate" not in names:
-        return None
-    names = sorted([*names, "global"], key=_coarseness)
+    names = sorted([*_partitions(last), "global"], key=_coarseness)
     shares = {name: _share(last, name) for name in names}
     rows = [_row(last, name, shares[name]) for name in reversed(names)]
     along = last.get(tags.of_partition(tags.STEP_ADVANTAGE, "coordinate"), math.nan)
     sentences = [verdict(_advantage(last, "coordinate"), (), along), _advice(names, shares)]
     return Summary(step, rows, sentences)
+
+
+def _last_whole(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[int | None, _Values]:
+    """Find the last step with all that a summary needs; a kill can leave a part of a step."""
+    by_tag = {tag: dict(points) for tag, points in scalars.items()}
+    steps = sorted(by_tag.get(tags.LAMBDA_MAX, {}))
+    measured = [{tag: by_tag[tag][step] for tag in by_tag if step in by_tag[tag]} for step in steps]
+    before: list[_Values] = [{}, *measured]
+    for step, values, previous in reversed(list(zip(steps, measured, before, strict=False))):
+        names = _partitions(values)
+        lacks_some = set(names) < set(_partitions(previous))
+        needed = [*_NEEDED, *(tags.of_partition(tag, name) for tag in _BRACKETS for name in names)]
+        if "coordinate" in names and not lacks_some and all(tag in values for tag in needed):
+            return step, values
+    return None, {}
+
+
+def _partitions(values: _Values) -> list[str]:
+    """List those with any part of their brackets."""
+    return sorted(
+        {
+            tag.removeprefix(start)
+            for start in (tags.of_partition(tag, "") for tag in _BRACKETS)
+            for tag in values
+            if tag.startswith(start)
+        }
+    )
 
 
 def _coarseness(name: str) -> tuple[int, str]:
