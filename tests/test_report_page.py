@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -343,6 +344,28 @@ def test_bundle_holds_each_module_once_and_refuses_other_forms(tmp_path):
     (tmp_path / "a.js").write_text('export * from "./b.js";\n')
     with pytest.raises(ValueError, match=r"a\.js has an import or export of another form"):
         bundle(tmp_path / "a.js")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_report_draws_whatever_a_run_is_called_and_in_a_frame_of_another_origin(tmp_path):
+    write_lines(tmp_path / "run")
+    (run,) = load([tmp_path])
+    run.name = "<!--<script></script>"
+    (tmp_path / "report.html").write_text(make_page([run]), encoding="utf-8")
+    frame = tmp_path / "frame.html"  # no file shares its origin with another
+    frame.write_text('<iframe src="report.html" width="1200" height="900"></iframe>')
+    with chromium(tmp_path) as page:
+        page.open((tmp_path / "report.html").as_uri())
+        page.wait("document.querySelectorAll('.panel canvas').length >= 4")
+        assert page.run("document.querySelector('article.verdict h3').innerText") == run.name
+        page.open(frame.as_uri())
+        page.wait("document.querySelector('iframe')")
+        end = time.monotonic() + 20
+        while str(page.send("DOM.getDocument", depth=-1, pierce=True)).count("'CANVAS'") < 4:
+            assert time.monotonic() < end, page.complaints
+            time.sleep(0.1)
+        assert page.complaints == []
 
 
 @pytest.mark.slow
