@@ -24,7 +24,7 @@ from lightning_linf.page.page import make_page
 from lightning_linf.page.runs import Run, RunError, load
 from lightning_linf.page.words import HEAD, summarize
 from lightning_linf.report import Interval
-from lightning_linf.report.table import number
+from lightning_linf.report.table import number, with_error
 from lightning_linf.tensorboard.plugin.files import STATIC
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
@@ -78,7 +78,10 @@ def test_words_are_those_of_the_geometry_report(trained):
         report = monitors[run.name][2].last_report
         summary = summarize(run.scalars)
         assert summary.step == monitors[run.name][2].history[-1]["step"]
-        assert summary.sentences[0] == report.verdict.replace("(not converged: coordinate)", "")
+        assert summary.sentences[0] == report.verdict
+        open_ends = report.recommend(0.9).not_converged
+        listed = re.search(r"Not converged, so less certain: ([^.]*)\.", summary.sentences[1])
+        assert (listed[1].split(", ") if listed else []) == open_ends
         advice = report.recommend(0.9)
         subject = {
             "coordinate": "keep one second moment per parameter, as Adam does",
@@ -92,7 +95,8 @@ def test_words_are_those_of_the_geometry_report(trained):
             block = report.smoothness[name]
             d = report.num_params
             assert row["N(Φ)/d"] == str(Interval(block.lower / d, block.operator_upper / d))
-            assert row["H(Φ)/d"].removeprefix("≤ ") == number(block.upper / d)
+            error = block.upper_relative_error if name == "coordinate" else 0.0
+            assert row["H(Φ)/d"].removeprefix("≤ ") == with_error(block.upper / d, error)
             assert row["advantage"] == str(report.advantage[name])
             assert row["of Adam's decrease"] == str(advice.shares[name])
             assert row["R²"] == number(report.r_squared[name])
