@@ -172,7 +172,8 @@ def test_a_long_legend_takes_several_lines_of_a_picture(page):
     heights, is_inked = load(
         page,
         "download",
-        """const chart = Object.assign(document.createElement("canvas"), { width: 600, height: 50 });
+        """const chart = document.createElement("canvas");
+        Object.assign(chart, { width: 600, height: 50 });
         const entries = Array.from({ length: 12 }, (_, i) => (
             { label: `a run with a long name ${i}`, color: i === 11 ? "#ff0000" : "#0000ff" }));
         const images = [1, 12].map((n) => m.toImage("title", entries.slice(0, n), [chart]));

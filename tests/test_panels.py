@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from werkzeug.test import Client
 
 from lightning_linf import tags
+from lightning_linf.page.words import COARSE_TO_FINE
 from lightning_linf.record import Record, SchemaError
 from lightning_linf.tensorboard import panels
 from lightning_linf.tensorboard.plugin import source
@@ -381,6 +382,35 @@ def test_vendored_files_are_those_of_the_manifest():
     assert hashes == manifest["sha256"]
     assert f"v{manifest['version']}" in (folder / "uPlot.esm.js").read_text()
     assert "MIT License" in (folder / "LICENSE.txt").read_text()
+
+
+def test_panels_and_words_put_partitions_in_one_order():
+    pattern = r"^const ORDER = (\[.*\]);$"
+    order = re.search(pattern, (STATIC / "names.js").read_text(), re.MULTILINE)
+    assert ("global", *reversed(json.loads(order[1]))) == COARSE_TO_FINE
+
+
+def luminance(color):
+    """Of a colour #rrggbb, as WCAG 2 defines it."""
+    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("ink", "paper"),
+    [
+        *((ink, paper) for ink in ("text", "muted") for paper in ("page", "card", "soft")),
+        ("accent", "accent-soft"),
+        ("warn", "warn-soft"),
+    ],
+)
+def test_text_can_be_told_from_its_background(theme, ink, paper):
+    rule = re.findall(r":root[^{]*\{([^}]*)\}", (STATIC / "style.css").read_text())[theme]
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", rule))
+    dark, bright = sorted((luminance(colors[ink]), luminance(colors[paper])))
+    assert (bright + 0.05) / (dark + 0.05) >= 4.5  # level AA
 
 
 def test_page_refers_to_no_other_origin():

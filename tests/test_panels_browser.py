@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from chromium import chromium, needs_chromium
+from chromium import READY, chromium, needs_chromium
 from short_run import IGNORED_WARNINGS, train_into
 from tensorboard_process import tensorboard
 
@@ -24,10 +24,6 @@ pytestmark = [
     *(pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS),
 ]
 PANELS = ["verdict", "smoothness", "heatmap", "bars", "fan"]
-READY = (
-    "document.querySelector('main:not([aria-busy])')"
-    " && document.querySelectorAll('.panel canvas').length >= 5"
-)
 RUNS = ["shared/first", "shared/second"]  # shown without the folder
 
 
@@ -78,8 +74,9 @@ def coverage(page, panel):
         const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
         let count = 0;
         for (let at = 0; at < pixels.length; at += 4) {{
-            const channels = pixels.subarray(at, at + 3);
-            if (pixels[at + 3] > 200 && Math.max(...channels) - Math.min(...channels) > 100) count++;
+            const [red, green, blue, alpha] = pixels.subarray(at, at + 4);
+            const spread = Math.max(red, green, blue) - Math.min(red, green, blue);
+            if (alpha > 200 && spread > 100) count++;
         }}
         return count / (pixels.length / 4);
     }})()""")

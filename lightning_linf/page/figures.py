@@ -11,19 +11,27 @@ from pathlib import Path
 from lightning_linf.page.runs import RunError
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_FLAGS = (
+QUIET_FLAGS = (  # no window, and nobody is asked for anything
     "--headless",
     "--disable-gpu",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+)
+_FLAGS = (
+    *QUIET_FLAGS,
     "--window-size=1280,900",
     "--force-device-scale-factor=2",
     "--virtual-time-budget=20000",
     "--dump-dom",
 )
 _TIMEOUT_SECONDS = 120
+
+
+def find_browser() -> str | None:
+    """Find a Chromium on the PATH."""
+    return next((path for name in _BROWSERS if (path := shutil.which(name))), None)
 
 
 def save_figures(page: Path, folder: Path, *, sandbox: bool = True) -> list[Path]:
@@ -40,7 +48,7 @@ def save_figures(page: Path, folder: Path, *, sandbox: bool = True) -> list[Path
     Raises:
         RunError: If no Chromium is found, or it draws nothing in time.
     """
-    browser = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    browser = find_browser()
     if browser is None:
         raise RunError(
             f"expected one of {', '.join(_BROWSERS)} for --png, got none. Install one, or open "
