@@ -102,6 +102,19 @@ def test_an_error_at_the_first_reading_is_not_called_an_empty_folder(page):
     assert page.run("document.querySelector('.empty').hidden")
 
 
+def test_a_verdict_is_of_a_step_with_both_ends(page):
+    make_app(page)
+    page.run("""{
+        const [lower, upper] = source.run.scalars;
+        const curve = (steps) => ({ steps, values: steps.map((s) => s + 0.25), num_steps: 3 });
+        source.scalars = async () => new Map([[lower, curve([1, 2, 3])], [upper, curve([1, 2])]]);
+        app.reload();
+    }""")
+    card = page.wait("document.querySelector('article.verdict')?.innerText")
+    assert "at step 2" in card
+    assert "2.25" in card
+
+
 def test_a_logarithm_has_no_colour_for_zero_and_below(page):
     places = load(
         page,
