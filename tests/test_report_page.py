@@ -128,6 +128,7 @@ def test_page_is_one_file_and_names_cannot_break_it(trained):
     parser.feed(page)
     assert parser.found == []
     assert "default-src 'none'" in page
+    assert re.search(r'class="scroll" tabindex="0" role="region" aria-label="[^"]+: table"', page)
     assert "<b>" not in page.partition("<body")[2].partition("<script")[0]
     embedded = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1]
     assert "<" not in embedded

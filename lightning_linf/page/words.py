@@ -24,8 +24,8 @@ HEAD = ("partition", "N(Φ)/d", "H(Φ)/d", "advantage", "along g", "of Adam's de
 
 LEGEND = (
     "N(Φ)/d: what one step meets of the curvature, certain bounds. H(Φ)/d: blockwise smoothness, "
-    "which N(Φ) is at most; an estimate, ± standard error, and for coordinate the (1,1)-norm "
-    "itself. Both in loss per parameter squared. advantage: the "
+    "no less than N(Φ)/d, but an estimate (± standard error) that may fall below it; for "
+    "coordinate the (1,1)-norm itself. Both in loss per parameter squared. advantage: the "
     "decrease of the loss that one step of steepest descent promises, over that of global, the "
     "geometry of SGD; coordinate is that of Adam. along g: the same by the curvature along that "
     "step itself. R²: share of the variance of log|g| between blocks."
