@@ -12,7 +12,7 @@ from short_run import IGNORED_WARNINGS, train_into
 from tensorboard_process import tensorboard
 
 pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-from test_panels import TAG, entry, write_event
+from test_panels import TAG, entry, other_parameters, write_event
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_linf.tensorboard.table import lay_out
@@ -396,6 +396,19 @@ def test_corrupt_data_are_noted_and_the_rest_is_shown(browser, tmp_path, load_fa
             "document.querySelector('#heatmap > .footnote').textContent"
         )
         assert browser.complaints == []
+
+
+@pytest.mark.parametrize("load_fast", ["true", "false"])
+def test_either_reader_keeps_series_of_other_parameters_apart(tmp_path, load_fast):
+    other_parameters(tmp_path / "runs" / "a")
+    with tensorboard(tmp_path / "runs", tmp_path / "log.txt", load_fast=load_fast) as board:
+        end = time.monotonic() + 30
+        while len((listed := board.get("runs")[1])["notes"]) < 2:  # it answers while it reads
+            assert time.monotonic() < end, listed
+            time.sleep(0.1)
+        assert listed["runs"][0]["tables"][TAG]["tensors"] == ["c", "d", "e"]
+        _, layers = board.get("layers", run="a", tag=TAG, column="density")
+        assert (layers["steps"], layers["values"]) == ([3], [[5, 6, 7]])
 
 
 def test_empty_folder_says_how_to_get_data(browser, tmp_path):
