@@ -25,16 +25,12 @@ from lightning_linf.tensorboard.writer import write_record
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # whose browser and TensorBoard it is
 
-from chromium import Page, chromium  # found there
+from chromium import READY, Page, chromium  # found there
 from tensorboard_process import TensorBoard, tensorboard
 
 TAG = tags.PREFIX + "heterogeneity_per_tensor"
 QUANTITIES = ("density", "gini", "top1_energy", "zero_fraction")
 NUM_REQUESTS = 5
-READY = (
-    "document.querySelector('main:not([aria-busy])')"
-    " && document.querySelectorAll('.panel canvas').length >= 5"
-)
 # Run before anything else in the page: the longest time for which it answered nothing.
 WATCH = """
 window.longest = 0;

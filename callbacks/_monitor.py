@@ -32,6 +32,9 @@ def optimized_parameters(*optimizers: Optimizer) -> list[nn.Parameter]:
 class GeometryMonitor(Callback):
     """Base of the monitors; a monitor decides what to measure and calls :meth:`record`.
 
+    In ``on_fit_start`` the first one writes a layout for TensorBoard's custom scalars. The last
+    layout counts, so one of your own is to be written later, in ``on_train_start`` say.
+
     Args:
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
             steps at which Lightning logs when ``log_every_n_steps`` is the same.

@@ -57,12 +57,13 @@ def writers(trainer: Trainer, entry: Record) -> Iterator[tuple[str, Callable[[],
 def jsonl_path(trainer: Trainer) -> Path | None:
     """Give the place of `geometry.jsonl`: in the first logger's folder of the run.
 
-    In the trainer's ``default_root_dir`` where that folder is remote. Without a logger (and in
+    Below the trainer's ``default_root_dir`` where that folder is remote. Without a logger (and in
     trial runs, whose loggers Lightning replaces) nothing is written.
     """
     if not trainer.loggers or isinstance(trainer.logger, DummyLogger):
         return None
-    folders = (_run_folder(trainer.loggers[0], trainer), trainer.default_root_dir)
+    logger, root = trainer.loggers[0], trainer.default_root_dir
+    folders = (_run_folder(logger, trainer), _named_folder(logger, root))
     local = (folder for folder in folders if "://" not in folder)  # only these can be added to
     folder = next(local, None)
     return None if folder is None else Path(os.path.expanduser(folder), record.FILE_NAME)
@@ -71,9 +72,13 @@ def jsonl_path(trainer: Trainer) -> Path | None:
 def _run_folder(logger: Logger, trainer: Trainer) -> str:
     if isinstance(logger, TensorBoardLogger | CSVLogger):
         return logger.log_dir
-    # As for checkpoints: several runs may share the folder of such a logger.
+    return _named_folder(logger, logger.save_dir or trainer.default_root_dir)
+
+
+def _named_folder(logger: Logger, folder: str) -> str:
+    """Go down as checkpoints do: several runs may share a logger's folder."""
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+    return os.path.join(folder, str(logger.name), version)
 
 
 def start_jsonl(trainer: Trainer, step: int) -> None:
@@ -81,11 +86,14 @@ def start_jsonl(trainer: Trainer, step: int) -> None:
     path = jsonl_path(trainer) if trainer.is_global_zero else None
     kept = record.cut(path, step) if path is not None else None
     if kept is not None:
-        rank_zero_info(f"The {record.FILE_NAME} of an earlier training is now {kept}.")
+        rank_zero_info(
+            f"{record.FILE_NAME}: the records from step {step} on of an earlier training are now "
+            f"in {kept}."
+        )
 
 
 def write_layout(trainer: Trainer, monitors: Iterable[Callback]) -> None:
-    """Give TensorBoard's custom scalars a layout, before the user's own, which would replace it."""
+    """Give TensorBoard's custom scalars a layout; a later one of the user's replaces it."""
     if trainer.is_global_zero:
         classes = [base.__name__ for monitor in monitors for base in type(monitor).__mro__]
         for logger in trainer.loggers:

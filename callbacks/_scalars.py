@@ -24,6 +24,7 @@ def scalars_of(report: GeometryReport) -> dict[str, float]:
             scalars[of(tags.SECANT)] = report.secant[name] / d
         if report.noise is not None:
             scalars[of(tags.NOISE)] = report.noise.block_noise[name] / d
+        scalars[of(tags.CONVERGED)] = float(block.converged)
         if name == "global":
             continue
         scalars[of(tags.OPERATOR_NORM_LOWER)] = block.lower / d

@@ -17,13 +17,9 @@ from PIL import Image
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "tests"))  # whose browser and TensorBoard these are
 
-from chromium import Page, chromium  # noqa: E402  # found there
+from chromium import READY, Page, chromium  # noqa: E402  # found there
 from tensorboard_process import tensorboard  # noqa: E402
 
-READY = (
-    "document.querySelector('main:not([aria-busy])')"
-    " && document.querySelectorAll('.panel canvas').length >= 5"
-)
 PANELS = ("verdict", "smoothness", "heatmap", "bars", "fan")
 WIDTHS = {"wide": 1280, "narrow": 600}
 

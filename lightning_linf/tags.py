@@ -25,6 +25,7 @@ ONE_ONE_NORM_ERROR = PREFIX + "one_one_norm_relative_error"
 LAMBDA_MAX_ERROR = PREFIX + "lambda_max_relative_error"
 OPERATOR_NORM_LOWER = PREFIX + "operator_norm_lower"  # these by partition; N(Phi) / d
 OPERATOR_NORM_UPPER = PREFIX + "operator_norm_upper"
+CONVERGED = PREFIX + "converged"  # 1 where both ends may move by 1 % at most, else 0
 SMOOTHNESS_UPPER = PREFIX + "smoothness_upper"  # a bound of H(Phi) / d
 SECANT = PREFIX + "secant"  # of training's last step, over d
 ADVANTAGE_LOWER = PREFIX + "advantage_lower"  # of promised decreases over that of "global", no unit

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 import subprocess
 import tempfile
 import time
@@ -12,25 +11,22 @@ from urllib.request import urlopen
 
 import pytest
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from lightning_linf.page.figures import QUIET_FLAGS, find_browser
+
 FLAGS = (
-    "--headless",
+    *QUIET_FLAGS,
     "--no-sandbox",  # needed as root, which tests in a container are
-    "--disable-gpu",
     "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
     "--hide-scrollbars",
     "--remote-debugging-port=0",
     "--remote-allow-origins=*",
 )
 TIMEOUT_SECONDS = 20
-
-
-def find_browser():
-    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+# True of the page once all panels are drawn.
+READY = (
+    "document.querySelector('main:not([aria-busy])')"
+    " && document.querySelectorAll('.panel canvas').length >= 5"
+)
 
 
 needs_chromium = pytest.mark.skipif(

@@ -53,6 +53,8 @@ SMOOTHNESS = {
     tags.of_partition(tags.ADVANTAGE_LOWER, "coordinate"),
     tags.of_partition(tags.ADVANTAGE_UPPER, "coordinate"),
     tags.of_partition(tags.STEP_ADVANTAGE, "coordinate"),
+    tags.of_partition(tags.CONVERGED, "coordinate"),
+    tags.of_partition(tags.CONVERGED, "global"),
     tags.of_partition(tags.SECANT, "coordinate"),
     tags.of_partition(tags.SECANT, "global"),
 }
@@ -188,7 +190,8 @@ def test_every_scalar_is_logged_at_the_measured_steps_and_no_others(tmp_path):
     }
     logged = [e.value for e in events.Scalars(tags.LAMBDA_MAX)]
     assert logged == pytest.approx([entry["lambda_max"] for entry in callbacks[1].history])
-    records = events.Tensors(callbacks[0].record_tag)
+    tag = next(tag for tag in events.Tags()["tensors"] if callbacks[0].record_tag in tag)
+    records = events.Tensors(tag)
     assert [e.step for e in records] == [4, 9, 14, 19]
     assert [d.size for d in records[0].tensor_proto.tensor_shape.dim] == [2 + 1, 4 + 7]
 

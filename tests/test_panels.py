@@ -20,8 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 from werkzeug.test import Client
 
 from lightning_linf import tags
+from lightning_linf.page.words import COARSE_TO_FINE
 from lightning_linf.record import Record, SchemaError
 from lightning_linf.tensorboard import panels
+from lightning_linf.tensorboard.plugin import source
 from lightning_linf.tensorboard.plugin.files import STATIC
 from lightning_linf.tensorboard.plugin.loader import GeometryLoader
 from lightning_linf.tensorboard.plugin.plugin import GeometryPlugin
@@ -187,6 +189,85 @@ def test_records_of_a_later_schema_and_broken_ones_are_noted(tmp_path):
     assert plugin.request("/layers", run="good", tag=TAG, column="density")[1]["values"] == [[1, 2]]
 
 
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"[" * 100_000, "RecursionError"),
+        (b'"levels": [NaN]', "finite numbers"),
+        (b'"levels": [Infinity]', "finite numbers"),
+        (b'"levels": ["x"]', "finite numbers"),
+        (b'"levels": [' + b"9" * 400 + b"]", "OverflowError"),
+        (b'"width": ' + b"9" * 40, "`width` from 1 to"),
+    ],
+)
+def test_no_event_can_empty_the_tab(tmp_path, content, error):
+    if content.startswith(b'"'):
+        good = json.dumps({"schema": 1, **lay_out(entry(0, [1.0, 2.0]))[1].to_json()}).encode()
+        field, _, _ = content.partition(b":")
+        content = re.sub(field + rb": (\[\]|1)", content, good)
+    write(tmp_path / "good", entry(3, [1.0, 2.0]))
+    write_event(tmp_path / "bad", content, [[1.0], [2.0]])
+    status, listed = Plugin(tmp_path).request("/runs")
+    assert status == 200
+    assert [run["name"] for run in listed["runs"]] == ["good"]
+    (note,) = listed["notes"]
+    assert error in note
+
+
+def other_parameters(folder):
+    """Write records of two parameters, then of others, as after a change of the model."""
+    write(folder, entry(1, [1.0, 2.0]), entry(2, [3.0, 4.0], ("c", "d")))
+    write(folder, entry(3, [5.0, 6.0, 7.0], ("c", "d", "e")))
+
+
+def test_numbers_never_stand_at_names_of_other_parameters(tmp_path):
+    other_parameters(tmp_path / "a")
+    plugin = Plugin(tmp_path)
+    _, listed = plugin.request("/runs")
+    (run,) = listed["runs"]
+    assert list(run["tables"]) == [TAG]
+    assert run["tables"][TAG]["tensors"] == ["c", "d", "e"]
+    _, layers = plugin.request("/layers", run="a", tag=TAG, column="density")
+    assert (layers["steps"], layers["values"]) == ([3], [[5, 6, 7]])
+    left_out = f"a: {TAG}: records of other parameters left out, the last at step "
+    assert listed["notes"] == [f"{left_out}1", f"{left_out}2"]
+
+
+def test_an_event_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "a", entry(0, [1.0, 2.0]))
+    plugin = Plugin(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise TypeError("Unsupported tensor type: 99")
+
+    monkeypatch.setattr(plugin.plugin._source._provider, "read_tensors", fail)
+    status, content = plugin.request("/layers", run="a", tag=TAG, column="density")
+    assert status == 400
+    assert f"a: {TAG}@" in content["error"]
+    assert "`lightning-linf report` leaves it out" in content["error"]
+
+
+def test_whatever_the_reader_raises_the_page_can_say_it(tmp_path, monkeypatch):
+    write(tmp_path / "a", entry(0, [1.0, 2.0]))
+    plugin = Plugin(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("received message larger than max")
+
+    monkeypatch.setattr(plugin.plugin._source._provider, "read_tensors", fail)
+    status, content = plugin.request("/layers", run="a", tag=TAG, column="density")
+    assert status == 500
+    assert content["error"].endswith("RuntimeError: received message larger than max")
+
+
+def test_of_a_huge_table_some_steps_are_read_and_the_page_says_so(tmp_path, monkeypatch):
+    write(tmp_path / "a", *(entry(step, [1.0, 2.0]) for step in range(9)))
+    monkeypatch.setattr(source, "_MAX_BYTES", 4 * 4 * 2)  # four tables of two numbers
+    _, layers = Plugin(tmp_path).request("/layers", run="a", tag=TAG, column="density")
+    assert len(layers["steps"]) == 4
+    assert layers["note"] == "so large a table that at most 4 steps are read"
+
+
 def test_a_table_is_read_again_only_when_something_was_added(tmp_path, monkeypatch):
     writer = SummaryWriter(str(tmp_path / "a"))
     write_record(writer, entry(0, [1.0, 2.0]))
@@ -301,6 +382,35 @@ def test_vendored_files_are_those_of_the_manifest():
     assert hashes == manifest["sha256"]
     assert f"v{manifest['version']}" in (folder / "uPlot.esm.js").read_text()
     assert "MIT License" in (folder / "LICENSE.txt").read_text()
+
+
+def test_panels_and_words_put_partitions_in_one_order():
+    pattern = r"^const ORDER = (\[.*\]);$"
+    order = re.search(pattern, (STATIC / "names.js").read_text(), re.MULTILINE)
+    assert ("global", *reversed(json.loads(order[1]))) == COARSE_TO_FINE
+
+
+def luminance(color):
+    """Of a colour #rrggbb, as WCAG 2 defines it."""
+    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("ink", "paper"),
+    [
+        *((ink, paper) for ink in ("text", "muted") for paper in ("page", "card", "soft")),
+        ("accent", "accent-soft"),
+        ("warn", "warn-soft"),
+    ],
+)
+def test_text_can_be_told_from_its_background(theme, ink, paper):
+    rule = re.findall(r":root[^{]*\{([^}]*)\}", (STATIC / "style.css").read_text())[theme]
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", rule))
+    dark, bright = sorted((luminance(colors[ink]), luminance(colors[paper])))
+    assert (bright + 0.05) / (dark + 0.05) >= 4.5  # level AA
 
 
 def test_page_refers_to_no_other_origin():

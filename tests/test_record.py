@@ -1,8 +1,10 @@
 """The records of measurements: their file, and how a training goes on with it."""
 
 import json
+import logging
 import math
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import lightning
@@ -63,6 +65,8 @@ def test_lines_are_strict_json_for_readers_of_any_language():
         ('{"schema": 2, "anything": "else"}', SchemaError),
         (example().to_line().replace('["a", ', "["), ValueError),
         (example().to_line().replace('"NaN"', '"many"'), ValueError),
+        (example().to_line().replace('"step": 3', '"step": Infinity'), ValueError),
+        ("[" * 100_000, ValueError),
     ],
 )
 def test_what_is_no_record_is_a_value_error(line, error):
@@ -88,18 +92,31 @@ def test_reading_skips_what_is_broken_and_says_so(tmp_path):
     ]
 
 
-def test_cut_drops_the_resumed_step_and_later_ones_and_a_torn_line(tmp_path):
+def test_a_write_that_failed_half_way_costs_no_other_record(tmp_path):
+    path = tmp_path / record.FILE_NAME
+    record.append(path, example(1))
+    with open(path, "ab") as file:
+        file.write(example(2).to_line().encode()[:70])
+    record.append(path, example(3))
+    records, notes = record.read(path)
+    assert [entry.step for entry in records] == [1, 3]
+    assert notes == ["geometry.jsonl: skipped 1 line that cannot be read (line 2)"]
+
+
+def test_cut_moves_the_resumed_step_and_later_ones_and_drops_a_torn_line(tmp_path):
     path = tmp_path / record.FILE_NAME
     assert record.cut(path, 5) is None  # no file
     for step in (1, 3, 3, 5, 5, 7):
         record.append(path, example(step))
     with open(path, "ab") as file:
         file.write(b'{"step": 9, "sch')
-    assert record.cut(path, 5) is None
+    kept = record.cut(path, 5)
+    assert kept == tmp_path / "geometry.1.jsonl"
+    assert [entry.step for entry in record.read(kept)[0]] == [5, 5, 7]
     assert [entry.step for entry in record.read(path)[0]] == [1, 3, 3]
     with open(path, "ab") as file:
         file.write(b'{"st')
-    record.cut(path, 5)
+    assert record.cut(path, 5) is None  # nothing whole goes
     record.append(path, example(5))
     assert record.read(path) == ([*map(ExampleAt, (1, 3, 3, 5))], [])
 
@@ -180,6 +197,22 @@ def test_a_resumed_training_has_each_step_once(tmp_path):
     assert {step for _, step in steps} == {1, 3, 5, 7, 9, 11}
 
 
+def test_a_finished_training_continued_from_its_middle_loses_nothing(tmp_path, caplog):
+    logger = partial(TensorBoardLogger, tmp_path, name="run", version=0)
+    four = ModelCheckpoint(tmp_path, every_n_train_steps=4, filename="{step}", save_top_k=-1)
+    options = {"callbacks": [four], "enable_checkpointing": True, "max_steps": 12}
+    train([logger()], **options)
+    with caplog.at_level(logging.INFO):
+        train([logger()], ckpt_path=tmp_path / "step=4.ckpt", **options)
+    folder = tmp_path / "run" / "version_0"
+    kept = folder / "geometry.1.jsonl"
+    assert {entry.step for entry in record.read(kept)[0]} == {5, 7, 9, 11}
+    assert f"records from step 4 on of an earlier training are now in {kept}" in caplog.text
+    steps = [(entry.tag, entry.step) for entry in record.read(folder / record.FILE_NAME)[0]]
+    assert len(steps) == len(set(steps))
+    assert {step for _, step in steps} == {1, 3, 5, 7, 9, 11}
+
+
 def test_a_second_training_in_the_same_folder_starts_a_new_file(tmp_path):
     for _ in range(2):
         train([TensorBoardLogger(tmp_path, name="run", version=0)], max_steps=4)
@@ -188,13 +221,14 @@ def test_a_second_training_in_the_same_folder_starts_a_new_file(tmp_path):
         assert {entry.step for entry in record.read(folder / name)[0]} == {1, 3}
 
 
-def test_beside_a_remote_logger_it_is_in_the_trainers_folder(tmp_path):
+def test_beside_a_remote_logger_each_run_has_its_own_in_the_trainers_folder(tmp_path):
     class Remote(Elsewhere):
         save_dir = "s3://bucket/logs"
 
     trainer, _ = train([Remote()], default_root_dir=tmp_path, max_steps=4)
-    assert _recording.jsonl_path(trainer) == tmp_path / record.FILE_NAME
-    assert len(record.read(tmp_path / record.FILE_NAME)[0]) == 4
+    path = tmp_path / "project" / "abc123" / record.FILE_NAME
+    assert _recording.jsonl_path(trainer) == path
+    assert len(record.read(path)[0]) == 4
     remote = SimpleNamespace(
         loggers=[Remote()], logger=Remote(), default_root_dir="gs://bucket", is_global_zero=True
     )

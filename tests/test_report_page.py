@@ -1,10 +1,15 @@
 """The report of runs: what it reads, its words, and the page in a browser."""
 
 import json
+import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +24,7 @@ from lightning_linf.page.page import make_page
 from lightning_linf.page.runs import Run, RunError, load
 from lightning_linf.page.words import HEAD, summarize
 from lightning_linf.report import Interval
-from lightning_linf.report.table import number
+from lightning_linf.report.table import number, with_error
 from lightning_linf.tensorboard.plugin.files import STATIC
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
@@ -73,7 +78,10 @@ def test_words_are_those_of_the_geometry_report(trained):
         report = monitors[run.name][2].last_report
         summary = summarize(run.scalars)
         assert summary.step == monitors[run.name][2].history[-1]["step"]
-        assert summary.sentences[0] == report.verdict.replace("(not converged: coordinate)", "")
+        assert summary.sentences[0] == report.verdict
+        open_ends = report.recommend(0.9).not_converged
+        listed = re.search(r"Not converged, so less certain: ([^.]*)\.", summary.sentences[1])
+        assert (listed[1].split(", ") if listed else []) == open_ends
         advice = report.recommend(0.9)
         subject = {
             "coordinate": "keep one second moment per parameter, as Adam does",
@@ -87,7 +95,8 @@ def test_words_are_those_of_the_geometry_report(trained):
             block = report.smoothness[name]
             d = report.num_params
             assert row["N(Φ)/d"] == str(Interval(block.lower / d, block.operator_upper / d))
-            assert row["H(Φ)/d"].removeprefix("≤ ") == number(block.upper / d)
+            error = block.upper_relative_error if name == "coordinate" else 0.0
+            assert row["H(Φ)/d"].removeprefix("≤ ") == with_error(block.upper / d, error)
             assert row["advantage"] == str(report.advantage[name])
             assert row["of Adam's decrease"] == str(advice.shares[name])
             assert row["R²"] == number(report.r_squared[name])
@@ -113,14 +122,16 @@ class Addresses(HTMLParser):
 def test_page_is_one_file_and_names_cannot_break_it(trained):
     folder, _ = trained
     run = load([folder])[0]
-    run.name = "</script><b>&\u2028"
+    run.name = "<!--<script></script><b>&\u2028"
     page = make_page([run])
     parser = Addresses()
     parser.feed(page)
     assert parser.found == []
     assert "default-src 'none'" in page
+    assert re.search(r'class="scroll" tabindex="0" role="region" aria-label="[^"]+: table"', page)
     assert "<b>" not in page.partition("<body")[2].partition("<script")[0]
     embedded = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1]
+    assert "<" not in embedded
     assert json.loads(embedded)["runs"]["runs"][0]["name"] == run.name
 
 
@@ -133,6 +144,159 @@ def test_records_of_other_parameters_are_left_out_with_a_note(tmp_path):
     assert run.tables["geometry/heterogeneity_per_tensor"].steps == [2, 3]
     tag = "geometry/heterogeneity_per_tensor"
     assert run.notes == [f"{tmp_path.name}: {tag}: 1 records of other parameters left out"]
+
+
+def test_event_files_of_other_parameters_give_what_the_tab_gives(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    from test_panels import TAG, other_parameters
+
+    other_parameters(tmp_path)
+    (run,) = load([tmp_path])
+    assert run.tables[TAG].metadata.tensors == ["c", "d", "e"]
+    assert run.tables[TAG].values[:, :, 0].tolist() == [[5.0, 6.0, 7.0]]
+    assert run.notes == [f"{tmp_path.name}: {TAG}: 2 records of other parameters left out"]
+
+
+def write_lines(folder, *changes):
+    """Write a whole measurement, and after it lines that differ from it by ``changes``."""
+    of = tags.of_partition
+    brackets = [tags.OPERATOR_NORM_LOWER, tags.OPERATOR_NORM_UPPER]
+    brackets += [tags.ADVANTAGE_LOWER, tags.ADVANTAGE_UPPER]
+    line = {
+        "step": 1,
+        "schema": 1,
+        "tag": "geometry/heterogeneity_per_tensor",
+        "scalars": dict.fromkeys(
+            [
+                *(tags.LAMBDA_MAX, tags.LAMBDA_MAX_ERROR, tags.ONE_ONE_NORM_PER_PARAM),
+                *(of(tag, name) for tag in brackets for name in ("coordinate", "row")),
+            ],
+            1.5,
+        ),
+        "tensors": ["a", "b"],
+        "columns": {"density": [1.0, 2.0]},
+        "whole": {"density": 3.0},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [line, *({**line, "step": 2, **change} for change in changes)]
+    text = "".join(json.dumps(one) + "\n" for one in lines)
+    (folder / record.FILE_NAME).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": float("inf")},
+        {"columns": {"density": [1.0, [2.0]]}},
+        {"columns": {"log10_quantiles": [[1.0, 2.0], [3.0]]}},
+        {"columns": {"log10_quantiles": [[1.0, 2.0], [3.0, 4.0]]}},  # of other levels
+        {"columns": {"density": [[], []]}},
+        {"whole": {"density": [1.0, 2.0]}},
+        {"tensors": [], "columns": {"density": []}},
+        {"tensors": "ab", "columns": 3},
+    ],
+)
+def test_a_malformed_record_is_left_out_with_a_note(tmp_path, capsys, change):
+    write_lines(tmp_path / "run", change)
+    output = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "run"), "-o", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("Note: run: ") == 1
+    (run,) = load([tmp_path / "run"])
+    assert run.tables["geometry/heterogeneity_per_tensor"].steps == [1]
+
+
+def test_a_step_that_lacks_a_part_gives_no_verdict_or_the_one_before(tmp_path):
+    write_lines(tmp_path)
+    (run,) = load([tmp_path])
+    whole = summarize(run.scalars)
+    assert whole.step == 1
+    upper_of_row = tags.of_partition(tags.ADVANTAGE_UPPER, "row")
+    of_row = [tag for tag in run.scalars if tag.endswith("/row")]
+    for missing in ([tags.LAMBDA_MAX_ERROR], [upper_of_row], of_row):
+        torn = {
+            tag: points if tag in missing else [*points, (2, 1.5)]
+            for tag, points in run.scalars.items()
+        }
+        assert summarize(torn) == whole
+    of = tags.of_partition
+    some = {tags.LAMBDA_MAX: [(1, 1.0)], of(tags.ADVANTAGE_LOWER, "coordinate"): [(1, 1.0)]}
+    assert summarize(some) is None
+
+
+def test_names_that_are_no_text_are_written_in_ascii(tmp_path):
+    try:
+        folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff"))
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    columns = {"density": [1.0]}
+    lone = record.Record(1, "geometry/\ud800", {}, ["\ud800"], columns)
+    (folder / record.FILE_NAME).write_text(json.dumps(json.loads(lone.to_line())) + "\n{\n")
+    output = tmp_path / "report.html"
+    run = [
+        sys.executable,
+        "-c",
+        "import sys; from lightning_linf.cli import main; sys.exit(main())",
+    ]
+    command = [*run, "report", str(folder), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 0, done.stderr
+    assert b"Note: bad\\xff: geometry.jsonl: skipped 1 line" in done.stdout
+    assert "<h1>Geometry of bad\\xff</h1>" in output.read_text(encoding="utf-8")
+
+
+def test_a_run_and_one_below_it_have_two_names(tmp_path):
+    write_lines(tmp_path / "a")
+    write_lines(tmp_path / "a" / "a")
+    assert [run.name for run in load([tmp_path / "a"])] == ["a", "a/a"]
+    assert [run.name for run in load([tmp_path])] == ["a", "a/a"]
+
+
+def test_a_run_that_cannot_be_read_keeps_its_notes(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / record.FILE_NAME).write_text("{\n{\n")
+    note = "bad: geometry.jsonl: skipped 2 lines that cannot be read (line 1)"
+    with pytest.raises(RunError, match=re.escape(f" {note}.")):
+        load([tmp_path])
+    write_lines(tmp_path / "good")
+    assert [run.notes for run in load([tmp_path])] == [[note], []]
+
+
+def test_without_tensorboard_event_files_are_noted_and_the_rest_is_read(tmp_path, monkeypatch):
+    write_lines(tmp_path / "good")
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "events.out.tfevents.1.x.1").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
+    events, good = load([tmp_path])
+    assert good.scalars
+    (note,) = events.notes
+    assert "pip install 'lightning-linf[tensorboard]'" in note
+    with pytest.raises(RunError, match="pip install"):
+        load([tmp_path / "events"])
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (subprocess.TimeoutExpired("chromium", 120), "to draw within 120 seconds"),
+        (PermissionError(13, "Permission denied", "/opt/chromium"), "'/opt/chromium'"),
+    ],
+)
+def test_a_browser_that_fails_is_refused_in_one_line(tmp_path, monkeypatch, capsys, error, message):
+    def fail(*args, **kwargs):
+        raise error
+
+    write_lines(tmp_path / "run")
+    monkeypatch.setattr(shutil, "which", lambda name: "/opt/chromium")
+    monkeypatch.setattr(subprocess, "run", fail)
+    output = str(tmp_path / "report.html")
+    command = ["report", str(tmp_path / "run"), "-o", output, "--png", str(tmp_path / "png")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: report: ")
+    assert message in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("make", [False, True])
@@ -185,6 +349,28 @@ def test_bundle_holds_each_module_once_and_refuses_other_forms(tmp_path):
     (tmp_path / "a.js").write_text('export * from "./b.js";\n')
     with pytest.raises(ValueError, match=r"a\.js has an import or export of another form"):
         bundle(tmp_path / "a.js")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_report_draws_whatever_a_run_is_called_and_in_a_frame_of_another_origin(tmp_path):
+    write_lines(tmp_path / "run")
+    (run,) = load([tmp_path])
+    run.name = "<!--<script></script>"
+    (tmp_path / "report.html").write_text(make_page([run]), encoding="utf-8")
+    frame = tmp_path / "frame.html"  # no file shares its origin with another
+    frame.write_text('<iframe src="report.html" width="1200" height="900"></iframe>')
+    with chromium(tmp_path) as page:
+        page.open((tmp_path / "report.html").as_uri())
+        page.wait("document.querySelectorAll('.panel canvas').length >= 4")
+        assert page.run("document.querySelector('article.verdict h3').innerText") == run.name
+        page.open(frame.as_uri())
+        page.wait("document.querySelector('iframe')")
+        end = time.monotonic() + 20
+        while str(page.send("DOM.getDocument", depth=-1, pierce=True)).count("'CANVAS'") < 4:
+            assert time.monotonic() < end, page.complaints
+            time.sleep(0.1)
+        assert page.complaints == []
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """`lightning-linf report`: runs as one HTML file."""
 
 import argparse
+import io
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,8 @@ def report(argv: Sequence[str]) -> None:
         UsageError: If something is wrong that the user can put right.
     """
     options = make_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     output = Path(options.output)
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(
@@ -34,7 +38,7 @@ def report(argv: Sequence[str]) -> None:
         if options.png is not None:
             for file in save_figures(output, Path(options.png), sandbox=not _is_root()):
                 print(f"Figure: {file}")
-    except RunError as error:
+    except (RunError, OSError) as error:
         raise UsageError(f"report: {error}") from error
 
 

@@ -11,19 +11,27 @@ from pathlib import Path
 from lightning_linf.page.runs import RunError
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_FLAGS = (
+QUIET_FLAGS = (  # no window, and nobody is asked for anything
     "--headless",
     "--disable-gpu",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+)
+_FLAGS = (
+    *QUIET_FLAGS,
     "--window-size=1280,900",
     "--force-device-scale-factor=2",
     "--virtual-time-budget=20000",
     "--dump-dom",
 )
 _TIMEOUT_SECONDS = 120
+
+
+def find_browser() -> str | None:
+    """Find a Chromium on the PATH."""
+    return next((path for name in _BROWSERS if (path := shutil.which(name))), None)
 
 
 def save_figures(page: Path, folder: Path, *, sandbox: bool = True) -> list[Path]:
@@ -38,23 +46,29 @@ def save_figures(page: Path, folder: Path, *, sandbox: bool = True) -> list[Path
         The files.
 
     Raises:
-        RunError: If no Chromium is found, or it draws nothing.
+        RunError: If no Chromium is found, or it draws nothing in time.
     """
-    browser = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    browser = find_browser()
     if browser is None:
         raise RunError(
             f"expected one of {', '.join(_BROWSERS)} for --png, got none. Install one, or open "
             "the report and use the PNG button of each panel."
         )
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         flags = [*_FLAGS, f"--user-data-dir={profile}", *([] if sandbox else ["--no-sandbox"])]
-        finished = subprocess.run(
-            [browser, *flags, f"{page.resolve().as_uri()}#png"],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECONDS,
-            check=False,
-        )
+        try:
+            finished = subprocess.run(
+                [browser, *flags, f"{page.resolve().as_uri()}#png"],
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RunError(
+                f"expected {browser} to draw within {_TIMEOUT_SECONDS} seconds, got nothing. Open "
+                "the report and use the PNG button of each panel."
+            ) from error
     drawn = re.search(r'<script type="application/json" id="png">(.*?)</script>', finished.stdout)
     if drawn is None:
         raise RunError(f"expected {browser} to draw, got: {finished.stderr.strip()[-300:]}")

@@ -20,16 +20,16 @@ _POLICY = (
 
 
 def make_page(runs: Sequence[Run]) -> str:
-    """Write runs as one HTML page that needs no other file."""
+    """Write runs as one HTML page that needs no other file, of characters that UTF-8 has."""
     style = "".join(
         (STATIC / name).read_text(encoding="utf-8")
         for name in ("vendor/uPlot.min.css", "style.css")
     )
-    # Within a script element only this could end it.
-    data = json.dumps(_data(runs), allow_nan=False, ensure_ascii=False).replace("</", "<\\/")
+    # A script element ends at "</script", and not even there after "<!--<script".
+    data = json.dumps(_data(runs), allow_nan=False).replace("<", "\\u003c")
     words = "".join(_words(run, summarize(run.scalars)) for run in runs)
     title = f"Geometry of {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}"
-    return f"""<!DOCTYPE html>
+    page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -52,6 +52,7 @@ def make_page(runs: Sequence[Run]) -> str:
 </body>
 </html>
 """
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _words(run: Run, summary: Summary | None) -> str:
@@ -66,8 +67,9 @@ def _words(run: Run, summary: Summary | None) -> str:
     body = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in summary.rows)
     return (
         f'<section class="panel words"><h2>{name}</h2>'
-        f'<p class="muted">At step {summary.step:,}, the last one measured.</p>{sentences}'
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        f'<p class="muted">At step {summary.step:,}, the last whole measurement.</p>{sentences}'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}: table">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         "</div></section>\n"
     )
 

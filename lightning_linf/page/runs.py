@@ -13,7 +13,14 @@ from lightning_linf import record
 from lightning_linf.record import Record
 from lightning_linf.tags import PREFIX
 from lightning_linf.tensorboard import PLUGIN_NAME
-from lightning_linf.tensorboard.table import Array, Metadata, Table, lay_out, stack
+from lightning_linf.tensorboard.table import (
+    Array,
+    Metadata,
+    Table,
+    lay_out,
+    stack,
+    tag_of_record,
+)
 
 _EVENTS = "events.out.tfevents.*"
 
@@ -31,9 +38,13 @@ class Run:
     tables: dict[str, Table] = field(default_factory=dict)  # by tag
     notes: list[str] = field(default_factory=list)
 
+    def note(self, text: str) -> None:
+        """Say what was left out."""
+        self.notes.append(f"{self.name}: {text}")
+
 
 def load(folders: Sequence[Path]) -> list[Run]:
-    """Read every run in or below the folders that has geometry data.
+    """Read every run in or below the folders that has geometry data, or notes on broken ones.
 
     Where `geometry.jsonl` is, it is read and event files are not.
 
@@ -43,36 +54,45 @@ def load(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         if not folder.is_dir():
             raise RunError(f"expected RUN_DIR to be a folder, got {str(folder)!r}.")
-    found = _find(folders)
-    base = os.path.commonpath(found) if len(found) > 1 else found[0].parent if found else ""
     runs = []
-    for folder in found:
-        name = folder.name if folder == Path(base) else os.path.relpath(folder, base)
+    for name, folder in _find(folders).items():
         path = folder / record.FILE_NAME
         run = _from_jsonl(name, path) if path.is_file() else _from_events(name, folder)
-        if run.scalars or run.tables:
+        if run.scalars or run.tables or run.notes:
             runs.append(run)
-    if not runs:
+    if not any(run.scalars or run.tables for run in runs):
+        notes = "".join(f" {note}." for run in runs for note in run.notes)
         raise RunError(
             f"expected geometry data in {', '.join(map(str, folders))}, got none. Train with the "
-            "monitors of lightning_linf.callbacks and any logger."
+            f"monitors of lightning_linf.callbacks and any logger.{notes}"
         )
     return runs
 
 
-def _find(folders: Iterable[Path]) -> list[Path]:
+def _find(folders: Iterable[Path]) -> dict[str, Path]:
+    """Give the folders of runs by what tells them apart."""
     files = (
         path
         for folder in folders
         for pattern in (record.FILE_NAME, _EVENTS)
         for path in folder.resolve().rglob(pattern)
     )
-    return sorted({path.parent for path in files})
+    found = sorted({path.parent for path in files})
+    base = Path(os.path.commonpath(found)) if found else Path()
+    if base in found:  # which needs a name, too
+        base = base.parent
+    names = (os.fsencode(os.path.relpath(folder, base)) for folder in found)
+    # Not all bytes of a file system are text, and a page is.
+    return dict(
+        zip((name.decode("utf-8", "backslashreplace") for name in names), found, strict=True)
+    )
 
 
 def _from_jsonl(name: str, path: Path) -> Run:
     records, notes = record.read(path)
-    run = Run(name, notes=[f"{name}: {note}" for note in notes])
+    run = Run(name)
+    for note in notes:
+        run.note(note)
     by_tag: dict[str, list[Record]] = defaultdict(list)
     for entry in records:
         for tag, value in entry.scalars.items():
@@ -80,11 +100,18 @@ def _from_jsonl(name: str, path: Path) -> Run:
         if entry.columns:
             by_tag[entry.tag].append(entry)
     for tag, entries in by_tag.items():
-        tables = [(entry.step, *lay_out(entry)) for entry in entries]
-        metadata = tables[-1][2]  # of the present parameters, if they have changed
-        _add_table(run, tag, metadata, [(s, a) for s, a, m in tables if m == metadata])
-        if other := sum(m != metadata for _, _, m in tables):
-            run.notes.append(f"{name}: {tag}: {other} records of other parameters left out")
+        tables = []
+        for entry in entries:
+            try:
+                tables.append((entry.step, *lay_out(entry)))
+            except ValueError:  # rows of several widths, or none
+                continue
+        if num_broken := len(entries) - len(tables):
+            run.note(f"{tag}: {num_broken} records that make no table left out")
+        if tables:
+            metadata = tables[-1][2]  # of the present parameters, if they have changed
+            present = [(step, array) for step, array, columns in tables if columns == metadata]
+            _add_table(run, tag, metadata, present, num_other=len(tables) - len(present))
     return run
 
 
@@ -92,11 +119,13 @@ def _from_events(name: str, folder: Path) -> Run:
     # Not at the top: runs of other loggers can be read without tensorboard.
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError as error:
-        raise RunError(
-            f"{folder} has event files and no {record.FILE_NAME}. To read them: "
+    except ImportError:
+        run = Run(name)
+        run.note(
+            f"has event files and no {record.FILE_NAME}. To read them: "
             "pip install 'lightning-linf[tensorboard]'"
-        ) from error
+        )
+        return run
     everything = {"scalars": 0, "tensors": 0}
     events: Any = EventAccumulator(str(folder), size_guidance=everything)
     events.Reload()
@@ -104,37 +133,49 @@ def _from_events(name: str, folder: Path) -> Run:
     for tag in events.Tags()["scalars"]:
         if tag.startswith(PREFIX):
             run.scalars[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
-    for tag in events.Tags()["tensors"]:
-        data = events.SummaryMetadata(tag).plugin_data
+    by_tag: dict[str, list[tuple[Metadata, Sequence[Any]]]] = defaultdict(list)
+    for series_tag in events.Tags()["tensors"]:
+        data = events.SummaryMetadata(series_tag).plugin_data
         if data.plugin_name == PLUGIN_NAME:
-            _add_event_table(run, tag, data.content, events.Tensors(tag))
+            tag = tag_of_record(series_tag)
+            try:
+                metadata = Metadata.from_event(data.content)
+            except ValueError as error:  # of another schema, or broken
+                run.note(f"{tag} left out: {error}")
+            else:
+                by_tag[tag].append((metadata, events.Tensors(series_tag)))
+    for tag, series in by_tag.items():
+        *other, present = sorted(series, key=lambda one: one[1][-1].wall_time)
+        num_other = sum(len(tensors) for _, tensors in other)
+        _add_table(run, tag, present[0], _decoded(run, tag, present[1]), num_other)
     return run
 
 
-def _add_event_table(run: Run, tag: str, content: bytes, events: Iterable[Any]) -> None:
+def _decoded(run: Run, tag: str, events: Sequence[Any]) -> list[tuple[int, Any]]:
     from tensorboard.util.tensor_util import make_ndarray
 
-    rows, num_broken = [], 0
-    try:
-        metadata = Metadata.from_event(content)
-    except ValueError as error:  # of another schema, or broken
-        run.notes.append(f"{run.name}: {tag} left out: {error}")
-        return
+    rows = []
     for event in events:
         try:
             rows.append((event.step, make_ndarray(event.tensor_proto)))
         except (ValueError, TypeError):
-            num_broken += 1
-    if num_broken:
-        run.notes.append(f"{run.name}: {tag}: {num_broken} events that cannot be read left out")
-    _add_table(run, tag, metadata, rows)
+            continue
+    if num_broken := len(events) - len(rows):
+        run.note(f"{tag}: {num_broken} events that cannot be read left out")
+    return rows
 
 
 def _add_table(
-    run: Run, tag: str, metadata: Metadata, rows: Sequence[tuple[int, Array | np.ndarray]]
+    run: Run,
+    tag: str,
+    metadata: Metadata,
+    rows: Sequence[tuple[int, Array | np.ndarray]],
+    num_other: int,
 ) -> None:
     table, note = stack(metadata, rows)
     if table.steps:
         run.tables[tag] = table
     if note:
-        run.notes.append(f"{run.name}: {tag}: {note}")
+        run.note(f"{tag}: {note}")
+    if num_other:
+        run.note(f"{tag}: {num_other} records of other parameters left out")

@@ -8,16 +8,24 @@ from lightning_linf import tags
 from lightning_linf.report import Interval
 from lightning_linf.report.advice import verdict
 from lightning_linf.report.interval import divide
-from lightning_linf.report.table import number
+from lightning_linf.report.table import number, with_error
 
 KEEP = 0.9  # of Adam's promised decrease, by the partition that is recommended
 # From few blocks to many; a partition of the user's own stands before the first with rows.
-_COARSE_TO_FINE = ("global", "module", "tensor", "head", "column", "row", "coordinate")
+COARSE_TO_FINE = ("global", "module", "tensor", "head", "column", "row", "coordinate")
+_of = tags.of_partition
+_Values = Mapping[str, float]  # of one step, by tag
+_NEEDED = (tags.LAMBDA_MAX, tags.LAMBDA_MAX_ERROR, tags.ONE_ONE_NORM_PER_PARAM)
+_BRACKETS = (  # by partition
+    *(tags.OPERATOR_NORM_LOWER, tags.OPERATOR_NORM_UPPER),
+    *(tags.ADVANTAGE_LOWER, tags.ADVANTAGE_UPPER),
+)
 HEAD = ("partition", "N(Φ)/d", "H(Φ)/d", "advantage", "along g", "of Adam's decrease", "R²")
 
 LEGEND = (
-    "N(Φ)/d: what one step meets of the curvature, certain bounds. H(Φ)/d: blockwise smoothness; "
-    "for coordinate the (1,1)-norm itself. Both in loss per parameter squared. advantage: the "
+    "N(Φ)/d: what one step meets of the curvature, certain bounds. H(Φ)/d: blockwise smoothness, "
+    "no less than N(Φ)/d, but an estimate (± standard error) that may fall below it; for "
+    "coordinate the (1,1)-norm itself. Both in loss per parameter squared. advantage: the "
     "decrease of the loss that one step of steepest descent promises, over that of global, the "
     "geometry of SGD; coordinate is that of Adam. along g: the same by the curvature along that "
     "step itself. R²: share of the variance of log|g| between blocks."
@@ -34,45 +42,70 @@ class Summary:
 
 
 def summarize(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Summary | None:
-    """Put the last measurement of the smoothness in words; None without one.
+    """Put the last whole measurement of the smoothness in words; None without one.
 
     Args:
         scalars: Steps and values by tag.
     """
-    if not scalars.get(tags.LAMBDA_MAX):
+    step, last = _last_whole(scalars)
+    if step is None:
         return None
-    step = scalars[tags.LAMBDA_MAX][-1][0]
-    last = {tag: points[-1][1] for tag, points in scalars.items() if points[-1][0] == step}
-    start = tags.of_partition(tags.ADVANTAGE_LOWER, "")
-    names = [tag.removeprefix(start) for tag in last if tag.startswith(start)]
-    if "coordinate" not in names:
-        return None
-    names = sorted([*names, "global"], key=_coarseness)
+    names = sorted([*_partitions(last), "global"], key=_coarseness)
     shares = {name: _share(last, name) for name in names}
     rows = [_row(last, name, shares[name]) for name in reversed(names)]
-    along = last.get(tags.of_partition(tags.STEP_ADVANTAGE, "coordinate"), math.nan)
-    sentences = [verdict(_advantage(last, "coordinate"), (), along), _advice(names, shares)]
+    along = last.get(_of(tags.STEP_ADVANTAGE, "coordinate"), math.nan)
+    not_converged = [name for name in names if not last.get(_of(tags.CONVERGED, name), 1.0)]
+    ends = [name for name in ("coordinate", "global") if name in not_converged]
+    sentences = [
+        verdict(_advantage(last, "coordinate"), ends, along),
+        _advice(names, shares, not_converged),
+    ]
     return Summary(step, rows, sentences)
 
 
+def _last_whole(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[int | None, _Values]:
+    """Find the last step with all that a summary needs; a kill can leave a part of a step."""
+    by_tag = {tag: dict(points) for tag, points in scalars.items()}
+    steps = sorted(by_tag.get(tags.LAMBDA_MAX, {}))
+    measured = [{tag: by_tag[tag][step] for tag in by_tag if step in by_tag[tag]} for step in steps]
+    before: list[_Values] = [{}, *measured]
+    for step, values, previous in reversed(list(zip(steps, measured, before, strict=False))):
+        names = _partitions(values)
+        lacks_some = set(names) < set(_partitions(previous))
+        needed = [*_NEEDED, *(_of(tag, name) for tag in _BRACKETS for name in names)]
+        if "coordinate" in names and not lacks_some and all(tag in values for tag in needed):
+            return step, values
+    return None, {}
+
+
+def _partitions(values: _Values) -> list[str]:
+    """List those with any part of their brackets."""
+    return sorted(
+        {
+            tag.removeprefix(start)
+            for start in (_of(tag, "") for tag in _BRACKETS)
+            for tag in values
+            if tag.startswith(start)
+        }
+    )
+
+
 def _coarseness(name: str) -> tuple[int, str]:
-    own = _COARSE_TO_FINE.index("tensor")
-    return _COARSE_TO_FINE.index(name) if name in _COARSE_TO_FINE else own, name
+    own = COARSE_TO_FINE.index("tensor")
+    return COARSE_TO_FINE.index(name) if name in COARSE_TO_FINE else own, name
 
 
 def _advantage(last: Mapping[str, float], name: str) -> Interval:
     if name == "global":
         return Interval(1.0, 1.0)
-    of = tags.of_partition
-    return Interval(last[of(tags.ADVANTAGE_LOWER, name)], last[of(tags.ADVANTAGE_UPPER, name)])
+    return Interval(last[_of(tags.ADVANTAGE_LOWER, name)], last[_of(tags.ADVANTAGE_UPPER, name)])
 
 
 def _operator_norm(last: Mapping[str, float], name: str) -> Interval:
     """Bracket N(Phi) / d."""
-    of = tags.of_partition
     if name != "global":
         low, high = tags.OPERATOR_NORM_LOWER, tags.OPERATOR_NORM_UPPER
-        return Interval(last[of(low, name)], last[of(high, name)])
+        return Interval(last[_of(low, name)], last[_of(high, name)])
     lower = last[tags.LAMBDA_MAX]
     return Interval(lower, lower * (1 + last[tags.LAMBDA_MAX_ERROR]))
 
@@ -94,10 +127,14 @@ def _scaled_dual(last: Mapping[str, float], name: str) -> float:
     return _advantage(last, name).lower * _operator_norm(last, name).upper
 
 
-def _advice(names: Sequence[str], shares: Mapping[str, Interval]) -> str:
+def _advice(
+    names: Sequence[str], shares: Mapping[str, Interval], not_converged: Sequence[str]
+) -> str:
     """Name the coarsest partition that certainly keeps ``KEEP``."""
     best = next(name for name in names if shares[name].lower >= KEEP)
     ending = "This holds for one step from the last measured point, without gradient noise."
+    if not_converged:
+        ending = f"Not converged, so less certain: {', '.join(not_converged)}. {ending}"
     if best == "coordinate":
         return (
             f"No coarser partition certainly keeps {100 * KEEP:.0f} % of Adam's promised decrease: "
@@ -113,11 +150,13 @@ def _advice(names: Sequence[str], shares: Mapping[str, Interval]) -> str:
 
 def _row(last: Mapping[str, float], name: str, share: Interval) -> list[str]:
     def cell(tag: str) -> str:
-        value = last.get(tags.of_partition(tag, name))
+        value = last.get(_of(tag, name))
         return "-" if value is None or math.isnan(value) else number(value)
 
     smoothness = {
-        "coordinate": number(last[tags.ONE_ONE_NORM_PER_PARAM]),
+        "coordinate": with_error(
+            last[tags.ONE_ONE_NORM_PER_PARAM], last.get(tags.ONE_ONE_NORM_ERROR, 0.0)
+        ),
         "global": f"≤ {number(_operator_norm(last, name).upper)}",
     }.get(name, f"≤ {cell(tags.SMOOTHNESS_UPPER)}")
     return [

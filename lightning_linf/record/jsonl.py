@@ -13,39 +13,46 @@ _STEP = re.compile(rb'\{"step": (\d+),')
 def cut(path: Path, step: int) -> Path | None:
     """Make room for records from ``step`` on, of a training that starts or resumes there.
 
-    Lines of that step and later ones, which an interrupted run has left, go, and so does a line
-    that a kill has torn. The file of another training (``step`` is 0) is kept under another name.
+    Lines from that step on, of a training that was interrupted or went further, move to a file of
+    another name. A line that a kill has torn goes.
 
     Args:
         path: The file, which need not exist.
         step: The first one to come.
 
     Returns:
-        The new name of the file of another training, if there was one.
+        The file that the lines have moved to, if there were any.
     """
     if not path.exists():
         return None
     if step == 0 and path.stat().st_size > 0:
-        kept = _free_name(path)
-        path.rename(kept)
-        return kept
-    end = 0
+        return path.rename(_free_name(path))
+    end, rest = 0, b""
     with open(path, "rb") as file:
         for line in file:
             match = _STEP.match(line)
             # A line that is none of ours stays: `read` says what is wrong with it.
             if not line.endswith(b"\n") or (match is not None and int(match[1]) >= step):
+                rest = line + file.read()
                 break
             end += len(line)
+    kept = _free_name(path) if b"\n" in rest else None
+    if kept is not None:
+        kept.write_bytes(rest)
     os.truncate(path, end)
-    return None
+    return kept
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one record; a reader never sees more than the last line incomplete."""
+    """Add one record, on a line of its own even where a write has failed half way."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
-        file.write(record.to_line())
+    line = record.to_line().encode("utf-8")
+    with open(path, "a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
 
 
 def read(path: Path) -> tuple[list[Record], list[str]]:

@@ -62,7 +62,10 @@ class Record:
             SchemaError: If a later version wrote it.
             ValueError: If it is anything else than a record.
         """
-        content = json.loads(line)
+        try:
+            content = json.loads(line)
+        except RecursionError as error:
+            raise ValueError("expected an object, got too deep a nesting") from error
         if not isinstance(content, dict):
             raise ValueError(f"expected an object, got {type(content).__name__}")
         schema = content.get("schema")
@@ -70,7 +73,7 @@ class Record:
             raise SchemaError(f"schema {schema} is newer than {SCHEMA_VERSION}")
         try:
             return cls._decode(content)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"expected a record, got {type(error).__name__}: {error}") from error
 
     @classmethod

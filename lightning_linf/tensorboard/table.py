@@ -1,6 +1,8 @@
 """The table of one record as an array with metadata, and many of them as one series."""
 
+import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,12 @@ from lightning_linf.record import SCHEMA_VERSION, Record, SchemaError
 from lightning_linf.record.quantities import quantity
 
 Array = npt.NDArray[np.float32]
+_MAX_WIDTH = 1000  # far more than quantiles need
+_SERIES = "@"  # ends a record's tag in an event's
+_BROKEN = (
+    *(KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError),
+    *(OverflowError, RecursionError),  # of huge numbers and of deep nesting
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,12 @@ class Column:
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"expected `{name}` to be {kind.__name__} in {self}")
-        if self.width < 1 or len(self.levels) not in (0, self.width):
+        if not 1 <= self.width <= _MAX_WIDTH:
+            raise ValueError(f"expected a `width` from 1 to {_MAX_WIDTH} in {self}")
+        if len(self.levels) not in (0, self.width):
             raise ValueError(f"expected a level for each of the numbers in {self}")
+        if not all(type(level) in (int, float) and math.isfinite(level) for level in self.levels):
+            raise ValueError(f"expected finite numbers as `levels` in {self}")
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,11 @@ class Metadata:
         columns = [vars(column) for column in self.columns]
         return {"tensors": self.tensors, "whole": self.whole, "columns": columns}
 
+    def tag_of_series(self, tag: str) -> str:
+        """Give the tag in event files: of a tag, readers keep the first event's metadata only."""
+        digest = hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()
+        return f"{tag}{_SERIES}{digest[:8]}"
+
     @classmethod
     def from_event(cls, content: bytes) -> "Metadata":
         """Read the metadata of a tensor event.
@@ -77,8 +94,13 @@ class Metadata:
                 )
             columns = [Column(**column) for column in fields["columns"]]
             return cls([str(name) for name in fields["tensors"]], bool(fields["whole"]), columns)
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except _BROKEN as error:
             raise ValueError(f"broken metadata ({type(error).__name__}: {error})") from error
+
+
+def tag_of_record(series_tag: str) -> str:
+    """Undo :meth:`Metadata.tag_of_series`."""
+    return series_tag.partition(_SERIES)[0]
 
 
 @dataclass(frozen=True)

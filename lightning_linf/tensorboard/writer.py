@@ -16,7 +16,7 @@ def write_record(writer: Any, record: Record) -> None:
 
     The event's metadata are JSON: ``schema``, ``tensors`` (names of rows), ``whole`` (whether a
     last row is that of all parameters together) and ``columns`` (name, width, label, unit and
-    levels of each, in order).
+    levels of each, in order). Its tag is the record's with a digest of them: parameters may change.
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter``.
@@ -32,7 +32,8 @@ def write_record(writer: Any, record: Record) -> None:
         plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content.encode()),
         data_class=DATA_CLASS_TENSOR,
     )
-    values = [Summary.Value(tag=record.tag, tensor=make_tensor_proto(table), metadata=metadata)]
+    series = columns.tag_of_series(record.tag)
+    values = [Summary.Value(tag=series, tensor=make_tensor_proto(table), metadata=metadata)]
     if record.histogram is not None:
         suffix = record.tag.removeprefix(tags.PREFIX).partition("/")[2]  # of several optimizers
         tag = f"{tags.LOG10_GRAD}/{suffix}" if suffix else tags.LOG10_GRAD

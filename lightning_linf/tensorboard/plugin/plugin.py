@@ -1,6 +1,7 @@
 """The routes of the tab "Geometry": static files and, as JSON, the data of runs."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ _TYPES = {
     ".json": "application/json",
     ".txt": "text/plain",
 }
+_LOGGER = logging.getLogger(__name__)
 _Reader = Callable[[Any, str, "_Query"], Any]  # of request context, experiment and query
 
 
@@ -103,8 +105,12 @@ def _json_app(read: _Reader) -> Any:
             return _respond(request, read(ctx, experiment, _Query(request.args)), 200)
         except KeyError as error:
             return _respond(request, {"error": f"no such data: {error}"}, 404)
-        except (ValueError, TypeError) as error:  # TypeError: of tensors that cannot be decoded
+        except ValueError as error:
             return _respond(request, {"error": f"cannot be read: {error}"}, 400)
+        except Exception as error:  # whatever the reader raises, the page should say it
+            _LOGGER.exception("%s failed", request.path)
+            cause = f"{type(error).__name__}: {error}"
+            return _respond(request, {"error": f"TensorBoard's reader failed: {cause}"}, 500)
 
     return Request.application(serve)
 

@@ -2,16 +2,19 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from tensorboard.data.provider import RunTagFilter
 
 from lightning_linf.tags import PREFIX
 from lightning_linf.tensorboard import PLUGIN_NAME, panels
-from lightning_linf.tensorboard.table import Metadata, Table, stack
+from lightning_linf.tensorboard.table import Metadata, Table, stack, tag_of_record
 
 _MAX_EVENTS = 1_000_000  # the provider wants a number; TensorBoard's own flag is what limits
+_MAX_BYTES = 200 * 2**20  # of an answer of the fast reader, which refuses 256 MiB
 _MAX_CACHED = 32  # tables, thinned
 
 _Result = tuple[Table, str | None]  # with a note on what was left out
@@ -41,15 +44,12 @@ class Source:
         found: dict[str, Any] = {}
         notes = []
         for run, by_tag in tables.items():
-            for tag, series in by_tag.items():
-                try:
-                    metadata = Metadata.from_event(series.plugin_content)
-                except ValueError as error:  # of another schema, or broken
-                    notes.append(f"{run}: {tag} left out: {error}")
-                else:
-                    entry = found.setdefault(run, _Run())
-                    entry.tables[tag] = metadata.to_json()
-                    entry.changed = max(entry.changed, series.max_wall_time)
+            present, notes_of_run = _present(by_tag)
+            notes += [f"{run}: {note}" for note in notes_of_run]
+            for tag, (_, series, metadata) in present.items():
+                entry = found.setdefault(run, _Run())
+                entry.tables[tag] = metadata.to_json()
+                entry.changed = max(entry.changed, series.max_wall_time)
         for run, by_tag in scalars.items():
             for tag, series in sorted(by_tag.items()):
                 if tag.startswith(PREFIX):
@@ -90,29 +90,69 @@ class Source:
             KeyError: If there is no such run or tag.
             ValueError: If its data cannot be read.
         """
-        only = RunTagFilter(runs=[run], tags=[tag])
         listed = self._provider.list_tensors(
-            ctx, experiment_id=experiment, plugin_name=PLUGIN_NAME, run_tag_filter=only
+            ctx,
+            experiment_id=experiment,
+            plugin_name=PLUGIN_NAME,
+            run_tag_filter=RunTagFilter(runs=[run]),
         )
-        series = listed[run][tag]
-        key, state = (experiment, run, tag), (series.max_step, series.max_wall_time)
+        series_tag, series, metadata = _present(listed[run])[0][tag]
+        key, state = (experiment, run, tag), (series_tag, series.max_step, series.max_wall_time)
         with self._lock:
             if key in self._cache and self._cache[key][0] == state:
                 self._cache.move_to_end(key)
                 return self._cache[key][1]
-        metadata = Metadata.from_event(series.plugin_content)
-        read = self._provider.read_tensors(
-            ctx,
-            experiment_id=experiment,
-            plugin_name=PLUGIN_NAME,
-            downsample=_MAX_EVENTS,
-            run_tag_filter=only,
-        )
-        events = ((datum.step, datum.numpy) for datum in read[run][tag])
-        table, note = stack(metadata, events)
-        result = table.thinned(panels.MAX_STEPS), note
+        result = self._read(ctx, experiment, run, series_tag, metadata)
         with self._lock:
             self._cache[key] = (state, result)
             while len(self._cache) > _MAX_CACHED:
                 self._cache.popitem(last=False)
         return result
+
+    def _read(self, ctx: Any, experiment: str, run: str, tag: str, metadata: Metadata) -> _Result:
+        most = max(1, min(_MAX_EVENTS, _MAX_BYTES // (4 * prod(metadata.shape) or 1)))
+        try:
+            read = self._provider.read_tensors(
+                ctx,
+                experiment_id=experiment,
+                plugin_name=PLUGIN_NAME,
+                downsample=most,
+                run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
+            )
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{run}: {tag} holds an event that cannot be decoded ({error}), and TensorBoard "
+                "reads all or none. `lightning-linf report` leaves it out"
+            ) from error
+        events = [(datum.step, datum.numpy) for datum in read[run][tag]]
+        table, broken = stack(metadata, events)
+        sampled = (
+            f"so large a table that at most {most} steps are read" if len(events) == most else None
+        )
+        notes = "; ".join(note for note in (broken, sampled) if note)
+        return table.thinned(panels.MAX_STEPS), notes or None
+
+
+def _present(by_tag: Mapping[str, Any]) -> tuple[dict[str, tuple[str, Any, Metadata]], list[str]]:
+    """Choose each record's series of the present parameters, the one that was added to last.
+
+    Returns:
+        By the record's tag: the series' tag, what is known of it, and its metadata; and notes on
+        the series that are left out.
+    """
+    present: dict[str, tuple[str, Any, Metadata]] = {}
+    notes = []
+    for series_tag, series in sorted(by_tag.items(), key=lambda item: item[1].max_wall_time):
+        tag = tag_of_record(series_tag)
+        try:
+            metadata = Metadata.from_event(series.plugin_content)
+        except ValueError as error:  # of another schema, or broken
+            notes.append(f"{tag} left out: {error}")
+            continue
+        if tag in present:
+            last_step = present[tag][1].max_step
+            notes.append(
+                f"{tag}: records of other parameters left out, the last at step {last_step}"
+            )
+        present[tag] = (series_tag, series, metadata)
+    return present, notes

@@ -31,7 +31,12 @@ export class App {
     const [heatMap, bars] = [new HeatMap(choice), new Bars(choice)];
     this.panels = [new Verdict(), new Smoothness(), heatMap, bars, new Fan()];
     const nodes = this.panels.map((panel) => panel.node);
-    this.notes = element("ul", { class: "notes", role: "status", "aria-label": "Notes" });
+    this.notes = element("ul", {
+      class: "notes",
+      role: "status",
+      "aria-label": "Notes",
+      hidden: true,
+    });
     this.main = element(
       "main",
       {},
@@ -58,27 +63,33 @@ export class App {
       element("pre", {}, element("code", {}, EXAMPLE)),
       element("p", { class: "muted" }, "Runs without geometry data are not listed."),
     );
-    this.layout = element("div", { class: "layout" }, this.picker.node, this.main);
+    this.layout = element("div", { class: "layout", hidden: true }, this.picker.node, this.main);
     root.append(this.notes, this.empty, this.layout);
   }
 
-  // Reads the runs anew, and draws.
+  // Reads the runs anew, and draws; what is drawn stays where they cannot be read.
   async reload() {
-    let [runs, notes] = [[], []];
+    let runs, notes;
     try {
       ({ runs, notes } = await this.source.runs());
     } catch (error) {
-      notes = [`The data cannot be read: ${error.message}`];
+      this.read = null;
+      this.note([`The data cannot be read: ${error.message}`]);
+      return;
     }
     const read = JSON.stringify([runs, notes]);
     if (read === this.read) return; // as it is on the page, which keeps its zoom and cursor
     this.read = read;
-    this.notes.replaceChildren(...notes.map((note) => element("li", {}, note)));
-    this.notes.hidden = notes.length === 0;
+    this.note(notes);
     this.empty.hidden = runs.length > 0;
     this.layout.hidden = runs.length === 0;
     this.picker.setRuns(runs);
     if (runs.length > 0) await this.update();
+  }
+
+  note(notes) {
+    this.notes.replaceChildren(...notes.map((note) => element("li", {}, note)));
+    this.notes.hidden = notes.length === 0;
   }
 
   async update() {

@@ -13,6 +13,7 @@ export function drawChart(parent, { curves, log, label, unit, reference = null }
   const { data, series, bands, owners } = lay(curves, log);
   const live = element("div", { class: "visually-hidden", "aria-live": "polite" });
   const tip = element("div", { class: "tip", hidden: true });
+  const hadFocus = parent.contains(document.activeElement);
   parent.plot?.destroy();
   const frame = element("div", {
     class: "chart",
@@ -65,6 +66,7 @@ export function drawChart(parent, { curves, log, label, unit, reference = null }
   frame.addEventListener("keydown", (event) => step(event, plot, live, tip));
   frame.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }));
   onWidth(frame, (width) => plot.setSize({ width, height: HEIGHT }));
+  if (hadFocus) frame.focus({ preventScroll: true });
   return plot;
 }
 
@@ -107,7 +109,10 @@ function yRange(log, reference) {
   return (u, low, high) => {
     if (low === null || high === null) return log ? [0.1, 10] : [0, 1];
     if (reference !== null) [low, high] = [Math.min(low, reference), Math.max(high, reference)];
-    if (log) return [round125(low, Math.floor), round125(high, Math.ceil)];
+    if (log) {
+      const [from, to] = [round125(low, Math.floor), round125(high, Math.ceil)];
+      return from < to ? [from, to] : [from / 2, to * 2];
+    }
     return uPlot.rangeNum(low, high, 0.08, true);
   };
 }

@@ -16,7 +16,7 @@ export function rowHeight(numRows) {
 
 export function makeCanvas(width, height, label) {
   const scale = window.devicePixelRatio || 1;
-  const canvas = element("canvas", { role: "img", "aria-label": label, tabindex: "0" });
+  const canvas = element("canvas", { role: "img", "aria-label": label });
   canvas.width = Math.round(width * scale);
   canvas.height = Math.round(height * scale);
   canvas.style.width = `${width}px`;

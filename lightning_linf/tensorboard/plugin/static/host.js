@@ -16,10 +16,19 @@ export function onReload(reload) {
   window.parent.postMessage(HELLO, window.location.origin, [port2]);
 }
 
+// Null for a page alone, or in a frame of another origin, which lets nobody look.
+function hostBody() {
+  try {
+    return window.parent === window ? null : window.parent.document.body;
+  } catch {
+    return null;
+  }
+}
+
 // TensorBoard marks its own body; alone, the page follows the system.
 export function followTheme(changed) {
   const system = window.matchMedia("(prefers-color-scheme: dark)");
-  const host = window.parent === window ? null : window.parent.document.body;
+  const host = hostBody();
   const apply = () => {
     const dark = host ? host.classList.contains("dark-mode") : system.matches;
     const theme = dark ? "dark" : "light";

@@ -50,14 +50,16 @@ export class HeatMap extends LayerPanel {
     this.live = element("div", { class: "visually-hidden", "aria-live": "polite" });
     this.cursor = element("i", { class: "column" });
     const frame = element("div", { class: "map" }, canvas, this.cursor, this.tip);
+    const hadFocus = this.body.contains(document.activeElement);
     this.body.replaceChildren(frame, this.live);
+    canvas.tabIndex = 0;
+    if (hadFocus) canvas.focus({ preventScroll: true });
     canvas.addEventListener("pointermove", (event) => this.point(event));
     canvas.addEventListener("pointerleave", () => {
       this.tip.hidden = true;
     });
     canvas.addEventListener("click", (event) => {
-      this.point(event);
-      this.choice.setStep(data.steps[this.cell[1]]);
+      if (this.point(event)) this.choice.setStep(data.steps[this.cell[1]]);
     });
     canvas.addEventListener("keydown", (event) => this.move(event));
     this.showStep();
@@ -73,15 +75,17 @@ export class HeatMap extends LayerPanel {
     this.cursor.style.height = `${this.chosen.rows.length * this.height}px`;
   }
 
+  // Whether the event is at a cell, which then is the chosen one.
   point(event) {
     const column = this.borders.findIndex((border) => event.offsetX < border) - 1;
     const row = Math.floor((event.offsetY - KEY_HEIGHT) / this.height);
     if (column < 0 || row < 0 || row >= this.chosen.rows.length) {
       this.tip.hidden = true;
-      return;
+      return false;
     }
     this.cell = [row, column];
     this.showCell();
+    return true;
   }
 
   move(event) {

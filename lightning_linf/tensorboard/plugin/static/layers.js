@@ -71,7 +71,6 @@ export class LayerChoice {
     const data = await view.source.layers(run.name, tag, column.name);
     return {
       run,
-      tensors: table.tensors,
       names: rows.map((row) => table.tensors[row]),
       rows,
       column,
@@ -95,8 +94,10 @@ export class LayerChoice {
     const [low, high] = finiteRange(usable);
     const map = this.log ? Math.log : (value) => value;
     const width = map(high) - map(low);
-    const place = (value) =>
-      width > 0 ? (map(value) - map(low)) / width : value === low ? 0.5 : NaN;
+    const place = (value) => {
+      if (this.log && !(value > 0)) return NaN; // a logarithm has no place for it
+      return width > 0 ? (map(value) - map(low)) / width : value === low ? 0.5 : NaN;
+    };
     return { low, high, place };
   }
 }

@@ -9,10 +9,12 @@ import { Panel, thinned } from "./panel.js";
 const ABOUT = {
   H:
     "Blockwise smoothness H(Φ)/d of each geometry, in loss per parameter squared: for Adam the " +
-    "(1,1)-norm of the Hessian over d, for SGD λ_max, between them upper bounds. Lower is smoother.",
+    "(1,1)-norm of the Hessian over d, for SGD λ_max, between them upper bounds. All but λ_max are " +
+    "estimates. Lower is smoother.",
   N:
     "What one step meets of the curvature, N(Φ)/d, in loss per parameter squared: the area lies " +
-    "between certain ends. N(Φ) is at most H(Φ); for SGD both are λ_max. Lower is smoother.",
+    "between certain ends. N(Φ) is at most H(Φ), whose estimate may still fall below it; for SGD " +
+    "both are λ_max. Lower is smoother.",
 };
 
 export class Smoothness extends Panel {

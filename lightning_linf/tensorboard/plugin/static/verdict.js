@@ -88,8 +88,11 @@ const ends = (scalars, name) =>
 function last(scalars, name) {
   const [lower, upper] = ends(scalars, name);
   if (!lower || !upper) return null;
-  const at = lower.steps.length - 1;
-  return { step: lower.steps[at], lower: lower.values[at], upper: upper.values[at] };
+  const uppers = new Map(upper.steps.map((step, i) => [step, upper.values[i]]));
+  const at = lower.steps.findLastIndex((step) => uppers.has(step)); // one end is written first
+  if (at < 0) return null;
+  const step = lower.steps[at];
+  return { step, lower: lower.values[at], upper: uppers.get(step) };
 }
 
 export function sentence({ lower, upper }) {
