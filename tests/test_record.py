@@ -202,7 +202,7 @@ def test_a_finished_training_continued_from_its_middle_loses_nothing(tmp_path, c
     four = ModelCheckpoint(tmp_path, every_n_train_steps=4, filename="{step}", save_top_k=-1)
     options = {"callbacks": [four], "enable_checkpointing": True, "max_steps": 12}
     train([logger()], **options)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         train([logger()], ckpt_path=tmp_path / "step=4.ckpt", **options)
     folder = tmp_path / "run" / "version_0"
     kept = folder / "geometry.1.jsonl"
