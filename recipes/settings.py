@@ -3,7 +3,7 @@
 import argparse
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, get_args, get_origin
@@ -45,6 +45,13 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 def refuse(name: str, expected: str, got: object, remedy: str) -> NoReturn:
     """Raise a `RecipeError` about the choice ``name``."""
     raise RecipeError(f"{name}: expected {expected}, got {got!r}. {remedy}")
+
+
+def refuse_unless(config: RunConfig, rules: Iterable[tuple[str, bool, str, str]]) -> None:
+    """Refuse the first choice that breaks a rule (its name, whether it holds, expected, remedy)."""
+    for name, is_right, expected, remedy in rules:
+        if not is_right:
+            refuse(name, expected, getattr(config, name), remedy)
 
 
 def check_fields(config: RunConfig, may_be_zero: set[str]) -> None:

@@ -899,6 +899,9 @@ def test_the_table_has_the_latest_values_of_the_past_and_fits_80_columns():
     )
 
 
+CLASSES = ("gpt2.GPT2", "token_data.TokenData")
+
+
 def test_the_command_for_the_full_report_starts_from_the_present_folder(tmp_path, monkeypatch):
     program = tmp_path / "bin" / "lightning-linf"
     program.parent.mkdir()
@@ -906,10 +909,10 @@ def test_the_command_for_the_full_report_starts_from_the_present_folder(tmp_path
     monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
     monkeypatch.chdir(RECIPES.parent)
     rest = "measure 'a b/last.ckpt' --model gpt2.GPT2 --data token_data.TokenData"
-    command = report.measure_command(Path("a b", "last.ckpt"))
+    command = report.measure_command(Path("a b", "last.ckpt"), *CLASSES)
     assert command == f"PYTHONPATH=recipes {program} {rest}"
     monkeypatch.chdir(tmp_path)
-    command = report.measure_command(Path("a b", "last.ckpt"))
+    command = report.measure_command(Path("a b", "last.ckpt"), *CLASSES)
     assert command == f"PYTHONPATH={RECIPES} bin/lightning-linf {rest}"
 
 
