@@ -1,11 +1,9 @@
-"""The recipes' figures, as PNG files without a display."""
+"""The recipes' figures, as PNG files; a bare `Figure` is drawn by Agg, without a display."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _MARKERS = "osD^vP*X<>hp"
@@ -21,10 +19,39 @@ def draw_quadratic(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         losses = [row["best"][name]["loss"] for row in rows]
         axes.plot(norms, losses, marker=marker, label=name)
     axes.set(xscale="log", yscale="log", xlabel="(1,1)-norm / d", ylabel="final loss")
-    _save(figure, axes, path)
-
-
-def _save(figure: Figure, axes: Axes, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    FigureCanvasAgg(figure).print_figure(path, dpi=_DPI, metadata={"Software": None})
+    _save(figure, path)
+
+
+def draw_comparison(record: Mapping[str, Any], path: Path) -> None:
+    """Draw the final training loss of every seed against the geometry at its end."""
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    quantities: tuple[tuple[Callable[[Mapping[str, Any], str], float], str], ...] = (
+        (lambda row, _: row["one_one_norm_per_param"], "(1,1)-norm / d"),
+        (lambda row, _: row["lambda_max"], "lambda_max"),
+        (lambda row, partition: row["smoothness"][partition], "H(Phi) / d of the optimizer's Phi"),
+    )
+    for axes, (read, label) in zip(panels, quantities, strict=True):
+        for i, variant in enumerate(record["variants"]):
+            runs = [run for run in variant["seeds"] if run["train_loss"] is not None]
+            axes.plot(
+                [read(run["geometry"][-1], variant["partition"]) for run in runs],
+                [run["train_loss"] for run in runs],
+                linestyle="none",
+                marker=_MARKERS[i % len(_MARKERS)],
+                color=f"C{i % 10}",
+                fillstyle="none" if i >= 10 else "full",
+                label=f"{variant['optimizer']} ({variant['geometry']})",
+            )
+        axes.set(xscale="log", xlabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("training loss at the end")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="x-small")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})

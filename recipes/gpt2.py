@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -28,7 +27,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import compare
 from corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE, cache_folder
-from settings import RecipeError, parse, refuse_unless
+from settings import RecipeError, parse, parse_two, refuse_unless
 from token_data import TokenData
 from training import (
     MAY_CHANGE_ON_RESUME,
@@ -37,6 +36,7 @@ from training import (
     make_trainer,
     train,
 )
+from variants import ALL, FEW
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,10 @@ def run(args: Sequence[str]) -> None:
     """Do what a command line asks for."""
     if args[:1] == ["compare"]:
         presets = compare.shorter(PRESETS)
-        compare.main(parse(presets, args[1:], compare.ABOUT, "%(prog)s compare"), prepare)
+        command = "%(prog)s compare"
+        config, options = parse_two(presets, compare.Options, args[1:], compare.ABOUT, command)
+        variants = ALL if options.variants == "all" else FEW
+        compare.main(config, prepare, variants, options)
     else:
         main(parse(PRESETS, args, ABOUT, "%(prog)s [compare]"))
 

@@ -6,7 +6,7 @@
 Minimises x^T H x / 2 where H has ten eigenvalues 1 and then 1/k^2, in coordinates turned by
 exp(t M) for growing t, M random and skew-symmetric. Start and spectrum turn along, so that all
 problems are one and the same up to the rotation. Every optimizer runs at all learning rates of a
-grid, constant over the run, and is judged at its best. Writes runs_dir/name/quadratic.json and .png.
+grid, constant over the run, and is judged at its best. Writes quadratic.json and .png.
 
 Every field of `Config` is a flag (--help); flags win over `--config FILE.yaml`.
 Needs: pip install 'lightning-linf[recipes]'
@@ -145,7 +145,10 @@ def _best(losses: Sequence[float], name: str) -> dict[str, Any]:
     """Find the learning rate with the least loss, and say whether it is an end of the grid."""
     order = [loss if math.isfinite(loss) else math.inf for loss in losses]
     if math.inf in (least := min(order), -least):
-        raise RecipeError(f"quadratic: expected a finite loss of {name}, got none. Raise num_rates.")
+        raise RecipeError(
+            f"num_rates: expected a rate at which {name} does not diverge, got none. "
+            "Raise --num_rates: the added ones are smaller."
+        )
     index = order.index(least)
     max_lr = next(method.max_lr for method in METHODS if method.name == name)
     is_end = index in (0, len(losses) - 1)

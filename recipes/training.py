@@ -1,4 +1,4 @@
-"""What the training recipes share: choices of a run, optimizer and schedule, Trainer and monitors."""
+"""What the training recipes share: choices, optimizer and schedule, Trainer and monitors."""
 
 import math
 import sys

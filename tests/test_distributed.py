@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
-from ranks import in_two_processes
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -22,6 +21,7 @@ from lightning_linf.metrics import GradientHeterogeneity, OneOneNorm
 from lightning_linf.optim import Reparameterized
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.geometry import choose_partitions, measure_landscape, measure_noise
+from ranks import in_two_processes
 
 pytestmark = pytest.mark.slow  # each test forks two processes
 

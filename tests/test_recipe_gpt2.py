@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from ranks import assert_close, environment, in_two_processes, weights
 
 from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum
 from lightning_linf.reparam import Rotation
+from ranks import assert_close, environment, in_two_processes, weights
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 if not (RECIPES / "gpt2.py").is_file():
     pytest.skip("recipes/ is not beside tests/: they are not in the wheel", allow_module_level=True)
-for library in ("transformers", "tokenizers", "jsonargparse", "rich", "tensorboard"):
+for library in ("transformers", "tokenizers", "jsonargparse", "tensorboard", "matplotlib"):
     pytest.importorskip(library, reason=f"the recipes need {library}: lightning-linf[recipes]")
 if str(RECIPES) not in sys.path:
     sys.path.insert(0, str(RECIPES))  # as for `python recipes/gpt2.py`
@@ -32,8 +32,11 @@ compare = importlib.import_module("compare")
 corpus = importlib.import_module("corpus")
 gpt2 = importlib.import_module("gpt2")
 report = importlib.import_module("report")
+runs = importlib.import_module("runs")
 settings = importlib.import_module("settings")
+tables = importlib.import_module("tables")
 token_data = importlib.import_module("token_data")
+variants = importlib.import_module("variants")
 
 
 @pytest.fixture(scope="module")
@@ -928,8 +931,8 @@ def test_the_tensorboard_command_fits_the_environment(tmp_path, monkeypatch):
     assert report.tensorboard_command("runs") == "tensorboard --logdir runs"
 
 
-SGD = compare.Variant("sgd", "global, l2", {"optimizer": "sgd"}, (1.0, 1e35))
-PAIR = (dataclasses.replace(compare.ADAM, factors=(0.1, 1.0)), SGD)
+SGD = variants.Variant("sgd", "global, l2", {"optimizer": "sgd"}, (1.0, 1e35))
+PAIR = (dataclasses.replace(variants.ADAM, factors=(0.1, 1.0)), SGD)
 
 
 @pytest.fixture
@@ -939,7 +942,7 @@ def comparison(config):
 
 def test_variants_of_the_comparison_are_what_they_are_called(config):
     found = {}
-    for variant in compare.VARIANTS:
+    for variant in variants.ALL:
         trainer = trained_plainly(
             dataclasses.replace(
                 config, weight_decay=0.0, max_steps=1, warmup_steps=0, **variant.choices
@@ -949,14 +952,27 @@ def test_variants_of_the_comparison_are_what_they_are_called(config):
         inner = getattr(optimizer, "inner", optimizer)
         coordinates = getattr(optimizer, "reparameterization", None)
         partition = getattr(inner, "partition", None)
+        partition = getattr(partition, "name", partition)
+        assert variant.partition in (partition, "coordinate", "global")
         found[variant.optimizer, variant.geometry] = (type(inner), coordinates, partition)
     assert found == {
         ("adam", "coordinate"): (torch.optim.Adam, None, None),
+        ("adam", "coordinate, rotated 0.25"): (
+            torch.optim.Adam, Rotation("global", strength=0.25), None,
+        ),
+        ("adam", "coordinate, rotated 0.5"): (
+            torch.optim.Adam, Rotation("global", strength=0.5), None,
+        ),
         ("adam", "coordinate, rotated"): (torch.optim.Adam, Rotation("global"), None),
+        ("adam", "coordinate, rotated tensor"): (torch.optim.Adam, Rotation("tensor"), None),
+        ("blockwise_adam", "row"): (BlockwiseAdam, None, "row"),
+        ("blockwise_adam", "head"): (BlockwiseAdam, None, "head"),
         ("blockwise_adam", "tensor"): (BlockwiseAdam, None, "tensor"),
         ("adasgd", "global"): (AdaSGD, None, "global"),
         ("sgd", "global, l2"): (torch.optim.SGD, None, None),
-    }
+        ("sgd", "global, l2, rotated"): (torch.optim.SGD, Rotation("global"), None),
+    }  # fmt: skip
+    assert set(variants.FEW) <= set(variants.ALL)
 
 
 class Prepare:
@@ -974,25 +990,25 @@ class Prepare:
 
 
 def test_an_interrupted_comparison_goes_on_and_finished_runs_are_not_repeated(comparison, capsys):
-    whole = compare.main(dataclasses.replace(comparison, name="whole"), gpt2.prepare, PAIR)
+    (whole,) = compare.main(dataclasses.replace(comparison, name="whole"), gpt2.prepare, PAIR)
     first, second, third = Prepare(end=3), Prepare(), Prepare()
     with pytest.raises(KeyboardInterrupt):
         compare.main(comparison, first, PAIR)
-    resumed = compare.main(comparison, second, PAIR)
+    (resumed,) = compare.main(comparison, second, PAIR)
     assert (first.rates, second.rates) == ([0.001, 0.01, 0.01], [1e33])
 
-    def losses(results):
-        return [[(o.lr, o.train_loss, o.val_loss) for o in row] for row in results.values()]
+    def losses(result):
+        return [[(o.lr, o.train_loss, o.val_loss) for o in row] for row in result.sweep.values()]
 
     assert losses(resumed) == losses(whole)
     capsys.readouterr()
-    assert compare.main(comparison, third, PAIR) == resumed
+    assert compare.main(comparison, third, PAIR) == [resumed]
     assert third.rates == []
     assert "1/4 adam, lr 0.001: train " in (output := capsys.readouterr().out)
     assert output.count("kept from before") == 4
     assert "After 3 steps, by optimizer" in output
 
-    files = sorted(Path(comparison.runs_dir, comparison.name).iterdir())
+    files = sorted(Path(comparison.runs_dir, comparison.name).glob("*-lr-*.json"))
     assert len(files) == 4
     records = [json.loads(file.read_text()) for file in files]
     assert {(r["config"]["optimizer"], r["config"]["lr"]) for r in records} == {
@@ -1026,7 +1042,8 @@ def test_a_run_that_diverged_stops_early_and_is_shown_as_such(comparison, capsys
         steps.append(trainer)
         return trainer, module, data
 
-    ((good, lost),) = compare.main(comparison, prepare, [SGD]).values()
+    (result,) = compare.main(comparison, prepare, [SGD])
+    ((good, lost),) = result.sweep.values()
     assert [trainer.global_step for trainer in steps] == [50, 10]
     assert (lost.train_loss, lost.val_loss) == (None, None)
     assert math.isfinite(good.train_loss)
@@ -1038,9 +1055,10 @@ def test_a_run_that_diverged_stops_early_and_is_shown_as_such(comparison, capsys
 
 def test_the_losses_of_a_run_are_those_of_a_plain_loop(comparison):
     comparison = dataclasses.replace(comparison, max_steps=25)
-    ((outcome,),) = compare.main(
-        comparison, gpt2.prepare, [dataclasses.replace(compare.ADAM, factors=(1.0,))]
-    ).values()
+    (result,) = compare.main(
+        comparison, gpt2.prepare, [dataclasses.replace(variants.ADAM, factors=(1.0,))]
+    )
+    ((outcome,),) = result.sweep.values()
     module, losses = trained_by_hand(comparison, lambda groups: torch.optim.Adam(groups, **BETAS))
     assert outcome.train_loss == pytest.approx(np.mean(losses[-20:]), rel=1e-6)
     _, validation = sequences(comparison.data, comparison.cache_dir)
@@ -1051,13 +1069,16 @@ def test_the_losses_of_a_run_are_those_of_a_plain_loop(comparison):
 
 def test_a_comparison_is_a_command_with_defaults_of_its_own(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(compare, "main", lambda config, prepare: calls.append((config, prepare)))
+    monkeypatch.setattr(compare, "main", lambda *choices: calls.append(choices))
     gpt2.run(["compare"])
     expected = dataclasses.replace(
         gpt2.tiny(), name="gpt2-tiny-compare", batch_size=32, max_steps=250, weight_decay=0.0
     )
-    assert calls == [(expected, gpt2.prepare)]
-    gpt2.run(["compare", "--preset=small", "--max-steps", "7", "--warmup-steps", "2"])
+    assert calls == [(expected, gpt2.prepare, variants.FEW, compare.Options())]
+    args = ["--preset=small", "--max-steps", "7", "--warmup-steps", "2", "--variants=all"]
+    gpt2.run(["compare", *args, "--batch-sizes", "[8,16]", "--seeds=2", "--budget", "30"])
+    chosen = compare.Options("all", seeds=2, batch_sizes=(8, 16), budget=30.0)
+    assert calls[1][2:] == (variants.ALL, chosen)
     assert calls[1][0] == dataclasses.replace(
         gpt2.small(), name="gpt2-small-compare", batch_size=128, max_steps=7, warmup_steps=2,
         weight_decay=0.0,
@@ -1085,7 +1106,7 @@ def test_what_a_comparison_chooses_itself_is_refused(comparison, changes, messag
 def outcomes(*losses):
     """Make runs at the rates 1, 2, ... that ended with these training losses."""
     return [
-        compare.Outcome(rate, loss, None if loss is None else loss + 0.5, 0.25)
+        runs.Outcome(rate, loss, None if loss is None else loss + 0.5, 0.25)
         for rate, loss in enumerate(losses, start=1)
     ]
 
@@ -1101,10 +1122,10 @@ def outcomes(*losses):
     ],
 )
 def test_the_comparison_says_whether_adam_is_ahead(adam, rotated, expected):
-    results = {compare.ROTATED_ADAM: outcomes(*rotated)}
+    results = {variants.ROTATED_ADAM: outcomes(*rotated)}
     if adam is not None:
-        results[compare.ADAM] = outcomes(*adam)
-    assert expected in compare.comparison_sentence(results, 250)
+        results[variants.ADAM] = outcomes(*adam)
+    assert expected in tables.comparison_sentence(results, 250)
 
 
 def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
@@ -1112,11 +1133,11 @@ def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
 
     def text(results):
         console = Console(width=80, record=True, file=io.StringIO())
-        console.print(compare.comparison_table(results, 250))
+        console.print(tables.comparison_table(results, 250))
         return console.export_text()
 
-    results = {variant: outcomes(5.0, 4.75, None) for variant in compare.VARIANTS}
-    results[compare.VARIANTS[2]] = outcomes(None, None, None)
+    results = {variant: outcomes(5.0, 4.75, None) for variant in variants.FEW}
+    results[variants.FEW[2]] = outcomes(None, None, None)
     table = text(results)
     assert "*" not in table
     assert "…" not in table
@@ -1124,7 +1145,7 @@ def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
     assert "adam coordinate, rotated 2 4.750 5.250 1: 5.000 0.250" in lines
     assert "3: diverged" in lines
     assert "blockwise_adam tensor 1 diverged diverged 2: diverged 0.250" in lines
-    table = text({compare.ADAM: outcomes(4.75, 5.0, 5.25)})
+    table = text({variants.ADAM: outcomes(4.75, 5.0, 5.25)})
     assert "1* 4.750" in " ".join(table.split())
     assert "* an end of the rates tried" in table
 

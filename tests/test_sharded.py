@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from ranks import environment, in_two_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -22,6 +21,7 @@ from lightning_linf.callbacks import (
 from lightning_linf.functional.noise import noise_compute, noise_init, noise_update
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.geometry import choose_partitions, measure_landscape, measure_noise
+from ranks import environment, in_two_processes
 
 pytestmark = [
     pytest.mark.slow,  # each test forks two processes

@@ -5,13 +5,13 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import assert_close, in_processes, in_two_processes, weights
 from torch import nn
 from torch.distributed.checkpoint import state_dict as checkpoints
 from torch.optim import SGD, AdamW
 
 from lightning_linf import Partition, Permutation, Rotation, Scaling
 from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum, carry_state
+from ranks import assert_close, in_processes, in_two_processes, weights
 
 pytestmark = pytest.mark.slow  # each test, or all of one fixture, forks processes
 

@@ -6,7 +6,6 @@ import lightning
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ModelParallelStrategy
-from ranks import assert_close, environment, in_two_processes, weights
 from test_sharded_optimizers import data, net
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_linf import Geometry, GeometryMixin
 from lightning_linf.callbacks import SwapOptimizer
+from ranks import assert_close, environment, in_two_processes, weights
 
 pytestmark = pytest.mark.slow  # each test forks two processes
 

@@ -1,0 +1,197 @@
+"""Run the three recipes at their small sizes and write docs/results.md from what came out.
+
+    python recipes/paper.py            # as `make paper`: under half an hour on two CPU cores
+    python recipes/paper.py --page     # only write the page again, from docs/results/*.json
+
+Where torch finds a CUDA device, the preset `small` of the GPT-2 is compared on it, too. Finished
+runs are kept under runs/paper, so an interrupted call goes on where it stopped.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quadratic import METHODS
+from quadratic import sentences as quadratic_sentences
+from tables import seeds_rows, seeds_sentences
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "results.md"
+RUNS = "runs/paper"
+_CPU = f"--jobs 2 --accelerator cpu --runs-dir {RUNS}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A command, and the folders of the results that it leaves.
+
+    Args:
+        title: Heading on the page.
+        about: What it is about, in a sentence or two.
+        command: The recipe and its flags.
+        results: Names of its folders under ``RUNS``.
+    """
+
+    title: str
+    about: str
+    command: str
+    results: tuple[str, ...]
+
+
+QUADRATIC = Study(
+    "A rotated quadratic",
+    "x^T H x / 2 with ten eigenvalues 1 and then 1/k^2, in coordinates turned by exp(t M); every "
+    "optimizer at the best constant learning rate of its grid.",
+    f"quadratic.py --runs-dir {RUNS}",
+    ("quadratic",),
+)
+GPT2 = Study(
+    "GPT-2",
+    "A small GPT-2 on the sources of Python's standard library.",
+    "gpt2.py compare --name gpt2 --vocab-size 2048 --sequence-length 64 --n-embd 32 "
+    f"--micro-batch 32 --lr 0.005 --variants all --widen 1 --seeds 3 {_CPU}",
+    ("gpt2",),
+)
+RESNET = Study(
+    "ResNet-18",
+    "A thin ResNet-18 on scikit-learn's handwritten digits, at two batch sizes.",
+    "resnet.py compare --name resnet --batch-sizes [16,64] --max-steps 100 --num-probes 8 "
+    f"--variants all --widen 1 --seeds 3 {_CPU}",
+    ("resnet-batch16", "resnet-batch64"),
+)
+GPT2_CUDA = Study(
+    "GPT-2, preset small, on a GPU",
+    "14M parameters.",
+    "gpt2.py compare --preset small --name gpt2-small --variants all --widen 1 --seeds 2 "
+    f"--accelerator gpu --runs-dir {RUNS}",
+    ("gpt2-small",),
+)
+STUDIES = (QUADRATIC, GPT2, RESNET, GPT2_CUDA)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--page", action="store_true", help="only write the page again")
+    parser.add_argument("--only", help="a recipe, such as resnet.py")
+    choices = parser.parse_args()
+    for study in () if choices.page else STUDIES:
+        is_chosen = choices.only in (None, study.command.partition(" ")[0])
+        if is_chosen and (study is not GPT2_CUDA or torch.cuda.is_available()):
+            make(study)
+    PAGE.write_text("\n".join(page()) + "\n", encoding="utf-8")
+    print(f"Written: {PAGE}")
+
+
+def make(study: Study) -> None:
+    """Run a command, and keep its results and how long it took."""
+    started = time.perf_counter()
+    recipe, *flags = shlex.split(study.command)
+    subprocess.run([sys.executable, f"recipes/{recipe}", *flags], cwd=ROOT, check=True)
+    seconds = time.perf_counter() - started
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in study.results:
+        (found,) = (ROOT / RUNS / name).glob("[cq]*[nc].json")
+        record = json.loads(found.read_text()) | {"command_seconds": seconds}
+        (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        shutil.copy(found.with_suffix(".png"), FOLDER / f"{name}.png")
+
+
+def page() -> Iterator[str]:
+    """Write the page, line by line."""
+    yield "# Results"
+    yield ""
+    yield "Written by `make paper` from the logs in `docs/results`; no number here is typed. The"
+    yield "claims are those of [Xie, Mohamadi & Li](https://arxiv.org/abs/2410.08198); their own"
+    yield "figures, of far larger trainings, are not repeated here."
+    for study in STUDIES:
+        yield from ("", f"## {study.title}", "", study.about, "")
+        yield f"    python recipes/{study.command}"
+        yield ""
+        records = [_record(name) for name in study.results]
+        if None in records:
+            yield (
+                "Not run: `make paper` found no CUDA device." if study is GPT2_CUDA else "Not run."
+            )
+            continue
+        yield _made_with(records[0])
+        for name, record in zip(study.results, records, strict=True):
+            assert record is not None
+            yield from _quadratic(record) if study is QUADRATIC else _comparison(name, record)
+
+
+def _record(name: str) -> Any:
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _made_with(record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    minutes = record["command_seconds"] / 60
+    return f"With {versions}. The last call took {minutes:.1f} minutes (runs kept from before: 0)."
+
+
+def _quadratic(record: Mapping[str, Any]) -> Iterator[str]:
+    rows = record["rows"]
+    yield from ("", "![](results/quadratic.png)", "")
+    yield from _markdown(
+        ["t", *(f"{row['t']:g}" for row in rows)],
+        [
+            ["(1,1)-norm / d", *(f"{row['one_one_norm_per_param']:.3g}" for row in rows)],
+            *(
+                [method.name, *(_loss(row["best"][method.name]) for row in rows)]
+                for method in METHODS
+            ),
+        ],
+    )
+    yield ""
+    yield from (f"- {sentence}" for sentence in quadratic_sentences(rows))
+
+
+def _loss(best: Mapping[str, Any]) -> str:
+    return f"{best['loss']:.3g} (lr {best['lr']:.3g}{', an end' if best['is_end'] else ''})"
+
+
+def _comparison(name: str, record: Mapping[str, Any]) -> Iterator[str]:
+    config, options = record["config"], record["options"]
+    yield from ("", f"### Batches of {config['batch_size']}, {config['max_steps']} steps", "")
+    yield f"Learning rates: each run with seed {config['seed']} to its end, training loss."
+    yield ""
+    yield from _markdown(["optimizer", "geometry", "learning rate: training loss"], [
+        [variant["optimizer"], variant["geometry"], ", ".join(map(_rate, variant["sweep"]))]
+        for variant in record["variants"]
+    ])  # fmt: skip
+    yield ""
+    yield f"At the best of them, {options['seeds']} other seeds (± standard deviation over seeds),"
+    yield "and the geometry at the end, mean over seeds, in the coordinates that the optimizer saw:"
+    yield ""
+    titles = ["optimizer", "geometry", "lr", "training loss", "validation loss", "(1,1)-norm / d",
+              "λ_max", "H(Φ) / d"]  # fmt: skip
+    yield from _markdown(titles, seeds_rows(record))
+    yield from ("", f"![](results/{name}.png)", "")
+    yield from (f"- {sentence}" for sentence in seeds_sentences(record))
+
+
+def _rate(outcome: Mapping[str, Any]) -> str:
+    loss = outcome["train_loss"]
+    return f"{outcome['lr']:g}: {'diverged' if loss is None else f'{loss:.3f}'}"
+
+
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for row in (titles, ["---"] * len(titles), *rows):
+        yield f"| {' | '.join(row)} |"
+
+
+if __name__ == "__main__":
+    main()
