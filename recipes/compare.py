@@ -42,8 +42,8 @@ _CHOSEN_HERE: dict[str, Any] = {
 class Options:
     """Choices of a comparison beside those of its runs."""
 
-    variants: Literal["few", "all"] = "few"
-    """all: also weaker rotations, one a tensor, more blocks, and rotated SGD."""
+    variants: Literal["few", "control", "all"] = "few"
+    """control: also rotated SGD; all: also weaker rotations, one a tensor, and more blocks."""
     widen: int = 0
     """Rates that may be added to the three of an optimizer, while the best of them is an end."""
     seeds: int = 0

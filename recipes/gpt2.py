@@ -36,7 +36,7 @@ from training import (
     make_trainer,
     train,
 )
-from variants import ALL, FEW
+from variants import CHOICES
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,7 @@ def run(args: Sequence[str]) -> None:
         presets = compare.shorter(PRESETS)
         command = "%(prog)s compare"
         config, options = parse_two(presets, compare.Options, args[1:], compare.ABOUT, command)
-        variants = ALL if options.variants == "all" else FEW
-        compare.main(config, prepare, variants, options)
+        compare.main(config, prepare, CHOICES[options.variants], options)
     else:
         main(parse(PRESETS, args, ABOUT, "%(prog)s [compare]"))
 

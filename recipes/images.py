@@ -34,7 +34,7 @@ def load(data: str) -> tuple[Labelled, Labelled]:
     path = Path(folder).expanduser()
     if data == "digits":
         return _digits()
-    if kind in ("cifar10", "fashion-mnist") and path.is_dir():
+    if kind in ("cifar10", "fashion-mnist") and folder and path.is_dir():
         return _cifar10(path) if kind == "cifar10" else _fashion_mnist(path)
     refuse(
         "data",

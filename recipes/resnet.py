@@ -29,7 +29,7 @@ from image_data import Batch, ImageData
 from images import content_id, load
 from settings import RecipeError, parse, parse_two, refuse_unless
 from training import MAY_CHANGE_ON_RESUME, TrainingConfig, make_optimizers, make_trainer, train
-from variants import ALL, FEW
+from variants import CHOICES
 
 NUM_CLASSES = 10  # of all data sets that images.py reads
 
@@ -85,8 +85,6 @@ def cifar10() -> Config:
 
 ABOUT = "Train a ResNet-18 and watch the geometry of its loss. compare: several optimizers on it."
 PRESETS: dict[str, Callable[[], Config]] = {"digits": digits, "cifar10": cifar10}
-FEW_HERE = tuple(v for v in FEW if v.partition != "head")  # no attention
-ALL_HERE = tuple(v for v in ALL if v.partition != "head")
 
 
 class Block(nn.Module):
@@ -209,7 +207,8 @@ def run(args: Sequence[str]) -> None:
         presets = compare.shorter(PRESETS)
         command = "%(prog)s compare"
         config, options = parse_two(presets, compare.Options, args[1:], compare.ABOUT, command)
-        variants = ALL_HERE if options.variants == "all" else FEW_HERE
+        # It has no attention, and so no heads.
+        variants = tuple(v for v in CHOICES[options.variants] if v.partition != "head")
         compare.main(config, prepare, variants, options)
     else:
         main(parse(PRESETS, args, ABOUT, "%(prog)s [compare]"))

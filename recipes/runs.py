@@ -30,7 +30,14 @@ from training import Prepare, TrainingConfig
 
 _SAME_ANYWHERE = {"name", "runs_dir", "cache_dir"}  # no part of what a run is
 _SOURCES = (Path(lightning_linf.__file__).parent, Path(__file__).parent)  # a part of it, like torch
-_ONLY_SHOW = {"figures.py", "paper.py", "ranks.py", "tables.py", "versions.py", "quadratic.py"}
+_ONLY_SHOW = {
+    "figures.py",
+    "paper.py",
+    "rank_correlation.py",
+    "tables.py",
+    "versions.py",
+    "quadratic.py",
+}
 
 
 @dataclass(frozen=True)

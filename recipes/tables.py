@@ -9,11 +9,12 @@ from typing import Any
 from rich.box import HORIZONTALS
 from rich.table import Table
 
-from ranks import spearman, spearman_interval
+from rank_correlation import spearman, spearman_interval
 from runs import Outcome, number
 from variants import ADAM, ROTATED_ADAM, ROTATED_SGD, SGD, Variant
 
 _LEVEL = 0.01  # nats; a closer result tells nothing from one seed
+_FEWEST_GROUPS = 3  # of optimizers, to rank them
 Record = Mapping[str, Any]  # a comparison.json, or one variant in it
 
 
@@ -66,13 +67,12 @@ def comparison_sentence(results: Mapping[Variant, Sequence[Outcome]], num_steps:
 def seeds_table(record: Record) -> Table:
     """Lay out one row per optimizer: its losses over the seeds, and the geometry at the end."""
     num_seeds = record["options"]["seeds"]
-    table = _table(f"{num_seeds} other seeds at the best rate, and the geometry at their end", (
-        ("optimizer", "left"), ("geometry", "left"), ("lr", "right"),
-        ("train loss", "right"), ("val\nloss", "right"), ("(1,1)-\nnorm/d", "right"),
-        ("lambda\nmax", "right"), ("H(Phi)\n/ d", "right"),
+    table = _table(f"At the best rate, other seeds ({num_seeds}), and the geometry at the end", (
+        ("optimizer", "left"), ("geometry", "left"), ("train loss", "right"),
+        ("(1,1)-\nnorm/d", "right"), ("lambda\nmax", "right"), ("H(Phi)\n/ d", "right"),
     ))  # fmt: skip
-    for row in seeds_rows(record):
-        table.add_row(*row)
+    for optimizer, geometry, train_loss, _, *measured in seeds_rows(record):
+        table.add_row(optimizer, geometry, train_loss, *measured)
     table.caption = "± sd over seeds; geometry: mean, in the coordinates that the optimizer saw"
     return table
 
@@ -83,7 +83,6 @@ def seeds_rows(record: Record) -> list[list[str]]:
         [
             variant["optimizer"],
             variant["geometry"],
-            f"{variant['lr']:g}",
             _spread([outcome["train_loss"] for outcome in variant["seeds"]]),
             _spread([outcome["val_loss"] for outcome in variant["seeds"]]).split(" ±")[0],
             _mean(ends(variant, "one_one_norm_per_param")),
@@ -127,6 +126,8 @@ def rank_sentence(record: Record, only_adaptive: bool) -> str:
         and None not in (losses := [outcome["train_loss"] for outcome in variant["seeds"]])
     ]
     which = "without SGD" if only_adaptive else "all"
+    if len(groups) < _FEWEST_GROUPS:
+        return f"Spearman's rho ({which}): {len(groups)} optimizers, too few."
     rho = spearman([pair for group in groups for pair in group])
     lower, upper = spearman_interval(groups)
     return (
@@ -173,13 +174,13 @@ def _ahead(adam: Record, rotated: Record) -> str:
     differences = _differences(rotated, adam)
     if not differences:
         return "Adam and rotated Adam cannot be compared: runs of one of them diverged."
-    spreads = [statistics.pstdev(_losses(variant)) for variant in (adam, rotated)]
+    spreads = [_deviation(_losses(variant)) for variant in (adam, rotated)]
     mean = statistics.fmean(differences)
     side = "ahead of" if mean > 0 else "behind"
     return (
         f"Adam is {side} rotated Adam by {abs(mean):.3f} in training loss, mean of "
-        f"{len(differences)} seeds ({_range(differences)} by seed); each one's own sd over seeds: "
-        f"{spreads[0]:.3f} and {spreads[1]:.3f}."
+        f"{len(differences)} seeds ({_range(differences)} by seed); standard deviation of each "
+        f"over seeds: {spreads[0]} and {spreads[1]}."
     )
 
 
@@ -228,8 +229,12 @@ def _table(title: str, columns: Sequence[tuple[str, Any]]) -> Table:
 def _spread(losses: Sequence[float | None]) -> str:
     finite = [loss for loss in losses if loss is not None]
     if len(finite) < len(losses) or not finite:
-        return f"{len(losses) - len(finite)} of {len(losses)} diverged"
-    return f"{statistics.fmean(finite):.3f} ±{statistics.pstdev(finite):.3f}"
+        return f"{len(losses) - len(finite)}/{len(losses)} diverged"
+    return f"{statistics.fmean(finite):.3f} ±{_deviation(finite)}"
+
+
+def _deviation(values: Sequence[float]) -> str:
+    return f"{statistics.stdev(values):.3f}" if len(values) > 1 else "?"
 
 
 def _mean(values: Sequence[float]) -> str:

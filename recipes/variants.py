@@ -59,3 +59,4 @@ ALL = (
     SGD,
     ROTATED_SGD,
 )
+CHOICES = {"few": FEW, "control": (*FEW, ROTATED_SGD), "all": ALL}
