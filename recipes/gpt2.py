@@ -5,6 +5,7 @@
     python recipes/gpt2.py --data '~/books/**/*.txt'    # your own text
     python recipes/gpt2.py --optimizer adam --rotation global           # in another geometry
     python recipes/gpt2.py compare                      # five optimizers, each at its best rate
+    python recipes/gpt2.py compare --variants all --seeds 3 --jobs 2    # eleven, and their geometry
     python recipes/gpt2.py --resume last                # go on where the last run was interrupted
     python recipes/gpt2.py --preset 124m --devices 8 --strategy ddp    # OpenWebText
     python recipes/gpt2.py --preset 124m --devices 8 --strategy fsdp2  # weights and states shared

@@ -1152,30 +1152,29 @@ def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
 
 
 def test_other_seeds_train_at_the_best_rate_and_tell_their_own_geometry(comparison, capsys):
-    chosen = [variants.ADAM, variants.ROTATED_ADAM, variants.SGD, variants.ROTATED_SGD]
+    chosen = [variants.ADAM, variants.SGD, variants.ROTATED_SGD]
     chosen = [dataclasses.replace(v, factors=v.factors[:1]) for v in chosen]
     chosen[0] = dataclasses.replace(chosen[0], factors=(0.01, 1.0))
-    options = compare.Options(seeds=2, points=2)
+    options = compare.Options(seeds=1, points=2)
     (result,) = compare.main(comparison, gpt2.prepare, chosen, options)
     output = capsys.readouterr().out
-    assert "adam, lr 0.01, seed 2: train" in output
-    assert "At the best rate, other seeds (2), and the geometry" in output
+    assert "adam, lr 0.01, seed 1: train" in output
+    assert "At the best rate, other seeds (1), and the geometry" in output
     assert "SGD with and without rotation, same seeds and rate: the training losses" in output
     folder = Path(comparison.runs_dir, comparison.name)
     record = json.loads((folder / "comparison.json").read_text())
     assert (folder / "comparison.png").read_bytes()[:4] == b"\x89PNG"
     assert record["variants"][0]["lr"] == 0.01
     for outcomes in result.seeds.values():
-        assert [(o.seed, [row["step"] for row in o.geometry]) for o in outcomes] == [
-            (1, [1, 3]), (2, [1, 3]),
-        ]  # fmt: skip
+        ((seed, steps),) = [(o.seed, [row["step"] for row in o.geometry]) for o in outcomes]
+        assert (seed, steps) == (1, [1, 3])
     by_variant = {variant: outcomes[0] for variant, outcomes in result.seeds.items()}
-    plain, turned = (by_variant[v].geometry[0] for v in (chosen[2], chosen[3]))
+    plain, turned = (by_variant[v].geometry[0] for v in chosen[1:])
     # One step of SGD leads both to the same point, where a rotation keeps the largest eigenvalue
     # and not the (1,1)-norm.
     assert turned["lambda_max"] == pytest.approx(plain["lambda_max"], rel=0.02)
     assert turned["one_one_norm_per_param"] > 1.5 * plain["one_one_norm_per_param"]
-    assert by_variant[chosen[3]].train_loss == pytest.approx(by_variant[chosen[2]].train_loss)
+    assert by_variant[chosen[2]].train_loss == pytest.approx(by_variant[chosen[1]].train_loss)
 
 
 def test_the_geometry_of_a_run_is_that_of_its_weights_in_its_coordinates(comparison):

@@ -20,14 +20,15 @@ quadratic = importlib.import_module("quadratic")
 settings = importlib.import_module("settings")
 
 
-@pytest.fixture
-def config(tmp_path):
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
     return quadratic.Config(
-        dim=40, num_large=4, angles=(0.0, 0.2, 1.0), max_steps=60, runs_dir=str(tmp_path)
+        dim=40, num_large=4, angles=(0.0, 0.2, 1.0), max_steps=60, runs_dir=str(folder)
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rows(config):
     return quadratic.study(config, config.angles)
 
