@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 _MARKERS = "osD^vP*X<>hp"
 _DPI = 110
@@ -46,6 +47,10 @@ def draw_comparison(record: Mapping[str, Any], path: Path) -> None:
                 label=f"{variant['optimizer']} ({variant['geometry']})",
             )
         axes.set(xscale="log", xlabel=label)
+        # The default writes 2, 3, 4, 6 where there is less than a decade, one over the other.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("training loss at the end")
     handles, labels = panels[0].get_legend_handles_labels()

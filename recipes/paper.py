@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from figures import draw_comparison, draw_quadratic
 from quadratic import METHODS
 from quadratic import sentences as quadratic_sentences
 from tables import seeds_rows, seeds_sentences
@@ -69,6 +70,13 @@ RESNET = Study(
     f"--variants control --seeds 2 {_CPU}",
     ("resnet-batch16", "resnet-batch64"),
 )
+RESNET_ALL = Study(
+    "ResNet-18, weaker rotations and more blocks",
+    "The same at one batch size, with three strengths of the rotation, one a tensor, and rows.",
+    "resnet.py compare --name resnet-all --batch-size 16 --micro-batch 16 --max-steps 100 "
+    f"--num-probes 8 --variants all --seeds 3 {_CPU}",
+    ("resnet-all",),
+)
 GPT2_CUDA = Study(
     "GPT-2, preset small, on a GPU",
     "14M parameters.",
@@ -88,7 +96,7 @@ short and their seeds few, so they are reported as they came out, for the claims
 A training loss is the mean of the last 20 steps. H(Φ) is that of the optimizer's own partition Φ,
 at the end of its own run: the (1,1)-norm for Adam, d λ_max for AdaSGD and SGD, an upper bound of
 it for blocks. Optimizers end at different points, so it also tells where they went."""
-STUDIES = (QUADRATIC, GPT2, RESNET, GPT2_CUDA)
+STUDIES = (QUADRATIC, GPT2, RESNET, RESNET_ALL, GPT2_CUDA)
 
 
 def main() -> None:
@@ -101,19 +109,31 @@ def main() -> None:
         is_chosen = choices.only in (None, study.command.partition(" ")[0])
         if is_chosen and (study is not GPT2_CUDA or torch.cuda.is_available()):
             make(study)
+    draw()
     PAGE.write_text("\n".join(page()) + "\n", encoding="utf-8")
     print(f"Written: {PAGE}")
 
 
 def make(study: Study) -> None:
-    """Run a command, and keep its results."""
+    """Run a command, and keep its log."""
     recipe, *flags = shlex.split(study.command)
     subprocess.run([sys.executable, f"recipes/{recipe}", *flags], cwd=ROOT, check=True)
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in study.results:
-        (found,) = (ROOT / RUNS / name).glob("[cq]*[nc].json")
-        shutil.copy(found, FOLDER / f"{name}.json")
-        shutil.copy(found.with_suffix(".png"), FOLDER / f"{name}.png")
+        log = "quadratic.json" if study is QUADRATIC else "comparison.json"
+        shutil.copy(ROOT / RUNS / name / log, FOLDER / f"{name}.json")
+
+
+def draw() -> None:
+    """Draw the figures of the logs that are there."""
+    for study in STUDIES:
+        for name in study.results:
+            if (record := _record(name)) is not None:
+                path = FOLDER / f"{name}.png"
+                if study is QUADRATIC:
+                    draw_quadratic(record["rows"], path)
+                else:
+                    draw_comparison(record, path)
 
 
 def page() -> Iterator[str]:

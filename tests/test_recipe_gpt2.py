@@ -1372,7 +1372,7 @@ def test_the_page_is_written_from_the_records(comparison, tmp_path, monkeypatch)
     assert f"torch {torch.__version__}" in page
     assert "![](results/gpt2.png)" in page
     assert "2 runs: " in page
-    assert page.count("Not run.") == 2
+    assert page.count("Not run.") == 3
     assert "Not run: `make paper` found no CUDA device." in page
 
 
