@@ -24,7 +24,14 @@ from lightning_linf.reparam import Rotation
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 if not (RECIPES / "gpt2.py").is_file():
     pytest.skip("recipes/ is not beside tests/: they are not in the wheel", allow_module_level=True)
-for library in ("transformers", "tokenizers", "jsonargparse", "tensorboard", "matplotlib"):
+for library in (
+    "transformers",
+    "tokenizers",
+    "jsonargparse",
+    "tensorboard",
+    "matplotlib",
+    "sklearn",
+):
     pytest.importorskip(library, reason=f"the recipes need {library}: lightning-linf[recipes]")
 if str(RECIPES) not in sys.path:
     sys.path.insert(0, str(RECIPES))  # as for `python recipes/gpt2.py`
@@ -1380,13 +1387,16 @@ def test_the_commands_of_the_page_are_right(monkeypatch, capsys):
     import shlex
 
     paper = importlib.import_module("paper")
-    for study in (paper.GPT2, paper.GPT2_CUDA):
+    resnet = importlib.import_module("resnet")
+    for study in paper.STUDIES[1:]:
         calls = []
         monkeypatch.setattr(compare, "main", lambda *choices, calls=calls: calls.append(choices))
-        gpt2.run(shlex.split(study.command)[1:])
+        recipe, *args = shlex.split(study.command)
+        {"gpt2.py": gpt2, "resnet.py": resnet}[recipe].run(args)
         ((config, _, _, options),) = calls
         assert options.seeds >= 2
-        assert (config.name,) == study.results
+        names = [f"{config.name}-batch{size}" for size in options.batch_sizes] or [config.name]
+        assert tuple(names) == study.results
 
 
 @pytest.mark.slow

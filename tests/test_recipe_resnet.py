@@ -30,6 +30,7 @@ images = importlib.import_module("images")
 resnet = importlib.import_module("resnet")
 settings = importlib.import_module("settings")
 variants = importlib.import_module("variants")
+LossRecorder = importlib.import_module("report").LossRecorder
 
 
 @pytest.fixture
@@ -303,6 +304,21 @@ def test_a_comparison_by_batch_size_measures_the_geometry_of_other_seeds(config,
             assert (outcome["seed"], row["step"], set(row["smoothness"])) == (
                 1, 3, {"coordinate", "global"},
             )  # fmt: skip
+
+
+def test_sgd_does_not_notice_a_rotation_until_rounding_has_grown(config):
+    losses = []
+    for changes in ({}, {"rotation": "global"}, {"seed": 1}):
+        recorder = LossRecorder()
+        chosen = dataclasses.replace(config, optimizer="sgd", lr=0.3, max_steps=6, **changes)
+        trainer, module, data = resnet.prepare(
+            chosen, [recorder], logger=False, enable_checkpointing=False,
+            enable_progress_bar=False,
+        )  # fmt: skip
+        trainer.fit(module, data)
+        losses.append(torch.stack(recorder.losses))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+    assert (losses[2] - losses[0]).abs().max() > 0.05
 
 
 def test_wrong_choices_are_refused(config):
