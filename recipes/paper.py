@@ -66,7 +66,7 @@ GPT2 = Study(
 RESNET = Study(
     "ResNet-18",
     "A thin ResNet-18 on scikit-learn's handwritten digits, at two batch sizes. These trainings "
-    "enlarge rounding within tens of steps: SGD and rotated SGD are equal to rounding at first, and "
+    "enlarge rounding within tens of steps: SGD and rotated SGD are equal to rounding at first and "
     "part like two trainings whose weights differ by 1e-7. Differences of one seed mean little.",
     "resnet.py compare --name resnet --batch-sizes [16,64] --max-steps 100 --num-probes 8 "
     f"--variants control --seeds 2 {_CPU}",
