@@ -60,7 +60,7 @@ GPT2 = Study(
     "GPT-2",
     "A small GPT-2 on the sources of Python's standard library.",
     "gpt2.py compare --name gpt2 --vocab-size 2048 --sequence-length 64 --n-embd 32 "
-    f"--micro-batch 32 --lr 0.005 --variants control --seeds 2 {_CPU}",
+    f"--micro-batch 32 --lr 0.005 --variants control --seeds 3 {_CPU}",
     ("gpt2",),
 )
 RESNET = Study(
