@@ -1186,7 +1186,8 @@ def test_other_seeds_train_at_the_best_rate_and_tell_their_own_geometry(comparis
 
 def test_the_geometry_of_a_run_is_that_of_its_weights_in_its_coordinates(comparison):
     own = importlib.import_module("own_geometry")
-    config = dataclasses.replace(comparison, optimizer="adam", rotation="global", max_steps=1)
+    chosen = {"optimizer": "adam", "rotation": "global", "max_steps": 1, "warmup_steps": 0}
+    config = dataclasses.replace(comparison, **chosen)
     callback = own.OwnGeometry(1, ("tensor",), num_batches=2, num_probes=4)
     trainer, module, data = gpt2.prepare(
         config, [callback], logger=False, enable_checkpointing=False, enable_progress_bar=False
