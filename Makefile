@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
-.PHONY: gpt2 test test-all coverage lint types wheel clean
+.PHONY: gpt2 paper test test-all coverage lint types wheel clean
 
 gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
 	$(BIN)/python recipes/gpt2.py $(ARGS)
+
+paper: $(VENV)/recipes.stamp  ## run all recipes at their small sizes and write docs/results.md
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/paper.py $(ARGS)
 
 test: $(VENV)/dev.stamp  ## the everyday tests
 	$(BIN)/python $(PYTEST) $(ARGS)
@@ -25,7 +28,7 @@ lint: $(VENV)/dev.stamp
 
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
-	$(BIN)/mypy recipes/gpt2.py
+	$(BIN)/mypy recipes/gpt2.py recipes/resnet.py recipes/quadratic.py recipes/paper.py
 
 wheel: $(VENV)/dev.stamp  ## build the wheel, install it elsewhere, test it outside the tree
 	rm -rf build dist $(VENV)-wheel

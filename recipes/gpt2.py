@@ -5,6 +5,7 @@
     python recipes/gpt2.py --data '~/books/**/*.txt'    # your own text
     python recipes/gpt2.py --optimizer adam --rotation global           # in another geometry
     python recipes/gpt2.py compare                      # five optimizers, each at its best rate
+    python recipes/gpt2.py compare --variants all --seeds 3 --jobs 2    # eleven, and their geometry
     python recipes/gpt2.py --resume last                # go on where the last run was interrupted
     python recipes/gpt2.py --preset 124m --devices 8 --strategy ddp    # OpenWebText
     python recipes/gpt2.py --preset 124m --devices 8 --strategy fsdp2  # weights and states shared
@@ -14,35 +15,33 @@ and that over the preset; --print_config shows the outcome.
 Needs: pip install 'lightning-linf[recipes]'
 """
 
-import math
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import compare
-from corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE
-from lightning_linf import Geometry, SwapOptimizer
-from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
-from report import LossHistory, print_report
-from settings import RecipeError, check_fields, find_checkpoint, parse, refuse
+from corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE, cache_folder
+from settings import RecipeError, parse, parse_two, refuse_unless
 from token_data import TokenData
+from training import (
+    MAY_CHANGE_ON_RESUME,
+    TrainingConfig,
+    make_optimizers,
+    make_trainer,
+    train,
+)
+from variants import CHOICES
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TrainingConfig):
     """Choices of a run; the defaults are the preset `tiny`."""
 
     name: str = "gpt2-tiny"
@@ -54,7 +53,7 @@ class Config:
     vocab_size: int = 4096
     """Tokens of the byte-level BPE that is trained on the text."""
     sequence_length: int = 128
-    """Tokens a sequence; the loss is over all but the first."""
+    """Tokens a sequence, which is a sample; the loss is over all but the first."""
     n_layer: int = 2
     """Transformer blocks."""
     n_head: int = 4
@@ -63,77 +62,16 @@ class Config:
     """Width."""
     dropout: float = 0.0
     """Chance to drop a value. Above 0, a resumed run draws other masks than one in one go."""
-    batch_size: int = 16
-    """Sequences an optimizer step, over all devices and accumulated micro-batches."""
-    micro_batch: int = 16
-    """Sequences a device takes at a time: as many as fit in its memory."""
-    max_steps: int = 500
-    """Optimizer steps."""
-    optimizer: Literal["adam", "adamw", "sgd", "adasgd", "blockwise_adam", "signum"] = "adamw"
-    """adasgd has one g^2 for all parameters, blockwise_adam one a block; sgd: momentum betas[0]."""
-    partition: (
-        Literal["coordinate", "row", "column", "head", "tensor", "module", "global"] | None
-    ) = None
-    """Blocks of blockwise_adam; by default tensor."""
-    rotation: Literal["global", "tensor", "row", "column"] | None = None
-    """Random rotation to run in; global: of all matrices, of all vectors; row: of stored rows."""
-    rotation_strength: float = 1.0
-    """From 0, the parameters' own coordinates, to 1, fully rotated ones."""
-    swap_at: int = 0
-    """Step at which optimizer, partition and rotation replace plain AdamW."""
-    swap_lr: float | None = None
-    """Peak learning rate from that step on; by default lr."""
-    lr: float = 3e-3
-    """Peak learning rate; a smaller model takes more, and sgd 100 to 300 times as much."""
-    warmup_steps: int = 20
-    """Steps of linear warm-up, before a cosine down to a tenth of the peak at max_steps."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Adam's memory of g and of g^2; 0.95 forgets a spike of g^2 sooner than the usual 0.999."""
-    weight_decay: float = 0.1
-    """Decay of matrices: decoupled, but in adam and sgd coupled (L2), so a part of the gradient."""
-    gradient_clip_val: float = 1.0
-    """Largest gradient norm; 0 does not clip."""
-    val_every: int = 100
-    """Steps between validations (or max_steps, if that is less)."""
     val_sequences: int = 64
     """Sequences of a validation."""
-    log_every: int = 10
-    """Steps between points of the training loss in TensorBoard."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints: what an interrupted run can lose."""
-    heterogeneity_every: int = 10
-    """Steps between measurements of the gradient's heterogeneity, which are nearly free."""
-    smoothness_every: int = 100
-    """Steps between measurements of the smoothness; one costs about 100 micro-batches."""
-    num_probes: int = 16
-    """Hessian-vector products behind a (1,1)-norm, whose error falls with their square root."""
     probe_sequences: int = 16
     """Sequences of a micro-batch that a probe sees: its graph needs some ten times their memory."""
-    probe_batches: int = 1
-    """Micro-batches that a probe averages over."""
-    seed: int = 0
-    """Fixes the initial weights and the order of the data."""
-    accelerator: str = "auto"
-    """cpu, gpu, or whatever is there."""
-    devices: int = 1
-    """Devices on each machine."""
-    num_nodes: int = 1
-    """Machines."""
-    strategy: str = "auto"
-    """Lightning's name for a way to share the work, such as ddp; fsdp2 shares memory out, too."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Mixed precisions keep the weights in 32 bits, in which the smoothness is measured."""
-    runs_dir: str = "runs"
-    """Where curves and checkpoints go: runs_dir/name/version_N."""
     cache_dir: str = ".cache"
     """Where tokenizers and tokens are kept for the next run."""
-    resume: str | None = None
-    """Checkpoint to go on from, or last for the newest one of this name."""
 
     def __post_init__(self) -> None:
-        check_fields(self, may_be_zero={"seed", "warmup_steps", "swap_at"})
-        share = self.micro_batch * self.devices * self.num_nodes
-        for name, is_right, expected, remedy in (
+        super().__post_init__()
+        refuse_unless(self, (
             ("val_fraction", 0 < self.val_fraction <= 0.5, "a share in (0, 0.5]", "Try 0.1."),
             ("vocab_size", self.vocab_size >= MIN_VOCAB_SIZE,
              f"at least {MIN_VOCAB_SIZE}, the bytes and the end of text", "Try 4096."),
@@ -141,52 +79,11 @@ class Config:
             ("n_embd", self.n_embd % self.n_head == 0,
              f"a multiple of n_head={self.n_head}", "Change --n_embd or --n_head."),
             ("dropout", 0 <= self.dropout < 1, "a chance in [0, 1)", "Try 0."),
-            ("batch_size", self.batch_size % share == 0,
-             f"a multiple of {share} = micro_batch x devices x num_nodes",
-             "Change --batch_size or --micro_batch."),
-            ("precision", self.strategy != "fsdp2" or self.precision != "16-mixed",
-             "32-true or bf16-mixed beside --strategy fsdp2", "Choose --precision bf16-mixed."),
-            ("partition", self.partition is None or self.optimizer == "blockwise_adam",
-             f"none beside --optimizer {self.optimizer}", "Choose --optimizer blockwise_adam."),
-            ("rotation_strength", 0 <= self.rotation_strength <= 1, "in [0, 1]", "Try 1."),
-            ("rotation_strength", self.rotation is not None or self.rotation_strength == 1,
-             "1 without a rotation", "Add, say, --rotation global."),
-            ("swap_at", self.is_plain_adamw or 0 <= self.swap_at < self.max_steps,
-             f"at least 0 and less than max_steps={self.max_steps}", "Lower it."),
-            ("swap_at", not self.is_plain_adamw or self.swap_at == 0,
-             "0 where all is plain AdamW", "Choose an --optimizer or a --rotation to change to."),
-            ("swap_lr", self.swap_lr is None or self.swap_at > 0,
-             "none without --swap_at", "Set --lr, or the step by --swap_at."),
-            ("swap_lr", self.swap_lr is None or self.swap_lr > 0, "more than 0", "Try 1."),
-            ("lr", self.lr > 0, "more than 0", "Try 1e-3."),
-            ("warmup_steps", 0 <= self.warmup_steps < self.max_steps,
-             f"at least 0 and less than max_steps={self.max_steps}",
-             "Lower it, or raise --max_steps."),
-            ("betas", all(0 <= b < 1 for b in self.betas), "two in [0, 1)", "Try [0.9,0.95]."),
-            ("weight_decay", self.weight_decay >= 0, "at least 0", "Try 0.1."),
-            ("gradient_clip_val", self.gradient_clip_val >= 0, "at least 0", "Try 1."),
-            ("num_probes", self.num_probes >= 4, "at least 4", "Try 16."),
-            ("seed", 0 <= self.seed < 2**32, "in [0, 2^32)", "Try 0."),
-        ):  # fmt: skip
-            if not is_right:
-                refuse(name, expected, getattr(self, name), remedy)
+        ))  # fmt: skip
 
-    @property
-    def accumulate(self) -> int:
-        """Micro-batches that every device adds up for a step."""
-        return self.batch_size // (self.micro_batch * self.devices * self.num_nodes)
-
-    @property
-    def is_plain_adamw(self) -> bool:
-        """Whether the optimizer that `GPT2` configures stays."""
-        return self.optimizer == "adamw" and self.rotation is None
-
-
-MAY_CHANGE_ON_RESUME = {
-    "name", "val_every", "val_sequences", "log_every", "checkpoint_every", "heterogeneity_every",
-    "smoothness_every", "num_probes", "probe_sequences", "probe_batches", "accelerator",
-    "strategy", "precision", "runs_dir", "cache_dir", "resume",
-}  # fmt: skip
+    def data_id(self) -> str:
+        """Name the text and what its tokens depend on."""
+        return cache_folder(self.data, self.cache_dir, self.vocab_size, self.val_fraction).name
 
 
 def tiny() -> Config:
@@ -292,51 +189,14 @@ class GPT2(LightningModule):
         self.log("val_perplexity", mean.exp(), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and cosine. Biases and gains, which are 1-D, do not decay."""
-        matrices = [p for p in self.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.parameters() if p.ndim < 2]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": self.config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=self.config.lr,
-            betas=self.config.betas,
-        )
-        warmup, total = self.config.warmup_steps, self.config.max_steps
-
-        def scale(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            # 1 -> 0.1; the scheduler asks once more after the last step
-            return 0.55 + 0.45 * math.cos(math.pi * min(1.0, (step - warmup) / (total - warmup)))
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-
-def make_strategy(config: Config) -> str | Strategy:
-    """Translate fsdp2; Lightning knows the other names."""
-    if config.strategy != "fsdp2":
-        return config.strategy
-    return ModelParallelStrategy(
-        data_parallel_size=config.devices * config.num_nodes,
-        tensor_parallel_size=1,
-        save_distributed_checkpoint=False,  # one file, which any number of devices can load
-    )
+        """AdamW, unless another geometry is chosen."""
+        return make_optimizers(self, self.config)
 
 
 def prepare(
     config: Config, callbacks: Sequence[Callback], **options: Any
 ) -> tuple[Trainer, GPT2, TokenData]:
     """Make all that a run needs; ``options`` are further ones of the Trainer."""
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # reads a memory map
-    warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")  # TokenData is
-    warnings.filterwarnings("ignore", ".*dirpath has changed.*")  # a resumed run has its own folder
-    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # inside Lightning
     seed_everything(config.seed, workers=True, verbose=False)
     module = GPT2(config)
     data = TokenData(
@@ -351,74 +211,25 @@ def prepare(
         val_sequences=config.val_sequences,
         seed=config.seed,
     )
-    if not config.is_plain_adamw:
-        geometry = Geometry(
-            config.optimizer,
-            config.partition,
-            config.rotation,
-            config.rotation_strength,
-            lr=config.swap_lr,
-        )
-        callbacks = [SwapOptimizer(config.swap_at, geometry), *callbacks]
-    trainer = Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=make_strategy(config),
-        precision=config.precision,
-        callbacks=[*callbacks],
-        max_steps=config.max_steps,
-        max_epochs=1,  # TokenData's epoch is the whole run
-        accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.gradient_clip_val or None,
-        val_check_interval=min(config.val_every, config.max_steps) * config.accumulate,
-        check_val_every_n_epoch=None,  # counts the line above over the run
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # TokenData shares the sequences out
-        enable_model_summary=False,
-        **options,
-    )
-    return trainer, module, data
+    return make_trainer(config, callbacks, **options), module, data
 
 
 def main(config: Config) -> Trainer:
     """Train, and say what was measured."""
+    may_change = MAY_CHANGE_ON_RESUME | {"val_sequences", "probe_sequences", "cache_dir"}
     # Lightning would give states that another strategy saved to the wrong parameters under fsdp2.
-    is_fixed = {"strategy"} if config.strategy == "fsdp2" else set()
-    checkpoint = find_checkpoint(config, MAY_CHANGE_ON_RESUME - is_fixed)
-    heterogeneity = GradientHeterogeneityMonitor(every_n_steps=config.heterogeneity_every)
-    smoothness = LinfSmoothnessMonitor(
-        every_n_steps=config.smoothness_every,
-        num_probes=config.num_probes,
-        num_batches=config.probe_batches,
-    )
-    losses = LossHistory(config.smoothness_every)
-    last = ModelCheckpoint(
-        filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
-    )
-    best = ModelCheckpoint(filename="best", monitor="val_loss", enable_version_counter=False)
-    trainer, module, data = prepare(
-        config,
-        [heterogeneity, smoothness, losses, last, best, LearningRateMonitor(), RichProgressBar()],
-        logger=TensorBoardLogger(config.runs_dir, name=config.name, default_hp_metric=False),
-        log_every_n_steps=config.log_every,
-    )
-    if trainer.is_global_zero:
-        print(f"GPT-2 with {sum(p.numel() for p in module.parameters()):,} parameters, ", end="")
-        print(f"{config.batch_size * config.sequence_length:,} tokens a step")
-    trainer.fit(module, data, ckpt_path=checkpoint)
-    path = Path(str(trainer.log_dir), "checkpoints", "last.ckpt")
-    trainer.save_checkpoint(path, weights_only=False)
-    if trainer.is_global_zero:
-        print_report(smoothness.history, heterogeneity.history, losses, config, path)
-    return trainer
+    may_change -= {"strategy"} if config.strategy == "fsdp2" else set()
+    title = f"GPT-2 on sequences of {config.sequence_length} tokens,"
+    return train(config, prepare, may_change, title)
 
 
 def run(args: Sequence[str]) -> None:
     """Do what a command line asks for."""
     if args[:1] == ["compare"]:
         presets = compare.shorter(PRESETS)
-        compare.main(parse(presets, args[1:], compare.ABOUT, "%(prog)s compare"), prepare)
+        command = "%(prog)s compare"
+        config, options = parse_two(presets, compare.Options, args[1:], compare.ABOUT, command)
+        compare.main(config, prepare, CHOICES[options.variants], options)
     else:
         main(parse(PRESETS, args, ABOUT, "%(prog)s [compare]"))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from gpt2 import Config  # which imports this module
+    from training import TrainingConfig  # which imports this module
 
 Rows = Sequence[dict[str, Any]]  # a monitor's `history`
 _NUM_LAST = 20  # steps whose mean is the training loss of a run
@@ -123,9 +123,23 @@ class LossRecorder(Callback):
 
 
 def print_report(
-    smoothness: Rows, heterogeneity: Rows, losses: LossHistory, config: "Config", checkpoint: Path
+    smoothness: Rows,
+    heterogeneity: Rows,
+    losses: LossHistory,
+    config: "TrainingConfig",
+    checkpoint: Path,
+    classes: tuple[str, str],
 ) -> None:
-    """Print the table, the sentences, and what to do next."""
+    """Print the table, the sentences, and what to do next.
+
+    Args:
+        smoothness: History of the smoothness monitor.
+        heterogeneity: History of the heterogeneity monitor.
+        losses: What was logged.
+        config: Choices of the run.
+        checkpoint: Where it ended.
+        classes: Class paths of its module and of its data.
+    """
     console = Console()
     if smoothness:
         console.print(geometry_table(smoothness, heterogeneity, losses))
@@ -133,7 +147,7 @@ def print_report(
     console.print(geometry_sentence(smoothness), highlight=False)
     for line in (
         f"Checkpoint: {checkpoint}",
-        f"Full report: {measure_command(checkpoint)}",
+        f"Full report: {measure_command(checkpoint, *classes)}",
         f"Curves: {tensorboard_command(config.runs_dir)}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -172,7 +186,7 @@ def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -
     return table
 
 
-def optimizer_sentence(config: "Config") -> str:
+def optimizer_sentence(config: "TrainingConfig") -> str:
     """Say what trained, and in which coordinates the geometry is measured all the same."""
     name: str = config.optimizer
     if config.optimizer == "blockwise_adam":
@@ -217,10 +231,10 @@ def geometry_sentence(smoothness: Rows) -> str:
     )
 
 
-def measure_command(checkpoint: Path) -> str:
-    """Spell the command that measures all there is about a checkpoint of the GPT-2 recipe."""
+def measure_command(checkpoint: Path, model: str, data: str) -> str:
+    """Spell the command that measures all there is about a checkpoint of a recipe."""
     recipes = shlex.quote(str(_seen_from_here(Path(__file__).parent)))
-    arguments = f"{shlex.quote(str(checkpoint))} --model gpt2.GPT2 --data token_data.TokenData"
+    arguments = f"{shlex.quote(str(checkpoint))} --model {model} --data {data}"
     return _command("lightning-linf", "cli", f"measure {arguments}", f"PYTHONPATH={recipes} ")
 
 

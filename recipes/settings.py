@@ -3,14 +3,14 @@
 import argparse
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, get_args, get_origin
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 
 class RecipeError(ValueError):
@@ -39,7 +39,19 @@ class RunConfig(Protocol):
         """Optimizer steps."""
 
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig)
+class Choices(Protocol):
+    """A frozen dataclass of choices."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """No choices."""
+
+
+ChoicesT = TypeVar("ChoicesT", bound=Choices)
+OptionsT = TypeVar("OptionsT", bound=Choices)
 
 
 def refuse(name: str, expected: str, got: object, remedy: str) -> NoReturn:
@@ -47,7 +59,14 @@ def refuse(name: str, expected: str, got: object, remedy: str) -> NoReturn:
     raise RecipeError(f"{name}: expected {expected}, got {got!r}. {remedy}")
 
 
-def check_fields(config: RunConfig, may_be_zero: set[str]) -> None:
+def refuse_unless(config: Choices, rules: Iterable[tuple[str, bool, str, str]]) -> None:
+    """Refuse the first choice that breaks a rule (its name, whether it holds, expected, remedy)."""
+    for name, is_right, expected, remedy in rules:
+        if not is_right:
+            refuse(name, expected, getattr(config, name), remedy)
+
+
+def check_fields(config: Choices, may_be_zero: set[str]) -> None:
     """Refuse integers below 1, but of the fields in ``may_be_zero``, and names that are no choice.
 
     The command line refuses such names, too; code and checkpoints come here alone.
@@ -64,17 +83,36 @@ def check_fields(config: RunConfig, may_be_zero: set[str]) -> None:
 
 
 def parse(
-    presets: Mapping[str, Callable[[], ConfigT]],
+    presets: Mapping[str, Callable[[], ChoicesT]],
     args: Sequence[str],
     about: str,
     command: str = "%(prog)s",
-) -> ConfigT:
+) -> ChoicesT:
     """Read the command line of a recipe.
 
     Args:
         presets: Named sets of choices, the default first; all return the same dataclass.
         args: The command line without the program and its command. Names of flags may have dashes
             for underscores.
+        about: First line of the help.
+        command: What the help shows before the flags.
+    """
+    return parse_two(presets, NoOptions, args, about, command)[0]
+
+
+def parse_two(
+    presets: Mapping[str, Callable[[], ChoicesT]],
+    options: type[OptionsT],
+    args: Sequence[str],
+    about: str,
+    command: str = "%(prog)s",
+) -> tuple[ChoicesT, OptionsT]:
+    """Read a command line whose flags are the fields of two dataclasses.
+
+    Args:
+        presets: As of :func:`parse`.
+        options: The second dataclass, which presets do not change.
+        args: As of :func:`parse`, and so are the following.
         about: First line of the help.
         command: What the help shows before the flags.
     """
@@ -94,6 +132,8 @@ def parse(
     )
     kind = type(next(iter(presets.values()))())
     parser.add_class_arguments(kind)
+    if fields(options):
+        parser.add_class_arguments(options)
     # The preset sets the defaults, so it must be known before the rest is read. And files go first,
     # because the parser lets the later of two settings win.
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -110,9 +150,13 @@ def parse(
         parser.set_defaults(asdict(presets[preset]()))
     chosen = parser.parse_args([*(f"--config={file}" for file in known.config), *flags])
     try:
-        return kind(**{field.name: chosen[field.name] for field in fields(kind)})
+        return _filled(kind, chosen), _filled(options, chosen)
     except RecipeError as error:
         parser.error(str(error))
+
+
+def _filled(kind: type[OptionsT], chosen: Namespace) -> OptionsT:
+    return kind(**{field.name: chosen[field.name] for field in fields(kind)})
 
 
 def find_checkpoint(config: RunConfig, may_change: set[str]) -> str | None:

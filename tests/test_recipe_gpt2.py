@@ -17,13 +17,21 @@ import torch
 from lightning.pytorch import Callback
 from ranks import assert_close, environment, in_two_processes, weights
 
+from lightning_linf import measure_geometry
 from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum
 from lightning_linf.reparam import Rotation
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 if not (RECIPES / "gpt2.py").is_file():
     pytest.skip("recipes/ is not beside tests/: they are not in the wheel", allow_module_level=True)
-for library in ("transformers", "tokenizers", "jsonargparse", "rich", "tensorboard"):
+for library in (
+    "transformers",
+    "tokenizers",
+    "jsonargparse",
+    "tensorboard",
+    "matplotlib",
+    "sklearn",
+):
     pytest.importorskip(library, reason=f"the recipes need {library}: lightning-linf[recipes]")
 if str(RECIPES) not in sys.path:
     sys.path.insert(0, str(RECIPES))  # as for `python recipes/gpt2.py`
@@ -32,8 +40,11 @@ compare = importlib.import_module("compare")
 corpus = importlib.import_module("corpus")
 gpt2 = importlib.import_module("gpt2")
 report = importlib.import_module("report")
+runs = importlib.import_module("runs")
 settings = importlib.import_module("settings")
+tables = importlib.import_module("tables")
 token_data = importlib.import_module("token_data")
+variants = importlib.import_module("variants")
 
 
 @pytest.fixture(scope="module")
@@ -899,6 +910,9 @@ def test_the_table_has_the_latest_values_of_the_past_and_fits_80_columns():
     )
 
 
+CLASSES = ("gpt2.GPT2", "token_data.TokenData")
+
+
 def test_the_command_for_the_full_report_starts_from_the_present_folder(tmp_path, monkeypatch):
     program = tmp_path / "bin" / "lightning-linf"
     program.parent.mkdir()
@@ -906,10 +920,10 @@ def test_the_command_for_the_full_report_starts_from_the_present_folder(tmp_path
     monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
     monkeypatch.chdir(RECIPES.parent)
     rest = "measure 'a b/last.ckpt' --model gpt2.GPT2 --data token_data.TokenData"
-    command = report.measure_command(Path("a b", "last.ckpt"))
+    command = report.measure_command(Path("a b", "last.ckpt"), *CLASSES)
     assert command == f"PYTHONPATH=recipes {program} {rest}"
     monkeypatch.chdir(tmp_path)
-    command = report.measure_command(Path("a b", "last.ckpt"))
+    command = report.measure_command(Path("a b", "last.ckpt"), *CLASSES)
     assert command == f"PYTHONPATH={RECIPES} bin/lightning-linf {rest}"
 
 
@@ -925,8 +939,8 @@ def test_the_tensorboard_command_fits_the_environment(tmp_path, monkeypatch):
     assert report.tensorboard_command("runs") == "tensorboard --logdir runs"
 
 
-SGD = compare.Variant("sgd", "global, l2", {"optimizer": "sgd"}, (1.0, 1e35))
-PAIR = (dataclasses.replace(compare.ADAM, factors=(0.1, 1.0)), SGD)
+SGD = variants.Variant("sgd", "global, l2", {"optimizer": "sgd"}, (1.0, 1e35))
+PAIR = (dataclasses.replace(variants.ADAM, factors=(0.1, 1.0)), SGD)
 
 
 @pytest.fixture
@@ -936,7 +950,7 @@ def comparison(config):
 
 def test_variants_of_the_comparison_are_what_they_are_called(config):
     found = {}
-    for variant in compare.VARIANTS:
+    for variant in variants.ALL:
         trainer = trained_plainly(
             dataclasses.replace(
                 config, weight_decay=0.0, max_steps=1, warmup_steps=0, **variant.choices
@@ -946,14 +960,27 @@ def test_variants_of_the_comparison_are_what_they_are_called(config):
         inner = getattr(optimizer, "inner", optimizer)
         coordinates = getattr(optimizer, "reparameterization", None)
         partition = getattr(inner, "partition", None)
+        partition = getattr(partition, "name", partition)
+        assert variant.partition in (partition, "coordinate", "global")
         found[variant.optimizer, variant.geometry] = (type(inner), coordinates, partition)
     assert found == {
         ("adam", "coordinate"): (torch.optim.Adam, None, None),
+        ("adam", "coordinate, rotated 0.25"): (
+            torch.optim.Adam, Rotation("global", strength=0.25), None,
+        ),
+        ("adam", "coordinate, rotated 0.5"): (
+            torch.optim.Adam, Rotation("global", strength=0.5), None,
+        ),
         ("adam", "coordinate, rotated"): (torch.optim.Adam, Rotation("global"), None),
+        ("adam", "coordinate, rotated tensor"): (torch.optim.Adam, Rotation("tensor"), None),
+        ("blockwise_adam", "row"): (BlockwiseAdam, None, "row"),
+        ("blockwise_adam", "head"): (BlockwiseAdam, None, "head"),
         ("blockwise_adam", "tensor"): (BlockwiseAdam, None, "tensor"),
         ("adasgd", "global"): (AdaSGD, None, "global"),
         ("sgd", "global, l2"): (torch.optim.SGD, None, None),
-    }
+        ("sgd", "global, l2, rotated"): (torch.optim.SGD, Rotation("global"), None),
+    }  # fmt: skip
+    assert set(variants.FEW) <= set(variants.ALL)
 
 
 class Prepare:
@@ -971,25 +998,25 @@ class Prepare:
 
 
 def test_an_interrupted_comparison_goes_on_and_finished_runs_are_not_repeated(comparison, capsys):
-    whole = compare.main(dataclasses.replace(comparison, name="whole"), gpt2.prepare, PAIR)
+    (whole,) = compare.main(dataclasses.replace(comparison, name="whole"), gpt2.prepare, PAIR)
     first, second, third = Prepare(end=3), Prepare(), Prepare()
     with pytest.raises(KeyboardInterrupt):
         compare.main(comparison, first, PAIR)
-    resumed = compare.main(comparison, second, PAIR)
+    (resumed,) = compare.main(comparison, second, PAIR)
     assert (first.rates, second.rates) == ([0.001, 0.01, 0.01], [1e33])
 
-    def losses(results):
-        return [[(o.lr, o.train_loss, o.val_loss) for o in row] for row in results.values()]
+    def losses(result):
+        return [[(o.lr, o.train_loss, o.val_loss) for o in row] for row in result.sweep.values()]
 
     assert losses(resumed) == losses(whole)
     capsys.readouterr()
-    assert compare.main(comparison, third, PAIR) == resumed
+    assert compare.main(comparison, third, PAIR) == [resumed]
     assert third.rates == []
     assert "1/4 adam, lr 0.001: train " in (output := capsys.readouterr().out)
     assert output.count("kept from before") == 4
     assert "After 3 steps, by optimizer" in output
 
-    files = sorted(Path(comparison.runs_dir, comparison.name).iterdir())
+    files = sorted(Path(comparison.runs_dir, comparison.name).glob("*-lr-*.json"))
     assert len(files) == 4
     records = [json.loads(file.read_text()) for file in files]
     assert {(r["config"]["optimizer"], r["config"]["lr"]) for r in records} == {
@@ -1023,7 +1050,8 @@ def test_a_run_that_diverged_stops_early_and_is_shown_as_such(comparison, capsys
         steps.append(trainer)
         return trainer, module, data
 
-    ((good, lost),) = compare.main(comparison, prepare, [SGD]).values()
+    (result,) = compare.main(comparison, prepare, [SGD])
+    ((good, lost),) = result.sweep.values()
     assert [trainer.global_step for trainer in steps] == [50, 10]
     assert (lost.train_loss, lost.val_loss) == (None, None)
     assert math.isfinite(good.train_loss)
@@ -1035,9 +1063,10 @@ def test_a_run_that_diverged_stops_early_and_is_shown_as_such(comparison, capsys
 
 def test_the_losses_of_a_run_are_those_of_a_plain_loop(comparison):
     comparison = dataclasses.replace(comparison, max_steps=25)
-    ((outcome,),) = compare.main(
-        comparison, gpt2.prepare, [dataclasses.replace(compare.ADAM, factors=(1.0,))]
-    ).values()
+    (result,) = compare.main(
+        comparison, gpt2.prepare, [dataclasses.replace(variants.ADAM, factors=(1.0,))]
+    )
+    ((outcome,),) = result.sweep.values()
     module, losses = trained_by_hand(comparison, lambda groups: torch.optim.Adam(groups, **BETAS))
     assert outcome.train_loss == pytest.approx(np.mean(losses[-20:]), rel=1e-6)
     _, validation = sequences(comparison.data, comparison.cache_dir)
@@ -1048,13 +1077,16 @@ def test_the_losses_of_a_run_are_those_of_a_plain_loop(comparison):
 
 def test_a_comparison_is_a_command_with_defaults_of_its_own(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(compare, "main", lambda config, prepare: calls.append((config, prepare)))
+    monkeypatch.setattr(compare, "main", lambda *choices: calls.append(choices))
     gpt2.run(["compare"])
     expected = dataclasses.replace(
         gpt2.tiny(), name="gpt2-tiny-compare", batch_size=32, max_steps=250, weight_decay=0.0
     )
-    assert calls == [(expected, gpt2.prepare)]
-    gpt2.run(["compare", "--preset=small", "--max-steps", "7", "--warmup-steps", "2"])
+    assert calls == [(expected, gpt2.prepare, variants.FEW, compare.Options())]
+    args = ["--preset=small", "--max-steps", "7", "--warmup-steps", "2", "--variants=all"]
+    gpt2.run(["compare", *args, "--batch-sizes", "[8,16]", "--seeds=2", "--budget", "30"])
+    chosen = compare.Options("all", seeds=2, batch_sizes=(8, 16), budget=30.0)
+    assert calls[1][2:] == (variants.ALL, chosen)
     assert calls[1][0] == dataclasses.replace(
         gpt2.small(), name="gpt2-small-compare", batch_size=128, max_steps=7, warmup_steps=2,
         weight_decay=0.0,
@@ -1082,7 +1114,7 @@ def test_what_a_comparison_chooses_itself_is_refused(comparison, changes, messag
 def outcomes(*losses):
     """Make runs at the rates 1, 2, ... that ended with these training losses."""
     return [
-        compare.Outcome(rate, loss, None if loss is None else loss + 0.5, 0.25)
+        runs.Outcome(rate, loss, None if loss is None else loss + 0.5, 0.25)
         for rate, loss in enumerate(losses, start=1)
     ]
 
@@ -1098,10 +1130,10 @@ def outcomes(*losses):
     ],
 )
 def test_the_comparison_says_whether_adam_is_ahead(adam, rotated, expected):
-    results = {compare.ROTATED_ADAM: outcomes(*rotated)}
+    results = {variants.ROTATED_ADAM: outcomes(*rotated)}
     if adam is not None:
-        results[compare.ADAM] = outcomes(*adam)
-    assert expected in compare.comparison_sentence(results, 250)
+        results[variants.ADAM] = outcomes(*adam)
+    assert expected in tables.comparison_sentence(results, 250)
 
 
 def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
@@ -1109,11 +1141,11 @@ def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
 
     def text(results):
         console = Console(width=80, record=True, file=io.StringIO())
-        console.print(compare.comparison_table(results, 250))
+        console.print(tables.comparison_table(results, 250))
         return console.export_text()
 
-    results = {variant: outcomes(5.0, 4.75, None) for variant in compare.VARIANTS}
-    results[compare.VARIANTS[2]] = outcomes(None, None, None)
+    results = {variant: outcomes(5.0, 4.75, None) for variant in variants.FEW}
+    results[variants.FEW[2]] = outcomes(None, None, None)
     table = text(results)
     assert "*" not in table
     assert "…" not in table
@@ -1121,9 +1153,251 @@ def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
     assert "adam coordinate, rotated 2 4.750 5.250 1: 5.000 0.250" in lines
     assert "3: diverged" in lines
     assert "blockwise_adam tensor 1 diverged diverged 2: diverged 0.250" in lines
-    table = text({compare.ADAM: outcomes(4.75, 5.0, 5.25)})
+    table = text({variants.ADAM: outcomes(4.75, 5.0, 5.25)})
     assert "1* 4.750" in " ".join(table.split())
     assert "* an end of the rates tried" in table
+
+
+def test_other_seeds_train_at_the_best_rate_and_tell_their_own_geometry(comparison, capsys):
+    chosen = [variants.ADAM, variants.SGD, variants.ROTATED_SGD]
+    chosen = [dataclasses.replace(v, factors=v.factors[:1]) for v in chosen]
+    chosen[0] = dataclasses.replace(chosen[0], factors=(0.01, 1.0))
+    options = compare.Options(seeds=1, points=2)
+    (result,) = compare.main(comparison, gpt2.prepare, chosen, options)
+    output = capsys.readouterr().out
+    assert "adam, lr 0.01, seed 1: train" in output
+    assert "At the best rate, other seeds (1), and the geometry" in output
+    assert "SGD with and without rotation, same seeds and rate: the training losses" in output
+    folder = Path(comparison.runs_dir, comparison.name)
+    record = json.loads((folder / "comparison.json").read_text())
+    assert (folder / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+    assert record["variants"][0]["lr"] == 0.01
+    for outcomes in result.seeds.values():
+        ((seed, steps),) = [(o.seed, [row["step"] for row in o.geometry]) for o in outcomes]
+        assert (seed, steps) == (1, [1, 3])
+    by_variant = {variant: outcomes[0] for variant, outcomes in result.seeds.items()}
+    plain, turned = (by_variant[v].geometry[0] for v in chosen[1:])
+    # One step of SGD leads both to the same point, where a rotation keeps the largest eigenvalue
+    # and not the (1,1)-norm.
+    assert turned["lambda_max"] == pytest.approx(plain["lambda_max"], rel=0.02)
+    assert turned["one_one_norm_per_param"] > 1.5 * plain["one_one_norm_per_param"]
+    assert by_variant[chosen[2]].train_loss == pytest.approx(by_variant[chosen[1]].train_loss)
+
+
+def test_the_geometry_of_a_run_is_that_of_its_weights_in_its_coordinates(comparison):
+    own = importlib.import_module("own_geometry")
+    chosen = {"optimizer": "adam", "rotation": "global", "max_steps": 1, "warmup_steps": 0}
+    config = dataclasses.replace(comparison, **chosen)
+    callback = own.OwnGeometry(1, ("tensor",), num_batches=2, num_probes=4)
+    trainer, module, data = gpt2.prepare(
+        config, [callback], logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, data)
+    (row,) = callback.rows
+    run, _ = sequences(config.data, config.cache_dir, micro_batch=2)
+    coordinates = trainer.optimizers[0].coordinates(list(module.parameters()))
+    report = measure_geometry(
+        module, run[2:4], partitions=["tensor"], num_probes=4, reparameterization=coordinates
+    )
+    assert row["lambda_max"] == pytest.approx(report.lambda_max, rel=1e-5)
+    assert row["one_one_norm_per_param"] == pytest.approx(report.one_one_norm_per_param, rel=1e-5)
+    assert row["smoothness"]["tensor"] == pytest.approx(
+        report.smoothness["tensor"].upper / report.num_params, rel=1e-5
+    )
+
+
+def test_rates_are_added_beyond_an_end_until_it_is_none_or_enough(comparison, monkeypatch):
+    def ended(self, made, data_id):
+        return [outcome_at(run.config.lr) for run in made]
+
+    def outcome_at(lr):  # best at 1
+        loss = None if lr > 3 else abs(math.log10(lr))
+        return runs.Outcome(lr, loss, loss, 0.1)
+
+    monkeypatch.setattr(runs.Runs, "finish", ended)
+    for factors, widen, expected in (
+        ((10.0, 30.0, 90.0), 5, [0.1, 0.3, 0.9, 2.7]),
+        ((1000.0, 3000.0), 1, [3.33, 10, 30]),
+        ((1000.0, 3000.0), 9, [0.37, 1.11, 3.33, 10, 30]),
+        ((10.0, 100.0), 0, [0.1, 1]),
+    ):
+        variant = dataclasses.replace(variants.SGD, factors=factors)
+        options = compare.Options(widen=widen)
+        (result,) = compare.main(comparison, gpt2.prepare, [variant], options)
+        rates = [outcome.lr for outcome in result.sweep[variant]]
+        assert rates == pytest.approx(expected), factors
+
+
+def test_a_budget_ends_between_runs_and_the_next_call_goes_on(comparison, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    first, second = Prepare(), Prepare()
+
+    def prepare(config, callbacks, **options):
+        now[0] += 50
+        return first(config, callbacks, **options)
+
+    with pytest.raises(
+        settings.RecipeError, match="budget: expected 4 runs within 1 minutes, got 2"
+    ):
+        compare.main(comparison, prepare, PAIR, compare.Options(budget=1.0))
+    compare.main(comparison, second, PAIR)
+    assert (len(first.rates), len(second.rates)) == (2, 2)
+
+
+@pytest.mark.slow
+def test_two_jobs_find_what_one_finds(comparison):
+    pair = [dataclasses.replace(variant, factors=(1.0,)) for variant in PAIR]
+    alone = compare.main(comparison, gpt2.prepare, pair)
+    options = compare.Options(jobs=2)
+    config = dataclasses.replace(comparison, name="together")
+    together = compare.main(config, gpt2.prepare, pair, options)
+
+    def losses(results):
+        return [o.train_loss for row in results[0].sweep.values() for o in row]
+
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ({"seeds": -1}, {}, "seeds: expected at least 0, got -1"),
+        ({"jobs": 0}, {}, "jobs: expected at least 1, got 0"),
+        ({"points": 0}, {}, "points: expected at least 1"),
+        ({"widen": -2}, {}, "widen: expected at least 0"),
+        ({"budget": 0.0}, {}, "budget: expected minutes above 0"),
+        ({"jobs": 2}, {"devices": 2}, "jobs: expected 1, and no budget, on several devices"),
+        ({"budget": 9.0}, {"devices": 2}, "jobs: expected 1, and no budget, on several devices"),
+        ({"seeds": 1}, {"strategy": "fsdp2"}, "seeds: expected 0 beside fsdp2"),
+    ],
+)
+def test_options_that_no_comparison_can_have_are_refused(comparison, options, changes, message):
+    config = dataclasses.replace(comparison, **changes)
+    with pytest.raises(settings.RecipeError, match=message):
+        compare.main(config, Prepare(end=0), PAIR, compare.Options(**options))
+
+
+def record_of(*entries):
+    """Make a record of (variant, rate, losses by seed, H(Phi) by seed, recommended)."""
+    return {
+        "options": {"seeds": 2, "jobs": 1},
+        "variants": [
+            {
+                "optimizer": v.optimizer, "geometry": v.geometry, "partition": v.partition,
+                "lr": lr,
+                "seeds": [
+                    {
+                        "train_loss": loss, "val_loss": loss,
+                        "geometry": [{
+                            "one_one_norm_per_param": h, "lambda_max": 2 * h,
+                            "smoothness": {v.partition: h}, "recommended": recommended,
+                        }],
+                    }
+                    for loss, h in zip(losses, smoothness, strict=True)
+                ],
+            }
+            for v, lr, losses, smoothness, recommended in entries
+        ],
+    }  # fmt: skip
+
+
+def test_the_sentences_of_other_seeds_say_what_came_out():
+    record = record_of(
+        (variants.ADAM, 0.1, (1.0, 1.25), (1.0, 2.0), "tensor"),
+        (variants.ROTATED_ADAM, 0.1, (2.0, 2.5), (5.0, 6.0), "coordinate"),
+        (variants.FEW[2], 0.1, (1.5, 1.75), (3.0, 4.0), "coordinate"),
+        (variants.SGD, 1.0, (3.0, 3.5), (0.5, 0.75), "coordinate"),
+        (variants.ROTATED_SGD, 1.0, (3.0, 3.50001), (0.5, 0.75), "coordinate"),
+    )
+    text = "\n".join(tables.seeds_sentences(record))
+    assert "Adam is ahead of rotated Adam by 1.125 in training loss, mean of 2 seeds (1 to" in text
+    assert "over seeds: 0.177 and 0.354." in text
+    assert "own coordinates: 1.5 for Adam (1 to 2), 5.5 for rotated Adam (5 to 6)." in text
+    assert "the training losses differ by 1e-05 at most." in text
+    assert "(without SGD, 3 optimizers, 6 runs): 1.00, 95 % interval" in text
+    assert (
+        "(all, 5 optimizers, 10 runs): -0.29" in text or "(all, 5 optimizers, 10 runs): -0." in text
+    )
+    assert "tensor on 2 of 2, where training ends +0.500 above Adam." in text
+    assert "Blockwise Adam against Adam: tensor +0.500." in text
+
+
+def test_the_sentences_tell_divergence_and_missing_variants():
+    record = record_of(
+        (variants.ADAM, 0.1, (1.0, None), (1.0, 2.0), "coordinate"),
+        (variants.ROTATED_ADAM, 0.1, (2.0, 2.5), (5.0, 6.0), "coordinate"),
+        (variants.SGD, 1.0, (3.0, 3.5), (0.5, 0.75), "coordinate"),
+        (variants.ROTATED_SGD, 3.0, (3.0, 3.5), (0.5, 0.75), "coordinate"),
+    )
+    text = "\n".join(tables.seeds_sentences(record))
+    assert "cannot be compared: runs of one of them diverged" in text
+    assert "SGD and rotated SGD have no runs at one rate to compare." in text
+    assert tables.seeds_rows(record)[0][2] == "1/2 diverged"
+    assert "(without SGD): 1 optimizers, too few." in text
+    assert tables.seeds_sentences(record_of((variants.SGD, 1.0, (1.0, 2.0), (1.0, 2.0), "x")))
+
+
+def test_rank_correlation_and_its_interval():
+    ranks = importlib.import_module("rank_correlation")
+    rising = [(1.0, 10.0), (2.0, 20.0), (3.0, 15.0), (4.0, 40.0)]
+    assert ranks.spearman(rising) == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
+    assert ranks.spearman([(1.0, 1.0), (1.0, 2.0), (2.0, 3.0)]) == pytest.approx(math.sqrt(0.75))
+    assert math.isnan(ranks.spearman([(1.0, 1.0), (1.0, 2.0)]))
+    groups = [[(float(i), float(i))] for i in range(6)]
+    assert ranks.spearman_interval(groups) == pytest.approx((1.0, 1.0))
+    mixed = [[(float(i), float(j))] for i, j in enumerate((2, 0, 1, 4, 3, 5))]
+    lower, upper = ranks.spearman_interval(mixed)
+    assert -1 <= lower < ranks.spearman([pair for group in mixed for pair in group]) < upper <= 1
+    assert all(map(math.isnan, ranks.spearman_interval([[(1.0, 1.0)]])))
+
+
+def test_the_seeds_table_fits_80_columns():
+    from rich.console import Console
+
+    everything = [(v, 0.1, (1.0, 1.25), (1234.5, 0.012), "tensor") for v in variants.ALL]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(tables.seeds_table(record_of(*everything)))
+    text = console.export_text()
+    assert "…" not in text
+    assert "adam coordinate, rotated tensor 1.125 ±0.177 617" in " ".join(text.split())
+
+
+def test_the_page_is_written_from_the_records(comparison, tmp_path, monkeypatch):
+    paper = importlib.import_module("paper")
+    options = compare.Options(seeds=1)
+    chosen = [dataclasses.replace(variants.SGD, factors=(1.0,))]
+    compare.main(comparison, gpt2.prepare, chosen, options)
+    folder = tmp_path / "results"
+    folder.mkdir()
+    found = Path(comparison.runs_dir, comparison.name, "comparison.json")
+    (folder / "gpt2.json").write_text(found.read_text())
+    monkeypatch.setattr(paper, "FOLDER", folder)
+    page = "\n".join(paper.page())
+    assert f"    python recipes/{paper.GPT2.command}\n" in page
+    assert "### Batches of 4, 3 steps" in page
+    assert "| sgd | global, l2 | 0.01: " in page
+    assert f"torch {torch.__version__}" in page
+    assert "![](results/gpt2.png)" in page
+    assert "2 runs: " in page
+    assert page.count("Not run.") == 3
+    assert "Not run: `make paper` found no CUDA device." in page
+
+
+def test_the_commands_of_the_page_are_right(monkeypatch, capsys):
+    import shlex
+
+    paper = importlib.import_module("paper")
+    resnet = importlib.import_module("resnet")
+    for study in paper.STUDIES[1:]:
+        calls = []
+        monkeypatch.setattr(compare, "main", lambda *choices, calls=calls: calls.append(choices))
+        recipe, *args = shlex.split(study.command)
+        {"gpt2.py": gpt2, "resnet.py": resnet}[recipe].run(args)
+        ((config, _, _, options),) = calls
+        assert options.seeds >= 2
+        names = [f"{config.name}-batch{size}" for size in options.batch_sizes] or [config.name]
+        assert tuple(names) == study.results
 
 
 @pytest.mark.slow

@@ -1,0 +1,62 @@
+"""The recipes' figures, as PNG files; a bare `Figure` is drawn by Agg, without a display."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+_MARKERS = "osD^vP*X<>hp"
+_DPI = 110
+
+
+def draw_quadratic(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the final loss of every method against the (1,1)-norm / d."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    norms = [row["one_one_norm_per_param"] for row in rows]
+    for name, marker in zip(rows[0]["best"], _MARKERS, strict=False):
+        losses = [row["best"][name]["loss"] for row in rows]
+        axes.plot(norms, losses, marker=marker, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="(1,1)-norm / d", ylabel="final loss")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def draw_comparison(record: Mapping[str, Any], path: Path) -> None:
+    """Draw the final training loss of every seed against the geometry at its end."""
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    quantities: tuple[tuple[Callable[[Mapping[str, Any], str], float], str], ...] = (
+        (lambda row, _: row["one_one_norm_per_param"], "(1,1)-norm / d"),
+        (lambda row, _: row["lambda_max"], "lambda_max"),
+        (lambda row, partition: row["smoothness"][partition], "H(Phi) / d of the optimizer's Phi"),
+    )
+    for axes, (read, label) in zip(panels, quantities, strict=True):
+        for i, variant in enumerate(record["variants"]):
+            runs = [run for run in variant["seeds"] if run["train_loss"] is not None]
+            axes.plot(
+                [read(run["geometry"][-1], variant["partition"]) for run in runs],
+                [run["train_loss"] for run in runs],
+                linestyle="none",
+                marker=_MARKERS[i % len(_MARKERS)],
+                color=f"C{i % 10}",
+                fillstyle="none" if i >= 10 else "full",
+                label=f"{variant['optimizer']} ({variant['geometry']})",
+            )
+        axes.set(xscale="log", xlabel=label)
+        # The default writes 2, 3, 4, 6 where there is less than a decade, one over the other.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("training loss at the end")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="x-small")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})

@@ -1,0 +1,92 @@
+"""The geometry of the loss as the optimizer sees it: at points of a run, in its own coordinates."""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from typing_extensions import override
+
+from lightning_linf import GeometryReport, measure_geometry
+from lightning_linf.optim import Reparameterized
+
+KEEP = 0.9  # of Adam's promised decrease: what `recommend` is asked for
+
+
+class OwnGeometry(Callback):
+    """Measure the geometry after evenly spread steps, the last one at the end of the run.
+
+    The loss is that of the training batches that come next, of the network as it trains (BatchNorm
+    with batch statistics). Under DDP every rank measures on its own batches.
+
+    Args:
+        num_points: How many measurements.
+        partitions: Which partitions, beside "coordinate" and "global".
+        num_batches: Micro-batches that the loss is a mean over.
+        num_probes: As of :func:`~lightning_linf.measure_geometry`.
+    """
+
+    def __init__(
+        self, num_points: int, partitions: Sequence[str], num_batches: int, num_probes: int
+    ) -> None:
+        self.num_points = num_points
+        self.partitions = partitions
+        self.num_batches = num_batches
+        self.num_probes = num_probes
+        self.rows: list[dict[str, Any]] = []  # by measurement
+        self._num_steps = 0
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._num_steps:
+            return  # accumulating
+        self._num_steps = trainer.global_step
+        spread = range(1, self.num_points + 1)
+        if self._num_steps in {trainer.max_steps * i // self.num_points for i in spread}:
+            report = self._measure(trainer, pl_module)
+            self.rows.append({"step": self._num_steps, **_row(report)})
+
+    def _measure(self, trainer: Trainer, module: LightningModule) -> GeometryReport:
+        (optimizer,) = trainer.optimizers
+        coordinates = None
+        if isinstance(optimizer, Reparameterized):
+            parameters = [p for p in module.parameters() if p.requires_grad]
+            coordinates = optimizer.coordinates(parameters)
+        data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        with isolate_rng():  # an iterator draws a number
+            batches = list(islice(data.train_dataloader(), self.num_batches))
+        return measure_geometry(
+            module,
+            [module.transfer_batch_to_device(batch, module.device, 0) for batch in batches],
+            partitions=self.partitions,  # type: ignore[arg-type]  # names, from the variants
+            num_probes=self.num_probes,
+            reparameterization=coordinates,
+            mode="train",
+        )
+
+
+def _row(report: GeometryReport) -> dict[str, Any]:
+    """Keep what the comparison shows, all smoothness over d."""
+    d = report.num_params
+    advice = report.recommend(KEEP)
+    return {
+        "num_params": d,
+        "one_one_norm_per_param": report.one_one_norm_per_param,
+        "one_one_norm_relative_error": report.one_one_norm_relative_error,
+        "lambda_max": report.lambda_max,
+        "lambda_max_relative_error": report.lambda_max_relative_error,
+        "density": report.density,
+        # H(Phi) / d, or a bound of it for all but coordinate and global
+        "smoothness": {name: block.upper / d for name, block in report.smoothness.items()},
+        "operator_norm": {
+            name: [block.lower / d, block.operator_upper / d]
+            for name, block in report.smoothness.items()
+        },
+        "recommended": advice.partition,
+        "share_kept": [advice.share.lower, advice.share.upper],
+        "num_hvps": report.num_hvps,
+        "seconds": report.seconds,
+    }

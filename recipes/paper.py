@@ -1,0 +1,236 @@
+"""Run the three recipes at their small sizes and write docs/results.md from what came out.
+
+    python recipes/paper.py            # as `make paper`: under half an hour on two CPU cores
+    python recipes/paper.py --page     # only write the page again, from docs/results/*.json
+
+Where torch finds a CUDA device, the preset `small` of the GPT-2 is compared on it, too. Finished
+runs are kept under runs/paper, so an interrupted call goes on where it stopped.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from figures import draw_comparison, draw_quadratic
+from quadratic import METHODS
+from quadratic import sentences as quadratic_sentences
+from tables import seeds_rows, seeds_sentences
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "results.md"
+RUNS = "runs/paper"
+_CPU = f"--jobs 2 --accelerator cpu --runs-dir {RUNS}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A command, and the folders of the results that it leaves.
+
+    Args:
+        title: Heading on the page.
+        about: What it is about, in a sentence or two.
+        command: The recipe and its flags.
+        results: Names of its folders under ``RUNS``.
+    """
+
+    title: str
+    about: str
+    command: str
+    results: tuple[str, ...]
+
+
+QUADRATIC = Study(
+    "A rotated quadratic",
+    "x^T H x / 2 with ten eigenvalues 1 and then 1/k^2, in coordinates turned by exp(t M); every "
+    "optimizer at the best constant learning rate of its grid.",
+    f"quadratic.py --runs-dir {RUNS}",
+    ("quadratic",),
+)
+GPT2 = Study(
+    "GPT-2",
+    "A small GPT-2 on the sources of Python's standard library.",
+    "gpt2.py compare --name gpt2 --vocab-size 2048 --sequence-length 64 --n-embd 32 "
+    f"--micro-batch 32 --lr 0.005 --variants control --seeds 3 {_CPU}",
+    ("gpt2",),
+)
+RESNET = Study(
+    "ResNet-18",
+    "A thin ResNet-18 on scikit-learn's handwritten digits, at two batch sizes. These trainings "
+    "enlarge rounding within tens of steps: SGD and rotated SGD are equal to rounding at first and "
+    "part like two trainings whose weights differ by 1e-7. Differences of one seed mean little.",
+    "resnet.py compare --name resnet --batch-sizes [16,64] --max-steps 100 --num-probes 8 "
+    f"--variants control --seeds 2 {_CPU}",
+    ("resnet-batch16", "resnet-batch64"),
+)
+RESNET_ALL = Study(
+    "ResNet-18, weaker rotations and more blocks",
+    "The same at one batch size, with three strengths of the rotation, one a tensor, and rows.",
+    "resnet.py compare --name resnet-all --batch-size 16 --micro-batch 16 --max-steps 100 "
+    f"--num-probes 8 --variants all --seeds 3 {_CPU}",
+    ("resnet-all",),
+)
+GPT2_CUDA = Study(
+    "GPT-2, preset small, on a GPU",
+    "14M parameters.",
+    "gpt2.py compare --preset small --name gpt2-small --variants all --widen 1 --seeds 2 "
+    f"--accelerator gpu --runs-dir {RUNS}",
+    ("gpt2-small",),
+)
+_PREFACE = """\
+# Results
+
+Written by `make paper` from the logs in `docs/results`; no number here is typed. The claims are
+those of [Xie, Mohamadi & Li](https://arxiv.org/abs/2410.08198): Adam loses by a rotation of the
+coordinates, SGD does not, and what an optimizer loses follows the smoothness H(Φ) of its own
+geometry. Their figures, of far larger trainings, are not repeated here. These runs are small and
+short and their seeds few, so they are reported as they came out, for the claims or against them.
+
+A training loss is the mean of the last 20 steps. H(Φ) is that of the optimizer's own partition Φ,
+at the end of its own run: the (1,1)-norm for Adam, d λ_max for AdaSGD and SGD, an upper bound of
+it for blocks. Optimizers end at different points, so it also tells where they went."""
+STUDIES = (QUADRATIC, GPT2, RESNET, RESNET_ALL, GPT2_CUDA)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--page", action="store_true", help="only write the page again")
+    parser.add_argument("--only", help="a recipe, such as resnet.py")
+    choices = parser.parse_args()
+    for study in () if choices.page else STUDIES:
+        is_chosen = choices.only in (None, study.command.partition(" ")[0])
+        if is_chosen and (study is not GPT2_CUDA or torch.cuda.is_available()):
+            make(study)
+    draw()
+    PAGE.write_text("\n".join(page()) + "\n", encoding="utf-8")
+    print(f"Written: {PAGE}")
+
+
+def make(study: Study) -> None:
+    """Run a command, and keep its log."""
+    recipe, *flags = shlex.split(study.command)
+    subprocess.run([sys.executable, f"recipes/{recipe}", *flags], cwd=ROOT, check=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in study.results:
+        log = "quadratic.json" if study is QUADRATIC else "comparison.json"
+        shutil.copy(ROOT / RUNS / name / log, FOLDER / f"{name}.json")
+
+
+def draw() -> None:
+    """Draw the figures of the logs that are there."""
+    for study in STUDIES:
+        for name in study.results:
+            if (record := _record(name)) is not None:
+                path = FOLDER / f"{name}.png"
+                if study is QUADRATIC:
+                    draw_quadratic(record["rows"], path)
+                else:
+                    draw_comparison(record, path)
+
+
+def page() -> Iterator[str]:
+    """Write the page, line by line."""
+    yield _PREFACE
+    for study in STUDIES:
+        yield from ("", f"## {study.title}", "", study.about, "")
+        yield f"    python recipes/{study.command}"
+        yield ""
+        records = [_record(name) for name in study.results]
+        if None in records:
+            yield (
+                "Not run: `make paper` found no CUDA device." if study is GPT2_CUDA else "Not run."
+            )
+            continue
+        yield _made_with(records[0])
+        for name, record in zip(study.results, records, strict=True):
+            assert record is not None
+            yield from _quadratic(record) if study is QUADRATIC else _comparison(name, record)
+
+
+def _record(name: str) -> Any:
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _made_with(record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"With {versions}."
+
+
+def _quadratic(record: Mapping[str, Any]) -> Iterator[str]:
+    rows = record["rows"]
+    yield from ("", "![](results/quadratic.png)", "")
+    yield from _markdown(
+        ["t", *(f"{row['t']:g}" for row in rows)],
+        [
+            ["(1,1)-norm / d", *(f"{row['one_one_norm_per_param']:.3g}" for row in rows)],
+            *(
+                [method.name, *(_loss(row["best"][method.name]) for row in rows)]
+                for method in METHODS
+            ),
+        ],
+    )
+    yield ""
+    yield from (f"- {sentence}" for sentence in quadratic_sentences(rows, record["control"]))
+    yield f"- All took {record['seconds']:.0f} s."
+
+
+def _loss(best: Mapping[str, Any]) -> str:
+    return f"{best['loss']:.3g} (lr {best['lr']:.3g}{', an end' if best['is_end'] else ''})"
+
+
+def _comparison(name: str, record: Mapping[str, Any]) -> Iterator[str]:
+    config, options = record["config"], record["options"]
+    yield from ("", f"### Batches of {config['batch_size']}, {config['max_steps']} steps", "")
+    yield f"Learning rates: each run with seed {config['seed']} to its end, training loss."
+    yield ""
+    yield from _markdown(["optimizer", "geometry", "learning rate: training loss"], [
+        [variant["optimizer"], variant["geometry"], ", ".join(map(_rate, variant["sweep"]))]
+        for variant in record["variants"]
+    ])  # fmt: skip
+    yield ""
+    yield f"At the best of them with other seeds ({options['seeds']}; ± standard deviation),"
+    yield "and the geometry at the end, mean over seeds, in the coordinates that the optimizer saw:"
+    yield ""
+    titles = ["optimizer", "geometry", "training loss", "validation loss", "(1,1)-norm / d",
+              "λ_max", "H(Φ) / d"]  # fmt: skip
+    yield from _markdown(titles, seeds_rows(record))
+    yield from ("", f"![](results/{name}.png)", "")
+    yield from (f"- {sentence}" for sentence in seeds_sentences(record))
+    yield f"- {_cost(record)}"
+
+
+def _cost(record: Mapping[str, Any]) -> str:
+    """Add up the runs, which may be of several calls."""
+    outcomes = [run for v in record["variants"] for run in (*v["sweep"], *v["seeds"])]
+    steps = sum(run["seconds_per_step"] for run in outcomes) * record["config"]["max_steps"]
+    probes = sum(row["seconds"] for run in outcomes for row in run["geometry"])
+    return (
+        f"{len(outcomes)} runs: {steps / 60:.1f} minutes of steps and {probes / 60:.1f} of "
+        "measurements, one after the other; on a machine that does other things, more than on a "
+        "quiet one."
+    )
+
+
+def _rate(outcome: Mapping[str, Any]) -> str:
+    loss = outcome["train_loss"]
+    return f"{outcome['lr']:g}: {'diverged' if loss is None else f'{loss:.3f}'}"
+
+
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for row in (titles, ["---"] * len(titles), *rows):
+        yield f"| {' | '.join(row)} |"
+
+
+if __name__ == "__main__":
+    main()

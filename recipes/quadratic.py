@@ -1,0 +1,228 @@
+"""Rotate a quadratic: Adam's loss follows the (1,1)-norm of the Hessian, SGD's stays.
+
+    python recipes/quadratic.py                   # seconds on a CPU
+    python recipes/quadratic.py --dim 200 --angles '[0,1]'
+
+Minimises x^T H x / 2 where H has ten eigenvalues 1 and then 1/k^2, in coordinates turned by
+exp(t M) for growing t, M random and skew-symmetric. Start and spectrum turn along, so that all
+problems are one and the same up to the rotation. Every optimizer runs at all learning rates of a
+grid, constant over the run, and is judged at its best. A rotation by 1e-12 shows what rounding
+alone does. Writes quadratic.json and .png to runs_dir/name.
+
+Every field of `Config` is a flag (--help); flags win over `--config FILE.yaml`.
+Needs: pip install 'lightning-linf[recipes]'
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import HORIZONTALS
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.optim import Optimizer
+
+from figures import draw_quadratic
+from lightning_linf.optim import AdaSGD
+from settings import RecipeError, check_fields, parse, refuse_unless
+from versions import versions
+
+_CONTROL = 1e-12  # a rotation that changes only the rounding
+
+
+@dataclass(frozen=True)
+class Config:
+    """Choices of the study."""
+
+    name: str = "quadratic"
+    """Folder of the results under runs_dir."""
+    dim: int = 1000
+    """Coordinates d."""
+    num_large: int = 10
+    """Eigenvalues 1; the others are 1, 1/4, 1/9, ..."""
+    angles: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3, 1.0)
+    """Values of t; the eigenvalues of M are spread over +-2i."""
+    max_steps: int = 500
+    """Steps of every optimizer."""
+    num_rates: int = 12
+    """Learning rates tried, each half the one before."""
+    beta2: float = 0.95
+    """Memory of g^2 of Adam and AdaSGD."""
+    seed: int = 0
+    """Of the start and of M."""
+    runs_dir: str = "runs"
+    """Where results go."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, may_be_zero={"seed"})
+        refuse_unless(self, (
+            ("num_large", self.num_large < self.dim, f"less than dim={self.dim}", "Try 10."),
+            ("angles", len(self.angles) > 0, "at least one", "Try [0,1]."),
+            ("beta2", 0 <= self.beta2 < 1, "in [0, 1)", "Try 0.95."),
+        ))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Method:
+    """An optimizer of one vector, and the largest learning rate that is tried."""
+
+    name: str
+    max_lr: float
+    make: Callable[[Tensor, float, float], Optimizer]  # of x, lr, beta2
+
+
+METHODS = (
+    Method("Adam, beta1 = 0", 1.0,
+           lambda x, lr, beta2: torch.optim.Adam([x], lr=lr, betas=(0.0, beta2))),
+    Method("Adam, beta1 = 0.9", 1.0,
+           lambda x, lr, beta2: torch.optim.Adam([x], lr=lr, betas=(0.9, beta2))),
+    Method("AdaSGD, beta1 = 0", 1.0,
+           lambda x, lr, beta2: AdaSGD([x], lr=lr, betas=(0.0, beta2))),
+    Method("AdaSGD, beta1 = 0.9", 1.0,
+           lambda x, lr, beta2: AdaSGD([x], lr=lr, betas=(0.9, beta2))),
+    Method("SGD", 8.0, lambda x, lr, _: torch.optim.SGD([x], lr=lr)),
+    Method("SGD, momentum 0.9", 8.0, lambda x, lr, _: torch.optim.SGD([x], lr=lr, momentum=0.9)),
+)  # fmt: skip
+
+
+def spectrum(config: Config) -> Tensor:
+    """Give the eigenvalues, shape (d,)."""
+    small = torch.arange(1, config.dim - config.num_large + 1, dtype=torch.float64) ** -2.0
+    return torch.cat([torch.ones(config.num_large, dtype=torch.float64), small])
+
+
+def skew_symmetric(config: Config) -> Tensor:
+    """Draw M, whose entries have variance 1/d. Shape (d, d)."""
+    generator = torch.Generator().manual_seed(config.seed)
+    shape = (config.dim, config.dim)
+    gaussian = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return (gaussian - gaussian.T) / math.sqrt(2 * config.dim)
+
+
+def final_losses(hessian: Tensor, start: Tensor, config: Config) -> dict[str, list[float]]:
+    """Run all methods at all their learning rates, largest first."""
+    rates = [2.0**-i for i in range(config.num_rates)]
+    points = [start.clone().requires_grad_() for _ in METHODS for _ in rates]
+    optimizers = [
+        method.make(points[i * len(rates) + j], method.max_lr * rate, config.beta2)
+        for i, method in enumerate(METHODS)
+        for j, rate in enumerate(rates)
+    ]
+    for _ in range(config.max_steps):
+        with torch.no_grad():
+            gradients = torch.stack(points) @ hessian  # (runs, d); H is symmetric
+        for point, gradient, optimizer in zip(points, gradients, optimizers, strict=True):
+            point.grad = gradient
+            optimizer.step()
+    with torch.no_grad():
+        ends = torch.stack(points)
+        losses = ((ends @ hessian) * ends).sum(dim=1) / 2
+    rows = losses.view(len(METHODS), len(rates)).tolist()
+    return {method.name: row for method, row in zip(METHODS, rows, strict=True)}
+
+
+def study(config: Config, angles: Sequence[float]) -> list[dict[str, Any]]:
+    """Measure the (1,1)-norm and run every method, for every t."""
+    eigenvalues, skew = spectrum(config), skew_symmetric(config)
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    start = torch.randn(config.dim, generator=generator, dtype=torch.float64)
+    rows = []
+    for t in angles:
+        rotation = torch.linalg.matrix_exp(t * skew)
+        hessian = (rotation * eigenvalues) @ rotation.T
+        runs = final_losses(hessian, rotation @ start, config)
+        best = {name: _best(losses, name) for name, losses in runs.items()}
+        norm = float(hessian.abs().sum()) / config.dim
+        rows.append({"t": t, "one_one_norm_per_param": norm, "best": best, "losses": runs})
+    return rows
+
+
+def _best(losses: Sequence[float], name: str) -> dict[str, Any]:
+    """Find the learning rate with the least loss, and say whether it is an end of the grid."""
+    order = [loss if math.isfinite(loss) else math.inf for loss in losses]
+    if math.inf in (least := min(order), -least):
+        raise RecipeError(
+            f"num_rates: expected a rate at which {name} does not diverge, got none. "
+            "Raise --num_rates: the added ones are smaller."
+        )
+    index = order.index(least)
+    max_lr = next(method.max_lr for method in METHODS if method.name == name)
+    is_end = index in (0, len(losses) - 1)
+    return {"lr": max_lr * 2.0**-index, "loss": least, "is_end": is_end}
+
+
+def results_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Lay out one row per method, one column per t."""
+    table = Table(title="Final loss at the best learning rate", box=HORIZONTALS, show_edge=False)
+    table.add_column("t\n(1,1)-norm / d", no_wrap=True)
+    for row in rows:
+        table.add_column(f"{row['t']:g}\n{row['one_one_norm_per_param']:.3g}", justify="right")
+    for method in METHODS:
+        cells = [row["best"][method.name] for row in rows]
+        stars = ["*" if cell["is_end"] else "" for cell in cells]
+        texts = (f"{cell['loss']:.3g}{star}" for cell, star in zip(cells, stars, strict=True))
+        table.add_row(method.name, *texts)
+        if any(stars):
+            table.caption = "* an end of the grid: a better rate may lie beyond (--num_rates)"
+    return table
+
+
+def sentences(rows: Sequence[dict[str, Any]], control: dict[str, Any]) -> list[str]:
+    """Say, per method, whether its loss rises with the (1,1)-norm or stays.
+
+    Args:
+        rows: Of all t.
+        control: Of a rotation so small that it changes only the rounding.
+    """
+    ordered = sorted(rows, key=lambda row: float(row["one_one_norm_per_param"]))
+    texts = []
+    for method in METHODS:
+        losses = [row["best"][method.name]["loss"] for row in ordered]
+        change = max(losses) / min(losses)
+        if change - 1 < 1e-6:
+            text = f"stays: the losses agree to {change - 1:.1g} of their size"
+        elif losses == sorted(losses):
+            text = f"rises with the (1,1)-norm at every step, {change:.3g} times in all"
+        else:
+            shaken = [losses[0], control["best"][method.name]["loss"]]
+            text = f"changes {change:.3g} times, but not always upwards; "
+            text += f"{max(shaken) / min(shaken):.3g} times already by a rotation of {_CONTROL:g}"
+        texts.append(f"{method.name}: {text}.")
+    return texts
+
+
+def main(config: Config) -> Path:
+    """Run the study, show it, and write it down."""
+    started = time.perf_counter()
+    rows = study(config, config.angles)
+    (control,) = study(config, [_CONTROL])
+    seconds = time.perf_counter() - started
+    console = Console()
+    console.print(results_table(rows))
+    for sentence in sentences(rows, control):
+        console.print(sentence, highlight=False, markup=False)
+    folder = Path(config.runs_dir, config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "quadratic.json"
+    content = {
+        "config": asdict(config), "rows": rows, "control": control, "seconds": seconds,
+        "versions": versions(),
+    }  # fmt: skip
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    draw_quadratic(rows, path.with_suffix(".png"))
+    console.print(f"Written: {path} and .png, {seconds:.0f} s", highlight=False, markup=False)
+    return path
+
+
+if __name__ == "__main__":
+    try:
+        main(parse({"quadratic": Config}, sys.argv[1:], "Rotate a quadratic under optimizers."))
+    except RecipeError as error:
+        sys.exit(f"error: {error}")

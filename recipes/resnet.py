@@ -1,0 +1,221 @@
+"""Train a ResNet-18 on images and watch which geometry its loss landscape has.
+
+    python recipes/resnet.py                            # thin, on 8 x 8 digits: minutes on a CPU
+    python recipes/resnet.py --preset cifar10 --data cifar10:DIR        # full width, one GPU
+    python recipes/resnet.py --data fashion-mnist:DIR   # idx files
+    python recipes/resnet.py --optimizer adam --rotation global         # in another geometry
+    python recipes/resnet.py compare                    # optimizers, each at its best rate
+    python recipes/resnet.py compare --batch-sizes '[16,64,256]'        # and by batch size
+    python recipes/resnet.py --resume last              # go on where the last run was interrupted
+    python recipes/resnet.py --preset cifar10 --data cifar10:DIR --devices 2 --strategy ddp
+
+Every field of `Config` is a flag (--help), also with dashes. Flags win over `--config FILE.yaml`,
+and that over the preset; --print_config shows the outcome.
+Needs: pip install 'lightning-linf[recipes]'
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import compare
+from image_data import Batch, ImageData
+from images import content_id, load
+from settings import RecipeError, parse, parse_two, refuse_unless
+from training import MAY_CHANGE_ON_RESUME, TrainingConfig, make_optimizers, make_trainer, train
+from variants import CHOICES
+
+NUM_CLASSES = 10  # of all data sets that images.py reads
+
+
+@dataclass(frozen=True)
+class Config(TrainingConfig):
+    """Choices of a run; the defaults are the preset `digits`."""
+
+    name: str = "resnet-digits"
+    """Folder of the run under runs_dir."""
+    data: str = "digits"
+    """Images: digits (of scikit-learn), cifar10:DIR (python batches), fashion-mnist:DIR (idx)."""
+    width: int = 8
+    """Channels of the first stage, which double three times; ResNet-18 has 64."""
+    batch_size: int = 32
+    """Images an optimizer step, over all devices and accumulated micro-batches."""
+    micro_batch: int = 32
+    """Images a device takes at a time, whose statistics BatchNorm uses."""
+    max_steps: int = 300
+    """Optimizer steps."""
+    weight_decay: float = 5e-4
+    """Decay of matrices: decoupled, but in adam and sgd coupled (L2), so a part of the gradient."""
+    val_images: int = 1000
+    """Images of a validation, at most."""
+    probe_images: int = 64
+    """Images of a micro-batch that a probe sees: its graph needs some ten times their memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_unless(self, (
+            ("strategy", self.strategy != "fsdp2",
+             "one that keeps the network whole", "Choose --strategy ddp."),
+        ))  # fmt: skip
+
+    def data_id(self) -> str:
+        """Name the images by their content."""
+        return content_id(self.data)
+
+
+def digits() -> Config:
+    """177k parameters, on two CPU cores."""
+    return Config()
+
+
+def cifar10() -> Config:
+    """11M parameters, on one GPU; give --data cifar10:DIR."""
+    return replace(
+        digits(), name="resnet-cifar10", data="cifar10:data/cifar-10-batches-py", width=64,
+        batch_size=256, micro_batch=256, max_steps=4000, lr=1e-3, warmup_steps=200, val_every=400,
+        val_images=10_000, checkpoint_every=400, heterogeneity_every=50, smoothness_every=1000,
+    )  # fmt: skip
+
+
+ABOUT = "Train a ResNet-18 and watch the geometry of its loss. compare: several optimizers on it."
+PRESETS: dict[str, Callable[[], Config]] = {"digits": digits, "cifar10": cifar10}
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 one where the shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (batch, channels_in, h, w) -> (batch, channels, h / stride, w / stride)."""
+        residual = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(residual + self.shortcut(x))
+
+
+def resnet18(num_channels: int, width: int) -> nn.Sequential:
+    """Make the form for small images: a 3 x 3 stem of stride 1 and no pooling after it.
+
+    Source:
+        He, Zhang, Ren & Sun, arXiv:1512.03385: four stages of two blocks.
+    """
+    layers: list[nn.Module] = [
+        nn.Conv2d(num_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+    ]  # fmt: skip
+    channels = width
+    for stage in range(4):
+        for stride in (1 if stage == 0 else 2, 1):
+            layers.append(Block(channels, channels := width * 2**stage, stride))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, NUM_CLASSES)]
+    return nn.Sequential(*layers)
+
+
+class ResNet(LightningModule):
+    """Classify images.
+
+    Args:
+        config: Choices of the run, or a mapping of them.
+    """
+
+    def __init__(self, config: Config | Mapping[str, Any]) -> None:
+        super().__init__()
+        if not isinstance(config, Config):  # as a checkpoint has it
+            config = Config(**config)
+        self.save_hyperparameters({"config": asdict(config)})
+        self.config = config
+        (pixels, _), _ = load(config.data)
+        self.model = resnet18(pixels.shape[1], config.width)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Log and return the loss of a micro-batch."""
+        loss = self._loss(batch)
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def probe_loss(self, batch: Batch) -> Tensor:
+        """Return the loss whose landscape is measured: that of the first few images."""
+        pixels, labels = batch
+        return self._loss((pixels[: self.config.probe_images], labels[: self.config.probe_images]))
+
+    def probe_weight(self, batch: Batch) -> int:
+        """Count those images."""
+        return min(len(batch[1]), self.config.probe_images)
+
+    def validation_step(self, batch: Batch) -> None:
+        """Add a batch to the means over all ranks."""
+        pixels, labels = batch
+        logits = self.model(pixels)  # (batch, classes)
+        # Lightning's mean over ranks of these counts is a whole number, so it must come out as one.
+        weight = len(labels) * self.trainer.world_size
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        for name, value in (
+            ("val_loss", cross_entropy(logits, labels)),
+            ("val_accuracy", accuracy),
+        ):
+            self.log(name, value, batch_size=weight, prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, unless another geometry is chosen."""
+        return make_optimizers(self, self.config)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        pixels, labels = batch
+        return cross_entropy(self.model(pixels), labels)
+
+
+def prepare(
+    config: Config, callbacks: Sequence[Callback], **options: Any
+) -> tuple[Trainer, ResNet, ImageData]:
+    """Make all that a run needs; ``options`` are further ones of the Trainer."""
+    seed_everything(config.seed, workers=True, verbose=False)
+    module = ResNet(config)
+    data = ImageData(
+        config.data,
+        batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
+        max_steps=config.max_steps,
+        val_images=config.val_images,
+        seed=config.seed,
+    )
+    return make_trainer(config, callbacks, **options), module, data
+
+
+def main(config: Config) -> Trainer:
+    """Train, and say what was measured."""
+    may_change = MAY_CHANGE_ON_RESUME | {"val_images", "probe_images"}
+    return train(config, prepare, may_change, f"ResNet-18 of width {config.width}")
+
+
+def run(args: Sequence[str]) -> None:
+    """Do what a command line asks for."""
+    if args[:1] == ["compare"]:
+        presets = compare.shorter(PRESETS)
+        command = "%(prog)s compare"
+        config, options = parse_two(presets, compare.Options, args[1:], compare.ABOUT, command)
+        # It has no attention, and so no heads.
+        variants = tuple(v for v in CHOICES[options.variants] if v.partition != "head")
+        compare.main(config, prepare, variants, options)
+    else:
+        main(parse(PRESETS, args, ABOUT, "%(prog)s [compare]"))
+
+
+if __name__ == "__main__":
+    try:
+        run(sys.argv[1:])
+    except RecipeError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,247 @@
+"""The runs of a comparison: each is trained once and kept as a file, several at a time if asked.
+
+Other choices, other data, other code or another torch make another run.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console, RenderableType
+
+import lightning_linf
+from own_geometry import OwnGeometry
+from report import LossRecorder
+from settings import RecipeError
+from training import Prepare, TrainingConfig
+
+_SAME_ANYWHERE = {"name", "runs_dir", "cache_dir"}  # no part of what a run is
+_SOURCES = (Path(lightning_linf.__file__).parent, Path(__file__).parent)  # a part of it, like torch
+_ONLY_SHOW = {
+    "figures.py",
+    "paper.py",
+    "rank_correlation.py",
+    "tables.py",
+    "versions.py",
+    "quadratic.py",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, and what is measured on it.
+
+    Args:
+        config: Its choices.
+        partitions: Of which the smoothness is measured in the optimizer's own coordinates.
+        num_points: How often; 0 measures nothing.
+    """
+
+    config: TrainingConfig
+    partitions: tuple[str, ...] = ()
+    num_points: int = 0
+
+    @property
+    def label(self) -> str:
+        """Optimizer, blocks, coordinates, learning rate, and the seed where there are several."""
+        config = self.config
+        words = [
+            config.optimizer,
+            config.partition,
+            config.rotation and f"rotated {config.rotation}",
+        ]
+        if config.rotation_strength != 1:
+            words.append(f"{config.rotation_strength:g}")
+        seed = f", seed {config.seed}" if self.num_points else ""
+        return " ".join(word for word in words if word) + f", lr {config.lr:g}{seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended; its losses are None if it diverged."""
+
+    lr: float
+    train_loss: float | None
+    val_loss: float | None
+    seconds_per_step: float
+    seed: int = 0
+    geometry: tuple[dict[str, Any], ...] = ()  # by measurement, the last at the end
+
+    @property
+    def order(self) -> float:
+        """The training loss, with divergence last."""
+        return math.inf if self.train_loss is None else self.train_loss
+
+
+class Runs:
+    """Make runs that are not there yet.
+
+    Args:
+        prepare: Makes trainer, module and data of a config, callbacks and options of the Trainer.
+        num_jobs: Runs at a time, each in a process of its own if there are several.
+        budget: Minutes after which no run is started.
+    """
+
+    def __init__(self, prepare: Prepare, num_jobs: int = 1, budget: float = math.inf) -> None:
+        self.prepare = prepare
+        self.num_jobs = num_jobs
+        self.deadline = time.monotonic() + 60 * budget
+        self.budget = budget
+        self._said: set[Path] = set()
+
+    def finish(self, runs: Sequence[Run], data_id: str) -> list[Outcome]:
+        """Give the outcomes of all, after making those that are missing.
+
+        Raises:
+            RecipeError: If the budget ends before the last one is started.
+        """
+        paths = [_path(run, data_id) for run in runs]
+        # All before the first run: ranks (which must share runs_dir) agree on what is left.
+        outcomes = [_read(path) for path in paths]
+        for i, outcome in enumerate(outcomes):
+            if outcome is not None:
+                self._tell(i, len(runs), runs[i], paths[i], outcome, "kept from before")
+        missing = [i for i, outcome in enumerate(outcomes) if outcome is None]
+        for i, outcome in self._make(runs, missing):
+            outcomes[i] = outcome
+            _write(paths[i], outcome, runs[i], data_id)
+            note = f"{outcome.seconds_per_step:.3f} s a step"
+            self._tell(i, len(runs), runs[i], paths[i], outcome, note)
+        done = [outcome for outcome in outcomes if outcome is not None]
+        if len(done) < len(runs):
+            raise RecipeError(
+                f"budget: expected {len(runs)} runs within {self.budget:g} minutes, got "
+                f"{len(done)}. The same command goes on where this one stopped."
+            )
+        return done
+
+    def _make(self, runs: Sequence[Run], missing: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
+        if self.num_jobs == 1 or len(missing) < 2:
+            for i in missing:
+                if time.monotonic() > self.deadline:
+                    return
+                yield i, train(runs[i], self.prepare)
+            return
+        num_threads = max(1, (os.cpu_count() or 1) // self.num_jobs)
+        context = multiprocessing.get_context("spawn")  # a fork would break CUDA and thread pools
+        left = iter(missing)
+        with ProcessPoolExecutor(
+            self.num_jobs, context, torch.set_num_threads, (num_threads,)
+        ) as pool:
+            running: dict[Future[Outcome], int] = {}
+            while True:
+                while len(running) < self.num_jobs and time.monotonic() <= self.deadline:
+                    if (started := next(left, None)) is None:
+                        break
+                    running[pool.submit(train, runs[started], self.prepare)] = started
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+
+    def _tell(
+        self, i: int, num_runs: int, run: Run, path: Path, outcome: Outcome, note: str
+    ) -> None:
+        if path not in self._said:
+            self._said.add(path)
+            losses = f"train {number(outcome.train_loss)}, val {number(outcome.val_loss)}"
+            say(f"{i + 1}/{num_runs} {run.label}: {losses}, {note}")
+
+
+def train(run: Run, prepare: Prepare) -> Outcome:
+    """Make a run."""
+    config = run.config
+    recorder = LossRecorder()
+    own = OwnGeometry(run.num_points, run.partitions, config.probe_batches, config.num_probes)
+    callbacks: list[Callback] = [recorder, own] if run.num_points else [recorder]
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)  # else every run says which devices there are
+    try:
+        trainer, module, data = prepare(
+            config, callbacks, logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+        trainer.fit(module, data)
+    finally:
+        log.setLevel(level)
+    val_loss = float(trainer.callback_metrics.get("val_loss", math.nan))
+    is_finite = math.isfinite(recorder.train_loss) and math.isfinite(val_loss)
+    assert trainer.global_step == config.max_steps or not is_finite
+    return Outcome(
+        lr=config.lr,
+        train_loss=recorder.train_loss if is_finite else None,
+        val_loss=val_loss if is_finite else None,
+        seconds_per_step=recorder.seconds_per_step,
+        seed=config.seed,
+        geometry=tuple(own.rows),
+    )
+
+
+def number(loss: float | None) -> str:
+    """Write a loss."""
+    return "diverged" if loss is None else f"{loss:.3f}"
+
+
+@rank_zero_only
+def say(what: RenderableType) -> None:
+    """Print a table, or a line that is not wrapped."""
+    Console().print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
+
+
+@rank_zero_only
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    os.replace(part, path)
+
+
+def _path(run: Run, data_id: str) -> Path:
+    """Name the file of a run after all that its outcome depends on."""
+    choices = {k: v for k, v in asdict(run.config).items() if k not in _SAME_ANYWHERE}
+    what = [data_id, choices, run.partitions, run.num_points, torch.__version__, _code()]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    name = run.label.replace(", ", "-").replace(" ", "-")
+    return Path(run.config.runs_dir, run.config.name, f"{name}-{digest[:8]}.json")
+
+
+@cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for folder in _SOURCES:
+        for file in sorted(folder.rglob("*.py")):
+            if folder != _SOURCES[1] or file.name not in _ONLY_SHOW:
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Outcome | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())["outcome"]
+        return Outcome(**{**content, "geometry": tuple(content["geometry"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"compare: expected a finished run in {str(path)!r}, got {type(error).__name__}. "
+            "Delete it to repeat the run."
+        ) from error
+
+
+def _write(path: Path, outcome: Outcome, run: Run, data_id: str) -> None:
+    content = {"outcome": asdict(outcome), "config": asdict(run.config), "data": data_id}
+    write_json(path, content)
