@@ -768,11 +768,7 @@ def test_sparse_gradients_are_refused():
         BlockwiseAdam(embedding.parameters()).step()
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize("foreach", FORMS)
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("name", PARTITIONS)
@@ -800,7 +796,6 @@ def test_step_on_a_gpu_is_that_of_the_cpu_and_waits_for_nothing(name, capturable
 
 
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("name", ["coordinate", "head", "tensor", "global"])
 def test_captured_step_continues_to_count(name, foreach):

@@ -25,7 +25,6 @@ from lightning_linf.probe import Landscape, measure_geometry
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     bit_identity.pytestmark,
 ]
 DEVICE = "cuda"

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from dataclasses import dataclass
+from functools import cache
 
 import networks
 import pytest
@@ -115,6 +116,18 @@ def rotated_adam(module, reparameterization=None, **options):
     )
 
 
+@cache
+def keeps_rounding_small(seed):
+    """Whether SGD from a start off by rounding ends there, too; one network in 150 does not."""
+    module, nudged, loss = two(seed)
+    with torch.no_grad():
+        for p in nudged.parameters():
+            p.mul_(1 + 1e-15)
+    ends = [train(m, torch.optim.SGD(m.parameters(), lr=0.01), loss) for m in (module, nudged)]
+    return bool((ends[0] - ends[1]).abs().max() < 1e-13)
+
+
+SEEDS = st.integers(0, 1000).filter(keeps_rounding_small)
 SGD_OPTIONS = [
     {},
     {"momentum": 0.9},
@@ -122,7 +135,7 @@ SGD_OPTIONS = [
     {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01},
 ]
 ROTATED_SGD = {
-    "seed": st.integers(0, 1000),
+    "seed": SEEDS,
     "scope": st.sampled_from(SCOPES),
     "num_groups": st.integers(1, 3),
     "only": st.sampled_from([None, "weight", r"^0\."]),
@@ -165,7 +178,7 @@ def test_rotated_adam_does_not_follow_adam(scope):
 
 
 @settings(max_examples=5, deadline=None)
-@given(st.integers(0, 1000))
+@given(SEEDS)
 def test_scaled_adam_is_adam_with_a_learning_rate_for_each_coordinate(seed):
     module, other, loss = two(seed)
     factors = torch.rand(len(weights(module))).double() + 0.5
@@ -182,7 +195,7 @@ def test_scaled_adam_is_adam_with_a_learning_rate_for_each_coordinate(seed):
 
 
 @settings(max_examples=5, deadline=None)
-@given(st.integers(0, 1000))
+@given(SEEDS)
 def test_scaled_sgd_is_sgd_with_the_squares_as_learning_rates(seed):
     module, other, loss = two(seed)
     factors = torch.rand(len(weights(module))).double() + 0.5
@@ -846,7 +859,6 @@ def test_coordinates_of_too_few_parameters_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fused_adam_on_cuda_equals_the_cpu_and_never_waits():
     module, other, loss = two()
     optimizer = rotated_adam(module, fused=True)

@@ -124,7 +124,6 @@ def test_sparse_gradients_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("foreach", FORMS)
 def test_step_on_a_gpu_is_that_of_the_cpu_and_waits_for_nothing(foreach):
     p = nn.Parameter(torch.randn(100))
