@@ -475,9 +475,10 @@ def test_manual_optimization_is_refused():
 
 
 def test_several_devices_need_no_accumulation(monkeypatch):
+    with pytest.raises(MisconfigurationException):
+        setup_with({"accumulate_grad_batches": 1})
     monkeypatch.setattr(lightning.Trainer, "world_size", 2)
     setup_with({"accumulate_grad_batches": 1})
-    setup_with({})
 
 
 def test_an_iterator_is_refused():
