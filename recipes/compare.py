@@ -19,16 +19,18 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from figures import draw_comparison
 from runs import Outcome, Run, Runs, say, write_json
-from settings import refuse
+from settings import parse, parse_two, refuse
+from sweep import Rate, best, chosen, is_end, sweep
 from tables import comparison_sentence, comparison_table, seeds_sentences, seeds_table
 from training import ConfigT, Prepare, TrainingConfig
-from variants import ADAM, FEW, Variant
+from variants import ADAM, CHOICES, FEW, Variant
 from versions import versions
 
 ABOUT = (
     "Train with Adam, Adam in rotated coordinates, blockwise Adam, AdaSGD and SGD, each at three "
-    "learning rates, without probes, and show who is ahead. --lr is the middle one of Adam; those "
-    "of the others are multiples of it that fit the preset tiny. Finished runs are not repeated."
+    "learning rates a factor 2 apart, without probes, and show who is ahead. --lr is Adam's middle "
+    "one; those of the others are multiples of it that fit the preset tiny. Finished runs are not "
+    "repeated."
 )
 NUM_STEPS = 250
 _WARMUP_STEPS = 25  # at most
@@ -46,6 +48,8 @@ class Options:
     """control: also rotated SGD; all: also weaker rotations, one a tensor, and more blocks."""
     widen: int = 0
     """Rates that may be added to the three of an optimizer, while the best of them is an end."""
+    sweep_seeds: int = 1
+    """Seeds that each rate runs with; the best is that of the least mean training loss."""
     seeds: int = 0
     """Further seeds for each optimizer at its best rate, at whose end the geometry is measured."""
     points: int = 1
@@ -59,7 +63,9 @@ class Options:
 
     def check(self, config: TrainingConfig) -> None:
         """Refuse what cannot be compared."""
-        for name, lowest in (("widen", 0), ("seeds", 0), ("points", 1), ("jobs", 1)):
+        for name, lowest in (
+            ("widen", 0), ("sweep_seeds", 1), ("seeds", 0), ("points", 1), ("jobs", 1),
+        ):  # fmt: skip
             if (value := getattr(self, name)) < lowest:
                 refuse(name, f"at least {lowest}", value, "Give a larger number.")
         if not self.budget > 0:
@@ -83,7 +89,7 @@ class Comparison:
     """What came out: runs of the sweep, and those with other seeds, by variant."""
 
     config: TrainingConfig
-    sweep: Mapping[Variant, Sequence[Outcome]]
+    sweep: Mapping[Variant, Sequence[Rate]]
     seeds: Mapping[Variant, Sequence[Outcome]]
 
 
@@ -104,11 +110,38 @@ def shorter(presets: Mapping[str, Callable[[], ConfigT]]) -> dict[str, Callable[
     return {name: lambda preset=preset: change(preset) for name, preset in presets.items()}  # type: ignore[misc]
 
 
+def run(
+    args: Sequence[str],
+    presets: Mapping[str, Callable[[], ConfigT]],
+    prepare: Prepare,
+    train: Callable[[ConfigT], Any],
+    about: str,
+    lacks: str | None = None,
+) -> None:
+    """Do what the command line of a recipe asks for: train, or compare.
+
+    Args:
+        args: The command line without the program.
+        presets: Named sets of choices, the default first.
+        prepare: Makes trainer, module and data of a config, callbacks and options of the Trainer.
+        train: Makes a run.
+        about: First line of the help.
+        lacks: A partition that the network does not have.
+    """
+    if args[:1] != ["compare"]:
+        train(parse(presets, args, about, "%(prog)s [compare]"))
+        return
+    config, options = parse_two(shorter(presets), Options, args[1:], ABOUT, "%(prog)s compare")
+    there = {name: [v for v in CHOICES[name] if v.partition != lacks] for name in CHOICES}
+    main(config, prepare, there[options.variants], options, there["all"])
+
+
 def main(
     config: TrainingConfig,
     prepare: Prepare,
     variants: Sequence[Variant] = FEW,
     options: Options = Options(),  # frozen
+    measured: Sequence[Variant] = (),
 ) -> list[Comparison]:
     """Make the runs that are not there yet, and print what came out, for every batch size.
 
@@ -117,6 +150,8 @@ def main(
         prepare: Makes trainer, module and data of a config, callbacks and options of the Trainer.
         variants: What to compare.
         options: How.
+        measured: Whose geometries are measured at the ends of Adam's runs; by default those of
+            ``variants``.
     """
     options.check(config)
     runs = Runs(prepare, options.jobs, options.budget)
@@ -128,19 +163,25 @@ def main(
             micro = min(config.micro_batch, size)
             name = f"{config.name}-batch{size}"
             sized = replace(config, batch_size=size, micro_batch=micro, name=name)
-        results.append(compare(sized, runs, variants, options))
+        results.append(compare(sized, runs, variants, options, measured or variants))
     return results
 
 
 def compare(
-    config: TrainingConfig, runs: Runs, variants: Sequence[Variant], options: Options
+    config: TrainingConfig,
+    runs: Runs,
+    variants: Sequence[Variant],
+    options: Options,
+    measured: Sequence[Variant],
 ) -> Comparison:
     """Compare at one batch size."""
     data_id = config.data_id()
-    swept = _sweep(config, runs, variants, options.widen, data_id)
+    swept = sweep(config, runs, variants, options.sweep_seeds, options.widen, data_id)
     say(comparison_table(swept, config.max_steps))
     say(comparison_sentence(swept, config.max_steps))
-    seeds = _other_seeds(config, runs, swept, options, data_id) if options.seeds else {}
+    seeds: Mapping[Variant, Sequence[Outcome]] = {}
+    if options.seeds:
+        seeds = _other_seeds(config, runs, swept, measured, options, data_id)
     comparison = Comparison(config, swept, seeds)
     record = _record(comparison, options, data_id)
     path = Path(config.runs_dir, config.name, "comparison.json")
@@ -153,54 +194,28 @@ def compare(
     return comparison
 
 
-def best(outcomes: Sequence[Outcome]) -> Outcome:
-    """Choose the run with the least training loss."""
-    return min(outcomes, key=lambda outcome: outcome.order)
-
-
-def _sweep(
-    config: TrainingConfig, runs: Runs, variants: Sequence[Variant], widen: int, data_id: str
-) -> dict[Variant, list[Outcome]]:
-    """Run every variant at its learning rates, and at further ones while the best is an end."""
-    rates = {v: [_rate(config.lr * factor) for factor in v.factors] for v in variants}
-    for num_left in range(widen, -1, -1):
-        pairs = [(variant, rate) for variant in variants for rate in rates[variant]]
-        outcomes = runs.finish([_run(config, *pair) for pair in pairs], data_id)
-        swept: dict[Variant, list[Outcome]] = {variant: [] for variant in variants}
-        for (variant, _), outcome in zip(pairs, outcomes, strict=True):
-            swept[variant].append(outcome)
-        further = {v: rate for v in variants if (rate := _further(swept[v])) is not None}
-        if not (further and num_left):
-            break
-        for variant, rate in further.items():
-            rates[variant] = sorted([*rates[variant], rate])
-    return swept
-
-
-def _further(outcomes: Sequence[Outcome]) -> float | None:
-    """Give the next learning rate beyond the best one, if that is an end of those tried."""
-    rates = sorted(outcome.lr for outcome in outcomes)
-    chosen = best(outcomes)
-    if chosen.train_loss is None or chosen.lr == rates[0]:
-        return _rate(rates[0] / 3)
-    return _rate(rates[-1] * 3) if chosen.lr == rates[-1] else None
-
-
 def _other_seeds(
     config: TrainingConfig,
     runs: Runs,
-    swept: Mapping[Variant, Sequence[Outcome]],
+    swept: Mapping[Variant, Sequence[Rate]],
+    measured: Sequence[Variant],
     options: Options,
     data_id: str,
 ) -> dict[Variant, list[Outcome]]:
-    """Run every variant at its best rate with other seeds, and measure what its optimizer saw."""
-    everything = tuple({variant.partition: None for variant in swept})
-    pairs = [(variant, seed) for variant in swept for seed in range(1, options.seeds + 1)]
+    """Run every variant at its best rate with other seeds, and measure what its optimizer saw.
+
+    Where Adam ends, all geometries are measured: they compare at one point, and tell which
+    partition would do.
+    """
+    partitions = tuple({variant.partition: None for variant in measured})
+    rotations = tuple({v.rotation: None for v in measured if v.partition == "coordinate"})
+    first = config.seed + options.sweep_seeds
+    pairs = [(variant, first + i) for variant in swept for i in range(options.seeds)]
     made = [
         Run(
-            replace(_run(config, variant, best(swept[variant]).lr).config, seed=config.seed + seed),
-            # Of Adam's runs all, because they tell which partition would do.
-            everything if variant == ADAM else (variant.partition,),
+            replace(chosen(config, variant, best(swept[variant]).lr), seed=seed),
+            partitions if variant == ADAM else (variant.partition,),
+            tuple(filter(None, rotations)) if variant == ADAM else (),
             options.points,
         )
         for variant, seed in pairs
@@ -209,14 +224,6 @@ def _other_seeds(
     for (variant, _), outcome in zip(pairs, runs.finish(made, data_id), strict=True):
         results[variant].append(outcome)
     return results
-
-
-def _run(config: TrainingConfig, variant: Variant, lr: float) -> Run:
-    return Run(replace(config, **variant.choices, lr=lr, val_every=config.max_steps))
-
-
-def _rate(lr: float) -> float:
-    return float(f"{lr:.3g}")
 
 
 def _record(comparison: Comparison, options: Options, data_id: str) -> dict[str, Any]:
@@ -232,11 +239,13 @@ def _record(comparison: Comparison, options: Options, data_id: str) -> dict[str,
                 "optimizer": variant.optimizer,
                 "geometry": variant.geometry,
                 "partition": variant.partition,
-                "lr": best(outcomes).lr,
-                "sweep": [asdict(outcome) for outcome in outcomes],
+                "rotation": variant.rotation and "{} {:g}".format(*variant.rotation),
+                "lr": best(rates).lr,
+                "is_end": is_end(best(rates), rates),
+                "sweep": [asdict(rate) for rate in rates],
                 "seeds": [asdict(outcome) for outcome in comparison.seeds.get(variant, ())],
             }
-            for variant, outcomes in comparison.sweep.items()
+            for variant, rates in comparison.sweep.items()
         ],
         "versions": versions(),
     }

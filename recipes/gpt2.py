@@ -23,12 +23,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import compare
 from corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE, cache_folder
-from settings import RecipeError, parse, parse_two, refuse_unless
+from settings import RecipeError, refuse_unless
 from token_data import TokenData
 from training import (
     MAY_CHANGE_ON_RESUME,
@@ -37,7 +37,8 @@ from training import (
     make_trainer,
     train,
 )
-from variants import CHOICES
+
+_IGNORED = -1  # no token
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,9 @@ class GPT2(LightningModule):
     def loss(self, tokens: Tensor) -> Tensor:
         """Average the cross-entropy of every token but the first, in nats."""
         logits = self.model(tokens).logits  # (batch, sequence, vocab)
-        return cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        # The last logits have no target. To ignore them is faster than to cut them off: no copy.
+        targets = pad(tokens[:, 1:], (0, 1), value=_IGNORED)
+        return cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED)
 
     def training_step(self, tokens: Tensor) -> Tensor:
         """Log and return the loss of a micro-batch."""
@@ -225,13 +228,7 @@ def main(config: Config) -> Trainer:
 
 def run(args: Sequence[str]) -> None:
     """Do what a command line asks for."""
-    if args[:1] == ["compare"]:
-        presets = compare.shorter(PRESETS)
-        command = "%(prog)s compare"
-        config, options = parse_two(presets, compare.Options, args[1:], compare.ABOUT, command)
-        compare.main(config, prepare, CHOICES[options.variants], options)
-    else:
-        main(parse(PRESETS, args, ABOUT, "%(prog)s [compare]"))
+    compare.run(args, PRESETS, prepare, main, ABOUT)
 
 
 if __name__ == "__main__":

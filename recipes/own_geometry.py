@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_linf import GeometryReport, measure_geometry
+from lightning_linf import GeometryReport, Rotation, measure_geometry
 from lightning_linf.optim import Reparameterized
 
 KEEP = 0.9  # of Adam's promised decrease: what `recommend` is asked for
@@ -23,15 +25,23 @@ class OwnGeometry(Callback):
     Args:
         num_points: How many measurements.
         partitions: Which partitions, beside "coordinate" and "global".
+        rotations: Scopes and strengths of rotations, as if the optimizer ran in them, too: what
+            the (1,1)-norm is in those coordinates.
         num_batches: Micro-batches that the loss is a mean over.
         num_probes: As of :func:`~lightning_linf.measure_geometry`.
     """
 
     def __init__(
-        self, num_points: int, partitions: Sequence[str], num_batches: int, num_probes: int
+        self,
+        num_points: int,
+        partitions: Sequence[str],
+        rotations: Sequence[tuple[str, float]],
+        num_batches: int,
+        num_probes: int,
     ) -> None:
         self.num_points = num_points
         self.partitions = partitions
+        self.rotations = rotations
         self.num_batches = num_batches
         self.num_probes = num_probes
         self.rows: list[dict[str, Any]] = []  # by measurement
@@ -46,26 +56,47 @@ class OwnGeometry(Callback):
         self._num_steps = trainer.global_step
         spread = range(1, self.num_points + 1)
         if self._num_steps in {trainer.max_steps * i // self.num_points for i in spread}:
-            report = self._measure(trainer, pl_module)
-            self.rows.append({"step": self._num_steps, **_row(report)})
+            self.rows.append({"step": self._num_steps, **self._measure(trainer, pl_module)})
 
-    def _measure(self, trainer: Trainer, module: LightningModule) -> GeometryReport:
+    def _measure(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         (optimizer,) = trainer.optimizers
-        coordinates = None
-        if isinstance(optimizer, Reparameterized):
-            parameters = [p for p in module.parameters() if p.requires_grad]
-            coordinates = optimizer.coordinates(parameters)
+        parameters = [p for p in module.parameters() if p.requires_grad]
         data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
         with isolate_rng():  # an iterator draws a number
             batches = list(islice(data.train_dataloader(), self.num_batches))
-        return measure_geometry(
-            module,
-            [module.transfer_batch_to_device(batch, module.device, 0) for batch in batches],
-            partitions=self.partitions,  # type: ignore[arg-type]  # names, from the variants
-            num_probes=self.num_probes,
-            reparameterization=coordinates,
-            mode="train",
-        )
+        batches = [module.transfer_batch_to_device(batch, module.device, 0) for batch in batches]
+
+        def measure(partitions: Sequence[str], seen_by: Optimizer) -> GeometryReport:
+            coordinates = None
+            if isinstance(seen_by, Reparameterized):
+                coordinates = seen_by.coordinates(parameters)
+            return measure_geometry(
+                module,
+                batches,
+                partitions=partitions,  # type: ignore[arg-type]  # names, from the variants
+                num_probes=self.num_probes,
+                reparameterization=coordinates,
+                mode="train",
+            )
+
+        row = _row(measure(self.partitions, optimizer))
+        turned = {
+            f"{scope} {strength:g}": measure(("global",), _rotated(optimizer, scope, strength))
+            for scope, strength in self.rotations
+        }
+        return {
+            **row,
+            "rotated": {name: report.one_one_norm_per_param for name, report in turned.items()},
+        }
+
+
+def _rotated(optimizer: Optimizer, scope: str, strength: float) -> Reparameterized:
+    """Make the optimizer that would run in rotated coordinates, one rotation a group."""
+    return Reparameterized(
+        [{"params": group["params"]} for group in optimizer.param_groups],
+        lambda params: torch.optim.SGD(params, lr=1.0),
+        Rotation(scope, strength=strength),  # type: ignore[arg-type]  # a name, from the variants
+    )
 
 
 def _row(report: GeometryReport) -> dict[str, Any]:

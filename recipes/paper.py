@@ -1,6 +1,7 @@
 """Run the three recipes at their small sizes and write docs/results.md from what came out.
 
     python recipes/paper.py            # as `make paper`: under half an hour on two CPU cores
+    python recipes/paper.py --long     # also more rotations and more blocks: an hour more
     python recipes/paper.py --page     # only write the page again, from docs/results/*.json
 
 Where torch finds a CUDA device, the preset `small` of the GPT-2 is compared on it, too. Finished
@@ -10,9 +11,10 @@ runs are kept under runs/paper, so an interrupted call goes on where it stopped.
 import argparse
 import json
 import shlex
-import shutil
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +43,14 @@ class Study:
         about: What it is about, in a sentence or two.
         command: The recipe and its flags.
         results: Names of its folders under ``RUNS``.
+        is_long: Whether only ``--long`` runs it.
     """
 
     title: str
     about: str
     command: str
     results: tuple[str, ...]
+    is_long: bool = False
 
 
 QUADRATIC = Study(
@@ -56,28 +60,36 @@ QUADRATIC = Study(
     f"quadratic.py --runs-dir {RUNS}",
     ("quadratic",),
 )
+_GPT2 = f"--micro-batch 8 --probe-batches 2 --widen 1 --seeds 3 {_CPU}"
 GPT2 = Study(
     "GPT-2",
-    "A small GPT-2 on the sources of Python's standard library.",
-    "gpt2.py compare --name gpt2 --vocab-size 2048 --sequence-length 64 --n-embd 32 "
-    f"--micro-batch 32 --lr 0.005 --variants control --seeds 3 {_CPU}",
+    "The preset tiny: 370k parameters, on the sources of Python's standard library.",
+    f"gpt2.py compare --name gpt2 --variants control {_GPT2}",
     ("gpt2",),
 )
+GPT2_ALL = Study(
+    "GPT-2, weaker rotations and more blocks",
+    "The same with three strengths of the rotation, one a tensor, rows and heads.",
+    f"gpt2.py compare --name gpt2-all --variants all --sweep-seeds 2 {_GPT2}",
+    ("gpt2-all",),
+    is_long=True,
+)
+_RESNET = f"--max-steps 100 --num-probes 8 --widen 1 --seeds 3 {_CPU}"
 RESNET = Study(
     "ResNet-18",
     "A thin ResNet-18 on scikit-learn's handwritten digits, at two batch sizes. These trainings "
     "enlarge rounding within tens of steps: SGD and rotated SGD are equal to rounding at first and "
     "part like two trainings whose weights differ by 1e-7. Differences of one seed mean little.",
-    "resnet.py compare --name resnet --batch-sizes [16,64] --max-steps 100 --num-probes 8 "
-    f"--variants control --seeds 2 {_CPU}",
+    f"resnet.py compare --name resnet --batch-sizes [16,64] --variants control {_RESNET}",
     ("resnet-batch16", "resnet-batch64"),
 )
 RESNET_ALL = Study(
     "ResNet-18, weaker rotations and more blocks",
     "The same at one batch size, with three strengths of the rotation, one a tensor, and rows.",
-    "resnet.py compare --name resnet-all --batch-size 16 --micro-batch 16 --max-steps 100 "
-    f"--num-probes 8 --variants all --seeds 3 {_CPU}",
+    "resnet.py compare --name resnet-all --batch-size 16 --micro-batch 16 --variants all "
+    f"--sweep-seeds 2 {_RESNET}",
     ("resnet-all",),
+    is_long=True,
 )
 GPT2_CUDA = Study(
     "GPT-2, preset small, on a GPU",
@@ -89,27 +101,32 @@ GPT2_CUDA = Study(
 _PREFACE = """\
 # Results
 
-Written by `make paper` from the logs in `docs/results`; no number here is typed. The claims are
+Written by `make paper` from the logs in `docs/results`; no result here is typed. The claims are
 those of [Xie, Mohamadi & Li](https://arxiv.org/abs/2410.08198): Adam loses by a rotation of the
 coordinates, SGD does not, and what an optimizer loses follows the smoothness H(Φ) of its own
 geometry. Their figures, of far larger trainings, are not repeated here. These runs are small and
 short and their seeds few, so they are reported as they came out, for the claims or against them.
 
-A training loss is the mean of the last 20 steps. H(Φ) is that of the optimizer's own partition Φ,
-at the end of its own run: the (1,1)-norm for Adam, d λ_max for AdaSGD and SGD, an upper bound of
-it for blocks. Optimizers end at different points, so it also tells where they went."""
-STUDIES = (QUADRATIC, GPT2, RESNET, RESNET_ALL, GPT2_CUDA)
+A training loss is the mean of the last 20 steps. H(Φ) is that of the optimizer's own partition Φ
+in its own coordinates: the (1,1)-norm for Adam, d λ_max for AdaSGD and SGD, an upper bound of it
+for blocks. At the end of each run it also tells where the optimizer went, so all of them are
+measured at the end of Adam's runs, too."""
+STUDIES = (QUADRATIC, GPT2, RESNET, GPT2_ALL, RESNET_ALL, GPT2_CUDA)
+_NOT_RUN = "Not run: `make paper` found no CUDA device."
+_NOT_LONG = "Not run: only `make paper ARGS=--long` does."
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--page", action="store_true", help="only write the page again")
+    parser.add_argument("--long", action="store_true", help="also what takes hours")
     parser.add_argument("--only", help="a recipe, such as resnet.py")
     choices = parser.parse_args()
     for study in () if choices.page else STUDIES:
         is_chosen = choices.only in (None, study.command.partition(" ")[0])
-        if is_chosen and (study is not GPT2_CUDA or torch.cuda.is_available()):
+        is_possible = study is not GPT2_CUDA or torch.cuda.is_available()
+        if is_chosen and is_possible and (choices.long or not study.is_long):
             make(study)
     draw()
     PAGE.write_text("\n".join(page()) + "\n", encoding="utf-8")
@@ -119,11 +136,15 @@ def main() -> None:
 def make(study: Study) -> None:
     """Run a command, and keep its log."""
     recipe, *flags = shlex.split(study.command)
+    started = time.perf_counter()
     subprocess.run([sys.executable, f"recipes/{recipe}", *flags], cwd=ROOT, check=True)
+    minutes = (time.perf_counter() - started) / 60
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in study.results:
         log = "quadratic.json" if study is QUADRATIC else "comparison.json"
-        shutil.copy(ROOT / RUNS / name / log, FOLDER / f"{name}.json")
+        record = json.loads((ROOT / RUNS / name / log).read_text())
+        record["minutes"] = minutes  # of the command, with all its results
+        (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def draw() -> None:
@@ -147,9 +168,7 @@ def page() -> Iterator[str]:
         yield ""
         records = [_record(name) for name in study.results]
         if None in records:
-            yield (
-                "Not run: `make paper` found no CUDA device." if study is GPT2_CUDA else "Not run."
-            )
+            yield _NOT_RUN if study is GPT2_CUDA else _NOT_LONG if study.is_long else "Not run."
             continue
         yield _made_with(records[0])
         for name, record in zip(study.results, records, strict=True):
@@ -164,7 +183,9 @@ def _record(name: str) -> Any:
 
 def _made_with(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return f"With {versions}."
+    return (
+        f"With {versions}: {record['minutes']:.1f} minutes, less what runs kept from before saved."
+    )
 
 
 def _quadratic(record: Mapping[str, Any]) -> Iterator[str]:
@@ -182,7 +203,6 @@ def _quadratic(record: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     yield from (f"- {sentence}" for sentence in quadratic_sentences(rows, record["control"]))
-    yield f"- All took {record['seconds']:.0f} s."
 
 
 def _loss(best: Mapping[str, Any]) -> str:
@@ -192,10 +212,13 @@ def _loss(best: Mapping[str, Any]) -> str:
 def _comparison(name: str, record: Mapping[str, Any]) -> Iterator[str]:
     config, options = record["config"], record["options"]
     yield from ("", f"### Batches of {config['batch_size']}, {config['max_steps']} steps", "")
-    yield f"Learning rates: each run with seed {config['seed']} to its end, training loss."
+    first, num_swept = config["seed"], options["sweep_seeds"]
+    seeds = f"seed {first}" if num_swept == 1 else f"seeds {first} to {first + num_swept - 1}"
+    yield f"Learning rates: each run to its end with {seeds}, training loss (mean); the best"
+    yield "in bold, with a star where it is an end of those tried."
     yield ""
     yield from _markdown(["optimizer", "geometry", "learning rate: training loss"], [
-        [variant["optimizer"], variant["geometry"], ", ".join(map(_rate, variant["sweep"]))]
+        [variant["optimizer"], variant["geometry"], _rates(variant)]
         for variant in record["variants"]
     ])  # fmt: skip
     yield ""
@@ -212,7 +235,12 @@ def _comparison(name: str, record: Mapping[str, Any]) -> Iterator[str]:
 
 def _cost(record: Mapping[str, Any]) -> str:
     """Add up the runs, which may be of several calls."""
-    outcomes = [run for v in record["variants"] for run in (*v["sweep"], *v["seeds"])]
+    outcomes = [
+        run
+        for variant in record["variants"]
+        for runs in (*(rate["outcomes"] for rate in variant["sweep"]), variant["seeds"])
+        for run in runs
+    ]
     steps = sum(run["seconds_per_step"] for run in outcomes) * record["config"]["max_steps"]
     probes = sum(row["seconds"] for run in outcomes for row in run["geometry"])
     return (
@@ -222,9 +250,15 @@ def _cost(record: Mapping[str, Any]) -> str:
     )
 
 
-def _rate(outcome: Mapping[str, Any]) -> str:
-    loss = outcome["train_loss"]
-    return f"{outcome['lr']:g}: {'diverged' if loss is None else f'{loss:.3f}'}"
+def _rates(variant: Mapping[str, Any]) -> str:
+    texts = []
+    for rate in variant["sweep"]:
+        losses = [outcome["train_loss"] for outcome in rate["outcomes"]]
+        loss = "diverged" if None in losses else f"{statistics.fmean(losses):.3f}"
+        text = f"{rate['lr']:g}: {loss}"
+        is_best = rate["lr"] == variant["lr"]
+        texts.append(f"**{text}**{' *' if variant['is_end'] else ''}" if is_best else text)
+    return ", ".join(texts)
 
 
 def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

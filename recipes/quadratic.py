@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from figures import draw_quadratic
-from lightning_linf.optim import AdaSGD
+from lightning_linf.optim import BlockwiseAdam
 from settings import RecipeError, check_fields, parse, refuse_unless
 from versions import versions
 
@@ -71,24 +71,28 @@ class Config:
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer of one vector, and the largest learning rate that is tried."""
+    """An optimizer of vectors, each a problem of its own, and the largest rate that is tried."""
 
     name: str
     max_lr: float
-    make: Callable[[Tensor, float, float], Optimizer]  # of x, lr, beta2
+    make: Callable[[Sequence[Tensor], float, float], Optimizer]  # of all x, lr, beta2
+
+
+def _adasgd(xs: Sequence[Tensor], lr: float, betas: tuple[float, float]) -> Optimizer:
+    """Make AdaSGD of every vector: one second moment a tensor."""
+    return BlockwiseAdam(xs, lr=lr, betas=betas, partition="tensor")
 
 
 METHODS = (
     Method("Adam, beta1 = 0", 1.0,
-           lambda x, lr, beta2: torch.optim.Adam([x], lr=lr, betas=(0.0, beta2))),
+           lambda xs, lr, beta2: torch.optim.Adam(xs, lr=lr, betas=(0.0, beta2))),
     Method("Adam, beta1 = 0.9", 1.0,
-           lambda x, lr, beta2: torch.optim.Adam([x], lr=lr, betas=(0.9, beta2))),
-    Method("AdaSGD, beta1 = 0", 1.0,
-           lambda x, lr, beta2: AdaSGD([x], lr=lr, betas=(0.0, beta2))),
-    Method("AdaSGD, beta1 = 0.9", 1.0,
-           lambda x, lr, beta2: AdaSGD([x], lr=lr, betas=(0.9, beta2))),
-    Method("SGD", 8.0, lambda x, lr, _: torch.optim.SGD([x], lr=lr)),
-    Method("SGD, momentum 0.9", 8.0, lambda x, lr, _: torch.optim.SGD([x], lr=lr, momentum=0.9)),
+           lambda xs, lr, beta2: torch.optim.Adam(xs, lr=lr, betas=(0.9, beta2))),
+    Method("AdaSGD, beta1 = 0", 1.0, lambda xs, lr, beta2: _adasgd(xs, lr, (0.0, beta2))),
+    Method("AdaSGD, beta1 = 0.9", 1.0, lambda xs, lr, beta2: _adasgd(xs, lr, (0.9, beta2))),
+    Method("SGD", 8.0, lambda xs, lr, _: torch.optim.SGD(xs, lr=lr)),
+    Method("SGD, momentum 0.9", 8.0,
+           lambda xs, lr, _: torch.optim.SGD(xs, lr=lr, momentum=0.9)),
 )  # fmt: skip
 
 
@@ -106,26 +110,42 @@ def skew_symmetric(config: Config) -> Tensor:
     return (gaussian - gaussian.T) / math.sqrt(2 * config.dim)
 
 
-def final_losses(hessian: Tensor, start: Tensor, config: Config) -> dict[str, list[float]]:
-    """Run all methods at all their learning rates, largest first."""
+def final_losses(hessians: Tensor, starts: Tensor, config: Config) -> list[dict[str, list[float]]]:
+    """Run all methods at all their learning rates on all problems.
+
+    Args:
+        hessians: Symmetric, one a problem. Shape (p, d, d).
+        starts: Shape (p, d).
+        config: Choices of the study.
+
+    Returns:
+        By problem and method, the final losses by learning rate, largest rate first.
+    """
     rates = [2.0**-i for i in range(config.num_rates)]
-    points = [start.clone().requires_grad_() for _ in METHODS for _ in rates]
+    # One optimizer steps all problems at its rate: most of the time of a step is its call.
+    points = [[x.clone().requires_grad_() for x in starts] for _ in METHODS for _ in rates]
     optimizers = [
         method.make(points[i * len(rates) + j], method.max_lr * rate, config.beta2)
         for i, method in enumerate(METHODS)
         for j, rate in enumerate(rates)
     ]
     for _ in range(config.max_steps):
-        with torch.no_grad():
-            gradients = torch.stack(points) @ hessian  # (runs, d); H is symmetric
-        for point, gradient, optimizer in zip(points, gradients, optimizers, strict=True):
-            point.grad = gradient
+        gradients = _stacked(points) @ hessians  # (p, runs, d)
+        for run, optimizer in enumerate(optimizers):
+            for x, gradient in zip(points[run], gradients[:, run], strict=True):
+                x.grad = gradient
             optimizer.step()
+    ends = _stacked(points)
+    losses = ((ends @ hessians) * ends).sum(dim=2) / 2
+    by_method = losses.view(-1, len(METHODS), len(rates)).tolist()
+    names = [method.name for method in METHODS]
+    return [dict(zip(names, rows, strict=True)) for rows in by_method]
+
+
+def _stacked(points: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Join the points of all runs, shape (problems, runs, d)."""
     with torch.no_grad():
-        ends = torch.stack(points)
-        losses = ((ends @ hessian) * ends).sum(dim=1) / 2
-    rows = losses.view(len(METHODS), len(rates)).tolist()
-    return {method.name: row for method, row in zip(METHODS, rows, strict=True)}
+        return torch.stack([torch.stack(list(x)) for x in zip(*points, strict=True)])
 
 
 def study(config: Config, angles: Sequence[float]) -> list[dict[str, Any]]:
@@ -133,15 +153,18 @@ def study(config: Config, angles: Sequence[float]) -> list[dict[str, Any]]:
     eigenvalues, skew = spectrum(config), skew_symmetric(config)
     generator = torch.Generator().manual_seed(config.seed + 1)
     start = torch.randn(config.dim, generator=generator, dtype=torch.float64)
-    rows = []
-    for t in angles:
-        rotation = torch.linalg.matrix_exp(t * skew)
-        hessian = (rotation * eigenvalues) @ rotation.T
-        runs = final_losses(hessian, rotation @ start, config)
-        best = {name: _best(losses, name) for name, losses in runs.items()}
-        norm = float(hessian.abs().sum()) / config.dim
-        rows.append({"t": t, "one_one_norm_per_param": norm, "best": best, "losses": runs})
-    return rows
+    rotations = torch.stack([torch.linalg.matrix_exp(t * skew) for t in angles])
+    hessians = (rotations * eigenvalues) @ rotations.mT
+    found = final_losses(hessians, rotations @ start, config)
+    return [
+        {
+            "t": t,
+            "one_one_norm_per_param": float(hessian.abs().sum()) / config.dim,
+            "best": {name: _best(losses, name) for name, losses in runs.items()},
+            "losses": runs,
+        }
+        for t, hessian, runs in zip(angles, hessians, found, strict=True)
+    ]
 
 
 def _best(losses: Sequence[float], name: str) -> dict[str, Any]:
@@ -201,13 +224,12 @@ def sentences(rows: Sequence[dict[str, Any]], control: dict[str, Any]) -> list[s
 def main(config: Config) -> Path:
     """Run the study, show it, and write it down."""
     started = time.perf_counter()
-    rows = study(config, config.angles)
-    (control,) = study(config, [_CONTROL])
+    *rows, control = study(config, [*config.angles, _CONTROL])
     seconds = time.perf_counter() - started
     console = Console()
     console.print(results_table(rows))
     for sentence in sentences(rows, control):
-        console.print(sentence, highlight=False, markup=False)
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     folder = Path(config.runs_dir, config.name)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "quadratic.json"

@@ -27,9 +27,8 @@ from torch.nn.functional import cross_entropy
 import compare
 from image_data import Batch, ImageData
 from images import content_id, load
-from settings import RecipeError, parse, parse_two, refuse_unless
+from settings import RecipeError, refuse_unless
 from training import MAY_CHANGE_ON_RESUME, TrainingConfig, make_optimizers, make_trainer, train
-from variants import CHOICES
 
 NUM_CLASSES = 10  # of all data sets that images.py reads
 
@@ -203,15 +202,7 @@ def main(config: Config) -> Trainer:
 
 def run(args: Sequence[str]) -> None:
     """Do what a command line asks for."""
-    if args[:1] == ["compare"]:
-        presets = compare.shorter(PRESETS)
-        command = "%(prog)s compare"
-        config, options = parse_two(presets, compare.Options, args[1:], compare.ABOUT, command)
-        # It has no attention, and so no heads.
-        variants = tuple(v for v in CHOICES[options.variants] if v.partition != "head")
-        compare.main(config, prepare, variants, options)
-    else:
-        main(parse(PRESETS, args, ABOUT, "%(prog)s [compare]"))
+    compare.run(args, PRESETS, prepare, main, ABOUT, lacks="head")  # it has no attention
 
 
 if __name__ == "__main__":

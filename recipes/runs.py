@@ -9,6 +9,7 @@ import logging
 import math
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -30,14 +31,10 @@ from training import Prepare, TrainingConfig
 
 _SAME_ANYWHERE = {"name", "runs_dir", "cache_dir"}  # no part of what a run is
 _SOURCES = (Path(lightning_linf.__file__).parent, Path(__file__).parent)  # a part of it, like torch
-_ONLY_SHOW = {
-    "figures.py",
-    "paper.py",
-    "rank_correlation.py",
-    "tables.py",
-    "versions.py",
-    "quadratic.py",
-}
+_OF_NO_RUN = {  # choose runs, show them, or are another study
+    "compare.py", "figures.py", "paper.py", "quadratic.py", "rank_correlation.py", "sweep.py",
+    "tables.py", "variants.py", "versions.py",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,13 @@ class Run:
     Args:
         config: Its choices.
         partitions: Of which the smoothness is measured in the optimizer's own coordinates.
+        rotations: Other coordinates in which the (1,1)-norm is measured: scopes and strengths.
         num_points: How often; 0 measures nothing.
     """
 
     config: TrainingConfig
     partitions: tuple[str, ...] = ()
+    rotations: tuple[tuple[str, float], ...] = ()
     num_points: int = 0
 
     @property
@@ -65,8 +64,7 @@ class Run:
         ]
         if config.rotation_strength != 1:
             words.append(f"{config.rotation_strength:g}")
-        seed = f", seed {config.seed}" if self.num_points else ""
-        return " ".join(word for word in words if word) + f", lr {config.lr:g}{seed}"
+        return " ".join(word for word in words if word) + f", lr {config.lr:g}, seed {config.seed}"
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,6 @@ class Outcome:
     seconds_per_step: float
     seed: int = 0
     geometry: tuple[dict[str, Any], ...] = ()  # by measurement, the last at the end
-
-    @property
-    def order(self) -> float:
-        """The training loss, with divergence last."""
-        return math.inf if self.train_loss is None else self.train_loss
 
 
 class Runs:
@@ -138,9 +131,7 @@ class Runs:
         num_threads = max(1, (os.cpu_count() or 1) // self.num_jobs)
         context = multiprocessing.get_context("spawn")  # a fork would break CUDA and thread pools
         left = iter(missing)
-        with ProcessPoolExecutor(
-            self.num_jobs, context, torch.set_num_threads, (num_threads,)
-        ) as pool:
+        with ProcessPoolExecutor(self.num_jobs, context, _start_job, (num_threads,)) as pool:
             running: dict[Future[Outcome], int] = {}
             while True:
                 while len(running) < self.num_jobs and time.monotonic() <= self.deadline:
@@ -161,11 +152,26 @@ class Runs:
             say(f"{i + 1}/{num_runs} {run.label}: {losses}, {note}")
 
 
+def _start_job(num_threads: int) -> None:
+    """Prepare a process for runs; it ends with the one that started it, even if that is killed."""
+    torch.set_num_threads(num_threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
 def train(run: Run, prepare: Prepare) -> Outcome:
     """Make a run."""
     config = run.config
     recorder = LossRecorder()
-    own = OwnGeometry(run.num_points, run.partitions, config.probe_batches, config.num_probes)
+    own = OwnGeometry(
+        run.num_points, run.partitions, run.rotations, config.probe_batches, config.num_probes
+    )
     callbacks: list[Callback] = [recorder, own] if run.num_points else [recorder]
     log = logging.getLogger("lightning.pytorch")
     level = log.level
@@ -213,7 +219,8 @@ def write_json(path: Path, content: Any) -> None:
 def _path(run: Run, data_id: str) -> Path:
     """Name the file of a run after all that its outcome depends on."""
     choices = {k: v for k, v in asdict(run.config).items() if k not in _SAME_ANYWHERE}
-    what = [data_id, choices, run.partitions, run.num_points, torch.__version__, _code()]
+    measured = [run.partitions, run.rotations, run.num_points]
+    what = [data_id, choices, measured, torch.__version__, _code()]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     name = run.label.replace(", ", "-").replace(" ", "-")
     return Path(run.config.runs_dir, run.config.name, f"{name}-{digest[:8]}.json")
@@ -224,7 +231,7 @@ def _code() -> str:
     digest = hashlib.sha256()
     for folder in _SOURCES:
         for file in sorted(folder.rglob("*.py")):
-            if folder != _SOURCES[1] or file.name not in _ONLY_SHOW:
+            if folder != _SOURCES[1] or file.name not in _OF_NO_RUN:
                 digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -10,7 +10,8 @@ from rich.box import HORIZONTALS
 from rich.table import Table
 
 from rank_correlation import spearman, spearman_interval
-from runs import Outcome, number
+from runs import number
+from sweep import Rate, best, is_end
 from variants import ADAM, ROTATED_ADAM, ROTATED_SGD, SGD, Variant
 
 _LEVEL = 0.01  # nats; a closer result tells nothing from one seed
@@ -18,36 +19,36 @@ _FEWEST_GROUPS = 3  # of optimizers, to rank them
 Record = Mapping[str, Any]  # a comparison.json, or one variant in it
 
 
-def comparison_table(results: Mapping[Variant, Sequence[Outcome]], num_steps: int) -> Table:
+def comparison_table(results: Mapping[Variant, Sequence[Rate]], num_steps: int) -> Table:
     """Lay out one row per optimizer, at its learning rate with the least training loss."""
     table = _table(f"After {num_steps} steps, by optimizer", (
         ("optimizer", "left"), ("geometry", "left"), ("best lr", "right"),
         ("train\nloss", "right"), ("val\nloss", "right"), ("other lr:\ntrain loss", "right"),
         ("s /\nstep", "right"),
     ))  # fmt: skip
-    for variant, outcomes in results.items():
-        chosen = _best(outcomes)
-        rates = [outcome.lr for outcome in outcomes]
-        is_end = chosen.train_loss is not None and chosen.lr in (min(rates), max(rates))
+    for variant, rates in results.items():
+        chosen = best(rates)
+        at_end = chosen.train_loss is not None and is_end(chosen, rates)
         table.add_row(
             variant.optimizer,
             variant.geometry,
-            f"{chosen.lr:g}{'*' if is_end else ''}",
+            f"{chosen.lr:g}{'*' if at_end else ''}",
             number(chosen.train_loss),
             number(chosen.val_loss),
-            "\n".join(f"{o.lr:g}: {number(o.train_loss)}" for o in outcomes if o is not chosen),
+            "\n".join(f"{r.lr:g}: {number(r.train_loss)}" for r in rates if r is not chosen),
             f"{chosen.seconds_per_step:.3f}",
         )
-        if is_end:
-            table.caption = "* an end of the rates tried: a better one may lie beyond (--lr)"
+        if at_end:
+            table.caption = "* an end of the rates tried: a better one may lie beyond (--widen)"
     return table
 
 
-def comparison_sentence(results: Mapping[Variant, Sequence[Outcome]], num_steps: int) -> str:
+def comparison_sentence(results: Mapping[Variant, Sequence[Rate]], num_steps: int) -> str:
     """Say whether Adam is ahead of itself in rotated coordinates."""
     if not {ADAM, ROTATED_ADAM} <= results.keys():
         return "Adam and rotated Adam were not both run."
-    adam, rotated = (_best(results[variant]).train_loss for variant in (ADAM, ROTATED_ADAM))
+    chosen = best(results[ADAM])
+    adam, rotated = chosen.train_loss, best(results[ROTATED_ADAM]).train_loss
     if adam is None or rotated is None:
         return "Adam and rotated Adam cannot be compared: all runs of one of them diverged."
     ahead = rotated - adam
@@ -58,9 +59,11 @@ def comparison_sentence(results: Mapping[Variant, Sequence[Outcome]], num_steps:
         if ahead < -_LEVEL
         else f"level with rotated Adam, within {_LEVEL}"
     )
+    num_seeds = len(chosen.outcomes)
+    seeds = "one seed" if num_seeds == 1 else f"mean of {num_seeds} seeds"
     return (
         f"Adam is {verdict} in training loss ({adam:.3f} against {rotated:.3f}, each at its best "
-        f"of the rates tried, one seed) after {num_steps} steps."
+        f"of the rates tried, {seeds}) after {num_steps} steps."
     )
 
 
@@ -111,29 +114,48 @@ def seeds_sentences(record: Record) -> list[str]:
         )
     if sgd and rotated_sgd:
         texts.append(_unmoved(sgd, rotated_sgd))
-    texts += [rank_sentence(record, only_adaptive) for only_adaptive in (True, False)]
+    texts += rank_sentences(record, adam)
     if adam:
         texts.append(recommendation_sentence(record, adam))
     return texts
 
 
-def rank_sentence(record: Record, only_adaptive: bool) -> str:
-    """Say how well H(Phi) of an optimizer's own geometry ranks its training loss."""
-    groups = [
-        list(zip(own_smoothness(variant), losses, strict=True))
-        for variant in record["variants"]
-        if not (only_adaptive and variant["optimizer"] == "sgd")
-        and None not in (losses := [outcome["train_loss"] for outcome in variant["seeds"]])
-    ]
-    which = "without SGD" if only_adaptive else "all"
+def rank_sentences(record: Record, adam: Record | None) -> list[str]:
+    """Say how well the smoothness of the geometries ranks the training losses, in four ways.
+
+    Where each run ended; where Adam's run of the same seed ended, one point for all geometries;
+    each with and without SGD, whose step follows the gradient's size.
+    """
+    texts = []
+    for only_adaptive in (True, False):
+        variants = [
+            variant
+            for variant in record["variants"]
+            if not (only_adaptive and variant["optimizer"] == "sgd")
+            and None not in _losses(variant)
+        ]
+        which = "without SGD" if only_adaptive else "all"
+        own = [_pairs(own_smoothness(variant), variant) for variant in variants]
+        texts.append(_rank_sentence("at the end of each run", which, own))
+        if adam:
+            there = [_pairs(smoothness_at(adam, variant), variant) for variant in variants]
+            texts.append(_rank_sentence("at the end of Adam's run", which, there))
+    return texts
+
+
+def _pairs(smoothness: Sequence[float], variant: Record) -> list[tuple[float, float]]:
+    return list(zip(smoothness, _losses(variant), strict=True))
+
+
+def _rank_sentence(where: str, which: str, groups: Sequence[Sequence[tuple[float, float]]]) -> str:
+    what = f"Spearman's rho of H(Phi) {where} and the training loss ({which}"
     if len(groups) < _FEWEST_GROUPS:
-        return f"Spearman's rho ({which}): {len(groups)} optimizers, too few."
+        return f"{what}): {len(groups)} optimizers, too few."
     rho = spearman([pair for group in groups for pair in group])
     lower, upper = spearman_interval(groups)
     return (
-        f"Spearman's rho between H(Phi) at the end and the training loss ({which}, "
-        f"{len(groups)} optimizers, {sum(map(len, groups))} runs): {rho:.2f}, 95 % interval "
-        f"{lower:.2f} to {upper:.2f} over resampled optimizers."
+        f"{what}, {len(groups)} optimizers, {sum(map(len, groups))} runs): {rho:.2f}, 95 % "
+        f"interval {lower:.2f} to {upper:.2f} over resampled optimizers."
     )
 
 
@@ -168,6 +190,13 @@ def ends(variant: Record, quantity: str) -> list[Any]:
 def own_smoothness(variant: Record) -> list[float]:
     """Read H(Phi) / d of the partition that the optimizer has, at the end of every seed."""
     return [smoothness[variant["partition"]] for smoothness in ends(variant, "smoothness")]
+
+
+def smoothness_at(adam: Record, variant: Record) -> list[float]:
+    """Read H(Phi) / d of a variant's geometry where Adam's run of every seed ended."""
+    if variant["rotation"] and variant["partition"] == "coordinate":  # one block: as unrotated
+        return [rotated[variant["rotation"]] for rotated in ends(adam, "rotated")]
+    return [smoothness[variant["partition"]] for smoothness in ends(adam, "smoothness")]
 
 
 def _ahead(adam: Record, rotated: Record) -> str:
@@ -212,10 +241,6 @@ def _differences(variant: Record, other: Record) -> list[float]:
 
 def _losses(variant: Record) -> list[float]:
     return [outcome["train_loss"] for outcome in variant["seeds"]]
-
-
-def _best(outcomes: Sequence[Outcome]) -> Outcome:
-    return min(outcomes, key=lambda outcome: outcome.order)
 
 
 def _table(title: str, columns: Sequence[tuple[str, Any]]) -> Table:

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -37,6 +38,7 @@ if str(RECIPES) not in sys.path:
     sys.path.insert(0, str(RECIPES))  # as for `python recipes/gpt2.py`
 
 compare = importlib.import_module("compare")
+sweep = importlib.import_module("sweep")
 corpus = importlib.import_module("corpus")
 gpt2 = importlib.import_module("gpt2")
 report = importlib.import_module("report")
@@ -1012,7 +1014,7 @@ def test_an_interrupted_comparison_goes_on_and_finished_runs_are_not_repeated(co
     capsys.readouterr()
     assert compare.main(comparison, third, PAIR) == [resumed]
     assert third.rates == []
-    assert "1/4 adam, lr 0.001: train " in (output := capsys.readouterr().out)
+    assert "1/4 adam, lr 0.001, seed 0: train " in (output := capsys.readouterr().out)
     assert output.count("kept from before") == 4
     assert "After 3 steps, by optimizer" in output
 
@@ -1056,7 +1058,7 @@ def test_a_run_that_diverged_stops_early_and_is_shown_as_such(comparison, capsys
     assert (lost.train_loss, lost.val_loss) == (None, None)
     assert math.isfinite(good.train_loss)
     output = capsys.readouterr().out
-    assert "2/2 sgd, lr 1e+33: train diverged, val diverged, " in output
+    assert "2/2 sgd, lr 1e+33, seed 0: train diverged, val diverged, " in output
     assert "1e+33: diverged" in output
     assert math.isfinite(good.seconds_per_step)
 
@@ -1082,11 +1084,12 @@ def test_a_comparison_is_a_command_with_defaults_of_its_own(monkeypatch, capsys)
     expected = dataclasses.replace(
         gpt2.tiny(), name="gpt2-tiny-compare", batch_size=32, max_steps=250, weight_decay=0.0
     )
-    assert calls == [(expected, gpt2.prepare, variants.FEW, compare.Options())]
+    everything = list(variants.ALL)
+    assert calls == [(expected, gpt2.prepare, list(variants.FEW), compare.Options(), everything)]
     args = ["--preset=small", "--max-steps", "7", "--warmup-steps", "2", "--variants=all"]
     gpt2.run(["compare", *args, "--batch-sizes", "[8,16]", "--seeds=2", "--budget", "30"])
     chosen = compare.Options("all", seeds=2, batch_sizes=(8, 16), budget=30.0)
-    assert calls[1][2:] == (variants.ALL, chosen)
+    assert calls[1][2:] == (everything, chosen, everything)
     assert calls[1][0] == dataclasses.replace(
         gpt2.small(), name="gpt2-small-compare", batch_size=128, max_steps=7, warmup_steps=2,
         weight_decay=0.0,
@@ -1111,10 +1114,10 @@ def test_what_a_comparison_chooses_itself_is_refused(comparison, changes, messag
         compare.main(dataclasses.replace(comparison, **changes), Prepare(end=0))
 
 
-def outcomes(*losses):
+def rates(*losses):
     """Make runs at the rates 1, 2, ... that ended with these training losses."""
     return [
-        runs.Outcome(rate, loss, None if loss is None else loss + 0.5, 0.25)
+        sweep.Rate(rate, (runs.Outcome(rate, loss, None if loss is None else loss + 0.5, 0.25),))
         for rate, loss in enumerate(losses, start=1)
     ]
 
@@ -1130,9 +1133,9 @@ def outcomes(*losses):
     ],
 )
 def test_the_comparison_says_whether_adam_is_ahead(adam, rotated, expected):
-    results = {variants.ROTATED_ADAM: outcomes(*rotated)}
+    results = {variants.ROTATED_ADAM: rates(*rotated)}
     if adam is not None:
-        results[variants.ADAM] = outcomes(*adam)
+        results[variants.ADAM] = rates(*adam)
     assert expected in tables.comparison_sentence(results, 250)
 
 
@@ -1144,8 +1147,8 @@ def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
         console.print(tables.comparison_table(results, 250))
         return console.export_text()
 
-    results = {variant: outcomes(5.0, 4.75, None) for variant in variants.FEW}
-    results[variants.FEW[2]] = outcomes(None, None, None)
+    results = {variant: rates(5.0, 4.75, None) for variant in variants.FEW}
+    results[variants.FEW[2]] = rates(None, None, None)
     table = text(results)
     assert "*" not in table
     assert "…" not in table
@@ -1153,19 +1156,21 @@ def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
     assert "adam coordinate, rotated 2 4.750 5.250 1: 5.000 0.250" in lines
     assert "3: diverged" in lines
     assert "blockwise_adam tensor 1 diverged diverged 2: diverged 0.250" in lines
-    table = text({variants.ADAM: outcomes(4.75, 5.0, 5.25)})
+    table = text({variants.ADAM: rates(4.75, 5.0, 5.25)})
     assert "1* 4.750" in " ".join(table.split())
     assert "* an end of the rates tried" in table
 
 
 def test_other_seeds_train_at_the_best_rate_and_tell_their_own_geometry(comparison, capsys):
     chosen = [variants.ADAM, variants.SGD, variants.ROTATED_SGD]
-    chosen = [dataclasses.replace(v, factors=v.factors[:1]) for v in chosen]
     chosen[0] = dataclasses.replace(chosen[0], factors=(0.01, 1.0))
+    chosen[1] = dataclasses.replace(chosen[1], factors=(100.0,))
+    chosen[2] = dataclasses.replace(chosen[2], same_rate_as=chosen[1])
     options = compare.Options(seeds=1, points=2)
     (result,) = compare.main(comparison, gpt2.prepare, chosen, options)
     output = capsys.readouterr().out
     assert "adam, lr 0.01, seed 1: train" in output
+    assert "sgd rotated global, lr 1, seed 0: train" in output
     assert "At the best rate, other seeds (1), and the geometry" in output
     assert "SGD with and without rotation, same seeds and rate: the training losses" in output
     folder = Path(comparison.runs_dir, comparison.name)
@@ -1188,7 +1193,7 @@ def test_the_geometry_of_a_run_is_that_of_its_weights_in_its_coordinates(compari
     own = importlib.import_module("own_geometry")
     chosen = {"optimizer": "adam", "rotation": "global", "max_steps": 1, "warmup_steps": 0}
     config = dataclasses.replace(comparison, **chosen)
-    callback = own.OwnGeometry(1, ("tensor",), num_batches=2, num_probes=4)
+    callback = own.OwnGeometry(1, ("tensor",), (), num_batches=2, num_probes=4)
     trainer, module, data = gpt2.prepare(
         config, [callback], logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
@@ -1206,6 +1211,53 @@ def test_the_geometry_of_a_run_is_that_of_its_weights_in_its_coordinates(compari
     )
 
 
+def test_adams_run_tells_the_geometry_of_rotated_adam_at_the_same_point(comparison):
+    own = importlib.import_module("own_geometry")
+    rows = {}
+    for rotation, others in ((None, (("global", 0.5),)), ("global", ())):
+        # No step is taken, so both see the initial weights.
+        config = dataclasses.replace(
+            comparison, optimizer="adam", max_steps=1, warmup_steps=0, lr=1e-12, rotation=rotation,
+            rotation_strength=0.5 if rotation else 1.0,
+        )  # fmt: skip
+        callback = own.OwnGeometry(1, (), others, num_batches=2, num_probes=8)
+        trainer, module, data = gpt2.prepare(
+            config, [callback], logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+        trainer.fit(module, data)
+        (rows[rotation],) = callback.rows
+    there = rows[None]["rotated"]["global 0.5"]
+    assert there == pytest.approx(rows["global"]["one_one_norm_per_param"], rel=1e-3)
+    assert there > 1.2 * rows[None]["one_one_norm_per_param"]
+
+
+def test_the_best_rate_is_that_of_the_least_mean_over_the_seeds_of_the_sweep(
+    comparison, monkeypatch
+):
+    losses = {(0.1, 3): 1.0, (0.1, 4): 4.0, (0.2, 3): 2.0, (0.2, 4): 2.5, (0.4, 3): 0.5}
+    made = []
+
+    def ended(self, these, data_id):
+        made.append([(run.config.optimizer, run.config.lr, run.config.seed) for run in these])
+        found = [losses.get((run.config.lr, run.config.seed)) for run in these]
+        return [runs.Outcome(run.config.lr, x, x, 0.1) for run, x in zip(these, found, strict=True)]
+
+    monkeypatch.setattr(runs.Runs, "finish", ended)
+    config = dataclasses.replace(comparison, seed=3, lr=0.1)
+    adam = dataclasses.replace(variants.ADAM, factors=(1, 2, 4))
+    sgd = dataclasses.replace(variants.SGD, same_rate_as=adam)
+    options = compare.Options(sweep_seeds=2)
+    (result,) = compare.main(config, gpt2.prepare, [sgd, adam], options)
+    assert [rate.train_loss for rate in result.sweep[adam]] == [2.5, 2.25, None]
+    assert sweep.best(result.sweep[adam]).lr == 0.2
+    assert made == [
+        [("adam", lr, seed) for lr in (0.1, 0.2, 0.4) for seed in (3, 4)],
+        [("sgd", 0.2, 3), ("sgd", 0.2, 4)],
+    ]
+    pair = {variants.ADAM: result.sweep[adam], variants.ROTATED_ADAM: result.sweep[adam]}
+    assert "of the rates tried, mean of 2 seeds)" in tables.comparison_sentence(pair, 3)
+
+
 def test_rates_are_added_beyond_an_end_until_it_is_none_or_enough(comparison, monkeypatch):
     def ended(self, made, data_id):
         return [outcome_at(run.config.lr) for run in made]
@@ -1216,9 +1268,9 @@ def test_rates_are_added_beyond_an_end_until_it_is_none_or_enough(comparison, mo
 
     monkeypatch.setattr(runs.Runs, "finish", ended)
     for factors, widen, expected in (
-        ((10.0, 30.0, 90.0), 5, [0.1, 0.3, 0.9, 2.7]),
-        ((1000.0, 3000.0), 1, [3.33, 10, 30]),
-        ((1000.0, 3000.0), 9, [0.37, 1.11, 3.33, 10, 30]),
+        ((15.0, 30.0, 60.0), 5, [0.15, 0.3, 0.6, 1.2, 2.4]),
+        ((1000.0, 2000.0), 1, [5, 10, 20]),
+        ((1000.0, 2000.0), 9, [0.625, 1.25, 2.5, 5, 10, 20]),
         ((10.0, 100.0), 0, [0.1, 1]),
     ):
         variant = dataclasses.replace(variants.SGD, factors=factors)
@@ -1246,6 +1298,38 @@ def test_a_budget_ends_between_runs_and_the_next_call_goes_on(comparison, monkey
 
 
 @pytest.mark.slow
+def test_jobs_end_with_the_program_that_started_them(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import multiprocessing, sys, time
+from concurrent.futures import ProcessPoolExecutor
+sys.path.insert(0, {str(RECIPES)!r})
+import runs
+
+def note():
+    open({str(tmp_path / "pid")!r}, "w").write(str(runs.os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, runs._start_job, (1,)) as pool:
+        pool.submit(note).result()
+""")
+    parent = subprocess.Popen([sys.executable, program])
+    deadline = time.monotonic() + 120
+    while not ((tmp_path / "pid").is_file() and (pid := (tmp_path / "pid").read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    # The state is the first letter after the name; Z waits for the one that adopted it.
+    stat = Path(f"/proc/{pid}/stat")
+    while stat.is_file() and stat.read_text().rpartition(") ")[2][0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
 def test_two_jobs_find_what_one_finds(comparison):
     pair = [dataclasses.replace(variant, factors=(1.0,)) for variant in PAIR]
     alone = compare.main(comparison, gpt2.prepare, pair)
@@ -1266,6 +1350,7 @@ def test_two_jobs_find_what_one_finds(comparison):
         ({"jobs": 0}, {}, "jobs: expected at least 1, got 0"),
         ({"points": 0}, {}, "points: expected at least 1"),
         ({"widen": -2}, {}, "widen: expected at least 0"),
+        ({"sweep_seeds": 0}, {}, "sweep_seeds: expected at least 1"),
         ({"budget": 0.0}, {}, "budget: expected minutes above 0"),
         ({"jobs": 2}, {"devices": 2}, "jobs: expected 1, and no budget, on several devices"),
         ({"budget": 9.0}, {"devices": 2}, "jobs: expected 1, and no budget, on several devices"),
@@ -1278,6 +1363,9 @@ def test_options_that_no_comparison_can_have_are_refused(comparison, options, ch
         compare.main(config, Prepare(end=0), PAIR, compare.Options(**options))
 
 
+THERE = {"coordinate": 1.0, "row": 2.0, "head": 2.5, "tensor": 3.0, "global": 4.0}  # H(Phi) / d
+
+
 def record_of(*entries):
     """Make a record of (variant, rate, losses by seed, H(Phi) by seed, recommended)."""
     return {
@@ -1285,13 +1373,16 @@ def record_of(*entries):
         "variants": [
             {
                 "optimizer": v.optimizer, "geometry": v.geometry, "partition": v.partition,
-                "lr": lr,
+                "rotation": v.rotation and "{} {:g}".format(*v.rotation), "lr": lr,
                 "seeds": [
                     {
                         "train_loss": loss, "val_loss": loss,
                         "geometry": [{
                             "one_one_norm_per_param": h, "lambda_max": 2 * h,
-                            "smoothness": {v.partition: h}, "recommended": recommended,
+                            "smoothness": {**THERE, v.partition: h},
+                            "rotated": {"global 1": 9.0, "tensor 1": 8.0, "global 0.5": 7.0,
+                                        "global 0.25": 6.0},
+                            "recommended": recommended,
                         }],
                     }
                     for loss, h in zip(losses, smoothness, strict=True)
@@ -1315,10 +1406,11 @@ def test_the_sentences_of_other_seeds_say_what_came_out():
     assert "over seeds: 0.177 and 0.354." in text
     assert "own coordinates: 1.5 for Adam (1 to 2), 5.5 for rotated Adam (5 to 6)." in text
     assert "the training losses differ by 1e-05 at most." in text
-    assert "(without SGD, 3 optimizers, 6 runs): 1.00, 95 % interval" in text
-    assert (
-        "(all, 5 optimizers, 10 runs): -0.29" in text or "(all, 5 optimizers, 10 runs): -0." in text
-    )
+    own = "Spearman's rho of H(Phi) at the end of each run and the training loss"
+    assert f"{own} (without SGD, 3 optimizers, 6 runs): 1.00, 95 % interval" in text
+    there = "Spearman's rho of H(Phi) at the end of Adam's run and the training loss"
+    assert f"{there} (without SGD, 3 optimizers, 6 runs): 0.97, 95 % interval" in text
+    assert f"{there} (all, 5 optimizers, 10 runs): 0." in text
     assert "tensor on 2 of 2, where training ends +0.500 above Adam." in text
     assert "Blockwise Adam against Adam: tensor +0.500." in text
 
@@ -1334,7 +1426,7 @@ def test_the_sentences_tell_divergence_and_missing_variants():
     assert "cannot be compared: runs of one of them diverged" in text
     assert "SGD and rotated SGD have no runs at one rate to compare." in text
     assert tables.seeds_rows(record)[0][2] == "1/2 diverged"
-    assert "(without SGD): 1 optimizers, too few." in text
+    assert text.count("(without SGD): 1 optimizers, too few.") == 2
     assert tables.seeds_sentences(record_of((variants.SGD, 1.0, (1.0, 2.0), (1.0, 2.0), "x")))
 
 
@@ -1371,16 +1463,20 @@ def test_the_page_is_written_from_the_records(comparison, tmp_path, monkeypatch)
     folder = tmp_path / "results"
     folder.mkdir()
     found = Path(comparison.runs_dir, comparison.name, "comparison.json")
-    (folder / "gpt2.json").write_text(found.read_text())
+    (folder / "gpt2.json").write_text(
+        json.dumps({**json.loads(found.read_text()), "minutes": 1.25})
+    )
     monkeypatch.setattr(paper, "FOLDER", folder)
     page = "\n".join(paper.page())
     assert f"    python recipes/{paper.GPT2.command}\n" in page
     assert "### Batches of 4, 3 steps" in page
-    assert "| sgd | global, l2 | 0.01: " in page
+    assert "| sgd | global, l2 | **0.01: " in page
+    assert ": 1.2 minutes, less what runs kept" in page
     assert f"torch {torch.__version__}" in page
     assert "![](results/gpt2.png)" in page
     assert "2 runs: " in page
-    assert page.count("Not run.") == 3
+    assert page.count("Not run.") == 2
+    assert page.count("Not run: only `make paper ARGS=--long` does.") == 2
     assert "Not run: `make paper` found no CUDA device." in page
 
 
@@ -1394,7 +1490,7 @@ def test_the_commands_of_the_page_are_right(monkeypatch, capsys):
         monkeypatch.setattr(compare, "main", lambda *choices, calls=calls: calls.append(choices))
         recipe, *args = shlex.split(study.command)
         {"gpt2.py": gpt2, "resnet.py": resnet}[recipe].run(args)
-        ((config, _, _, options),) = calls
+        ((config, _, _, options, _),) = calls
         assert options.seeds >= 2
         names = [f"{config.name}-batch{size}" for size in options.batch_sizes] or [config.name]
         assert tuple(names) == study.results

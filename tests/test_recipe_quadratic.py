@@ -41,11 +41,14 @@ def test_the_losses_are_those_of_single_runs_on_the_plain_quadratic(config):
     torch.manual_seed(0)
     matrix = torch.randn(40, 40, dtype=torch.float64)
     hessian, start = matrix @ matrix.T / 40, torch.randn(40, dtype=torch.float64)
-    found = quadratic.final_losses(hessian, start, config)
+    other = torch.eye(40, dtype=torch.float64)
+    _, found = quadratic.final_losses(
+        torch.stack([other, hessian]), torch.stack([2 * start, start]), config
+    )
     for method in quadratic.METHODS:
         lr = method.max_lr * 2.0**-5
         x = start.clone().requires_grad_()
-        optimizer = method.make(x, lr, config.beta2)
+        optimizer = method.make([x], lr, config.beta2)
         for _ in range(config.max_steps):
             optimizer.zero_grad()
             (x @ hessian @ x / 2).backward()

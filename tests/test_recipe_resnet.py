@@ -336,13 +336,14 @@ def test_commands_and_presets(monkeypatch, capsys):
     monkeypatch.setattr(compare, "main", lambda *choices: calls.append(choices))
     monkeypatch.setattr(resnet, "main", calls.append)
     resnet.run(["compare", "--batch-sizes", "[16,64]", "--max-steps=9", "--warmup-steps=3"])
-    ((config, prepare, chosen, options),) = calls
+    ((config, prepare, chosen, options, measured),) = calls
     assert (config.name, config.batch_size, config.weight_decay) == (
         "resnet-digits-compare",
         64,
         0.0,
     )
-    assert (prepare, chosen) == (resnet.prepare, variants.FEW)
+    assert (prepare, chosen) == (resnet.prepare, list(variants.FEW))
+    assert set(measured) == {v for v in variants.ALL if v.partition != "head"}
     assert options == compare.Options(batch_sizes=(16, 64))
     resnet.run(["compare", "--variants", "all"])
     assert set(calls.pop()[2]) == {v for v in variants.ALL if v.partition != "head"}

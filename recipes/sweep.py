@@ -1,0 +1,126 @@
+"""The learning rates tried for each optimizer, and the best of them."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+from runs import Outcome, Run, Runs
+from training import TrainingConfig
+from variants import Variant
+
+_STEP = 2.0  # between neighbours beyond an end
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate and the runs at it, one a seed; a loss is None if one of them diverged."""
+
+    lr: float
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def train_loss(self) -> float | None:
+        """Mean over the seeds."""
+        return _mean([outcome.train_loss for outcome in self.outcomes])
+
+    @property
+    def val_loss(self) -> float | None:
+        """Mean over the seeds."""
+        return _mean([outcome.val_loss for outcome in self.outcomes])
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(outcome.seconds_per_step for outcome in self.outcomes)
+
+
+def best(rates: Sequence[Rate]) -> Rate:
+    """Choose the rate with the least mean training loss; if all diverged, the first."""
+    return min(rates, key=lambda rate: inf if rate.train_loss is None else rate.train_loss)
+
+
+def is_end(chosen: Rate, rates: Sequence[Rate]) -> bool:
+    """Tell whether a better rate may lie beyond those tried."""
+    tried = [rate.lr for rate in rates]
+    return len(tried) > 1 and chosen.lr in (min(tried), max(tried))
+
+
+def sweep(
+    config: TrainingConfig,
+    runs: Runs,
+    variants: Sequence[Variant],
+    num_seeds: int,
+    widen: int,
+    data_id: str,
+) -> dict[Variant, list[Rate]]:
+    """Run every variant at its learning rates, and at further ones while the best is an end.
+
+    A variant that shares the rate of another runs at the best one of that.
+
+    Args:
+        config: What all runs share; its ``lr`` is the unit of the variants' factors.
+        runs: Makes those that are missing.
+        variants: What to run.
+        num_seeds: Runs at each rate: seeds ``config.seed`` and up.
+        widen: Rates that may be added for a variant.
+        data_id: Names the data.
+    """
+    rates = {
+        variant: [_rounded(config.lr * factor) for factor in variant.factors]
+        for variant in variants
+        if variant.same_rate_as is None
+    }
+    for num_left in range(widen, -1, -1):
+        tried = _run_all(config, runs, rates, num_seeds, data_id)
+        further = {v: lr for v, found in tried.items() if (lr := _further(found)) is not None}
+        if not (further and num_left):
+            break
+        for variant, lr in further.items():
+            rates[variant] = sorted([*rates[variant], lr])
+    shared = {v: [best(tried[v.same_rate_as]).lr] for v in variants if v.same_rate_as is not None}
+    tried |= _run_all(config, runs, shared, num_seeds, data_id)
+    return {variant: tried[variant] for variant in variants}
+
+
+def _run_all(
+    config: TrainingConfig,
+    runs: Runs,
+    rates: dict[Variant, list[float]],
+    num_seeds: int,
+    data_id: str,
+) -> dict[Variant, list[Rate]]:
+    pairs = [(variant, lr) for variant in rates for lr in rates[variant]]
+    made = [
+        Run(replace(chosen(config, *pair), seed=config.seed + i))
+        for pair in pairs
+        for i in range(num_seeds)
+    ]
+    outcomes = iter(runs.finish(made, data_id))
+    tried: dict[Variant, list[Rate]] = {variant: [] for variant in rates}
+    for variant, lr in pairs:
+        tried[variant].append(Rate(lr, tuple(next(outcomes) for _ in range(num_seeds))))
+    return tried
+
+
+def chosen(config: TrainingConfig, variant: Variant, lr: float) -> TrainingConfig:
+    """Give the choices of a variant's run; it validates at its end alone."""
+    return replace(config, **variant.choices, lr=lr, val_every=config.max_steps)
+
+
+def _further(rates: Sequence[Rate]) -> float | None:
+    """Give the next learning rate beyond the best one, if that is an end of those tried."""
+    tried = sorted(rate.lr for rate in rates)
+    found = best(rates)
+    if found.train_loss is None or found.lr == tried[0]:
+        return _rounded(tried[0] / _STEP)
+    return _rounded(tried[-1] * _STEP) if found.lr == tried[-1] else None
+
+
+def _mean(losses: Sequence[float | None]) -> float | None:
+    finite = [loss for loss in losses if loss is not None]
+    return statistics.fmean(finite) if len(finite) == len(losses) else None
+
+
+def _rounded(lr: float) -> float:
+    return float(f"{lr:.3g}")
