@@ -1,7 +1,7 @@
 """Run the three recipes at their small sizes and write docs/results.md from what came out.
 
     python recipes/paper.py            # as `make paper`: under half an hour on two CPU cores
-    python recipes/paper.py --long     # also more rotations and more blocks: an hour more
+    python recipes/paper.py --long     # also more rotations and more blocks: half an hour more
     python recipes/paper.py --page     # only write the page again, from docs/results/*.json
 
 Where torch finds a CUDA device, the preset `small` of the GPT-2 is compared on it, too. Finished
@@ -36,20 +36,21 @@ _CPU = f"--jobs 2 --accelerator cpu --runs-dir {RUNS}"
 
 @dataclass(frozen=True)
 class Study:
-    """A command, and the folders of the results that it leaves.
+    """A command, and the results that it leaves.
 
     Args:
         title: Heading on the page.
         about: What it is about, in a sentence or two.
         command: The recipe and its flags.
-        results: Names of its folders under ``RUNS``.
+        results: Names of its results on the page, and of their folders under ``RUNS``. Studies
+            that share a folder share the runs that both have.
         is_long: Whether only ``--long`` runs it.
     """
 
     title: str
     about: str
     command: str
-    results: tuple[str, ...]
+    results: Mapping[str, str]
     is_long: bool = False
 
 
@@ -58,20 +59,20 @@ QUADRATIC = Study(
     "x^T H x / 2 with ten eigenvalues 1 and then 1/k^2, in coordinates turned by exp(t M); every "
     "optimizer at the best constant learning rate of its grid.",
     f"quadratic.py --runs-dir {RUNS}",
-    ("quadratic",),
+    {"quadratic": "quadratic"},
 )
 _GPT2 = f"--micro-batch 8 --probe-batches 2 --widen 1 --seeds 3 {_CPU}"
 GPT2 = Study(
     "GPT-2",
     "The preset tiny: 370k parameters, on the sources of Python's standard library.",
     f"gpt2.py compare --name gpt2 --variants control {_GPT2}",
-    ("gpt2",),
+    {"gpt2": "gpt2"},
 )
 GPT2_ALL = Study(
     "GPT-2, weaker rotations and more blocks",
-    "The same with three strengths of the rotation, one a tensor, rows and heads.",
-    f"gpt2.py compare --name gpt2-all --variants all --sweep-seeds 2 {_GPT2}",
-    ("gpt2-all",),
+    "The same runs, and those with weaker rotations, one a tensor, rows and heads.",
+    f"gpt2.py compare --name gpt2 --variants all {_GPT2}",
+    {"gpt2-all": "gpt2"},
     is_long=True,
 )
 _RESNET = f"--max-steps 100 --num-probes 8 --widen 1 --seeds 3 {_CPU}"
@@ -81,14 +82,13 @@ RESNET = Study(
     "enlarge rounding within tens of steps: SGD and rotated SGD are equal to rounding at first and "
     "part like two trainings whose weights differ by 1e-7. Differences of one seed mean little.",
     f"resnet.py compare --name resnet --batch-sizes [16,64] --variants control {_RESNET}",
-    ("resnet-batch16", "resnet-batch64"),
+    {"resnet-batch16": "resnet-batch16", "resnet-batch64": "resnet-batch64"},
 )
 RESNET_ALL = Study(
     "ResNet-18, weaker rotations and more blocks",
-    "The same at one batch size, with three strengths of the rotation, one a tensor, and rows.",
-    "resnet.py compare --name resnet-all --batch-size 16 --micro-batch 16 --variants all "
-    f"--sweep-seeds 2 {_RESNET}",
-    ("resnet-all",),
+    "The same runs at one batch size, and those with weaker rotations, one a tensor, and rows.",
+    f"resnet.py compare --name resnet --batch-sizes [16] --variants all {_RESNET}",
+    {"resnet-all": "resnet-batch16"},
     is_long=True,
 )
 GPT2_CUDA = Study(
@@ -96,7 +96,7 @@ GPT2_CUDA = Study(
     "14M parameters.",
     "gpt2.py compare --preset small --name gpt2-small --variants all --widen 1 --seeds 2 "
     f"--accelerator gpu --runs-dir {RUNS}",
-    ("gpt2-small",),
+    {"gpt2-small": "gpt2-small"},
 )
 _PREFACE = """\
 # Results
@@ -120,7 +120,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--page", action="store_true", help="only write the page again")
-    parser.add_argument("--long", action="store_true", help="also what takes hours")
+    parser.add_argument("--long", action="store_true", help="also more rotations and more blocks")
     parser.add_argument("--only", help="a recipe, such as resnet.py")
     choices = parser.parse_args()
     for study in () if choices.page else STUDIES:
@@ -140,9 +140,9 @@ def make(study: Study) -> None:
     subprocess.run([sys.executable, f"recipes/{recipe}", *flags], cwd=ROOT, check=True)
     minutes = (time.perf_counter() - started) / 60
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name in study.results:
+    for name, folder in study.results.items():
         log = "quadratic.json" if study is QUADRATIC else "comparison.json"
-        record = json.loads((ROOT / RUNS / name / log).read_text())
+        record = json.loads((ROOT / RUNS / folder / log).read_text())
         record["minutes"] = minutes  # of the command, with all its results
         (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 

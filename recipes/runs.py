@@ -93,7 +93,7 @@ class Runs:
         self.num_jobs = num_jobs
         self.deadline = time.monotonic() + 60 * budget
         self.budget = budget
-        self._said: set[Path] = set()
+        self._finished: dict[Path, Outcome] = {}
 
     def finish(self, runs: Sequence[Run], data_id: str) -> list[Outcome]:
         """Give the outcomes of all, after making those that are missing.
@@ -102,17 +102,17 @@ class Runs:
             RecipeError: If the budget ends before the last one is started.
         """
         paths = [_path(run, data_id) for run in runs]
-        # All before the first run: ranks (which must share runs_dir) agree on what is left.
-        outcomes = [_read(path) for path in paths]
+        # All before the first run, and from memory before files, which rank 0 alone writes: ranks
+        # (which must share runs_dir) agree on what is left.
+        outcomes = [self._finished.get(path) or _read(path) for path in paths]
         for i, outcome in enumerate(outcomes):
-            if outcome is not None:
-                self._tell(i, len(runs), runs[i], paths[i], outcome, "kept from before")
+            if outcome is not None and paths[i] not in self._finished:
+                self._finish(i, runs, paths[i], outcome, "kept from before")
         missing = [i for i, outcome in enumerate(outcomes) if outcome is None]
         for i, outcome in self._make(runs, missing):
             outcomes[i] = outcome
             _write(paths[i], outcome, runs[i], data_id)
-            note = f"{outcome.seconds_per_step:.3f} s a step"
-            self._tell(i, len(runs), runs[i], paths[i], outcome, note)
+            self._finish(i, runs, paths[i], outcome, f"{outcome.seconds_per_step:.3f} s a step")
         done = [outcome for outcome in outcomes if outcome is not None]
         if len(done) < len(runs):
             raise RecipeError(
@@ -143,13 +143,10 @@ class Runs:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
 
-    def _tell(
-        self, i: int, num_runs: int, run: Run, path: Path, outcome: Outcome, note: str
-    ) -> None:
-        if path not in self._said:
-            self._said.add(path)
-            losses = f"train {number(outcome.train_loss)}, val {number(outcome.val_loss)}"
-            say(f"{i + 1}/{num_runs} {run.label}: {losses}, {note}")
+    def _finish(self, i: int, runs: Sequence[Run], path: Path, outcome: Outcome, note: str) -> None:
+        self._finished[path] = outcome
+        losses = f"train {number(outcome.train_loss)}, val {number(outcome.val_loss)}"
+        say(f"{i + 1}/{len(runs)} {runs[i].label}: {losses}, {note}")
 
 
 def _start_job(num_threads: int) -> None:

@@ -1298,6 +1298,34 @@ def test_a_budget_ends_between_runs_and_the_next_call_goes_on(comparison, monkey
 
 
 @pytest.mark.slow
+def test_two_processes_compare_as_one(comparison, tmp_path):
+    pair = [dataclasses.replace(v, factors=(0.5, 1.0)) for v in (variants.ADAM, variants.ADASGD)]
+    options = compare.Options(seeds=1, widen=1)
+    (alone,) = compare.main(comparison, gpt2.prepare, pair, options)
+
+    def on_rank(rank):
+        os.environ.update(environment(rank))
+        together = dataclasses.replace(
+            comparison, name="together", devices=2, micro_batch=1, strategy="ddp"
+        )
+        (result,) = compare.main(together, gpt2.prepare, pair, options)
+        swept = [[(o.lr, o.train_loss) for o in rates] for rates in result.sweep.values()]
+        ends = [outcomes[0].geometry[-1] for outcomes in result.seeds.values()]
+        return swept, [(end["lambda_max"], end["smoothness"]) for end in ends]
+
+    first, second = in_two_processes(on_rank, tmp_path)
+    assert first == second
+    for found, rates in zip(first[0], alone.sweep.values(), strict=True):
+        assert [lr for lr, _ in found] == [rate.lr for rate in rates]
+        expected = [rate.train_loss for rate in rates]
+        assert [loss for _, loss in found] == pytest.approx(expected, rel=1e-4)
+    for (lambda_max, smoothness), outcomes in zip(first[1], alone.seeds.values(), strict=True):
+        end = outcomes[0].geometry[-1]
+        assert lambda_max == pytest.approx(end["lambda_max"], rel=0.02)
+        assert smoothness == pytest.approx(end["smoothness"], rel=0.02)
+
+
+@pytest.mark.slow
 def test_jobs_end_with_the_program_that_started_them(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(f"""
@@ -1493,7 +1521,7 @@ def test_the_commands_of_the_page_are_right(monkeypatch, capsys):
         ((config, _, _, options, _),) = calls
         assert options.seeds >= 2
         names = [f"{config.name}-batch{size}" for size in options.batch_sizes] or [config.name]
-        assert tuple(names) == study.results
+        assert names == list(study.results.values())
 
 
 @pytest.mark.slow
