@@ -18,8 +18,9 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_only
 
 from figures import draw_comparison
-from runs import Outcome, Run, Runs, say, write_json
+from runs import Runs, say, write_json
 from settings import parse, parse_two, refuse
+from single_run import Outcome, Run
 from sweep import Rate, best, chosen, is_end, sweep
 from tables import comparison_sentence, comparison_table, seeds_sentences, seeds_table
 from training import ConfigT, Prepare, TrainingConfig
@@ -45,7 +46,7 @@ class Options:
     """Choices of a comparison beside those of its runs."""
 
     variants: Literal["few", "control", "all"] = "few"
-    """control: also rotated SGD; all: also weaker rotations, one a tensor, and more blocks."""
+    """control: also rotated SGD, at SGD's rate; all: also weaker rotations and more blocks."""
     widen: int = 0
     """Rates that may be added to the three of an optimizer, while the best of them is an end."""
     sweep_seeds: int = 1

@@ -1,5 +1,6 @@
 """The geometry of the loss as the optimizer sees it: at points of a run, in its own coordinates."""
 
+import time
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
@@ -10,8 +11,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_linf import GeometryReport, Rotation, measure_geometry
+from lightning_linf import GeometryReport, Rotation
+from lightning_linf.callbacks._lightning import sum_over_ranks
+from lightning_linf.functional import cauchy
+from lightning_linf.functional.cross_fit import cross_fit_compute, cross_fit_init, cross_fit_update
 from lightning_linf.optim import Reparameterized
+from lightning_linf.probe import Landscape, measure_landscape
+from lightning_linf.probe.geometry import choose_partitions
 
 KEEP = 0.9  # of Adam's promised decrease: what `recommend` is asked for
 
@@ -20,7 +26,7 @@ class OwnGeometry(Callback):
     """Measure the geometry after evenly spread steps, the last one at the end of the run.
 
     The loss is that of the training batches that come next, of the network as it trains (BatchNorm
-    with batch statistics). Under DDP every rank measures on its own batches.
+    with batch statistics), a mean over all ranks.
 
     Args:
         num_points: How many measurements.
@@ -59,35 +65,46 @@ class OwnGeometry(Callback):
             self.rows.append({"step": self._num_steps, **self._measure(trainer, pl_module)})
 
     def _measure(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        started = time.perf_counter()
         (optimizer,) = trainer.optimizers
-        parameters = [p for p in module.parameters() if p.requires_grad]
         data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
         with isolate_rng():  # an iterator draws a number
             batches = list(islice(data.train_dataloader(), self.num_batches))
-        batches = [module.transfer_batch_to_device(batch, module.device, 0) for batch in batches]
 
-        def measure(partitions: Sequence[str], seen_by: Optimizer) -> GeometryReport:
+        def seen_by(optimizer: Optimizer) -> Landscape:
             coordinates = None
-            if isinstance(seen_by, Reparameterized):
-                coordinates = seen_by.coordinates(parameters)
-            return measure_geometry(
+            if isinstance(optimizer, Reparameterized):
+                parameters = [p for p in module.parameters() if p.requires_grad]
+                coordinates = optimizer.coordinates(parameters)
+            return Landscape(
                 module,
                 batches,
-                partitions=partitions,  # type: ignore[arg-type]  # names, from the variants
-                num_probes=self.num_probes,
-                reparameterization=coordinates,
                 mode="train",
+                reparameterization=coordinates,
+                reduce=sum_over_ranks(trainer),
             )
 
-        row = _row(measure(self.partitions, optimizer))
-        turned = {
-            f"{scope} {strength:g}": measure(("global",), _rotated(optimizer, scope, strength))
-            for scope, strength in self.rotations
-        }
-        return {
-            **row,
-            "rotated": {name: report.one_one_norm_per_param for name, report in turned.items()},
-        }
+        with seen_by(optimizer) as landscape:
+            partitions = choose_partitions(module, self.partitions)  # type: ignore[arg-type]  # names
+            report = measure_landscape(landscape, partitions, num_probes=self.num_probes)
+        rotated, num_hvps = {}, report.num_hvps
+        for scope, strength in self.rotations:
+            with seen_by(_rotated(optimizer, scope, strength)) as landscape:
+                norm = _one_one_norm(landscape, self.num_probes)
+                rotated[f"{scope} {strength:g}"] = norm / report.num_params
+                num_hvps += landscape.num_hvps
+        seconds = time.perf_counter() - started
+        return {**_row(report), "rotated": rotated, "num_hvps": num_hvps, "seconds": seconds}
+
+
+def _one_one_norm(landscape: Landscape, num_probes: int) -> float:
+    sizes = landscape.parameters.sizes
+    like = landscape.gradient()
+    sums = cross_fit_init(sizes, num_probes, like)
+    for probe in range(num_probes):
+        vector = cauchy(len(like), seed=0, probe=probe, dtype=like.dtype, device=like.device)
+        cross_fit_update(sums, landscape.hvp(vector), probe, sizes)
+    return float(cross_fit_compute(sums, sizes, seed=0).value)
 
 
 def _rotated(optimizer: Optimizer, scope: str, strength: float) -> Reparameterized:
@@ -118,6 +135,4 @@ def _row(report: GeometryReport) -> dict[str, Any]:
         },
         "recommended": advice.partition,
         "share_kept": [advice.share.lower, advice.share.upper],
-        "num_hvps": report.num_hvps,
-        "seconds": report.seconds,
     }

@@ -5,7 +5,6 @@ Other choices, other data, other code or another torch make another run.
 
 import hashlib
 import json
-import logging
 import math
 import multiprocessing
 import os
@@ -13,70 +12,26 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, RenderableType
 
 import lightning_linf
-from own_geometry import OwnGeometry
-from report import LossRecorder
 from settings import RecipeError
-from training import Prepare, TrainingConfig
+from single_run import Outcome, Run, number, train
+from training import Prepare
 
 _SAME_ANYWHERE = {"name", "runs_dir", "cache_dir"}  # no part of what a run is
 _SOURCES = (Path(lightning_linf.__file__).parent, Path(__file__).parent)  # a part of it, like torch
 _OF_NO_RUN = {  # choose runs, show them, or are another study
-    "compare.py", "figures.py", "paper.py", "quadratic.py", "rank_correlation.py", "sweep.py",
-    "tables.py", "variants.py", "versions.py",
+    "compare.py", "figures.py", "paper.py", "quadratic.py", "rank_correlation.py", "runs.py",
+    "sweep.py", "tables.py", "variants.py", "versions.py",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run, and what is measured on it.
-
-    Args:
-        config: Its choices.
-        partitions: Of which the smoothness is measured in the optimizer's own coordinates.
-        rotations: Other coordinates in which the (1,1)-norm is measured: scopes and strengths.
-        num_points: How often; 0 measures nothing.
-    """
-
-    config: TrainingConfig
-    partitions: tuple[str, ...] = ()
-    rotations: tuple[tuple[str, float], ...] = ()
-    num_points: int = 0
-
-    @property
-    def label(self) -> str:
-        """Optimizer, blocks, coordinates, learning rate, and the seed where there are several."""
-        config = self.config
-        words = [
-            config.optimizer,
-            config.partition,
-            config.rotation and f"rotated {config.rotation}",
-        ]
-        if config.rotation_strength != 1:
-            words.append(f"{config.rotation_strength:g}")
-        return " ".join(word for word in words if word) + f", lr {config.lr:g}, seed {config.seed}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended; its losses are None if it diverged."""
-
-    lr: float
-    train_loss: float | None
-    val_loss: float | None
-    seconds_per_step: float
-    seed: int = 0
-    geometry: tuple[dict[str, Any], ...] = ()  # by measurement, the last at the end
 
 
 class Runs:
@@ -160,42 +115,6 @@ def _start_job(num_threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def train(run: Run, prepare: Prepare) -> Outcome:
-    """Make a run."""
-    config = run.config
-    recorder = LossRecorder()
-    own = OwnGeometry(
-        run.num_points, run.partitions, run.rotations, config.probe_batches, config.num_probes
-    )
-    callbacks: list[Callback] = [recorder, own] if run.num_points else [recorder]
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)  # else every run says which devices there are
-    try:
-        trainer, module, data = prepare(
-            config, callbacks, logger=False, enable_checkpointing=False, enable_progress_bar=False
-        )
-        trainer.fit(module, data)
-    finally:
-        log.setLevel(level)
-    val_loss = float(trainer.callback_metrics.get("val_loss", math.nan))
-    is_finite = math.isfinite(recorder.train_loss) and math.isfinite(val_loss)
-    assert trainer.global_step == config.max_steps or not is_finite
-    return Outcome(
-        lr=config.lr,
-        train_loss=recorder.train_loss if is_finite else None,
-        val_loss=val_loss if is_finite else None,
-        seconds_per_step=recorder.seconds_per_step,
-        seed=config.seed,
-        geometry=tuple(own.rows),
-    )
-
-
-def number(loss: float | None) -> str:
-    """Write a loss."""
-    return "diverged" if loss is None else f"{loss:.3f}"
 
 
 @rank_zero_only

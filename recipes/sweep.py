@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from runs import Outcome, Run, Runs
+from runs import Runs
+from single_run import Outcome, Run
 from training import TrainingConfig
 from variants import Variant
 
@@ -43,7 +44,8 @@ def best(rates: Sequence[Rate]) -> Rate:
 def is_end(chosen: Rate, rates: Sequence[Rate]) -> bool:
     """Tell whether a better rate may lie beyond those tried."""
     tried = [rate.lr for rate in rates]
-    return len(tried) > 1 and chosen.lr in (min(tried), max(tried))
+    is_outer = len(tried) > 1 and chosen.lr in (min(tried), max(tried))
+    return is_outer and chosen.train_loss is not None
 
 
 def sweep(

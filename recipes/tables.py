@@ -10,7 +10,7 @@ from rich.box import HORIZONTALS
 from rich.table import Table
 
 from rank_correlation import spearman, spearman_interval
-from runs import number
+from single_run import number
 from sweep import Rate, best, is_end
 from variants import ADAM, ROTATED_ADAM, ROTATED_SGD, SGD, Variant
 
@@ -28,7 +28,7 @@ def comparison_table(results: Mapping[Variant, Sequence[Rate]], num_steps: int) 
     ))  # fmt: skip
     for variant, rates in results.items():
         chosen = best(rates)
-        at_end = chosen.train_loss is not None and is_end(chosen, rates)
+        at_end = is_end(chosen, rates)
         table.add_row(
             variant.optimizer,
             variant.geometry,
@@ -50,7 +50,7 @@ def comparison_sentence(results: Mapping[Variant, Sequence[Rate]], num_steps: in
     chosen = best(results[ADAM])
     adam, rotated = chosen.train_loss, best(results[ROTATED_ADAM]).train_loss
     if adam is None or rotated is None:
-        return "Adam and rotated Adam cannot be compared: all runs of one of them diverged."
+        return "Adam and rotated Adam cannot be compared: one of them diverged at every rate."
     ahead = rotated - adam
     verdict = (
         f"ahead of rotated Adam by {ahead:.3f}"
@@ -124,20 +124,22 @@ def rank_sentences(record: Record, adam: Record | None) -> list[str]:
     """Say how well the smoothness of the geometries ranks the training losses, in four ways.
 
     Where each run ended; where Adam's run of the same seed ended, one point for all geometries;
-    each with and without SGD, whose step follows the gradient's size.
+    each with and without SGD, whose step follows the gradient's size. Rotated SGD is SGD again, so
+    it does not count.
     """
     texts = []
+    there_is_adam = adam is not None and None not in _losses(adam)
     for only_adaptive in (True, False):
         variants = [
             variant
             for variant in record["variants"]
-            if not (only_adaptive and variant["optimizer"] == "sgd")
+            if not (variant["optimizer"] == "sgd" and (only_adaptive or variant["rotation"]))
             and None not in _losses(variant)
         ]
         which = "without SGD" if only_adaptive else "all"
         own = [_pairs(own_smoothness(variant), variant) for variant in variants]
         texts.append(_rank_sentence("at the end of each run", which, own))
-        if adam:
+        if adam is not None and there_is_adam:
             there = [_pairs(smoothness_at(adam, variant), variant) for variant in variants]
             texts.append(_rank_sentence("at the end of Adam's run", which, there))
     return texts
@@ -181,9 +183,11 @@ def recommendation_sentence(record: Record, adam: Record) -> str:
 
 
 def ends(variant: Record, quantity: str) -> list[Any]:
-    """Read a quantity at the end of every seed whose geometry was measured."""
+    """Read a quantity at the end of every seed that did not diverge."""
     return [
-        outcome["geometry"][-1][quantity] for outcome in variant["seeds"] if outcome["geometry"]
+        outcome["geometry"][-1][quantity]
+        for outcome in variant["seeds"]
+        if outcome["train_loss"] is not None
     ]
 
 
@@ -215,8 +219,8 @@ def _ahead(adam: Record, rotated: Record) -> str:
 
 def _unmoved(sgd: Record, rotated: Record) -> str:
     differences = [abs(difference) for difference in _differences(rotated, sgd)]
-    if not differences or sgd["lr"] != rotated["lr"]:
-        return "SGD and rotated SGD have no runs at one rate to compare."
+    if not differences:
+        return "SGD and rotated SGD cannot be compared: runs of one of them diverged."
     return (
         f"SGD with and without rotation, same seeds and rate: the training losses differ by "
         f"{max(differences):.2g} at most."

@@ -23,7 +23,7 @@ class Variant:
     optimizer: str
     geometry: str
     choices: Mapping[str, Any] = field(hash=False)
-    factors: tuple[float, ...] = ()
+    factors: tuple[float, ...] = field(default=(), compare=False)
     same_rate_as: "Variant | None" = None
 
     @property

@@ -38,6 +38,7 @@ if str(RECIPES) not in sys.path:
     sys.path.insert(0, str(RECIPES))  # as for `python recipes/gpt2.py`
 
 compare = importlib.import_module("compare")
+single_run = importlib.import_module("single_run")
 sweep = importlib.import_module("sweep")
 corpus = importlib.import_module("corpus")
 gpt2 = importlib.import_module("gpt2")
@@ -1117,7 +1118,9 @@ def test_what_a_comparison_chooses_itself_is_refused(comparison, changes, messag
 def rates(*losses):
     """Make runs at the rates 1, 2, ... that ended with these training losses."""
     return [
-        sweep.Rate(rate, (runs.Outcome(rate, loss, None if loss is None else loss + 0.5, 0.25),))
+        sweep.Rate(
+            rate, (single_run.Outcome(rate, loss, None if loss is None else loss + 0.5, 0.25),)
+        )
         for rate, loss in enumerate(losses, start=1)
     ]
 
@@ -1128,7 +1131,7 @@ def rates(*losses):
         ((5.0, 4.5), (5.0, 4.75), "ahead of rotated Adam by 0.250 in training loss (4.500 against"),
         ((5.0, 4.75), (4.5, 5.0), "Adam is behind rotated Adam by 0.250"),
         ((5.0, None), (4.995, None), "Adam is level with rotated Adam, within 0.01"),
-        ((None, None), (4.5, 5.0), "cannot be compared: all runs of one of them diverged."),
+        ((None, None), (4.5, 5.0), "cannot be compared: one of them diverged at every rate."),
         (None, (4.5, 5.0), "Adam and rotated Adam were not both run."),
     ],
 )
@@ -1162,7 +1165,8 @@ def test_the_comparison_fits_80_columns_and_tells_best_rates_at_an_end():
 
 
 def test_other_seeds_train_at_the_best_rate_and_tell_their_own_geometry(comparison, capsys):
-    chosen = [variants.ADAM, variants.SGD, variants.ROTATED_SGD]
+    chosen = [variants.ADAM, variants.SGD, variants.ROTATED_SGD, variants.ROTATED_ADAM]
+    chosen[3] = dataclasses.replace(chosen[3], factors=(1.0,))
     chosen[0] = dataclasses.replace(chosen[0], factors=(0.01, 1.0))
     chosen[1] = dataclasses.replace(chosen[1], factors=(100.0,))
     chosen[2] = dataclasses.replace(chosen[2], same_rate_as=chosen[1])
@@ -1181,7 +1185,11 @@ def test_other_seeds_train_at_the_best_rate_and_tell_their_own_geometry(comparis
         ((seed, steps),) = [(o.seed, [row["step"] for row in o.geometry]) for o in outcomes]
         assert (seed, steps) == (1, [1, 3])
     by_variant = {variant: outcomes[0] for variant, outcomes in result.seeds.items()}
-    plain, turned = (by_variant[v].geometry[0] for v in chosen[1:])
+    assert [set(outcome.geometry[1]["rotated"]) for outcome in by_variant.values()] == [
+        {"global 1"}, set(), set(), set(),
+    ]  # fmt: skip
+    assert "(without SGD): 2 optimizers, too few." in output
+    plain, turned = (by_variant[v].geometry[0] for v in chosen[1:3])
     # One step of SGD leads both to the same point, where a rotation keeps the largest eigenvalue
     # and not the (1,1)-norm.
     assert turned["lambda_max"] == pytest.approx(plain["lambda_max"], rel=0.02)
@@ -1220,15 +1228,16 @@ def test_adams_run_tells_the_geometry_of_rotated_adam_at_the_same_point(comparis
             comparison, optimizer="adam", max_steps=1, warmup_steps=0, lr=1e-12, rotation=rotation,
             rotation_strength=0.5 if rotation else 1.0,
         )  # fmt: skip
-        callback = own.OwnGeometry(1, (), others, num_batches=2, num_probes=8)
+        callback = own.OwnGeometry(1, (), others, num_batches=2, num_probes=16)
         trainer, module, data = gpt2.prepare(
             config, [callback], logger=False, enable_checkpointing=False, enable_progress_bar=False
         )
         trainer.fit(module, data)
         (rows[rotation],) = callback.rows
     there = rows[None]["rotated"]["global 0.5"]
-    assert there == pytest.approx(rows["global"]["one_one_norm_per_param"], rel=1e-3)
-    assert there > 1.2 * rows[None]["one_one_norm_per_param"]
+    # Other probes: a relative error of 8 % each.
+    assert there == pytest.approx(rows["global"]["one_one_norm_per_param"], rel=0.25)
+    assert there > 1.5 * rows[None]["one_one_norm_per_param"]
 
 
 def test_the_best_rate_is_that_of_the_least_mean_over_the_seeds_of_the_sweep(
@@ -1240,7 +1249,10 @@ def test_the_best_rate_is_that_of_the_least_mean_over_the_seeds_of_the_sweep(
     def ended(self, these, data_id):
         made.append([(run.config.optimizer, run.config.lr, run.config.seed) for run in these])
         found = [losses.get((run.config.lr, run.config.seed)) for run in these]
-        return [runs.Outcome(run.config.lr, x, x, 0.1) for run, x in zip(these, found, strict=True)]
+        return [
+            single_run.Outcome(run.config.lr, x, x, 0.1)
+            for run, x in zip(these, found, strict=True)
+        ]
 
     monkeypatch.setattr(runs.Runs, "finish", ended)
     config = dataclasses.replace(comparison, seed=3, lr=0.1)
@@ -1264,7 +1276,7 @@ def test_rates_are_added_beyond_an_end_until_it_is_none_or_enough(comparison, mo
 
     def outcome_at(lr):  # best at 1
         loss = None if lr > 3 else abs(math.log10(lr))
-        return runs.Outcome(lr, loss, loss, 0.1)
+        return single_run.Outcome(lr, loss, loss, 0.1)
 
     monkeypatch.setattr(runs.Runs, "finish", ended)
     for factors, widen, expected in (
@@ -1299,7 +1311,9 @@ def test_a_budget_ends_between_runs_and_the_next_call_goes_on(comparison, monkey
 
 @pytest.mark.slow
 def test_two_processes_compare_as_one(comparison, tmp_path):
-    pair = [dataclasses.replace(v, factors=(0.5, 1.0)) for v in (variants.ADAM, variants.ADASGD)]
+    pair = [
+        dataclasses.replace(v, factors=(0.5, 1.0)) for v in (variants.ADAM, variants.ROTATED_ADAM)
+    ]
     options = compare.Options(seeds=1, widen=1)
     (alone,) = compare.main(comparison, gpt2.prepare, pair, options)
 
@@ -1311,7 +1325,7 @@ def test_two_processes_compare_as_one(comparison, tmp_path):
         (result,) = compare.main(together, gpt2.prepare, pair, options)
         swept = [[(o.lr, o.train_loss) for o in rates] for rates in result.sweep.values()]
         ends = [outcomes[0].geometry[-1] for outcomes in result.seeds.values()]
-        return swept, [(end["lambda_max"], end["smoothness"]) for end in ends]
+        return swept, [(end["lambda_max"], end["smoothness"], end["rotated"]) for end in ends]
 
     first, second = in_two_processes(on_rank, tmp_path)
     assert first == second
@@ -1319,10 +1333,14 @@ def test_two_processes_compare_as_one(comparison, tmp_path):
         assert [lr for lr, _ in found] == [rate.lr for rate in rates]
         expected = [rate.train_loss for rate in rates]
         assert [loss for _, loss in found] == pytest.approx(expected, rel=1e-4)
-    for (lambda_max, smoothness), outcomes in zip(first[1], alone.seeds.values(), strict=True):
+    for (lambda_max, smoothness, rotated), outcomes in zip(
+        first[1], alone.seeds.values(), strict=True
+    ):
         end = outcomes[0].geometry[-1]
         assert lambda_max == pytest.approx(end["lambda_max"], rel=0.02)
         assert smoothness == pytest.approx(end["smoothness"], rel=0.02)
+        assert rotated == pytest.approx(end["rotated"], rel=0.02)
+    assert set(first[1][0][2]) == {"global 1"}
 
 
 @pytest.mark.slow
@@ -1391,7 +1409,7 @@ def test_options_that_no_comparison_can_have_are_refused(comparison, options, ch
         compare.main(config, Prepare(end=0), PAIR, compare.Options(**options))
 
 
-THERE = {"coordinate": 1.0, "row": 2.0, "head": 2.5, "tensor": 3.0, "global": 4.0}  # H(Phi) / d
+THERE = {"coordinate": 1.0, "row": 2.0, "head": 2.5, "tensor": 3.0, "global": 10.0}  # H(Phi) / d
 
 
 def record_of(*entries):
@@ -1405,7 +1423,7 @@ def record_of(*entries):
                 "seeds": [
                     {
                         "train_loss": loss, "val_loss": loss,
-                        "geometry": [{
+                        "geometry": [] if loss is None else [{
                             "one_one_norm_per_param": h, "lambda_max": 2 * h,
                             "smoothness": {**THERE, v.partition: h},
                             "rotated": {"global 1": 9.0, "tensor 1": 8.0, "global 0.5": 7.0,
@@ -1438,7 +1456,10 @@ def test_the_sentences_of_other_seeds_say_what_came_out():
     assert f"{own} (without SGD, 3 optimizers, 6 runs): 1.00, 95 % interval" in text
     there = "Spearman's rho of H(Phi) at the end of Adam's run and the training loss"
     assert f"{there} (without SGD, 3 optimizers, 6 runs): 0.97, 95 % interval" in text
-    assert f"{there} (all, 5 optimizers, 10 runs): 0." in text
+    # Ranks of H 1 2 3.5 3.5 5.5 5.5 7.5 7.5, as SGD's is 10, and of the losses 1 to 8, of which SGD
+    # has the last two: 40.5 / sqrt(40.5 * 42).
+    assert f"{there} (all, 4 optimizers, 8 runs): 0.98, 95 % interval" in text
+    assert f"{own} (all, 4 optimizers, 8 runs): -0.14, 95 % interval" in text
     assert "tensor on 2 of 2, where training ends +0.500 above Adam." in text
     assert "Blockwise Adam against Adam: tensor +0.500." in text
 
@@ -1448,13 +1469,14 @@ def test_the_sentences_tell_divergence_and_missing_variants():
         (variants.ADAM, 0.1, (1.0, None), (1.0, 2.0), "coordinate"),
         (variants.ROTATED_ADAM, 0.1, (2.0, 2.5), (5.0, 6.0), "coordinate"),
         (variants.SGD, 1.0, (3.0, 3.5), (0.5, 0.75), "coordinate"),
-        (variants.ROTATED_SGD, 3.0, (3.0, 3.5), (0.5, 0.75), "coordinate"),
+        (variants.ROTATED_SGD, 1.0, (None, 3.5), (0.5, 0.75), "coordinate"),
     )
     text = "\n".join(tables.seeds_sentences(record))
     assert "cannot be compared: runs of one of them diverged" in text
-    assert "SGD and rotated SGD have no runs at one rate to compare." in text
+    assert "SGD and rotated SGD cannot be compared: runs of one of them diverged." in text
+    assert "at the end of Adam's run and" not in text
     assert tables.seeds_rows(record)[0][2] == "1/2 diverged"
-    assert text.count("(without SGD): 1 optimizers, too few.") == 2
+    assert "(without SGD): 1 optimizers, too few." in text
     assert tables.seeds_sentences(record_of((variants.SGD, 1.0, (1.0, 2.0), (1.0, 2.0), "x")))
 
 
@@ -1499,10 +1521,10 @@ def test_the_page_is_written_from_the_records(comparison, tmp_path, monkeypatch)
     assert f"    python recipes/{paper.GPT2.command}\n" in page
     assert "### Batches of 4, 3 steps" in page
     assert "| sgd | global, l2 | **0.01: " in page
-    assert ": 1.2 minutes, less what runs kept" in page
+    assert "The command took 1.2 minutes, runs kept from" in page
     assert f"torch {torch.__version__}" in page
     assert "![](results/gpt2.png)" in page
-    assert "2 runs: " in page
+    assert "2 runs that did not diverge: " in page
     assert page.count("Not run.") == 2
     assert page.count("Not run: only `make paper ARGS=--long` does.") == 2
     assert "Not run: `make paper` found no CUDA device." in page
