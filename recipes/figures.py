@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from records import Record, ends, losses, own_smoothness, smoothness_at
+
 _MARKERS = "osD^vP*X<>hp"
 _DPI = 110
 
@@ -25,21 +27,25 @@ def draw_quadratic(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_comparison(record: Mapping[str, Any], path: Path) -> None:
-    """Draw the final training loss of every seed against the geometry at its end."""
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
-    quantities: tuple[tuple[Callable[[Mapping[str, Any], str], float], str], ...] = (
-        (lambda row, _: row["one_one_norm_per_param"], "(1,1)-norm / d"),
-        (lambda row, _: row["lambda_max"], "lambda_max"),
-        (lambda row, partition: row["smoothness"][partition], "H(Phi) / d of the optimizer's Phi"),
-    )
+def draw_comparison(record: Record, path: Path) -> None:
+    """Draw the final training loss of every seed against the geometry at its end, and at Adam's."""
+    found = {(v["optimizer"], v["geometry"]): v for v in record["variants"]}
+    adam = found.get(("adam", "coordinate"))
+    quantities: list[tuple[Callable[[Record], list[Any]], str]] = [
+        (lambda variant: ends(variant, "one_one_norm_per_param"), "(1,1)-norm / d"),
+        (lambda variant: ends(variant, "lambda_max"), "lambda_max"),
+        (own_smoothness, "H(Phi) / d of the optimizer's Phi"),
+    ]
+    if adam is not None and None not in losses(adam):
+        there = "the same where Adam ended"
+        quantities.append((lambda v: _finite(smoothness_at(adam, v), losses(v)), there))
+    figure = Figure(figsize=(2 + 2.9 * len(quantities), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(quantities), sharey=True)
     for axes, (read, label) in zip(panels, quantities, strict=True):
         for i, variant in enumerate(record["variants"]):
-            runs = [run for run in variant["seeds"] if run["train_loss"] is not None]
             axes.plot(
-                [read(run["geometry"][-1], variant["partition"]) for run in runs],
-                [run["train_loss"] for run in runs],
+                read(variant),
+                _finite(losses(variant), losses(variant)),
                 linestyle="none",
                 marker=_MARKERS[i % len(_MARKERS)],
                 color=f"C{i % 10}",
@@ -56,6 +62,11 @@ def draw_comparison(record: Mapping[str, Any], path: Path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize="x-small")
     _save(figure, path)
+
+
+def _finite(values: Sequence[Any], losses: Sequence[Any]) -> list[Any]:
+    """Keep the values of seeds that did not diverge."""
+    return [value for value, loss in zip(values, losses, strict=True) if loss is not None]
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -29,8 +29,8 @@ from training import Prepare
 _SAME_ANYWHERE = {"name", "runs_dir", "cache_dir"}  # no part of what a run is
 _SOURCES = (Path(lightning_linf.__file__).parent, Path(__file__).parent)  # a part of it, like torch
 _OF_NO_RUN = {  # choose runs, show them, or are another study
-    "compare.py", "figures.py", "paper.py", "quadratic.py", "rank_correlation.py", "runs.py",
-    "sweep.py", "tables.py", "variants.py", "versions.py",
+    "compare.py", "figures.py", "paper.py", "quadratic.py", "rank_correlation.py", "records.py",
+    "runs.py", "sweep.py", "tables.py", "variants.py", "versions.py",
 }  # fmt: skip
 
 

@@ -10,13 +10,13 @@ from rich.box import HORIZONTALS
 from rich.table import Table
 
 from rank_correlation import spearman, spearman_interval
+from records import Record, ends, losses, own_smoothness, smoothness_at
 from single_run import number
 from sweep import Rate, best, is_end
 from variants import ADAM, ROTATED_ADAM, ROTATED_SGD, SGD, Variant
 
 _LEVEL = 0.01  # nats; a closer result tells nothing from one seed
 _FEWEST_GROUPS = 3  # of optimizers, to rank them
-Record = Mapping[str, Any]  # a comparison.json, or one variant in it
 
 
 def comparison_table(results: Mapping[Variant, Sequence[Rate]], num_steps: int) -> Table:
@@ -128,13 +128,13 @@ def rank_sentences(record: Record, adam: Record | None) -> list[str]:
     it does not count.
     """
     texts = []
-    there_is_adam = adam is not None and None not in _losses(adam)
+    there_is_adam = adam is not None and None not in losses(adam)
     for only_adaptive in (True, False):
         variants = [
             variant
             for variant in record["variants"]
             if not (variant["optimizer"] == "sgd" and (only_adaptive or variant["rotation"]))
-            and None not in _losses(variant)
+            and None not in losses(variant)
         ]
         which = "without SGD" if only_adaptive else "all"
         own = [_pairs(own_smoothness(variant), variant) for variant in variants]
@@ -146,7 +146,7 @@ def rank_sentences(record: Record, adam: Record | None) -> list[str]:
 
 
 def _pairs(smoothness: Sequence[float], variant: Record) -> list[tuple[float, float]]:
-    return list(zip(smoothness, _losses(variant), strict=True))
+    return list(zip(smoothness, losses(variant), strict=True))
 
 
 def _rank_sentence(where: str, which: str, groups: Sequence[Sequence[tuple[float, float]]]) -> str:
@@ -182,32 +182,11 @@ def recommendation_sentence(record: Record, adam: Record) -> str:
     )
 
 
-def ends(variant: Record, quantity: str) -> list[Any]:
-    """Read a quantity at the end of every seed that did not diverge."""
-    return [
-        outcome["geometry"][-1][quantity]
-        for outcome in variant["seeds"]
-        if outcome["train_loss"] is not None
-    ]
-
-
-def own_smoothness(variant: Record) -> list[float]:
-    """Read H(Phi) / d of the partition that the optimizer has, at the end of every seed."""
-    return [smoothness[variant["partition"]] for smoothness in ends(variant, "smoothness")]
-
-
-def smoothness_at(adam: Record, variant: Record) -> list[float]:
-    """Read H(Phi) / d of a variant's geometry where Adam's run of every seed ended."""
-    if variant["rotation"] and variant["partition"] == "coordinate":  # one block: as unrotated
-        return [rotated[variant["rotation"]] for rotated in ends(adam, "rotated")]
-    return [smoothness[variant["partition"]] for smoothness in ends(adam, "smoothness")]
-
-
 def _ahead(adam: Record, rotated: Record) -> str:
     differences = _differences(rotated, adam)
     if not differences:
         return "Adam and rotated Adam cannot be compared: runs of one of them diverged."
-    spreads = [_deviation(_losses(variant)) for variant in (adam, rotated)]
+    spreads = [_deviation(losses(variant)) for variant in (adam, rotated)]
     mean = statistics.fmean(differences)
     side = "ahead of" if mean > 0 else "behind"
     return (
@@ -241,10 +220,6 @@ def _differences(variant: Record, other: Record) -> list[float]:
     pairs = list(zip(variant["seeds"], other["seeds"], strict=True))
     losses = [(a["train_loss"], b["train_loss"]) for a, b in pairs]
     return [] if any(None in pair for pair in losses) else [a - b for a, b in losses]
-
-
-def _losses(variant: Record) -> list[float]:
-    return [outcome["train_loss"] for outcome in variant["seeds"]]
 
 
 def _table(title: str, columns: Sequence[tuple[str, Any]]) -> Table:
