@@ -1,6 +1,6 @@
 """Run the three recipes at their small sizes and write docs/results.md from what came out.
 
-    python recipes/paper.py            # as `make paper`: under half an hour on two CPU cores
+    python recipes/paper.py            # as `make paper`: half an hour on two CPU cores
     python recipes/paper.py --long     # also more rotations and more blocks: half an hour more
     python recipes/paper.py --page     # only write the page again, from docs/results/*.json
 
