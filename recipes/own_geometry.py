@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import GeometryReport, Rotation
-from lightning_linf.callbacks._lightning import sum_over_ranks
 from lightning_linf.functional import cauchy
 from lightning_linf.functional.cross_fit import cross_fit_compute, cross_fit_init, cross_fit_update
 from lightning_linf.optim import Reparameterized
@@ -71,6 +71,9 @@ class OwnGeometry(Callback):
         with isolate_rng():  # an iterator draws a number
             batches = list(islice(data.train_dataloader(), self.num_batches))
 
+        def sum_over_ranks(tensor: Tensor) -> Tensor:
+            return trainer.strategy.reduce(tensor, reduce_op="sum")
+
         def seen_by(optimizer: Optimizer) -> Landscape:
             coordinates = None
             if isinstance(optimizer, Reparameterized):
@@ -81,7 +84,7 @@ class OwnGeometry(Callback):
                 batches,
                 mode="train",
                 reparameterization=coordinates,
-                reduce=sum_over_ranks(trainer),
+                reduce=sum_over_ranks if trainer.world_size > 1 else None,
             )
 
         with seen_by(optimizer) as landscape:
