@@ -4,9 +4,10 @@ All runs have the same data in the same order, initial weights, warm-up, schedul
 number of steps. None has weight decay, which means something else in each geometry. A finished run
 is kept as `runs_dir/name/*.json`, so an interrupted comparison goes on where it stopped.
 
-With --seeds, every optimizer also trains with other seeds than that of the sweep, at its best rate,
-and at their end the geometry is measured in the coordinates that the optimizer saw. All that came
-out is written to `runs_dir/name/comparison.json`, with a figure beside it.
+With --seeds, every optimizer also trains with seeds that the sweep did not have, at its best rate,
+and at their end the geometry is measured in the coordinates that the optimizer saw; where Adam
+ends, that of every optimizer, so that they compare at one point. All that came out is written to
+`runs_dir/name/comparison.json`, with a figure beside it.
 """
 
 import math

@@ -128,7 +128,7 @@ def rank_sentences(record: Record, adam: Record | None) -> list[str]:
     it does not count.
     """
     texts = []
-    there_is_adam = adam is not None and None not in losses(adam)
+    reference = None if adam is None or None in losses(adam) else adam
     for only_adaptive in (True, False):
         variants = [
             variant
@@ -139,8 +139,8 @@ def rank_sentences(record: Record, adam: Record | None) -> list[str]:
         which = "without SGD" if only_adaptive else "all"
         own = [_pairs(own_smoothness(variant), variant) for variant in variants]
         texts.append(_rank_sentence("at the end of each run", which, own))
-        if adam is not None and there_is_adam:
-            there = [_pairs(smoothness_at(adam, variant), variant) for variant in variants]
+        if reference is not None:
+            there = [_pairs(smoothness_at(reference, variant), variant) for variant in variants]
             texts.append(_rank_sentence("at the end of Adam's run", which, there))
     return texts
 
