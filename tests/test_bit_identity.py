@@ -74,6 +74,10 @@ class Everything(lightning.LightningModule):
         self.hook_calls = 0
         self.head.register_forward_hook(self._count)
 
+    def on_train_start(self):
+        self.hidden[0].to(self.device)  # no module moves what a list holds
+        self.running = self.running.to(self.device)
+
     def _count(self, module, args, output):
         self.hook_calls += 1
 
