@@ -1,4 +1,4 @@
-"""The tests pass on a machine that has a GPU, where Lightning warns of every training without it."""
+"""The tests pass on a machine with a GPU, where Lightning warns of every training on the CPU."""
 
 import pytest
 import test_bit_identity as bit_identity
