@@ -19,6 +19,7 @@ from lightning_linf.callbacks import _recording
 from lightning_linf.callbacks._lightning import is_dev_run, logged_step
 from lightning_linf.probe.errors import RestoreError
 from lightning_linf.tags import PREFIX
+from lightning_linf.twins import is_either
 
 OnError = Literal["warn", "raise"]
 
@@ -68,7 +69,7 @@ class GeometryMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        if is_either(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
             raise MisconfigurationException(
                 f"{type(self).__name__}: expected whole parameters, or those that fully_shard "
                 f"makes, got {type(trainer.strategy).__name__}, whose flat pieces do not tell "

@@ -23,6 +23,7 @@ from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.ranks import Ranks
 from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
 from lightning_linf.reparam import Reparameterization
+from lightning_linf.twins import is_either
 
 Mode = Literal["eval", "train"]
 
@@ -298,7 +299,7 @@ class Landscape:
         self._set_mode()
         if self.parameters.widen:
             for part in self.module.modules():
-                if isinstance(part, LightningModule):
+                if is_either(part, LightningModule):
                     part.__dict__["_dtype"] = self.parameters.dtype  # what self.dtype says
         _seed_everything(derive_seed("landscape", self._seed, index))
         batch = move_data_to_device(self._batches[index], self.parameters.device)
