@@ -87,6 +87,14 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
         run: Gets the scalars and tables of this package.
         paths: The files, in the order of training.
     """
+    from tensorboard.util.tensor_util import make_ndarray
+
+    def read(series: Series, file: int, place: int) -> Any:
+        event = files[file].at(place)
+        values = () if event is None else event.summary.value
+        tensors = [value.tensor for value in values if value.tag == series.tag]
+        return decode(tensors[-1], make_ndarray) if tensors else None
+
     files = [EventFile(path) for path in paths]
     scalars: defaultdict[str, Points] = defaultdict(Points)
     tables: dict[str, Series] = {}  # by tag of the series
@@ -105,7 +113,7 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
                 elif value.HasField("tensor") and _is_known(value, tables, unknown):
                     series = tables[value.tag]
                     series.latest = event.wall_time
-                    if fits(series.metadata, decode(value.tensor)):
+                    if fits(series.metadata, decode(value.tensor, make_ndarray)):
                         series.add(event.step, number, place)
                     else:
                         num_broken[tag_of_record(value.tag)] += 1
@@ -120,7 +128,7 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
     for series in tables.values():
         by_tag[tag_of_record(series.tag)].append(series)
     for tag, kinds in by_tag.items():
-        run.add_table(tag, kinds, lambda series, file, place: _array(files[file].at(place), series))
+        run.add_table(tag, kinds, read)
 
 
 def _is_known(value: Any, tables: dict[str, Series], unknown: dict[str, str]) -> bool:
@@ -135,13 +143,6 @@ def _is_known(value: Any, tables: dict[str, Series], unknown: dict[str, str]) ->
     except ValueError as error:  # of another schema, or broken
         unknown[value.tag] = str(error)
     return value.tag in tables
-
-
-def _array(event: Any, series: Series) -> Any:
-    """Find the tensor of a series in an event; None without it."""
-    values = () if event is None else event.summary.value
-    tensors = [value.tensor for value in values if value.tag == series.tag]
-    return decode(tensors[-1]) if tensors else None
 
 
 def _parse(data: bytes) -> Any:
