@@ -11,6 +11,7 @@ import pytest
 
 from lightning_linf import record, tags
 from lightning_linf.cli import main
+from lightning_linf.page import events
 from lightning_linf.page.page import make_page
 from lightning_linf.page.run import MAX_STEPS
 from lightning_linf.page.runs import load
@@ -137,19 +138,31 @@ def test_a_damaged_record_costs_no_other(tmp_path, capsys):
     assert run.tables[TAG].steps == [1, 3, 4]
     assert [step for step, _ in run.scalars[tags.DENSITY]] == [1, 3, 4]
     num_bytes = sum(length for _, length in records[3:5])
-    assert note == f"is damaged: 2 records of {num_bytes} bytes could not be read"
+    assert note == f"is damaged: {num_bytes} bytes in 2 places could not be read"
 
 
-def test_where_a_length_is_damaged_the_rest_is_lost_and_said(tmp_path, capsys):
+@pytest.mark.parametrize("window", [1, 2**20])
+def test_where_a_length_is_damaged_the_next_one_is_found(tmp_path, capsys, monkeypatch, window):
+    def damage(data, records):
+        at, _ = records[3]
+        data[at : at + 4] = b"\xff" * 4
+
+    monkeypatch.setattr(events, "_WINDOW", window)
+    run, note, records = damaged(tmp_path, capsys, damage)
+    assert run.tables[TAG].steps == [1, 3, 4]
+    assert [step for step, _ in run.scalars[tags.DENSITY]] == [1, 2, 3, 4]
+    assert note == f"is damaged: {records[3][1]} bytes in 1 place could not be read"
+
+
+def test_where_no_length_follows_the_rest_is_lost_and_said(tmp_path, capsys):
     def damage(data, records):
         at, _ = records[5]
-        data[at : at + 4] = b"\xff" * 4
+        data[at:] = b"\xff" * (len(data) - at)
 
     run, note, records = damaged(tmp_path, capsys, damage)
     assert run.tables[TAG].steps == [1, 2]
-    at = records[5][0]
     left = sum(length for _, length in records[5:])
-    assert note == f"is damaged: the {left:,} bytes from byte {at:,} on could not be read"
+    assert note == f"is damaged: {left:,} bytes in 1 place could not be read"
 
 
 @pytest.mark.parametrize("left", [5, 30])
@@ -196,7 +209,8 @@ def test_a_line_beyond_all_bounds_is_skipped_in_pieces(tmp_path, monkeypatch):
 
 def test_what_a_training_that_went_back_measures_anew_replaces_the_old(tmp_path):
     write_events(tmp_path / "run", *map(entry, (1, 2, 3, 4, 5)))
-    write_events(tmp_path / "run", entry(3, 30), filename_suffix=".b", purge_step=3)
+    later = write_events(tmp_path / "later", entry(3, 30), purge_step=3)
+    later.rename(tmp_path / "run" / "events.out.tfevents.9999999999.x.1")
     (run,) = load([tmp_path])
     assert run.tables[TAG].steps == [1, 2, 3]
     assert run.tables[TAG].values[:, 0, 0].tolist() == [1.0, 2.0, 30.0]

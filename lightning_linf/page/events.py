@@ -3,9 +3,9 @@
 import os
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning_linf.page.run import Run
 from lightning_linf.page.series import Points, Series
@@ -16,16 +16,16 @@ from lightning_linf.tensorboard.tensors import decode
 
 _HEAD = struct.Struct("<QI")  # length of a record, and a checksum of that
 _CHECKSUM = struct.Struct("<I")  # of the record, which it follows
+_WINDOW = 2**20  # bytes to search at a time
 
 
 class EventFile:
-    """The events of one file, one at a time; damaged ones are passed over."""
+    """The events of one file, one at a time; damaged places are passed over."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._num_damaged, self._num_bytes = 0, 0
-        self._ending = ""  # what cannot be read of it
-        self._is_torn = False  # as every file is that is being written
+        self._damaged: list[int] = []  # bytes that could not be read, by place
+        self._torn = 0  # bytes of a last record that is not whole, as while it is being written
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """Give all events that are whole, with their places in the file."""
@@ -36,22 +36,23 @@ class EventFile:
             size = os.fstat(file.fileno()).st_size
             place = 0
             while place < size:
-                left = size - place
+                file.seek(place)
                 head = file.read(_HEAD.size)
-                length, checksum = _HEAD.unpack(head) if len(head) == _HEAD.size else (left, 0)
+                length, checksum = _HEAD.unpack(head) if len(head) == _HEAD.size else (size, 0)
                 if len(head) == _HEAD.size and masked_crc32c(head[:8]) != checksum:
-                    self._ending = f"damaged: the {left:,} bytes from byte {place:,} on"
-                    return
-                if (end := place + _HEAD.size + length + _CHECKSUM.size) > size:
-                    self._ending = f"not whole: its last record, {left:,} bytes,"
-                    self._is_torn = True
+                    following = _next_head(file, place + 1, size, masked_crc32c)
+                    self._damaged.append(following - place)
+                    place = following
+                    continue
+                end = place + _HEAD.size + length + _CHECKSUM.size
+                if end > size:
+                    self._torn = size - place
                     return
                 data = file.read(length)
                 is_whole = file.read(_CHECKSUM.size) == _CHECKSUM.pack(masked_crc32c(data))
                 event = _parse(data) if is_whole else None
                 if event is None:
-                    self._num_damaged += 1
-                    self._num_bytes += end - place
+                    self._damaged.append(end - place)
                 else:
                     yield place, event
                 place = end
@@ -70,13 +71,15 @@ class EventFile:
             is_ours: Whether anything of this package is in the run; else a torn end is no loss.
         """
         notes, name = [], self._path.name
-        if self._num_damaged:
-            count = f"{self._num_damaged} record{'s' if self._num_damaged > 1 else ''}"
+        if self._damaged:
+            places = f"{len(self._damaged)} place{'s' if len(self._damaged) > 1 else ''}"
             notes.append(
-                f"{name} is damaged: {count} of {self._num_bytes:,} bytes could not be read"
+                f"{name} is damaged: {sum(self._damaged):,} bytes in {places} could not be read"
             )
-        if self._ending and (is_ours or not self._is_torn):
-            notes.append(f"{name} is {self._ending} could not be read")
+        if self._torn and is_ours:
+            notes.append(
+                f"{name} is not whole: its last record, {self._torn:,} bytes, could not be read"
+            )
         return notes
 
 
@@ -143,6 +146,20 @@ def _is_known(value: Any, tables: dict[str, Series], unknown: dict[str, str]) ->
     except ValueError as error:  # of another schema, or broken
         unknown[value.tag] = str(error)
     return value.tag in tables
+
+
+def _next_head(file: BinaryIO, place: int, size: int, checksum_of: Callable[[bytes], int]) -> int:
+    """Find the next place with a length that is possible and its checksum; else the end."""
+    while place + _HEAD.size <= size:
+        file.seek(place)
+        data = file.read(_WINDOW + _HEAD.size - 1)
+        for at in range(len(data) - _HEAD.size + 1):
+            length, checksum = _HEAD.unpack_from(data, at)
+            # Most are far too long, which costs less to see than a checksum.
+            if length < size - place - at and checksum_of(data[at : at + 8]) == checksum:
+                return place + at
+        place += _WINDOW
+    return size
 
 
 def _parse(data: bytes) -> Any:
