@@ -7,11 +7,13 @@ import stat
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lightning_linf import record
 from lightning_linf.cli import main
+from lightning_linf.page import figures
 from lightning_linf.record import Record
 from lightning_linf.report.files import OutputError, destination, write_atomically
 
@@ -124,6 +126,25 @@ def test_figures_go_to_a_folder(tmp_path, capsys):
     assert main([*command, "--png", str(tmp_path / "png")]) == 2
     assert "expected --png to be a folder or a new name" in capsys.readouterr().err
     assert (tmp_path / "png").read_text() == "mine"
+
+
+@needs_links
+def test_figures_go_through_links_and_into_no_pipe(tmp_path, monkeypatch):
+    drawn = (
+        '<script type="application/json" id="png">{"fan": "data:image/png;base64,aGk="}</script>'
+    )
+    done = SimpleNamespace(stdout=drawn, stderr="")
+    monkeypatch.setattr(figures, "find_browser", lambda: "chromium")
+    monkeypatch.setattr(figures.subprocess, "run", lambda *args, **options: done)
+    folder = tmp_path / "png"
+    folder.mkdir()
+    (folder / "fan.png").symlink_to(tmp_path / "far.png")
+    assert figures.save_figures(tmp_path / "page.html", folder) == [folder / "fan.png"]
+    assert (tmp_path / "far.png").read_bytes() == b"hi"
+    (folder / "fan.png").unlink()
+    os.mkfifo(folder / "fan.png")
+    with pytest.raises(OutputError, match="report: expected the figure to be a file, got the pipe"):
+        figures.save_figures(tmp_path / "page.html", folder)
 
 
 def entry(step):

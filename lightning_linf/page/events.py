@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from lightning_linf.page.run import Run
 from lightning_linf.page.series import Points, Series
 from lightning_linf.tags import PREFIX
@@ -149,15 +151,17 @@ def _is_known(value: Any, tables: dict[str, Series], unknown: dict[str, str]) ->
 
 
 def _next_head(file: BinaryIO, place: int, size: int, checksum_of: Callable[[bytes], int]) -> int:
-    """Find the next place with a length that is possible and its checksum; else the end."""
+    """Find the next place with a length and its checksum; the end of the file without one."""
     while place + _HEAD.size <= size:
         file.seek(place)
         data = file.read(_WINDOW + _HEAD.size - 1)
-        for at in range(len(data) - _HEAD.size + 1):
-            length, checksum = _HEAD.unpack_from(data, at)
-            # Most are far too long, which costs less to see than a checksum.
-            if length < size - place - at and checksum_of(data[at : at + 8]) == checksum:
-                return place + at
+        num_places = len(data) - _HEAD.size + 1
+        digits = np.frombuffer(data, dtype=np.uint8).astype(np.uint64)
+        lengths = sum(digits[i : i + num_places] << np.uint64(8 * i) for i in range(8))
+        # Checksums take long, and few places have a length that fits into the file.
+        for at in np.flatnonzero((lengths > 0) & (lengths < size - place)).tolist():
+            if checksum_of(data[at : at + 8]) == _HEAD.unpack_from(data, at)[1]:
+                return place + int(at)
         place += _WINDOW
     return size
 
