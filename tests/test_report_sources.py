@@ -13,7 +13,7 @@ from lightning_linf import record, tags
 from lightning_linf.cli import main
 from lightning_linf.page import events
 from lightning_linf.page.page import make_page
-from lightning_linf.page.run import MAX_STEPS
+from lightning_linf.page.run import MAX_STEPS, Run
 from lightning_linf.page.runs import load
 from lightning_linf.record import Record
 from lightning_linf.tensorboard.table import lay_out, stack, thin
@@ -240,6 +240,25 @@ def test_a_long_run_is_thinned_as_if_all_of_it_had_been_read(tmp_path, write):
     assert curve["num_steps"] == len(points)
 
 
+@pytest.mark.parametrize("write", [write_lines, write_events])
+def test_what_is_cut_off_while_it_is_read_is_said(tmp_path, monkeypatch, write):
+    write(tmp_path / "run", *map(entry, range(4)))
+    (path,) = (tmp_path / "run").iterdir()
+    add_table = Run.add_table
+
+    def cut(*args):
+        os.truncate(path, path.stat().st_size // 2)
+        add_table(*args)
+
+    monkeypatch.setattr(Run, "add_table", cut)
+    (run,) = load([tmp_path])
+    assert run.tables[TAG].steps in ([0, 1], [0, 1, 2])
+    (note,) = run.notes
+    assert note in [
+        f"run: {TAG}: {count} left out" for count in ("1 broken record", "2 broken records")
+    ]
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path):
     peaks = []
     for number, count in enumerate((MAX_STEPS, 4 * MAX_STEPS)):
@@ -305,7 +324,7 @@ def test_a_tensor_that_claims_more_than_it_holds_is_left_out(tmp_path, kind):
     write_tensor(tmp_path / "run", claiming(kind), 2)
     (run,) = load([tmp_path])
     assert run.tables[TAG].steps == [1]
-    assert run.notes == [f"run: {TAG}: 1 event of other numbers left out"]
+    assert run.notes == [f"run: {TAG}: 1 broken record left out"]
     from test_panels import Plugin
 
     status, layers = Plugin(tmp_path).request("/layers", run="run", tag=TAG, column="density")

@@ -63,8 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="lightning-linf report",
         description="Write the geometry of runs as one HTML file, which needs no other file and no "
         "server: the panels of the TensorBoard plugin, a table and advice in words.",
-        epilog="Reads geometry.jsonl, which the monitors write beside any logger, and where there "
-        "is none TensorBoard's event files.",
+        epilog="Reads geometry.jsonl, which the monitors write beside any logger, and where that "
+        "holds no record TensorBoard's event files. Links to folders are followed.",
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN_DIR", help="Folder of a run, or one with runs below it.")

@@ -63,8 +63,8 @@ class EventFile:
         """Read an event once more; None if it is no longer there."""
         with open(self._path, "rb") as file:
             file.seek(place)
-            length, _ = _HEAD.unpack(file.read(_HEAD.size))
-            return _parse(file.read(length))
+            head = file.read(_HEAD.size)
+            return _parse(file.read(_HEAD.unpack(head)[0])) if len(head) == _HEAD.size else None
 
     def notes(self, is_ours: bool) -> list[str]:
         """Say what could not be read.
@@ -122,13 +122,13 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
                         series.add(event.step, number, place)
                     else:
                         num_broken[tag_of_record(value.tag)] += 1
-    run.scalars.update(scalars)
+    run.scalars.update({tag: points for tag, points in scalars.items() if points})
     for note in (note for file in files for note in file.notes(bool(scalars or tables))):
         run.note(note)
     for tag, error in unknown.items():
         run.note(f"{tag_of_record(tag)} left out: {error}")
     for tag, count in num_broken.items():
-        run.note(f"{tag}: {count} event{'s' if count > 1 else ''} of other numbers left out")
+        run.note(f"{tag}: {count} broken record{'s' if count > 1 else ''} left out")
     by_tag: defaultdict[str, list[Series]] = defaultdict(list)
     for series in tables.values():
         by_tag[tag_of_record(series.tag)].append(series)
@@ -138,11 +138,9 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
 
 def _is_known(value: Any, tables: dict[str, Series], unknown: dict[str, str]) -> bool:
     """Whether a tensor belongs to a series of ours, which the first one of its tag opens."""
-    if value.tag in tables:
-        return True
     data = value.metadata.plugin_data
-    if data.plugin_name != PLUGIN_NAME:
-        return False
+    if value.tag in tables or value.tag in unknown or data.plugin_name != PLUGIN_NAME:
+        return value.tag in tables
     try:
         tables[value.tag] = Series(value.tag, Metadata.from_event(data.content))
     except ValueError as error:  # of another schema, or broken

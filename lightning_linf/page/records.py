@@ -17,8 +17,11 @@ def read_records(run: Run, path: Path) -> None:
     with open(path, "rb") as file:
         reader = record.Reader(file)
 
-        def read(series: Series, _: int, place: int) -> Array:
-            return lay_out(reader.at(place))[0]
+        def read(series: Series, _: int, place: int) -> Array | None:
+            try:
+                return lay_out(reader.at(place))[0]
+            except ValueError:  # a training has cut the file meanwhile
+                return None
 
         for place, entry in reader:
             for tag, value in entry.scalars.items():
