@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_linf.optim.carry import carry_state
 from lightning_linf.optim.geometry import Geometry
-from lightning_linf.optim.groups import decay_note
+from lightning_linf.optim.groups import betas_note, decay_note
 from lightning_linf.optim.reparameterized import Reparameterized, has_foreign_state
 
 # Hooks between the forward pass and the end of the optimizer's step.
@@ -70,7 +70,8 @@ def swap_optimizers(
             if carry and old.state:
                 carried = carry_state(old, new)
             swaps[old] = new
-            lines.append(f"{_describe(old)} -> {_describe(new)}; {carried}{decay_note(old, new)}")
+            notes = betas_note(old, new) + decay_note(old, new)
+            lines.append(f"{_describe(old)} -> {_describe(new)}; {carried}{notes}")
     _replace(trainer, module, geometry, swaps)
     done = "; ".join(lines)
     # Those swaps are made again at a time when a resumed trainer has not restored its counters.

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_linf.optim.blockwise_adam import BlockwiseAdam
+from lightning_linf.optim.groups import has_two_betas
 from lightning_linf.optim.reparameterized import Reparameterized
 from lightning_linf.optim.signum import Signum
 
@@ -37,7 +38,8 @@ def carry_state(old: Optimizer, new: Optimizer) -> str:
     does not keep cannot be carried: Adam after SGD starts its moments anew.
 
     Known are Adam, AdamW, SGD, :class:`BlockwiseAdam`, :class:`AdaSGD` and :class:`Signum`, also
-    within :class:`Reparameterized`; of others only ``exp_avg`` and ``exp_avg_sq`` are read. What a
+    within :class:`Reparameterized`; of others only ``exp_avg`` and ``exp_avg_sq`` are read, and
+    nothing if they have other than two betas (Adan, AdEMAMix). What a
     coupled weight decay has added to the moments stays in them. SGD and Signum do not count their
     steps: their momentum is taken as that of a long run.
 
@@ -93,8 +95,10 @@ def _read(optimizer: Optimizer) -> _Moments:
     inner = _inner(optimizer)
     blocks = inner.expanded_exp_avg_sq() if isinstance(inner, BlockwiseAdam) else {}
     for theta, phi, group in _pairs(optimizer):
+        if not has_two_betas(group):  # whose means they decay nobody knows
+            continue
         state = inner.state.get(phi, {})
-        beta1, beta2 = group.get("betas", (0.0, 0.0))[:2]
+        beta1, beta2 = group.get("betas") or (0.0, 0.0)
         steps = None
         if "step" in state:
             steps = moments.steps[theta] = float(state["step"])
@@ -134,7 +138,8 @@ def _write(new: Optimizer, moments: _Moments, note: str) -> str:
     state: dict[int, dict[str, Any]] = {}
     squares: dict[Tensor, tuple[Tensor, float]] = {}
     for index, (theta, phi, group) in enumerate(_pairs(new)):
-        if theta not in moments.means or (adaptive and theta not in moments.squares):
+        lacks = theta not in moments.means or (adaptive and theta not in moments.squares)
+        if lacks or not has_two_betas(group):
             continue
         mean = moments.means[theta]
         if isinstance(inner, SGD):
