@@ -72,7 +72,7 @@ class BlockwiseAdam(Optimizer):
 
     Raises:
         ValueError: If an argument is out of range, the parameters are not those of the partition,
-            or complex, lazy, empty or flattened by the older ``FullyShardedDataParallel``.
+            or complex, lazy or flattened by the older ``FullyShardedDataParallel``.
 
     Source:
         Blockwise Adam of Xie, Mohamadi & Li, arXiv:2410.08198, where ``eps`` is inside the root;

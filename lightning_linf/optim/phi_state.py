@@ -10,7 +10,12 @@ from torch.optim import LBFGS, SGD, Optimizer
 from lightning_linf.optim.loading import Saved, check_names, check_shape, saved_entries
 
 PREFIX = "phi."  # of the entries of a state in coordinates phi
-_NUMBERS = ("step", "eta", "mu")  # of a parameter, in the states of torch's optimizers
+_NUMBERS = (
+    "step",
+    "eta",
+    "mu",
+    "mu_product",
+)  # of a parameter, in the states of torch's optimizers
 _ELEMENTWISE = (  # torch's optimizers whose other state has the shape of the parameter
     *(SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam),
     *(torch.optim.Adamax, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop),
