@@ -242,8 +242,8 @@ class BlockwiseAdam(Optimizer):
         if not has_these_groups(groups, saved):
             return saved
         saved = completed(name, groups, saved, _REQUIRED, _OLDER)
-        for ours, theirs in zip(groups, saved["param_groups"], strict=True):
-            self._check_group({**theirs, "params": ours["params"]})
+        for group in saved["param_groups"]:
+            check_betas(name, group["betas"])
         check_saved(name, self._units, groups, saved)
         return saved
 

@@ -56,7 +56,8 @@ class Bundle:
                 continue
             if is_sharded(phi):  # torch does not heed phi.data = ...
                 part = torch.zeros_like(local(theta), dtype=self.dtype)
-                torch.utils.swap_tensors(phi, nn.Parameter(from_local(part, theta)))
+                new = nn.Parameter(from_local(part, theta))
+                torch.utils.swap_tensors(phi, new)  # type: ignore[no-untyped-call]  # is torch's
             else:
                 phi.data = theta.new_zeros((), dtype=self.dtype).expand(phi.shape)
 

@@ -135,11 +135,11 @@ def _in_coordinates(moments: _Moments, old: Optimizer, new: Optimizer) -> _Momen
 def _write(new: Optimizer, moments: _Moments, note: str) -> str:
     inner = _inner(new)
     adaptive = isinstance(inner, (Adam, AdamW, BlockwiseAdam))
+    adaptive = adaptive and all(map(has_two_betas, new.param_groups))
     state: dict[int, dict[str, Any]] = {}
     squares: dict[Tensor, tuple[Tensor, float]] = {}
     for index, (theta, phi, group) in enumerate(_pairs(new)):
-        lacks = theta not in moments.means or (adaptive and theta not in moments.squares)
-        if lacks or not has_two_betas(group):
+        if theta not in moments.means or (adaptive and theta not in moments.squares):
             continue
         mean = moments.means[theta]
         if isinstance(inner, SGD):

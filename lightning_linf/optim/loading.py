@@ -57,9 +57,9 @@ def completed(
     required: set[str],
     older: Mapping[str, Any],
 ) -> Saved:
-    """Fill in what older states lack, with counts as tensors and without names.
+    """Fill in what older states lack, with counts as tensors and the optimizer's own names.
 
-    Names stay those of the optimizer: saved ones may have a wrapper's prefix.
+    Saved names may have a wrapper's prefix.
 
     Args:
         optimizer: Its name, for errors.
@@ -85,10 +85,21 @@ def completed(
         **saved,
         "state": {**saved["state"], **entries},
         "param_groups": [
-            {**older, **{k: v for k, v in theirs.items() if k != "param_names"}}
-            for theirs in saved["param_groups"]
+            {**older, **theirs} for theirs in with_own_names(groups, saved["param_groups"])
         ],
     }
+
+
+def with_own_names(
+    groups: Sequence[Mapping[str, Any]], saved_groups: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Give saved groups the names of the parameters that they are loaded for, if they have any."""
+    named = []
+    for ours, theirs in zip(groups, saved_groups, strict=True):
+        group = {key: value for key, value in theirs.items() if key != "param_names"}
+        own = {"param_names": ours["param_names"]} if "param_names" in ours else {}
+        named.append({**group, **own})
+    return named
 
 
 def has_these_groups(groups: Sequence[Mapping[str, Any]], saved: Saved) -> bool:

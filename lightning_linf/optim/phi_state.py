@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Optimizer
 
-from lightning_linf.optim.loading import Saved, check_names, check_shape, saved_entries
+from lightning_linf.optim.loading import (
+    Saved,
+    check_names,
+    check_shape,
+    saved_entries,
+    with_own_names,
+)
 
 PREFIX = "phi."  # of the entries of a state in coordinates phi
 _NUMBERS = (
@@ -41,7 +47,7 @@ def for_inner(
     pairs: Sequence[tuple[Tensor, Tensor]],
     saved: Saved,
 ) -> Saved:
-    """Give a saved state as the inner optimizer loads it: without prefixes and names.
+    """Give a saved state as the inner optimizer loads it: without prefixes.
 
     Args:
         inner: The optimizer in coordinates phi.
@@ -62,10 +68,7 @@ def for_inner(
     saved = {
         **saved,
         "state": {**saved["state"], **entries},
-        "param_groups": [
-            {k: v for k, v in theirs.items() if k != "param_names"}
-            for theirs in saved["param_groups"]
-        ],
+        "param_groups": with_own_names(inner.param_groups, saved["param_groups"]),
     }
     _check_shapes(inner, groups, saved)
     return saved

@@ -88,8 +88,17 @@ class Signum(Optimizer):
             ValueError: As the constructor.
         """
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            _check_group(self.param_groups[-1])
+            check_nonnegative("Signum", "lr", group["lr"])
+            check_nonnegative("Signum", "weight_decay", group["weight_decay"])
+            check_decay("Signum", "momentum", group["momentum"])
+            for p in group["params"]:
+                if p.dtype.is_complex:
+                    raise ValueError(
+                        f"Signum: expected real parameters, got {p.dtype}, which has no sign. "
+                        "Optimize its real and imaginary parts."
+                    )
         except ValueError:
             self.param_groups.pop()
             raise
@@ -112,8 +121,6 @@ class Signum(Optimizer):
         if not has_these_groups(groups, saved):
             return saved
         saved = completed("Signum", groups, saved, _REQUIRED, _OLDER)
-        for ours, theirs in zip(groups, saved["param_groups"], strict=True):
-            _check_group({**theirs, "params": ours["params"]})
         for _, p, entry in saved_entries(groups, saved):
             if entry:
                 check_shape("Signum", groups, p, "exp_avg", entry.get("exp_avg"))
@@ -154,18 +161,6 @@ class Signum(Optimizer):
                 update = _update_together if foreach else _update_one_by_one
                 update([local(p) for p in params], grads, exp_avgs, group)
         return loss
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    check_nonnegative("Signum", "lr", group["lr"])
-    check_nonnegative("Signum", "weight_decay", group["weight_decay"])
-    check_decay("Signum", "momentum", group["momentum"])
-    for p in group["params"]:
-        if p.dtype.is_complex:
-            raise ValueError(
-                f"Signum: expected real parameters, got {p.dtype}, which has no sign. "
-                "Optimize its real and imaginary parts."
-            )
 
 
 def _update_one_by_one(
