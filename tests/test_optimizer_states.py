@@ -324,6 +324,24 @@ class Memory(torch.optim.Optimizer):
             p.sub_(0.1 * p.grad)
 
 
+class Remembering(torch.optim.SGD):
+    """Keeps more than torch's own."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["norms"] = torch.ones(3)
+
+
+def test_subclasses_may_keep_what_they_like():
+    params = parameters((3, 2), (2,))
+    optimizer = rotated(lambda p: Remembering(p, lr=0.1, momentum=0.9))(params)
+    step(params, optimizer)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(params, optimizer)
+
+
 def test_of_an_unknown_inner_optimizer_the_order_of_shapes_is_compared():
     shapes = (3, 2), (2,), (4,)
     saved, params = parameters(*shapes), parameters(*shapes[::-1])

@@ -11,7 +11,7 @@ from lightning_linf.functional.shards import is_sharded
 
 Saved = dict[str, Any]
 COUNTS = ("step", "exp_avg_sq_step")  # in the state of a parameter
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}  # DDP's, torch.compile's and FSDP's
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def load_as_a_whole(

@@ -93,10 +93,10 @@ def _check_shapes(inner: Optimizer, groups: Sequence[Mapping[str, Any]], saved: 
             for tensor in value if isinstance(value, (list, tuple)) else [value]:
                 if not isinstance(tensor, Tensor):
                     continue
-                if isinstance(inner, _ELEMENTWISE):
+                if type(inner) in _ELEMENTWISE:  # subclasses may keep more
                     shape = torch.Size([]) if key in _NUMBERS else None
                     check_shape("Reparameterized", groups, p, key, tensor, shape)
-                elif isinstance(inner, LBFGS) and tensor.ndim:
+                elif type(inner) is LBFGS and tensor.ndim:
                     check_shape("Reparameterized", groups, p, key, tensor, total)
                 elif tensor.ndim:
                     shapes.setdefault(key, []).append((p.shape, p, tensor))

@@ -110,7 +110,6 @@ class Reparameterized(Optimizer):
         self._pull()
         self._is_complete = True
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step of the inner optimizer.
 
@@ -236,19 +235,19 @@ class Reparameterized(Optimizer):
         """
         return Coordinates(parameters, [(b.thetas, b.bound) for b in self._bundles])
 
+    @torch.no_grad()
     def _in_coordinates(self, move: Callable[[], Any]) -> Any:
         """Let the inner optimizer move phi, and the weights with them."""
         self._push()
-        with torch.no_grad():
-            try:
-                for bundle in self._bundles:
-                    bundle.read()
-                result = move()
-                for bundle in self._bundles:
-                    bundle.write()
-            finally:
-                for bundle in self._bundles:
-                    bundle.forget()
+        try:
+            for bundle in self._bundles:
+                bundle.read()
+            result = move()
+            for bundle in self._bundles:
+                bundle.write()
+        finally:
+            for bundle in self._bundles:
+                bundle.forget()
         self._pull()
         return result
 
