@@ -1,7 +1,7 @@
 """Log which geometry the loss has: its smoothness along l-infinity, l2 and between."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -24,11 +24,13 @@ from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.functional.gathering import gather
 from lightning_linf.partition import Partition
+from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
 from lightning_linf.probe.brackets import OPERATOR_HVPS
-from lightning_linf.probe.geometry import choose_partitions, measure_noise
+from lightning_linf.probe.geometry import measure_noise
 from lightning_linf.probe.landscape import Mode
+from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.probe.ranks import Ranks
 from lightning_linf.report import GeometryReport
 from lightning_linf.twins import is_either
@@ -83,6 +85,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             BatchNorm with batch statistics (:class:`~lightning_linf.probe.Landscape`).
         seed: Of the probes; the same probes serve every step, so that curves are smoother.
         on_error: "warn" says once what went wrong and lets the training go on; "raise" ends it.
+        output_dims: Of "row" and "column" among ``partitions``, as in
+            :meth:`~lightning_linf.Partition.of`.
+        fused_qkv: Of "head", as there.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -105,6 +110,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         mode: Mode = "eval",
         seed: int = 0,
         on_error: OnError = "warn",
+        output_dims: Mapping[str, int] | None = None,
+        fused_qkv: FusedQKV | None = None,
     ) -> None:
         super().__init__(every_n_steps, on_error)
         unknown = [name for name in partitions if name not in get_args(PartitionName)]
@@ -113,6 +120,11 @@ class LinfSmoothnessMonitor(GeometryMonitor):
                 "LinfSmoothnessMonitor: expected `partitions` to be a list of names out of "
                 f"{', '.join(get_args(PartitionName))}, got {partitions!r}. For your own "
                 "partitions override make_partitions."
+            )
+        if fused_qkv not in (*get_args(FusedQKV), None):
+            raise ValueError(
+                "LinfSmoothnessMonitor: expected `fused_qkv` to be one of "
+                f"{', '.join(map(repr, get_args(FusedQKV)))} or None, got {fused_qkv!r}."
             )
         if num_probes < 4:
             raise ValueError(
@@ -133,6 +145,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
                 f'LinfSmoothnessMonitor: expected `mode` "eval" or "train", got {mode!r}.'
             )
         self.partitions: list[PartitionName] = list(dict.fromkeys(partitions))
+        self.output_dims = output_dims
+        self.fused_qkv: FusedQKV | None = fused_qkv
         self.num_probes = num_probes
         self.last_report: GeometryReport | None = None
         self.num_batches = num_batches
@@ -198,7 +212,15 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         made = []
         for name in self.partitions:
             try:
-                made.append(Partition.of(pl_module, name, parameters=parameters))
+                made.append(
+                    Partition.of(
+                        pl_module,
+                        name,
+                        parameters=parameters,
+                        output_dims=self.output_dims,
+                        fused_qkv=self.fused_qkv,
+                    )
+                )
             except ValueError as error:
                 if self.on_error == "raise":
                     raise
