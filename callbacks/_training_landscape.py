@@ -14,8 +14,8 @@ from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._lightning import sum_over_ranks
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe import Landscape, ProbeError
+from lightning_linf.probe.batches import split_batch
 from lightning_linf.probe.landscape import Mode
-from lightning_linf.probe.objective import split_batch
 from lightning_linf.probe.ranks import Ranks, is_out_of_memory
 
 _T = TypeVar("_T")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_linf.probe import Landscape, ProbeError, measure_geometry
-from lightning_linf.probe.objective import split_batch
+from lightning_linf.probe.batches import split_batch
 
 
 @pytest.fixture(params=networks.ALL, scope="module")

@@ -28,6 +28,7 @@ _NOT_STATE = {
     *("datasets", "pandas", "polars", "pyarrow", "PIL", "scipy", "sklearn"),
     *(sys.stdlib_module_names - {"collections"}),
 }
+_STATE = (nn.Module, SobolEngine, SimpleNamespace)  # whatever their package
 _THREADING = {"_thread", "threading", "queue", "asyncio", "multiprocessing"}
 _ATOMS = (int, float, complex, str, bytes, type(None), type, ModuleType)
 _MUTABLE = (dict, list, set, deque)
@@ -182,14 +183,19 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 
 def _has_state(value: Any) -> bool:
     """Whether the attributes of an object are part of a module's state."""
-    if isinstance(value, (nn.Module, SobolEngine, SimpleNamespace)):
+    if isinstance(value, _STATE):
         return True
-    if isinstance(value, (Dataset, DataLoader, LightningDataModule, Trainer)):
-        return False
     attributes = getattr(value, "__dict__", {})
     if any(_package(attribute) in _THREADING for attribute in attributes.values()):
         return False  # another thread may be at work on it, whose progress is not ours to undo
-    return _package(value) not in _NOT_STATE and not isinstance(value, np.ndarray)
+    return not is_machinery(value) and not isinstance(value, np.ndarray)
+
+
+def is_machinery(value: Any) -> bool:
+    """Whether an object is a data set, or of a package whose objects are no state."""
+    if isinstance(value, (Dataset, DataLoader, LightningDataModule, Trainer)):
+        return True
+    return _package(value) in _NOT_STATE and not isinstance(value, _STATE)
 
 
 def _package(value: Any) -> str:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.random import derive_seed
+from lightning_linf.probe.batches import clone_tensor, copy_batch
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.isolation import Isolation, untouched
 from lightning_linf.probe.kernels import check_graph, twice_differentiable
-from lightning_linf.probe.objective import batch_weight, copy_batch, make_objective
+from lightning_linf.probe.objective import batch_weight, make_objective
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.ranks import Ranks
 from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
@@ -301,8 +302,10 @@ class Landscape:
                 if isinstance(part, LightningModule):
                     part.__dict__["_dtype"] = self.parameters.dtype  # what self.dtype says
         _seed_everything(derive_seed("landscape", self._seed, index))
-        batch = move_data_to_device(self._batches[index], self.parameters.device)
-        batch = copy_batch(batch, self.parameters.dtype if self.parameters.widen else None)
+        dtype = self.parameters.dtype if self.parameters.widen else None
+        # Copied before it is moved: an object may move its own tensors.
+        batch = copy_batch(self._batches[index], partial(clone_tensor, dtype=dtype))
+        batch = move_data_to_device(batch, self.parameters.device)
         return parameters, self._objective(batch, self._batch_indices[index])
 
     def _graph_of(self, index: int) -> _Graph:
