@@ -89,7 +89,7 @@ class Isolation:
                 if isinstance(value, torch.jit.ScriptModule):
                     raise ProbeError("scripted modules hold their state outside Python")
                 if isinstance(value, _MUTABLE):
-                    self._containers.append((path, _capture_container(value)))
+                    self._containers.append((path, capture_container(value)))
                 if isinstance(value, (dict, list)):
                     items = list(dict.items(value) if isinstance(value, dict) else enumerate(value))
                     tensors += [(path, value, k, v) for k, v in items if isinstance(v, Tensor)]
@@ -110,7 +110,7 @@ class Isolation:
                         raise ProbeError("the position of an iterator cannot be put back")
                 elif isinstance(value, nn.Module):
                     own.update(id(buffer) for buffer in value._buffers.values())
-                if isinstance(value, _MUTABLE) or _has_state(value):
+                if isinstance(value, _MUTABLE) or has_state(value):
                     if hasattr(value, "__dict__"):
                         pending.append((path, value.__dict__))
                     self._walk_slots(path, value, pending)
@@ -181,7 +181,7 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``self.log``."""
 
 
-def _has_state(value: Any) -> bool:
+def has_state(value: Any) -> bool:
     """Whether the attributes of an object are part of a module's state."""
     if isinstance(value, _STATE):
         return True
@@ -220,7 +220,8 @@ def _capture_random() -> Restore:
     return restore
 
 
-def _capture_container(value: Any) -> Restore:
+def capture_container(value: Any) -> Restore:
+    """Give what puts the items of a dict, list, set or deque back as they are now."""
     # The methods of the base class: subclasses may forbid or extend them (transformers' outputs).
     kind: Any = next(k for k in (OrderedDict, *_MUTABLE) if isinstance(value, k))
     saved = list(kind.items(value)) if isinstance(value, dict) else list(kind.__iter__(value))

@@ -22,6 +22,7 @@ from lightning_linf.probe.kernels import check_graph, twice_differentiable
 from lightning_linf.probe.objective import batch_weight, make_objective
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.ranks import Ranks
+from lightning_linf.probe.trainer_state import trainer_unchanged
 from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
 from lightning_linf.reparam import Reparameterization
 
@@ -306,7 +307,8 @@ class Landscape:
         # Copied before it is moved: an object may move its own tensors.
         batch = copy_batch(self._batches[index], partial(clone_tensor, dtype=dtype))
         batch = move_data_to_device(batch, self.parameters.device)
-        return parameters, self._objective(batch, self._batch_indices[index])
+        with trainer_unchanged(self.module):
+            return parameters, self._objective(batch, self._batch_indices[index])
 
     def _graph_of(self, index: int) -> _Graph:
         if self._graph is not None:
