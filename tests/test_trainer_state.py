@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from lightning_linf.callbacks import LinfSmoothnessMonitor
 from lightning_linf.probe import Landscape
 from lightning_linf.probe.errors import RestoreError
-from lightning_linf.probe.trainer_state import trainer_unchanged
+from lightning_linf.probe.trainer_state import TrainerState
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 
@@ -94,7 +94,7 @@ def test_single_numbers_containers_and_attributes_are_put_back(tmp_path):
     plateau = trainer.lr_scheduler_configs[0].scheduler
     average.count, average.list = torch.tensor(1), [1]
     before = plateau.state_dict(), dict(group), trainer.fit_loop.epoch_progress.current.completed
-    with trainer_unchanged(module):
+    with TrainerState(module).unchanged():
         average.count += 1
         average.list.append(2)
         average.new = 3
@@ -125,5 +125,5 @@ def test_what_happens_between_evaluations_remains(tmp_path):
 
 
 def test_a_module_without_a_trainer_needs_none():
-    with trainer_unchanged(nn.Linear(1, 1)), trainer_unchanged(Module(no_change)):
+    with TrainerState(nn.Linear(1, 1)).unchanged(), TrainerState(Module(no_change)).unchanged():
         pass

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.probe.errors import ProbeError, RestoreError
-from lightning_linf.probe.kernels import gradients_of, graph_traits
+from lightning_linf.probe.kernels import check_graph, gradients_of, graph_traits
 from lightning_linf.probe.parameters import ParameterVector
 
 # Parameters, as leaves, and loss, `offset` (d,) away from the present point.
@@ -67,6 +67,9 @@ def check_loss(evaluate: Evaluate, vector: ParameterVector) -> str | None:
     mismatch = _mismatch(evaluate, vector, sizes)
     if mismatch is None:
         return None
+    parameters, loss = evaluate(vector, None)
+    gradients = gradients_of(loss, parameters, create_graph=True)
+    check_graph(loss, gradients, vector.originals)  # which may know the cause
     if mismatch.is_detached:
         return (
             f"the gradient changes by {mismatch.relative:.1%} other than H v along a random v, for "

@@ -89,7 +89,7 @@ class Isolation:
                 if isinstance(value, torch.jit.ScriptModule):
                     raise ProbeError("scripted modules hold their state outside Python")
                 if isinstance(value, _MUTABLE):
-                    self._containers.append((path, capture_container(value)))
+                    self._containers.append((path, _capture_container(value)))
                 if isinstance(value, (dict, list)):
                     items = list(dict.items(value) if isinstance(value, dict) else enumerate(value))
                     tensors += [(path, value, k, v) for k, v in items if isinstance(v, Tensor)]
@@ -220,8 +220,7 @@ def _capture_random() -> Restore:
     return restore
 
 
-def capture_container(value: Any) -> Restore:
-    """Give what puts the items of a dict, list, set or deque back as they are now."""
+def _capture_container(value: Any) -> Restore:
     # The methods of the base class: subclasses may forbid or extend them (transformers' outputs).
     kind: Any = next(k for k in (OrderedDict, *_MUTABLE) if isinstance(value, k))
     saved = list(kind.items(value)) if isinstance(value, dict) else list(kind.__iter__(value))

@@ -23,7 +23,7 @@ from lightning_linf.probe.kernels import check_graph, gradients_of, twice_differ
 from lightning_linf.probe.objective import batch_weight, make_objective
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.ranks import Ranks
-from lightning_linf.probe.trainer_state import trainer_unchanged
+from lightning_linf.probe.trainer_state import TrainerState
 from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
 from lightning_linf.reparam import Reparameterization
 
@@ -155,6 +155,7 @@ class Landscape:
                 self._isolation = stack.enter_context(
                     untouched(self.module, refuse_iterators=self._calls_training_step)
                 )
+                self._trainer_state = TrainerState(self.module)
                 device = self.parameters.device
                 stack.enter_context(twice_differentiable(self.module, device))
                 self._stack = stack.pop_all()
@@ -326,7 +327,7 @@ class Landscape:
         # Copied before it is moved: an object may move its own tensors.
         batch = copy_batch(self._batches[index], partial(clone_tensor, dtype=dtype))
         batch = move_data_to_device(batch, vector.device)
-        with trainer_unchanged(self.module):
+        with self._trainer_state.unchanged():
             return parameters, self._objective(batch, self._batch_indices[index])
 
     def _graph_of(self, index: int) -> _Graph:
