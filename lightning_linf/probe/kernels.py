@@ -36,6 +36,46 @@ def twice_differentiable(module: nn.Module, device: torch.device) -> Iterator[No
         yield
 
 
+@contextmanager
+def lack_of_derivatives_named() -> Iterator[None]:
+    """Say what to do where autograd meets an operation whose derivative it cannot differentiate.
+
+    Raises:
+        ProbeError: Instead of its NotImplementedError.
+    """
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ProbeError(
+            f"probe: an operation in the loss has no second derivative: {error} Use a version in "
+            "plain PyTorch for the probe (for an EmbeddingBag a sum over an Embedding), e.g. by "
+            "defining probe_loss(batch)."
+        ) from error
+
+
+def make_embeddings_dense(module: nn.Module) -> None:
+    """Let embeddings have dense gradients: sparse ones cannot be differentiated again."""
+    for part in module.modules():
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+            part.sparse = False
+
+
+def require_dense(gradients: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Refuse sparse gradients.
+
+    Raises:
+        ProbeError: Naming the parameter.
+    """
+    for gradient, name in zip(gradients, names, strict=True):
+        if gradient.layout != torch.strided:
+            raise ProbeError(
+                f"probe: expected dense gradients, got a sparse one of {name}, as "
+                "nn.functional.embedding(..., sparse=True) gives it, which cannot be "
+                "differentiated again. Use an nn.Embedding, whose `sparse` is switched off for "
+                "the probe, or define probe_loss(batch) without it."
+            )
+
+
 def check_graph(
     loss: Tensor, gradients: Sequence[Tensor], originals: Sequence[nn.Parameter]
 ) -> None:

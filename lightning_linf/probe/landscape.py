@@ -1,11 +1,11 @@
 """A live module seen as a pure function of its parameters on given batches."""
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -15,13 +15,29 @@ from torch import Tensor, nn
 
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.random import derive_seed
+from lightning_linf.probe.arguments import (
+    check_callable,
+    check_choice,
+    check_positive,
+    check_whole,
+)
+from lightning_linf.probe.batches import list_batches
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.isolation import Isolation, untouched
-from lightning_linf.probe.kernels import check_graph, twice_differentiable
+from lightning_linf.probe.kernels import (
+    check_graph,
+    lack_of_derivatives_named,
+    make_embeddings_dense,
+    require_dense,
+    twice_differentiable,
+)
 from lightning_linf.probe.objective import batch_weight, copy_batch, make_objective
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.ranks import Ranks
+from lightning_linf.probe.train_only import require_no_loss_in_training
+from lightning_linf.probe.training_dtype import training_dtype
 from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
+from lightning_linf.probe.unwrapped import unwrapped
 from lightning_linf.reparam import Reparameterization
 
 Mode = Literal["eval", "train"]
@@ -61,8 +77,10 @@ class Landscape:
     gradient on one batch, and a few vectors.
 
     Args:
-        module: A LightningModule, or any module together with ``loss``.
-        batches: At least one. They are moved to the module's device when used.
+        module: A LightningModule, or any module together with ``loss``; of one that Fabric has set
+            up, the module inside it.
+        batches: At least one: a list, or a loader that has a length, of which all are taken. They
+            are moved to the module's device when used.
         loss: From module and batch to a scalar. Default: the module's ``probe_loss(batch)`` where
             it has one, else its ``training_step``.
         mode: "eval" or "train", see above.
@@ -97,7 +115,7 @@ class Landscape:
     def __init__(
         self,
         module: nn.Module,
-        batches: Sequence[Any],
+        batches: Sequence[Any] | Iterable[Any],
         *,
         loss: Callable[[nn.Module, Any], Tensor] | None = None,
         mode: Mode = "eval",
@@ -108,10 +126,13 @@ class Landscape:
         reduce: Callable[[Tensor], Tensor] | None = None,
         reparameterization: Reparameterization | LinearMap | None = None,
     ) -> None:
-        if mode not in ("eval", "train"):
-            raise ValueError(f'Landscape: expected `mode` "eval" or "train", got {mode!r}.')
-        if not memory_gib > 0:
-            raise ValueError(f"Landscape: expected `memory_gib` > 0, got {memory_gib}.")
+        module = unwrapped("Landscape", module)
+        check_choice("Landscape", "mode", mode, get_args(Mode))
+        check_positive("Landscape", "memory_gib", memory_gib)
+        check_whole("Landscape", "seed", seed)
+        check_callable("Landscape", "loss", loss, "Give a function of module and batch.")
+        check_callable("Landscape", "reduce", reduce)
+        batches = list_batches("Landscape", "batches", batches)
         if not batches:
             raise ProbeError("Landscape: expected at least one batch, got none.")
         if batch_indices is not None and len(batch_indices) != len(batches):
@@ -287,6 +308,17 @@ class Landscape:
 
     def _evaluate(self, index: int, offset: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Parameters, as leaves, and the loss of one batch with its graph."""
+        try:
+            return self._evaluate_in(self.mode, index, offset)
+        except Exception as error:
+            if self.mode == "eval" and self._isolation is not None:
+                in_training = partial(self._evaluate_in, "train", index, offset)
+                require_no_loss_in_training(error, self.module, in_training)
+            raise
+
+    def _evaluate_in(
+        self, mode: Mode, index: int, offset: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
         if self._isolation is None:
             raise ProbeError("Landscape: expected to be used inside `with Landscape(...) as ...:`.")
         self._isolation.rewind()
@@ -295,7 +327,8 @@ class Landscape:
         if self._whole:
             bypass_sharding(self.module)
         parameters = self.parameters.substitute(self._isolation.slots, offset, self._whole)
-        self._set_mode()
+        self._set_mode(mode)
+        make_embeddings_dense(self.module)
         if self.parameters.widen:
             for part in self.module.modules():
                 if isinstance(part, LightningModule):
@@ -303,13 +336,18 @@ class Landscape:
         _seed_everything(derive_seed("landscape", self._seed, index))
         batch = move_data_to_device(self._batches[index], self.parameters.device)
         batch = copy_batch(batch, self.parameters.dtype if self.parameters.widen else None)
-        return parameters, self._objective(batch, self._batch_indices[index])
+        with training_dtype(self.module, self.parameters.dtype):
+            return parameters, self._objective(batch, self._batch_indices[index])
 
     def _graph_of(self, index: int) -> _Graph:
         if self._graph is not None:
             return self._graph
         parameters, loss = self._evaluate(index)
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        with lack_of_derivatives_named():
+            gradients = torch.autograd.grad(
+                loss, parameters, create_graph=True, materialize_grads=True
+            )
+        require_dense(gradients, self.parameters.names)
         check_graph(loss, gradients, self.parameters.originals)
         graph = _Graph(parameters, loss, gradients)
         if len(self._batches) == 1:
@@ -323,6 +361,7 @@ class Landscape:
     def _gradient_at(self, index: int, offset: Tensor | None) -> tuple[Tensor, float]:
         parameters, loss = self._evaluate(index, offset)
         gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        require_dense(gradients, self.parameters.names)
         return self._transposed(self.parameters.flatten(gradients))[None], loss.item()
 
     def _gradient_here(self, index: int) -> tuple[Tensor, float]:
@@ -342,13 +381,14 @@ class Landscape:
         pairs = [(g, v) for g, v in zip(graph.gradients, parts, strict=True) if g.requires_grad]
         if not pairs:  # the loss is linear
             return torch.zeros_like(vector)
-        products = torch.autograd.grad(
-            [g for g, _ in pairs],
-            graph.parameters,
-            grad_outputs=[v.to(g.dtype) for g, v in pairs],
-            retain_graph=True,
-            materialize_grads=True,
-        )
+        with lack_of_derivatives_named():
+            products = torch.autograd.grad(
+                [g for g, _ in pairs],
+                graph.parameters,
+                grad_outputs=[v.to(g.dtype) for g, v in pairs],
+                retain_graph=True,
+                materialize_grads=True,
+            )
         return self.parameters.flatten(products)
 
     def _transposed(self, vector: Tensor) -> Tensor:
@@ -361,8 +401,8 @@ class Landscape:
             return self.reparameterization.bind(shapes, names)
         return self.reparameterization
 
-    def _set_mode(self) -> None:
-        if self.mode == "eval":
+    def _set_mode(self, mode: Mode) -> None:
+        if mode == "eval":
             for part in self.module.modules():
                 part.training = False
         elif not self.module.training:
