@@ -12,6 +12,7 @@ from lightning_linf.callbacks._lightning import is_dev_run
 from lightning_linf.mixin import GeometryMixin
 from lightning_linf.optim.geometry import Geometry
 from lightning_linf.optim.reparameterized import has_foreign_state
+from lightning_linf.probe.arguments import check_whole
 from lightning_linf.restoring import before_restoring, end_restoring
 from lightning_linf.swap import check_strategy, swap_optimizers
 
@@ -43,15 +44,14 @@ class SwapOptimizer(Callback):
     """
 
     def __init__(self, at_step: int, geometry: Geometry, carry: bool = True) -> None:
-        if at_step < 0:
-            raise ValueError(
-                f"SwapOptimizer: expected `at_step` >= 0, got {at_step}. 0 swaps at once."
-            )
+        check_whole("SwapOptimizer", "at_step", at_step, 0, "0 swaps at once.")
         if not isinstance(geometry, Geometry):
             raise ValueError(
                 f"SwapOptimizer: expected a Geometry, got {geometry!r}. Write, say, "
                 "Geometry('adam')."
             )
+        if not isinstance(carry, bool):
+            raise ValueError(f"SwapOptimizer: expected `carry` True or False, got {carry!r}.")
         self.at_step = at_step
         self.geometry = geometry
         self.carry = carry

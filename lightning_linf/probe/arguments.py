@@ -23,12 +23,17 @@ def check_whole(
         _refuse(caller, name, least_of_all, value, remedy)
 
 
-def check_positive(caller: str, name: str, value: object, remedy: str = "") -> None:
-    """Raise a ValueError unless it is a number above zero."""
+def check_positive(
+    caller: str, name: str, value: object, remedy: str = "", *, or_none: bool = False
+) -> None:
+    """Raise a ValueError unless it is a number above zero, or None where that is allowed."""
+    if value is None and or_none:
+        return
+    wanted = " > 0 or None" if or_none else " > 0"
     if isinstance(value, bool) or not isinstance(value, Real):
-        _refuse(caller, name, " to be a number > 0", value, remedy)
-    elif not value > 0:
-        _refuse(caller, name, " > 0", value, remedy)
+        _refuse(caller, name, f" to be a number{wanted}", value, remedy)
+    elif not float(value) > 0:
+        _refuse(caller, name, wanted, value, remedy)
 
 
 def check_choice(caller: str, name: str, value: object, choices: Sequence[str]) -> None:
