@@ -66,6 +66,7 @@ class GeometryMonitor(Callback):
         self.history: list[dict[str, Any]] = []
         self._warned: set[str] = set()
         self._num_failures = 0
+        self._failures_before = 0  # in earlier trainings
         self._num_measured = 0  # in this training and what it resumes
         self._first_step: int | None = None  # of this training
         self._asked_step = -1  # the last step at which should_measure was asked
@@ -81,7 +82,8 @@ class GeometryMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._warned, self._num_failures, self._num_measured = set(), 0, 0  # of an earlier trainer
+        self._warned, self._num_measured = set(), 0  # another trainer may have been before
+        self._failures_before = self._num_failures
         if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
             raise MisconfigurationException(
                 f"{type(self).__name__}: expected whole parameters, or those that fully_shard "
@@ -234,7 +236,8 @@ class GeometryMonitor(Callback):
                 f"{len(self.history)} measurements in `history`; each cause was reported once."
             )
         made_steps = self._first_step not in (None, logged_step(trainer))
-        if made_steps and not (self._num_measured or self._num_failures or trainer.barebones):
+        has_failed = self._num_failures > self._failures_before
+        if made_steps and not (self._num_measured or has_failed or trainer.barebones):
             assert self._first_step is not None
             why = why_nothing(
                 self._first_step,

@@ -168,12 +168,12 @@ def test_a_callback_tells_its_failures_in_each_training(tmp_path):
             raise RuntimeError("no loss")
 
     monitor = LinfSmoothnessMonitor(4, num_probes=4)
-    for _ in range(2):  # the second training of the callback is as the first
-        with pytest.warns(UserWarning, match="no loss") as seen:
+    for num_failures in (2, 4):
+        with pytest.warns(UserWarning, match="no loss|failures in all") as seen:
             fit(Fails(), [monitor], tmp_path)
         messages = sayings(seen)
         assert "could not measure at step 3" in messages[0]
-        assert "2 failures in all, and 0 measurements" in messages[1]
+        assert f"{num_failures} failures in all, and 0 measurements" in messages[1]
         assert len(messages) == 2
 
 
