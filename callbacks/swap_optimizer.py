@@ -1,11 +1,13 @@
 """Change the optimizer, its blocks or its coordinates at a step."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.nn.parameter import UninitializedParameter
 from typing_extensions import override
 
 from lightning_linf.callbacks._lightning import is_dev_run
@@ -14,7 +16,7 @@ from lightning_linf.optim.geometry import Geometry
 from lightning_linf.optim.reparameterized import has_foreign_state
 from lightning_linf.probe.arguments import check_whole
 from lightning_linf.restoring import before_restoring, end_restoring
-from lightning_linf.swap import check_strategy, swap_optimizers
+from lightning_linf.swap import check_strategy, chosen_optimizers, swap_optimizers
 
 
 class SwapOptimizer(Callback):
@@ -29,10 +31,13 @@ class SwapOptimizer(Callback):
         at_step: How many optimizer steps (``trainer.global_step``) to make before.
         geometry: What to replace the optimizers by.
         carry: Carry momentum and second moments over; else they start anew.
+        index: Of the optimizer to replace, if the module has several. Default: all of them.
 
     Raises:
-        ValueError: If ``at_step`` is negative or ``geometry`` not a Geometry. While fitting, if the
-            geometry does not fit the parameters.
+        ValueError: If ``at_step`` or ``index`` is negative or ``geometry`` not a Geometry. When
+            fitting starts, if there is no such ``index``, or a geometry with an optimizer of its
+            own, given by name or class, does not fit the parameters; at its step, if another does
+            not.
         MisconfigurationException: In ``setup``, under FSDPStrategy and DeepSpeed; while fitting,
             for a checkpoint after a swap to another geometry.
 
@@ -43,7 +48,9 @@ class SwapOptimizer(Callback):
         >>> trainer = Trainer(callbacks=[swap], logger=False)
     """
 
-    def __init__(self, at_step: int, geometry: Geometry, carry: bool = True) -> None:
+    def __init__(
+        self, at_step: int, geometry: Geometry, carry: bool = True, index: int | None = None
+    ) -> None:
         check_whole("SwapOptimizer", "at_step", at_step, 0, "0 swaps at once.")
         if not isinstance(geometry, Geometry):
             raise ValueError(
@@ -52,16 +59,21 @@ class SwapOptimizer(Callback):
             )
         if not isinstance(carry, bool):
             raise ValueError(f"SwapOptimizer: expected `carry` True or False, got {carry!r}.")
+        if index is not None:
+            remedy = "Count from 0, in the order of configure_optimizers; None is all."
+            check_whole("SwapOptimizer", "index", index, 0, remedy)
         self.at_step = at_step
         self.geometry = geometry
         self.carry = carry
+        self.index = index
         self.is_done = False
         self._saved_geometry = geometry.describe()  # that of a checkpoint
 
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(at_step=self.at_step)
+        index = {} if self.index is None else {"index": self.index}
+        return self._generate_state_key(at_step=self.at_step, **index)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -72,6 +84,7 @@ class SwapOptimizer(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, pl_module)
         if _in_order(trainer)[0] is not self:
             return
         if trainer.strategy.restore_checkpoint_after_setup:
@@ -104,14 +117,35 @@ class SwapOptimizer(Callback):
                 if not swap.is_done and swap._is_due(trainer):
                     swap._swap(trainer, pl_module)
 
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse now what would end the training at its step."""
+        optimizers = chosen_optimizers("SwapOptimizer", trainer, self.index)
+        parameters = list(pl_module.parameters())
+        is_lazy = any(isinstance(p, UninitializedParameter) for p in parameters)
+        if self.geometry.kind() is None or is_lazy:  # it depends on what comes before
+            return
+        geometry = replace(self.geometry, lr=None)  # rates may still be 0
+        try:
+            for optimizer in optimizers:
+                geometry.make(optimizer, pl_module)
+        except ValueError as error:
+            if all(p.requires_grad for p in parameters):
+                raise
+            rank_zero_warn(
+                f"SwapOptimizer: the swap at step {self.at_step} will fail, unless other "
+                f"parameters are trained by then. {error}"
+            )
+
     def _is_due(self, trainer: Trainer) -> bool:
         return is_dev_run(trainer) or trainer.global_step >= self.at_step
 
     def _swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(pl_module, GeometryMixin):
-            pl_module.swap_optimizer(self.geometry, carry=self.carry)
+            pl_module.swap_optimizer(self.geometry, carry=self.carry, index=self.index)
         else:
-            swap_optimizers(trainer, pl_module, self.geometry, carry=self.carry)
+            swap_optimizers(
+                trainer, pl_module, self.geometry, carry=self.carry, index=self.index
+            )
         self.is_done = True
 
     @override

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_linf.optim.carry import carry_state
 from lightning_linf.optim.geometry import Geometry
-from lightning_linf.optim.groups import decay_note
+from lightning_linf.optim.groups import betas_note, decay_note
 from lightning_linf.optim.reparameterized import Reparameterized, has_foreign_state
 
 # Hooks between the forward pass and the end of the optimizer's step.
@@ -56,21 +56,15 @@ def swap_optimizers(
             ``index``.
     """
     _check(trainer, module, geometry)
-    optimizers = list(trainer.optimizers)
-    if index is not None and not 0 <= index < len(optimizers):
-        raise ValueError(
-            f"swap_optimizers: expected `index` of one of {len(optimizers)} optimizers, got "
-            f"{index}. Count from 0, in the order of configure_optimizers."
-        )
     lines, swaps = [], {}
-    for i, old in enumerate(optimizers):
-        if index in (None, i):
-            new = geometry.make(old, module)
-            carried = "there was no state to carry" if not old.state else "its state starts anew"
-            if carry and old.state:
-                carried = carry_state(old, new)
-            swaps[old] = new
-            lines.append(f"{_describe(old)} -> {_describe(new)}; {carried}{decay_note(old, new)}")
+    for old in chosen_optimizers("swap_optimizers", trainer, index):
+        new = geometry.make(old, module)
+        carried = "there was no state to carry" if not old.state else "its state starts anew"
+        if carry and old.state:
+            carried = carry_state(old, new)
+        swaps[old] = new
+        notes = betas_note(old, new) + decay_note(old, new)
+        lines.append(f"{_describe(old)} -> {_describe(new)}; {carried}{notes}")
     _replace(trainer, module, geometry, swaps)
     done = "; ".join(lines)
     # Those swaps are made again at a time when a resumed trainer has not restored its counters.
@@ -78,6 +72,19 @@ def swap_optimizers(
     when = "at the start" if is_start else f"at step {trainer.global_step}"
     rank_zero_info(f"Optimizer swapped {when}: {done}.")
     return done
+
+
+def chosen_optimizers(caller: str, trainer: Trainer, index: int | None) -> list[Optimizer]:
+    """Give the trainer's optimizer with a number, or all; a ValueError if there is none such."""
+    optimizers = list(trainer.optimizers)
+    if index is None:
+        return optimizers
+    if not 0 <= index < len(optimizers):
+        raise ValueError(
+            f"{caller}: expected `index` of one of {len(optimizers)} optimizers, got "
+            f"{index}. Count from 0, in the order of configure_optimizers."
+        )
+    return [optimizers[index]]
 
 
 def check_strategy(caller: str, trainer: Trainer) -> None:

@@ -730,7 +730,11 @@ MISUSE = {
         lambda: BlockwiseAdam([flattened()]),
         "got one flattened by FullyShardedDataParallel. Shard it by fully_shard",
     ),
-    "empty": (lambda: BlockwiseAdam([ones(0)]), r"got shape \(0,\) without entries. Leave it out"),
+    "three betas": (
+        lambda: BlockwiseAdam([ones(2)], betas=(0.9, 0.99, 0.999)),
+        r"expected two `betas`, got \(0.9, 0.99, 0.999\). Give the decay of the mean gradient and",
+    ),
+    "one beta": (lambda: AdaSGD([ones(2)], betas=0.9), "AdaSGD: expected two `betas`, got 0.9"),
     "lazy": (
         lambda: BlockwiseAdam(nn.LazyLinear(2).parameters()),
         "got a lazy one. Run the module",

@@ -384,6 +384,31 @@ def test_the_sentence_tells_what_was_carried(make_old, make_new, expected):
     assert torch.isfinite(train(module, new, 3)).all()
 
 
+class Adan(Adam):
+    """Keeps squares of something else with its second beta."""
+
+    def __init__(self, params, betas=(0.9, 0.99)):
+        super().__init__(params, lr=LR, betas=betas)
+        for group in self.param_groups:
+            group["betas"] = (*betas, 0.999)
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            for key in ("exp_avg", "exp_avg_sq"):
+                self.state[p].setdefault(key, torch.ones_like(p)).lerp_(p.grad.square(), 0.1)
+            self.state[p]["step"] = self.state[p].get("step", 0) + torch.ones(())
+
+
+def test_means_of_an_optimizer_with_three_betas_go_on_in_its_own_kind_only():
+    _, old, new, sentence = swapped(Adan, Adan)
+    assert sentence == "all of its state was carried over"
+    torch.testing.assert_close(list(new.state.values()), list(old.state.values()), rtol=0, atol=0)
+    for first, second in ((Adan, KINDS["Adam"]), (Adan, KINDS["SGD"]), (KINDS["Adam"], Adan)):
+        _, _, new, sentence = swapped(first, second)
+        assert sentence == "its state starts anew"
+        assert not new.state
+
+
 def test_moments_of_a_first_step_that_loss_scaling_undid_are_none():
     module = network()
     old = Adam(module.parameters(), lr=LR)

@@ -486,13 +486,52 @@ class LowRank(nn.Linear):
         self.down = nn.Parameter(torch.zeros(1, 3))
 
 
+class Holed(nn.Module):
+    """With parameters that have no entries, among them one whose rows nobody knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Parameter(torch.empty(0, 4))
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.embedding = nn.Embedding(0, 3)
+        self.layer = nn.Linear(3, 1)
+        self.last = nn.Parameter(torch.empty(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_without_entries_have_no_block(name):
+    module = Holed()
+    whole = Partition.of(module, name)
+    full = Partition.of(module, name, parameters=[p for p in module.parameters() if p.numel()])
+    assert whole.names == [name for name, _ in module.named_parameters()]
+    assert torch.equal(numbers(whole), numbers(full))
+    x = torch.randn(2, full.num_params)
+    assert torch.equal(whole.block_sum(x), full.block_sum(x))
+    assert torch.equal(whole.sizes(x), full.sizes(x))
+    assert whole.num_blocks == full.num_blocks
+    assert whole.refines(Partition.of(module, "global"))
+    assert Partition.of(module, "coordinate").refines(whole)
+
+
+def test_labels_give_parameters_without_entries_no_block_either(capsys):
+    by_name = Partition.by_regex(Holed(), r"^\w+")
+    by_entry = Partition.by_function(Holed(), lambda _, p: torch.zeros(p.shape, dtype=torch.int64))
+    assert (by_name.num_blocks, by_entry.num_blocks) == (2, 6)
+    assert torch.equal(by_name.sizes(torch.ones(1)), torch.tensor([80.0, 4.0]))
+    by_name.describe()
+    rows = [line.split("│")[1:5] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    found = {row[0].strip(): [cell.strip() for cell in row[2:]] for row in rows}
+    assert found["first"] == found["last"] == found["embedding.weight"] == ["0", "none"]
+    assert found["layer.bias"] == ["1, shared by 2", "4"]
+
+
 REFUSALS = {
     "unknown name": (nn.Linear(2, 2), "rows", {}, r"Partition.of: expected `name`.*'head'.*'rows'"),
     "unknown order": (nn.Linear(2, 2), "head", {"fused_qkv": "kqv"}, "`fused_qkv`.*'kqv'"),
     "nothing trainable": (nn.ReLU(), "row", {}, "trainable parameters in ReLU, got none"),
     "none chosen": (nn.Linear(2, 2), "row", {"parameters": []}, "trainable parameters in Linear"),
     "lazy": (nn.LazyLinear(2), "row", {}, "but weight is still lazy"),
-    "empty": (nn.ParameterList([torch.zeros(0, 2)]), "tensor", {}, r"entries, got 0 of shape"),
+    "empty": (nn.ParameterList([torch.zeros(0, 2)]), "tensor", {}, r"with entries in .*, got none"),
     "unknown type": (Experts(), "row", {}, r"weights \(2, 3, 4\).*got Experts.*output_dims"),
     "subclass": (LowRank(), "column", {}, r"down \(1, 3\) is the output, got LowRank"),
     "parametrized": (

@@ -842,13 +842,160 @@ def test_misuse_is_refused(params, factory, reparameterization, message):
         Reparameterized(params, factory, reparameterization)
 
 
-def test_groups_are_refused_after_the_start():
+@pytest.mark.parametrize("directly", [False, True])
+def test_groups_that_come_later_have_their_own_part_of_the_map(directly):
+    module, other, loss = two()
+    first, *rest = module.parameters()
+    optimizer = Reparameterized([first], sgd, Rotation())
+    if directly:  # as some callbacks do when they resume
+        optimizer.param_groups.append({"params": rest, "lr": 0.2})
+    else:
+        optimizer.add_param_group({"params": rest, "lr": 0.2})
+    train(module, optimizer, loss, 5)
+    parameters = list(other.parameters())
+    groups = [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.2}]
+    expected = train(other, torch.optim.SGD(groups, lr=0.1), loss, 5)
+    torch.testing.assert_close(weights(module), expected, **CLOSE)
+    ours = optimizer.coordinates(list(module.parameters()))
+    given = Reparameterized(groups, sgd, Rotation()).coordinates(parameters)
+    torch.testing.assert_close(dense(ours, len(expected)), dense(given, len(expected)))
+    assert optimizer.param_groups[1]["reparameterization"].startswith("6 of 6 tensors")
+
+
+def test_groups_that_are_replaced_are_refused():
     optimizer = Reparameterized([parameter()], sgd, Rotation())
-    with pytest.raises(RuntimeError, match=r"got another group.*Make a new Reparameterized"):
-        optimizer.add_param_group({"params": [parameter()]})
-    optimizer.param_groups.append({"params": [parameter()]})
-    with pytest.raises(RuntimeError, match="expected 1 parameter groups, got 2"):
+    optimizer.param_groups[0]["params"] = [parameter()]
+    with pytest.raises(RuntimeError, match=r"expected the 1 parameter groups .*got other.*Make a"):
         optimizer.step()
+    optimizer.param_groups.clear()
+    with pytest.raises(RuntimeError, match="expected the 1 parameter groups"):
+        optimizer.step()
+
+
+def test_a_group_that_the_map_cannot_place_is_refused_and_not_kept():
+    layer = nn.Linear(2, 2)
+    optimizer = Reparameterized(
+        [("weight", layer.weight)], sgd, Rotation("tensor", only="weight|gain")
+    )
+    optimizer.add_param_group({"params": [("bias", layer.bias)]})  # stays as it is
+    gain = parameter(torch.complex64)
+    with pytest.raises(ValueError, match="real floating"):
+        optimizer.add_param_group({"params": [("gain", gain)]})
+    mapped = [group["reparameterization"][:6] for group in optimizer.param_groups]
+    assert mapped == ["1 of 1", "0 of 1"]
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """SGD after Defazio et al., The Road Less Scheduled, arXiv:2405.15682, equations 1 to 3.
+
+    In training mode the parameters are y, where gradients are taken; else x, the average.
+    """
+
+    def __init__(self, params, lr=0.05, beta=0.9):
+        super().__init__(params, {"lr": lr, "beta": beta, "num_steps": 0, "train_mode": True})
+
+    @torch.no_grad()
+    def eval(self):
+        for group in self.param_groups:
+            if group["train_mode"]:
+                for p in group["params"]:
+                    if "z" in self.state[p]:
+                        p.lerp_(self.state[p]["z"], 1 - 1 / group["beta"])
+            group["train_mode"] = False
+
+    @torch.no_grad()
+    def train(self):
+        for group in self.param_groups:
+            if not group["train_mode"]:
+                for p in group["params"]:
+                    if "z" in self.state[p]:
+                        p.lerp_(self.state[p]["z"], 1 - group["beta"])
+            group["train_mode"] = True
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            assert group["train_mode"]
+            beta, group["num_steps"] = group["beta"], group["num_steps"] + 1
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if "z" not in self.state[p]:
+                    self.state[p]["z"] = p.clone()
+                z = self.state[p]["z"]
+                x = p.lerp(z, 1 - 1 / beta)
+                z.sub_(group["lr"] * p.grad)
+                x.lerp_(z, 1 / group["num_steps"])
+                p.copy_(z.lerp(x, beta))
+
+
+@pytest.mark.parametrize("reparameterization", [Rotation(), Rotation("tensor"), Scaling(1.0)])
+@pytest.mark.parametrize("clone", [lambda o: o, copy.deepcopy])
+def test_schedule_free_optimizers_change_between_training_and_evaluation(reparameterization, clone):
+    module, other, loss = two()
+    plain = ScheduleFree(module.parameters())
+    rotated = clone(Reparameterized(other.parameters(), ScheduleFree, reparameterization))
+    if clone is copy.deepcopy:
+        other = nn.ParameterList(rotated.param_groups[0]["params"])
+        module = nn.ParameterList(module.parameters())
+        target = torch.randn(len(weights(module)), dtype=torch.float64)
+
+        def loss(m):
+            return (parameters_to_vector(m.parameters()) - target).square().sum()
+
+    for _ in range(5):
+        averages = []
+        for each, optimizer in ((module, plain), (other, rotated)):
+            optimizer.train()
+            trained = train(each, optimizer, loss, 3)
+            optimizer.eval()
+            optimizer.eval()  # nothing more
+            averages.append(weights(each))
+            assert not optimizer.param_groups[0]["train_mode"]
+        torch.testing.assert_close(averages[1], averages[0], **CLOSE)
+        assert (averages[1] - trained).abs().max() > 1e-3
+    saved = copy.deepcopy(rotated.state_dict())
+    rotated.load_state_dict(saved)
+    for each, optimizer in ((module, plain), (other, rotated)):
+        optimizer.train()
+        train(each, optimizer, loss, 1)
+    torch.testing.assert_close(weights(other), weights(module), **CLOSE)
+
+
+def test_other_optimizers_have_no_modes():
+    optimizer = rotated_adam(two()[0])
+    assert not hasattr(optimizer, "train")
+    assert not hasattr(optimizer, "eval")
+
+
+def test_schedulefrees_own_optimizer_is_rotated():
+    schedulefree = pytest.importorskip("schedulefree", reason="needs schedulefree")
+    module, other, loss = two()
+    plain = schedulefree.SGDScheduleFree(module.parameters(), lr=0.01)
+    rotated = Reparameterized(
+        other.parameters(), lambda p: schedulefree.SGDScheduleFree(p, lr=0.01), Rotation()
+    )
+    for each, optimizer in ((module, plain), (other, rotated)):
+        for _ in range(3):
+            optimizer.train()
+            train(each, optimizer, loss, 5)
+            optimizer.eval()
+    torch.testing.assert_close(weights(other), weights(module), **CLOSE)
+
+
+def test_lazy_parameters_are_refused_before_and_mapped_after_the_module_has_run():
+    module = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"got a lazy one. Run the module once before"):
+        Reparameterized(module.parameters(), sgd, Rotation())
+    late = Reparameterized(module.named_parameters(), sgd, Rotation(only=r"^1\."))
+    module(torch.ones(1, 4)).sum().backward()
+    for optimizer in (late, Reparameterized(module.parameters(), sgd, Rotation())):
+        before = weights(module)
+        optimizer.step()
+        gradient = parameters_to_vector(p.grad for p in module.parameters())
+        torch.testing.assert_close(weights(module), before - 0.1 * gradient)
 
 
 def test_coordinates_of_too_few_parameters_are_refused():

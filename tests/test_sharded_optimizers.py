@@ -418,6 +418,87 @@ def test_flat_parameters_and_whole_states_of_sharded_ones_are_refused(tmp_path):
         assert "got one flattened by FullyShardedDataParallel. Shard" in rotated
 
 
+def step_by_hand(module, optimizer, value=None):
+    """Step along gradients that are the same on all ranks, but for an entry of one of them."""
+    for number, p in enumerate(module.parameters()):
+        p.grad = torch.full_like(p, 0.1 * (number + 1))
+    if value is not None:
+        module.inner.bias.grad.to_local()[0] = value
+    optimizer.step()
+
+
+def parts(state):
+    """Every tensor of a state, of sharded ones this rank's part."""
+    tensors = [value for entry in state["state"].values() for value in entry.values()]
+    return [each.to_local() if hasattr(each, "placements") else each for each in tensors]
+
+
+def test_states_sharded_otherwise_are_refused_and_leave_the_optimizer_as_it_was(tmp_path):
+    names = ["blockwise row", "blockwise coordinate", "signum", "adamw, row"]
+
+    def on_rank(rank):
+        from torch.distributed.tensor import Replicate
+
+        found = {}
+        for name in names:
+            module = shard(net())
+            optimizer = OPTIMIZERS[name](module)
+            step_by_hand(module, optimizer)
+            state = optimizer.state_dict()
+            before = [part.clone() for part in parts(state)]
+            entries = {index: dict(entry) for index, entry in state["state"].items()}
+            (key,) = [key for key in entries[0] if key.endswith("exp_avg")]
+            entries[0][key] = entries[0][key].redistribute(placements=[Replicate()])
+            with pytest.raises(ValueError, match="sharded as its parameters are") as caught:
+                optimizer.load_state_dict({**state, "state": entries})
+            after = parts(optimizer.state_dict())
+            found[name] = str(caught.value), list(map(torch.equal, after, before))
+        return found
+
+    for result in in_two_processes(on_rank, tmp_path):
+        for said, is_same in result.values():
+            assert all(is_same)
+            assert "Replicate()" in said
+            assert "for parameter 0" in said
+
+
+def test_sharded_parameters_may_be_cast_after_the_optimizer_was_made(tmp_path):
+    names = ["adamw, row", "adamw, global", "blockwise tensor, global", "blockwise row", "signum"]
+
+    def run(make):
+        found = {}
+        for name in names:
+            module = make().float()
+            optimizer = OPTIMIZERS[name](module)
+            module.double()
+            saved = OPTIMIZERS[name](module)
+            step_by_hand(module, saved)
+            optimizer.load_state_dict(saved.state_dict())
+            for _ in range(2):
+                step_by_hand(module, optimizer)
+            found[name] = weights(module)
+        return found
+
+    expected = run(net)
+    for result in in_two_processes(lambda rank: run(lambda: shard(net())), tmp_path):
+        for name in names:
+            assert_close(result[name], expected[name])
+            assert {value.dtype for value in result[name].values()} == {torch.float64}
+
+
+def test_signum_shows_a_nan_on_the_rank_that_has_it(tmp_path):
+    def on_rank(rank):
+        found = []
+        for name in ("signum", "signum, foreach"):
+            module = shard(net())
+            step_by_hand(module, OPTIMIZERS[name](module), torch.nan if rank else 1.0)
+            found.append(weights(module)["inner.bias"].isnan().tolist())
+        return found
+
+    for result in in_two_processes(on_rank, tmp_path):
+        assert result == [[False, False, False, True, False, False]] * 2
+
+
 class Maps(nn.Module):
     def __init__(self):
         super().__init__()

@@ -158,6 +158,63 @@ def test_a_plain_run_is_resumed_with_a_swap_that_carries_its_state(tmp_path, at_
         torch.testing.assert_close(ours, theirs)
 
 
+class Three(torch.optim.Optimizer):
+    """As Adan and AdEMAMix have them: three betas, of which the second is not that of squares."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.01, "betas": (0.98, 0.92, 0.99), "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = closure()
+        for p in self.param_groups[0]["params"]:
+            self.state[p].setdefault("exp_avg", torch.zeros_like(p)).lerp_(p.grad, 0.02)
+            self.state[p].setdefault("exp_avg_sq", torch.ones_like(p))
+            self.state[p]["step"] = 1
+            p.sub_(0.01 * p.grad)
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("geometry", "has"),
+    [
+        (Geometry("adamw"), {"betas": (0.9, 0.999)}),
+        (Geometry("blockwise_adam", partition="row"), {"betas": (0.9, 0.999)}),
+        (Geometry("adasgd", rotation="tensor"), {"betas": (0.9, 0.999)}),
+        (Geometry(lambda groups: AdamW(groups, betas=(0.8, 0.9))), {"betas": (0.8, 0.9)}),
+        (Geometry("signum"), {"momentum": 0.9}),
+        (Geometry("sgd"), {"momentum": 0}),
+        (Geometry("adamw", options={"betas": (0.7, 0.8)}), {"betas": (0.7, 0.8)}),
+    ],
+)
+def test_three_betas_are_not_taken_for_two(tmp_path, caplog, geometry, has):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        module = Net(lambda module: Three(module.parameters()))
+        trainer = fit(module, tmp_path, [SwapOptimizer(2, geometry)])
+    (optimizer,) = trainer.optimizers
+    (group,) = optimizer.param_groups
+    assert {key: group[key] for key in has} == has
+    (line,) = [r.getMessage() for r in caplog.records if "swapped" in r.getMessage()]
+    assert "; its state starts anew; it has " in line
+    ((key, value),) = has.items()
+    assert f"{key}={value} of its own: betas=(0.98, 0.92, 0.99) may mean something else" in line
+
+
+def test_two_betas_are_not_taken_for_three(tmp_path, caplog):
+    class Adan(Three):
+        def __init__(self, params, lr=1e-3, betas=(0.98, 0.92, 0.99), weight_decay=0.0):
+            super().__init__(params)
+
+    adamw = Net(lambda module: AdamW(module.parameters(), lr=0.01))
+    for make in (lambda: copy.deepcopy(adamw), lambda: Net(momentum_sgd)):
+        with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+            trainer = fit(make(), tmp_path, [SwapOptimizer(2, Geometry(Adan))])
+        assert trainer.optimizers[0].param_groups[0]["betas"] == (0.98, 0.92, 0.99)
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "of its own: betas=(0.9, 0.999) may mean something else" in said
+    assert "of its own: momentum=0.9 may mean something else" in said
+
+
 def test_a_callback_swaps_again_in_a_second_fit(tmp_path):
     swap = SwapOptimizer(3, ROTATED)
     first, second = Net(), Net()
@@ -314,6 +371,82 @@ def test_monitors_go_on_after_a_swap_and_leave_it_as_it_is(tmp_path):
         assert [entry["step"] for entry in monitor.history] == list(range(6))
 
 
+@pytest.mark.parametrize("make", [Gan, lambda: GeometryMixin.wrap(Gan(), Geometry())])
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_of_several_optimizers_is_swapped_and_resumed(tmp_path, make, index):
+    def callbacks():
+        return [SwapOptimizer(4, Geometry("signum"), index=index)]
+
+    kinds = [Signum if i == index else kind for i, kind in enumerate((SGD, Adam))]
+    whole, resumed, path = make(), make(), tmp_path / "part.ckpt"
+    fit(whole, tmp_path, callbacks(), max_steps=12)
+    fit(make(), tmp_path, callbacks(), max_steps=8).save_checkpoint(path)
+    trainer = fit(resumed, tmp_path, callbacks(), path, max_steps=12)
+    assert [type(optimizer) for optimizer in trainer.optimizers] == kinds
+    assert_equal_weights(whole, resumed)
+
+
+def test_each_of_two_optimizers_may_be_swapped_at_the_same_step(tmp_path):
+    swaps = [SwapOptimizer(4, Geometry("adamw", rotation="tensor"), index=1)]
+    swaps.append(SwapOptimizer(4, Geometry("signum"), index=0))
+    trainer = fit(Gan(), tmp_path, swaps, max_steps=8)
+    assert [type(optimizer) for optimizer in trainer.optimizers] == [Signum, Reparameterized]
+
+
+@pytest.mark.parametrize("make", [Net, lambda: GeometryMixin.wrap(Net(), Geometry())])
+@pytest.mark.parametrize(
+    ("swap", "message"),
+    [
+        ((4, Geometry("blockwise_adam", partition="head")), "expected attention with trainable"),
+        ((4, Geometry("adam", options={"eps": -1.0})), "Invalid epsilon"),
+        ((4, Geometry("adam"), True, 1), "`index` of one of 1 optimizers, got 1. Count from 0"),
+    ],
+)
+def test_what_would_end_the_training_at_its_step_is_refused_before(tmp_path, make, swap, message):
+    module = make()
+    with pytest.raises(ValueError, match=message):
+        fit(module, tmp_path, [SwapOptimizer(*swap)])
+    assert module.rates == []
+
+
+def test_what_may_have_other_parameters_by_then_is_only_told(tmp_path):
+    """And lazy ones, which the first batch makes, are not looked at."""
+    module = Net()
+    module.attention = torch.nn.MultiheadAttention(2, 1).requires_grad_(False)
+    swap = SwapOptimizer(2, Geometry("blockwise_adam", partition="head"))
+    thaw = Hook(lambda trainer, module: module.attention.requires_grad_(), 1)
+    with pytest.warns(UserWarning, match=r"swap at step 2 will fail, unless.*expected attention"):
+        trainer = fit(module, tmp_path, [thaw, swap])
+    assert trainer.optimizers[0].partition.name == "head"
+
+    lazy = Lazy()
+    fit(lazy, tmp_path, [SwapOptimizer(4, Geometry("blockwise_adam", partition="row"))])
+    assert len(lazy.rates) == 6
+
+
+class Lazy(Net):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.LazyLinear(5), torch.nn.Tanh(), torch.nn.Linear(5, 2)
+        )
+
+
+def test_lazy_parameters_are_refused_where_a_geometry_needs_their_shapes(tmp_path):
+    for geometry in (Geometry(rotation="global"), Geometry("blockwise_adam", partition="row")):
+        with pytest.raises(ValueError, match=r"lazy.* Run the module once"):
+            fit(GeometryMixin.wrap(Lazy(), geometry), tmp_path)
+
+    class Ready(Lazy):
+        def configure_model(self):
+            self.net(torch.zeros(1, 3))
+
+    for geometry in (Geometry(rotation="global"), Geometry("blockwise_adam", partition="row")):
+        module = GeometryMixin.wrap(Ready(), geometry)
+        fit(module, tmp_path)
+        assert len(module.rates) == 6
+
+
 def test_strategies_with_flat_parameters_are_refused():
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.__class__ = FSDPStrategy
@@ -326,6 +459,7 @@ def test_strategies_with_flat_parameters_are_refused():
     [
         ((-1, ROTATED), "SwapOptimizer: expected `at_step` >= 0, got -1. 0 swaps at once"),
         ((3, "adam"), "SwapOptimizer: expected a Geometry, got 'adam'. Write, say"),
+        ((3, ROTATED, True, -1), "expected `index` >= 0 or None, got -1. Count from 0"),
     ],
 )
 def test_misuse_is_refused(arguments, message):

@@ -24,6 +24,17 @@ def check_decay(optimizer: str, name: str, value: object) -> None:
         )
 
 
+def check_betas(optimizer: str, betas: object) -> None:
+    """Raise a ValueError unless they are two numbers in [0, 1)."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(
+            f"{optimizer}: expected two `betas`, got {betas!r}. Give the decay of the mean "
+            "gradient and that of the mean square."
+        )
+    for index, beta in enumerate(betas):
+        check_decay(optimizer, f"betas[{index}]", beta)
+
+
 def refuse_sparse(optimizer: str, grad: Tensor) -> NoReturn:
     """Raise a ValueError for a sparse gradient."""
     raise ValueError(

@@ -10,7 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_linf.functional.gathering import part_of
 from lightning_linf.functional.shards import from_local, local, local_grad
-from lightning_linf.optim.arguments import check_decay, check_nonnegative, refuse_sparse
+from lightning_linf.optim.arguments import check_betas, check_nonnegative, refuse_sparse
 from lightning_linf.optim.block_state import check_saved, restore_saved, zero_count
 from lightning_linf.optim.blockwise_update import (
     Work,
@@ -19,9 +19,13 @@ from lightning_linf.optim.blockwise_update import (
     update_one_by_one,
     update_together,
 )
+from lightning_linf.optim.loading import completed, has_these_groups, load_as_a_whole
 from lightning_linf.optim.matching import check_params, check_partition, match
 from lightning_linf.optim.unit import Unit
 from lightning_linf.partition import Partition
+
+_REQUIRED = {"lr", "betas", "eps", "weight_decay", "eps_inside"}  # in the groups of its states
+_OLDER = {"maximize": False, "foreach": None, "capturable": False}  # which older ones lack
 
 
 class BlockwiseAdam(Optimizer):
@@ -68,7 +72,7 @@ class BlockwiseAdam(Optimizer):
 
     Raises:
         ValueError: If an argument is out of range, the parameters are not those of the partition,
-            or complex, lazy, empty or flattened by the older ``FullyShardedDataParallel``.
+            or complex, lazy or flattened by the older ``FullyShardedDataParallel``.
 
     Source:
         Blockwise Adam of Xie, Mohamadi & Li, arXiv:2410.08198, where ``eps`` is inside the root;
@@ -227,26 +231,24 @@ class BlockwiseAdam(Optimizer):
             state_dict: What :meth:`state_dict` returned.
 
         Raises:
-            ValueError: If its second moments are those of another partition, or it is not sharded
-                as the parameters are; torch's ``set_optimizer_state_dict`` shares it out.
+            ValueError: If it has moments of other shapes, of another partition or another order of
+                named parameters, or is not sharded as the parameters are; torch's
+                ``set_optimizer_state_dict`` shares it out. The optimizer then is as it was.
         """
-        loaded: dict[str, Any] = {}
+        load_as_a_whole(self, state_dict, self._prepared, self._restore)
 
-        def check(_: Optimizer, final: dict[str, Any]) -> None:
-            check_saved(type(self).__name__, self._units, self.param_groups, final)
-            loaded.update(final)
+    def _prepared(self, saved: dict[str, Any]) -> dict[str, Any]:
+        name, groups = type(self).__name__, self.param_groups
+        if not has_these_groups(groups, saved):
+            return saved
+        saved = completed(name, groups, saved, _REQUIRED, _OLDER)
+        for group in saved["param_groups"]:
+            check_betas(name, group["betas"])
+        check_saved(name, self._units, groups, saved)
+        return saved
 
-        def restore(_: Optimizer) -> None:
-            restore_saved(self._units, self.param_groups, self.state, loaded)
-
-        # Next to torch's own work: the user's hooks before it may change what is loaded.
-        before = self.register_load_state_dict_pre_hook(check)
-        after = self.register_load_state_dict_post_hook(restore, prepend=True)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
+    def _restore(self, saved: dict[str, Any]) -> None:
+        restore_saved(self._units, self.param_groups, self.state, saved)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "partition": self.partition}
@@ -259,8 +261,7 @@ class BlockwiseAdam(Optimizer):
         name = type(self).__name__
         for key in ("lr", "eps", "weight_decay"):
             check_nonnegative(name, key, group[key])
-        for index in (0, 1):
-            check_decay(name, f"betas[{index}]", group["betas"][index])
+        check_betas(name, group["betas"])
         check_params(name, group["params"])
 
     def _find_units(self) -> None:
@@ -342,6 +343,7 @@ def _form(work: Work) -> Callable[[list[Work]], None]:
     for p, g, m, group in zip(work.params, work.grads, work.exp_avgs, work.groups, strict=True):
         contiguous = p.is_contiguous() and g.is_contiguous() and m.is_contiguous()
         alike = p.is_cpu and p.dtype == g.dtype == m.dtype == dtype
+        alike = alike and p.shape == g.shape == m.shape  # torch's kernel does not ask
         if not (contiguous and alike and group["betas"][0] > 0):  # 0: it wants no momentum
             return update_one_by_one
     return update_fused

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from lightning_linf.functional.gathering import gather, part_of, shard_like
-from lightning_linf.functional.shards import is_flattened, is_sharded, local
+from lightning_linf.functional.shards import from_local, is_flattened, is_sharded, local
 from lightning_linf.reparam import BoundReparameterization
 
 
@@ -19,7 +20,6 @@ class Bundle:
     """
 
     def __init__(self, thetas: list[Tensor], bound: BoundReparameterization) -> None:
-        _check(thetas)
         self.thetas = thetas
         self.bound = bound
         self.inverse = bound.inverse()
@@ -49,8 +49,21 @@ class Bundle:
         parts = vector.split_with_sizes(self.sizes)
         return [part.view(theta.shape) for part, theta in zip(parts, self.thetas, strict=True)]
 
+    def follow(self) -> None:
+        """Have phi in the dtype and on the device of the weights, which may have changed."""
+        for phi, theta in zip(self.phis, self.thetas, strict=True):
+            if (phi.dtype, phi.device) == (self.dtype, theta.device):
+                continue
+            if is_sharded(phi):  # torch does not heed phi.data = ...
+                part = torch.zeros_like(local(theta), dtype=self.dtype)
+                new = nn.Parameter(from_local(part, theta))
+                torch.utils.swap_tensors(phi, new)  # type: ignore[no-untyped-call]  # is torch's
+            else:
+                phi.data = theta.new_zeros((), dtype=self.dtype).expand(phi.shape)
+
     def read(self) -> None:
         """Set phi to the coordinates of the weights."""
+        self.follow()
         self.before = self.inverse.apply(self.join(self.thetas))
         self.vector = self.before.clone()
         for phi, part in zip(self.phis, self.split(self.vector), strict=True):
@@ -112,7 +125,13 @@ class Bundle:
                 phi.data = empty.expand(phi.shape)
 
 
-def _check(tensors: Sequence[Tensor]) -> None:
+def check_thetas(tensors: Sequence[Tensor]) -> None:
+    """Raise a ValueError for tensors that no map can change."""
+    if any(isinstance(tensor, UninitializedParameter) for tensor in tensors):
+        raise ValueError(
+            "Reparameterized: expected initialized parameters, got a lazy one. Run the module once "
+            "before you build the optimizer: under Lightning, in `configure_model` or earlier."
+        )
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         raise ValueError(

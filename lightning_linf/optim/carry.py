@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_linf.optim.blockwise_adam import BlockwiseAdam
+from lightning_linf.optim.groups import has_two_betas
 from lightning_linf.optim.reparameterized import Reparameterized
 from lightning_linf.optim.signum import Signum
 
@@ -37,7 +38,8 @@ def carry_state(old: Optimizer, new: Optimizer) -> str:
     does not keep cannot be carried: Adam after SGD starts its moments anew.
 
     Known are Adam, AdamW, SGD, :class:`BlockwiseAdam`, :class:`AdaSGD` and :class:`Signum`, also
-    within :class:`Reparameterized`; of others only ``exp_avg`` and ``exp_avg_sq`` are read. What a
+    within :class:`Reparameterized`; of others only ``exp_avg`` and ``exp_avg_sq`` are read, and
+    nothing if they have other than two betas (Adan, AdEMAMix). What a
     coupled weight decay has added to the moments stays in them. SGD and Signum do not count their
     steps: their momentum is taken as that of a long run.
 
@@ -93,8 +95,10 @@ def _read(optimizer: Optimizer) -> _Moments:
     inner = _inner(optimizer)
     blocks = inner.expanded_exp_avg_sq() if isinstance(inner, BlockwiseAdam) else {}
     for theta, phi, group in _pairs(optimizer):
+        if not has_two_betas(group):  # whose means they decay nobody knows
+            continue
         state = inner.state.get(phi, {})
-        beta1, beta2 = group.get("betas", (0.0, 0.0))[:2]
+        beta1, beta2 = group.get("betas") or (0.0, 0.0)
         steps = None
         if "step" in state:
             steps = moments.steps[theta] = float(state["step"])
@@ -131,6 +135,7 @@ def _in_coordinates(moments: _Moments, old: Optimizer, new: Optimizer) -> _Momen
 def _write(new: Optimizer, moments: _Moments, note: str) -> str:
     inner = _inner(new)
     adaptive = isinstance(inner, (Adam, AdamW, BlockwiseAdam))
+    adaptive = adaptive and all(map(has_two_betas, new.param_groups))
     state: dict[int, dict[str, Any]] = {}
     squares: dict[Tensor, tuple[Tensor, float]] = {}
     for index, (theta, phi, group) in enumerate(_pairs(new)):

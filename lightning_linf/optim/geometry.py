@@ -17,6 +17,7 @@ from lightning_linf.optim.groups import (
     OF_ONE_CLASS,
     OF_ONE_OPTIMIZER,
     arguments_of,
+    has_two_betas,
     named_groups,
     translated,
 )
@@ -51,10 +52,12 @@ class Geometry:
     """A choice of optimizer, blocks and coordinates, to be made of an optimizer that there is.
 
     Parameter groups, learning rates, momentum and betas are those of the optimizer that is
-    replaced, as far as the new one has them: beta1 and a momentum above 0 stand for each other. So
-    is the number of weight decay, but for Adam, SGD and most others it is a part of the gradient
-    (L2), for AdamW, BlockwiseAdam, AdaSGD and Signum decoupled; the log says if that changes. Hooks
-    registered on an optimizer and attributes of its own are not taken over.
+    replaced, as far as the new one has them: beta1 and a momentum above 0 stand for each other.
+    Other than two betas (Adan, AdEMAMix) may mean anything: the new optimizer then has its
+    defaults, and the log says so. Weight decay keeps its number, but for Adam, SGD and most others
+    it is a part of the gradient (L2), for AdamW, BlockwiseAdam, AdaSGD and Signum decoupled; the
+    log says if that changes. Hooks registered on an optimizer and attributes of its own are not
+    taken over.
 
     Args:
         optimizer: A name, a class, or a function of parameter groups that makes an optimizer. A
@@ -224,8 +227,8 @@ class Geometry:
             for key in _LEARNING_RATES & ours.keys() if factor != 1.0 else ():
                 ours[key] = ours[key] * factor
         had_names = any("param_names" in group for group in old.param_groups)
-        if not had_names and not isinstance(getattr(new, "partition", None), Partition):
-            for group in new.param_groups:
+        if not had_names and not isinstance(getattr(_inner(new), "partition", None), Partition):
+            for group in (*new.param_groups, *_inner(new).param_groups):
                 group.pop("param_names", None)  # or groups that others add would need names, too
         return new
 
@@ -254,6 +257,8 @@ class Geometry:
         for group in groups:
             for key in OF_ONE_CLASS & group.keys():
                 del group[key]
+            if not has_two_betas(group):  # of which nobody knows what the new optimizer's are
+                group.pop("betas", None)
             group.update(self.options)
 
         def factory(params: Any) -> Any:

@@ -43,6 +43,28 @@ def named_groups(optimizer: Optimizer, module: nn.Module) -> list[dict[str, Any]
     return groups
 
 
+def has_two_betas(group: Mapping[str, Any]) -> bool:
+    """Tell whether betas, if any, are the decay of a mean gradient and that of a mean square."""
+    betas = group.get("betas")
+    return betas is None or (isinstance(betas, (tuple, list)) and len(betas) == 2)
+
+
+def betas_note(old: Optimizer, new: Optimizer) -> str:
+    """Say whether a new optimizer could not take over the decays of means, for a log."""
+    for theirs, ours in zip(old.param_groups, new.param_groups, strict=True):
+        if has_two_betas(theirs) and has_two_betas(ours):
+            continue
+        (former, before), (name, after) = map(_decays, (theirs, ours))
+        if before and before != after:
+            kept = f"{name}={after}" if name else "no momentum"
+            return f"; it has {kept} of its own: {former}={before} may mean something else"
+    return ""
+
+
+def _decays(group: Mapping[str, Any]) -> tuple[str, Any]:
+    return next(((key, group[key]) for key in ("betas", "momentum") if key in group), ("", None))
+
+
 def decay_note(old: Optimizer, new: Optimizer) -> str:
     """Say whether weight decay means something else for a new optimizer, for a log."""
     before, after = is_decoupled(old), is_decoupled(new)
@@ -69,10 +91,14 @@ def translated(
     if kind is former:
         return dict(group)
     arguments = arguments_of(kind)
+    default = arguments["betas"].default if "betas" in arguments else None
+    if not has_two_betas(group):
+        group = {k: v for k, v in group.items() if k != "betas"}
+    if isinstance(default, tuple) and len(default) != 2:  # nor is it known what they are there
+        del arguments["betas"]
     kept = {k: v for k, v in group.items() if k in arguments and k not in OF_ONE_CLASS}
     if "momentum" in arguments and "momentum" not in group and "betas" in group:
         kept["momentum"] = group["betas"][0]
     if "betas" in arguments and "betas" not in group and group.get("momentum"):
-        default = arguments["betas"].default
         kept["betas"] = (group["momentum"], default[1] if isinstance(default, tuple) else 0.999)
     return {"params": group["params"], **kept}

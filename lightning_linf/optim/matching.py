@@ -11,7 +11,7 @@ from lightning_linf.functional.shards import is_flattened
 from lightning_linf.optim.unit import Unit
 from lightning_linf.partition import Partition
 from lightning_linf.partition.layouts import IndexLayout, Layout
-from lightning_linf.partition.pieces import whole
+from lightning_linf.partition.pieces import nothing, whole
 from lightning_linf.partition.structure import PartitionName
 
 NAMES = ("coordinate", "tensor", "global")  # partitions that need no module
@@ -40,8 +40,6 @@ def check_params(optimizer: str, params: Iterable[Tensor]) -> None:
             got, remedy = "one flattened by FullyShardedDataParallel", "Shard it by fully_shard"
         elif p.is_complex():
             got, remedy = f"{p.dtype}", "Optimize its real and imaginary parts"
-        elif p.numel() == 0:
-            got, remedy = f"shape {tuple(p.shape)} without entries", "Leave it out"
         else:
             continue
         raise ValueError(
@@ -62,6 +60,9 @@ def match(
     layouts = _layouts(optimizer, groups, [p for p, _ in params], partition)
     units: dict[object, Unit] = {}
     for (p, index), layout in zip(params, layouts, strict=True):
+        if p.numel() == 0:
+            units[p] = Unit(nothing(), [p], [index])
+            continue
         if layout is None:  # frozen, so it has no place in the partition; thawed, it is one block
             units[p] = Unit(whole(p.shape), [p], [index])
             continue

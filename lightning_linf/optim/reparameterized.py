@@ -1,6 +1,7 @@
 """Any torch optimizer, run in other coordinates."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from torch.optim.optimizer import ParamsT
 from lightning_linf.functional.gathering import shard_like
 from lightning_linf.optim.bundle import Bundle
 from lightning_linf.optim.coordinates import Coordinates
+from lightning_linf.optim.loading import has_these_groups
+from lightning_linf.optim.mapped_groups import NOT_SHARED, map_groups
+from lightning_linf.optim.phi_state import PREFIX, check_coordinates, for_inner
+from lightning_linf.optim.step_hooks import StepHooks, global_step_hooks
 from lightning_linf.reparam import BoundReparameterization, Reparameterization
 
 OptimizerFactory = Callable[[Any], Optimizer]
-_PREFIX = "phi."  # of the entries of a state in coordinates phi
-_NOT_SHARED = ("params", "reparameterization")  # in a parameter group: each has its own
+_MODES = ("train", "eval")
 
 
 class Reparameterized(Optimizer):
@@ -29,9 +33,9 @@ class Reparameterized(Optimizer):
     Gradient clipping, loss scaling and accumulation act on the gradients of the weights, before the
     map. Schedulers and others may change ``param_groups``, whose hyperparameters hold for phi.
     Parameter groups have hyperparameters of their own, so no map mixes them: each group has its own
-    part of ``reparameterization``. Parameters that do not require grad at the start keep their
-    coordinates, and so do those that ``reparameterization`` leaves out: the inner optimizer then
-    steps them directly.
+    part of ``reparameterization``, also one that is added later. Parameters that do not require
+    grad when they are given keep their coordinates, and so do those that ``reparameterization``
+    leaves out: the inner optimizer then steps them directly.
 
     A map that mixes tensors ("global") moves all tensors of a group at once; those without a
     gradient then count as having a gradient of zero. Other maps leave those alone, as torch does.
@@ -40,6 +44,8 @@ class Reparameterized(Optimizer):
     the tensors that the inner optimizer steps have no memory: their values mean nothing then.
 
     An optimizer that evaluates a closure must do so before it first moves, as those of torch do.
+    ``train()`` and ``eval()`` of a schedule-free one move the weights, too: call them here. Hooks
+    for the steps of all optimizers are called for this one, not for the inner one.
 
     Parameters may be sharded (DTensors, as of ``fully_shard``). The map is that of the whole
     tensors, so a step is that of one process up to rounding. The inner optimizer then steps phi
@@ -60,11 +66,11 @@ class Reparameterized(Optimizer):
         reparameterization: The map A.
 
     Raises:
-        ValueError: If a parameter is complex or flattened by ``FullyShardedDataParallel``, those of
-            a group are on several devices, ``factory`` gives anything but an optimizer of the
-            parameters it was given, or ``reparameterization`` is not one, or refuses them.
+        ValueError: If a parameter is complex, lazy or flattened by ``FullyShardedDataParallel``,
+            those of a group are on several devices, ``factory`` gives anything but an optimizer of
+            the parameters it was given, or ``reparameterization`` is not one, or refuses them.
         RuntimeError: In ``step``, for sparse gradients, and if a parameter was frozen which the map
-            would move; in ``add_param_group``.
+            would move, or groups were replaced.
 
     Source:
         Rotated Adam: Xie, Mohamadi & Li, arXiv:2410.08198. Cost of a step beside the inner one:
@@ -94,34 +100,16 @@ class Reparameterized(Optimizer):
                 f"{reparameterization!r}. Give, say, Rotation('global')."
             )
         self.reparameterization = reparameterization
-        self._bundles = self._make_bundles()
-        phi_of = {
-            theta: phi
-            for bundle in self._bundles
-            for theta, phi in zip(bundle.thetas, bundle.phis, strict=True)
-        }
-        # (theta, what the inner optimizer steps), in the order of the groups
-        self._pairs = [
-            (theta, phi_of.get(theta, theta))
-            for group in self.param_groups
-            for theta in group["params"]
-        ]
-        groups = self._inner_groups()
+        self._bundles: list[Bundle] = []
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # theta, and what the inner optimizer steps
+        groups, bundles, pairs = map_groups(reparameterization, self.param_groups)
         self.inner = factory(groups if is_grouped else groups[0]["params"])
+        self._keep(bundles, pairs)
         self._check_inner()
-        for bundle in self._bundles:
-            bundle.forget()
         self.defaults = self.inner.defaults
         self._pull()
-        for group in self.param_groups:  # saved with the state, whose coordinates it tells
-            tensors = group["params"]
-            mapped = sum(theta in phi_of for theta in tensors)
-            group["reparameterization"] = (
-                f"{mapped} of {len(tensors)} tensors in {reparameterization!r}"
-            )
         self._is_complete = True
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step of the inner optimizer.
 
@@ -131,32 +119,43 @@ class Reparameterized(Optimizer):
         Returns:
             What the closure returns, or None.
         """
-        self._push()
-        try:
-            for bundle in self._bundles:
-                bundle.read()
-            if closure is None:
+
+        def move() -> Any:
+            with global_step_hooks() as hooks:  # which are called for this optimizer
+                if closure is not None:
+                    return self.inner.step(_Evaluation(self, closure, hooks))
                 self._read_gradients()
-                loss = self.inner.step()
-            else:
-                loss = self.inner.step(_Evaluation(self, closure))
-            for bundle in self._bundles:
-                bundle.write()
-        finally:
-            for bundle in self._bundles:
-                bundle.forget()
-        self._pull()
-        return loss
+                return self.inner.step()
+
+        return self._in_coordinates(move)
+
+    def __getattr__(self, name: str) -> Any:
+        """Give ``train`` and ``eval`` if the inner optimizer has them, as schedule-free ones do.
+
+        They move the weights from one sequence of points to another, in coordinates phi.
+        """
+        move = getattr(self.__dict__.get("inner"), name, None) if name in _MODES else None
+        if move is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return partial(self._in_coordinates, move)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse: made to be called by the base class only."""
-        if self._is_complete:
-            raise RuntimeError(
-                "Reparameterized: expected all parameters at the start, got another group: the map "
-                "is made for the tensors given then, and the state is in its coordinates. Make a "
-                "new Reparameterized with all groups."
-            )
+        """Add parameters, with a part of the map of their own.
+
+        Args:
+            param_group: As for :class:`torch.optim.Optimizer`. Of its parameters, those that
+                require grad now get coordinates phi.
+
+        Raises:
+            ValueError: As the constructor, or as the inner optimizer does.
+        """
         super().add_param_group(param_group)
+        if self._is_complete:
+            try:
+                self._add_groups()
+            except BaseException:
+                self.param_groups.pop()
+                raise
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state, with the name of the map in every group.
@@ -171,23 +170,32 @@ class Reparameterized(Optimizer):
         """Load a state that :meth:`state_dict` of an optimizer with the same map gave.
 
         Raises:
-            ValueError: If the state is in other coordinates, or of other parameters.
+            ValueError: If the state is in other coordinates, or of other parameters: of other
+                shapes, or another order of named ones. The optimizer then is as it was. Of an
+                inner optimizer that is not torch's or ours shapes are only compared in their order.
         """
         state_dict = state_dict.copy()  # hooks may change it
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            theirs = saved.get("reparameterization", "none")
-            if theirs != group["reparameterization"]:
-                raise ValueError(
-                    "Reparameterized: expected a state in the same coordinates, with "
-                    f"{group['reparameterization']}, got {theirs}. Resume with the map and the "
-                    "frozen parameters of the run that saved it, or change them with carry_state."
-                )
-        self.inner.load_state_dict(self._without_prefix(state_dict))  # casts to the dtypes of phi
-        self._pull()
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
+        self._add_groups()
+        check_coordinates(self.param_groups, state_dict)
+        if has_these_groups(self.param_groups, state_dict):
+            state_dict = for_inner(self.inner, self.param_groups, self._pairs, state_dict)
+        for bundle in self._bundles:
+            bundle.follow()
+        groups, inner = [dict(group) for group in self.param_groups], dict(vars(self.inner))
+        try:
+            self.inner.load_state_dict(state_dict)  # casts to the dtypes of phi; refuses the rest
+            self._pull()
+            for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+                post_hook(self)
+        except BaseException:
+            vars(self.inner).update(inner)
+            for group, former in zip(self.param_groups, groups, strict=True):
+                group.clear()
+                group.update(former)
+            self.adopt_state()
+            raise
 
     def adopt_state(self) -> None:
         """Show in ``state`` what somebody has changed in that of the inner optimizer."""
@@ -195,7 +203,7 @@ class Reparameterized(Optimizer):
         self.state.clear()
         for key, entry in self.inner.state.items():
             if key in theta_of:
-                entry = {_PREFIX + name: value for name, value in entry.items()}
+                entry = {PREFIX + name: value for name, value in entry.items()}
             self.state[theta_of.get(key, key)] = entry
 
     def to_phi(
@@ -227,41 +235,54 @@ class Reparameterized(Optimizer):
         """
         return Coordinates(parameters, [(b.thetas, b.bound) for b in self._bundles])
 
-    def _make_bundles(self) -> list[Bundle]:
-        thetas = [theta for group in self.param_groups for theta in group["params"]]
-        names = [name for group in self.param_groups for name in group.get("param_names", ())]
-        selected = dict(
-            zip(thetas, self.reparameterization.selects(names or None, len(thetas)), strict=True)
-        )
-        bundles = []
-        for stream, group in enumerate(self.param_groups):
-            mapped = [
-                i
-                for i, theta in enumerate(group["params"])
-                if selected[theta] and theta.requires_grad
-            ]
-            if not mapped:
-                continue
-            chosen = [group["params"][i] for i in mapped]
-            bound = self.reparameterization.bind(
-                [theta.shape for theta in chosen],
-                [group["param_names"][i] for i in mapped] if names else None,
-                stream=stream,
-            )
-            with torch.no_grad():
-                bundles.append(Bundle(chosen, bound))
-        return bundles
+    @torch.no_grad()
+    def _in_coordinates(self, move: Callable[[], Any]) -> Any:
+        """Let the inner optimizer move phi, and the weights with them."""
+        self._push()
+        try:
+            for bundle in self._bundles:
+                bundle.read()
+            result = move()
+            for bundle in self._bundles:
+                bundle.write()
+        finally:
+            for bundle in self._bundles:
+                bundle.forget()
+        self._pull()
+        return result
 
-    def _inner_groups(self) -> list[dict[str, Any]]:
-        phis = iter(phi for _, phi in self._pairs)
-        groups = []
-        for group in self.param_groups:
-            inner: dict[str, Any] = {k: v for k, v in group.items() if k != "param_names"}
-            inner["params"] = [next(phis) for _ in group["params"]]
-            if "param_names" in group:
-                inner["params"] = list(zip(group["param_names"], inner["params"], strict=True))
-            groups.append(inner)
-        return groups
+    def _keep(self, bundles: list[Bundle], pairs: list[tuple[Tensor, Tensor]]) -> None:
+        for bundle in bundles:
+            bundle.forget()
+        self._bundles += bundles
+        self._pairs += pairs
+
+    def _add_groups(self) -> None:
+        """Take up further parameter groups, which some callbacks set directly, too."""
+        known = len(self.inner.param_groups)
+        ours = [id(p) for group in self.param_groups[:known] for p in group["params"]]
+        if ours != [id(theta) for theta, _ in self._pairs]:
+            raise RuntimeError(
+                f"Reparameterized: expected the {known} parameter groups that it was made of, and "
+                "perhaps others after them, got other parameters in them. Make a new "
+                "Reparameterized with all groups."
+            )
+        if len(self.param_groups) == known:
+            return
+        before = dict(vars(self.inner)), list(self.inner.param_groups)
+        for group in self.param_groups[known:]:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+        groups, bundles, pairs = map_groups(self.reparameterization, self.param_groups, first=known)
+        try:
+            for group in groups:
+                self.inner.add_param_group(group)
+        except BaseException:
+            vars(self.inner).update(before[0])
+            self.inner.param_groups[:] = before[1]
+            raise
+        self._keep(bundles, pairs)
+        self._pull()
 
     def _check_inner(self) -> None:
         got: Any = None
@@ -303,36 +324,15 @@ class Reparameterized(Optimizer):
 
     def _push(self) -> None:
         """Give the inner optimizer the hyperparameters, which others may have changed."""
-        if len(self.param_groups) != len(self.inner.param_groups):
-            raise RuntimeError(
-                f"Reparameterized: expected {len(self.inner.param_groups)} parameter groups, got "
-                f"{len(self.param_groups)}. Make a new Reparameterized with all groups."
-            )
+        self._add_groups()
         for ours, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
-            inner.update({k: v for k, v in ours.items() if k not in _NOT_SHARED})
+            inner.update({k: v for k, v in ours.items() if k not in NOT_SHARED})
 
     def _pull(self) -> None:
         """Take over hyperparameters and states, which the inner optimizer may have changed."""
         for ours, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
-            ours.update({k: v for k, v in inner.items() if k not in _NOT_SHARED})
+            ours.update({k: v for k, v in inner.items() if k not in NOT_SHARED})
         self.adopt_state()
-
-    def _without_prefix(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        keys = [key for saved in state_dict["param_groups"] for key in saved["params"]]
-        mapped = {
-            key for key, (theta, phi) in zip(keys, self._pairs, strict=False) if phi is not theta
-        }
-        state = dict(state_dict["state"])
-        for key in mapped & state.keys():
-            if not all(name.startswith(_PREFIX) for name in state[key]):
-                raise ValueError(
-                    "Reparameterized: expected a state in coordinates phi, got one of the "
-                    f"parameters themselves ({', '.join(state[key])}), as of a run that went on "
-                    "without the map. Load it into an optimizer without one, and change that by "
-                    "carry_state."
-                )
-            state[key] = {name.removeprefix(_PREFIX): v for name, v in state[key].items()}
-        return {**state_dict, "state": state}
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("reparameterization", "inner", "_bundles", "_pairs", "_is_complete")
@@ -349,9 +349,12 @@ def has_foreign_state(optimizer: Optimizer) -> bool:
 class _Evaluation:
     """A closure as the inner optimizer calls it: once, or again and again at other points."""
 
-    def __init__(self, optimizer: Reparameterized, closure: Callable[[], Any]) -> None:
+    def __init__(
+        self, optimizer: Reparameterized, closure: Callable[[], Any], hooks: StepHooks
+    ) -> None:
         self._optimizer = optimizer
         self._closure = closure
+        self._hooks = hooks  # of all optimizers, such as others that the closure steps
         self._is_first = True
 
     def __call__(self) -> Any:
@@ -360,7 +363,7 @@ class _Evaluation:
                 for bundle in self._optimizer._bundles:
                     bundle.write()
         self._is_first = False
-        with torch.enable_grad():
+        with torch.enable_grad(), global_step_hooks(self._hooks):
             loss = self._closure()
         with torch.no_grad():
             self._optimizer._read_gradients()

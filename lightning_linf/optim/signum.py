@@ -1,5 +1,6 @@
 """Descent along the sign of a running mean of the gradient."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,16 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_linf.functional.shards import local, local_grad
 from lightning_linf.optim.arguments import check_decay, check_nonnegative, refuse_sparse
+from lightning_linf.optim.loading import (
+    check_shape,
+    completed,
+    has_these_groups,
+    load_as_a_whole,
+    saved_entries,
+)
+
+_REQUIRED = {"lr", "momentum", "weight_decay"}  # in the groups of its states
+_OLDER = {"maximize": False, "foreach": None}  # which older ones lack
 
 
 class Signum(Optimizer):
@@ -19,7 +30,8 @@ class Signum(Optimizer):
         m &\leftarrow \beta m + (1 - \beta) g \\
         \theta &\leftarrow \theta - \eta \, (\operatorname{sign}(m) + \lambda \theta)
 
-    What is left of Adam without its second moment: steepest descent in the l-infinity norm.
+    What is left of Adam without its second moment: steepest descent in the l-infinity norm. The
+    sign of NaN is NaN, which torch's own is not: else a parameter would stand still for ever.
     Parameters may be sharded (DTensors); the state then is as they are, and nothing is sent.
 
     Args:
@@ -82,7 +94,7 @@ class Signum(Optimizer):
             check_nonnegative("Signum", "weight_decay", group["weight_decay"])
             check_decay("Signum", "momentum", group["momentum"])
             for p in group["params"]:
-                if p.is_complex():
+                if p.dtype.is_complex:
                     raise ValueError(
                         f"Signum: expected real parameters, got {p.dtype}, which has no sign. "
                         "Optimize its real and imaginary parts."
@@ -90,6 +102,29 @@ class Signum(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of the same parameters.
+
+        Args:
+            state_dict: What :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If it is that of another class, has momentum of other shapes or another
+                order of named parameters, or is not sharded as the parameters are. The optimizer
+                then is as it was.
+        """
+        load_as_a_whole(self, state_dict, self._prepared)
+
+    def _prepared(self, saved: dict[str, Any]) -> dict[str, Any]:
+        groups = self.param_groups
+        if not has_these_groups(groups, saved):
+            return saved
+        saved = completed("Signum", groups, saved, _REQUIRED, _OLDER)
+        for _, p, entry in saved_entries(groups, saved):
+            if entry:
+                check_shape("Signum", groups, p, "exp_avg", entry.get("exp_avg"))
+        return saved
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -136,7 +171,7 @@ def _update_one_by_one(
         m.lerp_(-g if group["maximize"] else g, 1 - group["momentum"])
         if group["weight_decay"] != 0:
             p.mul_(1 - lr * group["weight_decay"])
-        p.sub_(m.sign().mul_(lr))
+        p.sub_(m.sign().masked_fill_(m.isnan(), math.nan).mul_(lr))  # torch has sign(NaN) = 0
 
 
 def _update_together(
@@ -151,3 +186,7 @@ def _update_together(
     signs = torch._foreach_sign(exp_avgs)
     torch._foreach_mul_(signs, lr)
     torch._foreach_sub_(params, signs)
+    del signs
+    nans = torch._foreach_clamp_max(exp_avgs, 0.0)  # torch has sign(NaN) = 0
+    torch._foreach_clamp_min_(nans, 0.0)  # NaN, or 0
+    torch._foreach_sub_(params, nans)

@@ -59,7 +59,7 @@ class Layout:
 
     def counts(self, device: torch.device) -> Tensor:
         """Count this tensor's entries in each block. Shape: (blocks,)."""
-        entries = math.prod(self.view) // self.num_blocks
+        entries = math.prod(self.view) // max(1, self.num_blocks)
         return torch.full((self.num_blocks,), entries, device=device)
 
 

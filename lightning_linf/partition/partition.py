@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.layouts import IndexLayout, Layout
-from lightning_linf.partition.pieces import Piece, labelled, matched, number, trainable
+from lightning_linf.partition.pieces import Piece, labelled, matched, nothing, number, trainable
 from lightning_linf.partition.structure import PartitionName, structural
 from lightning_linf.partition.table import table
 
@@ -18,9 +18,10 @@ class Partition:
     r"""Split of the d trainable parameters of a module into B blocks.
 
     Parameters count in ``named_parameters()`` order, a tied one once, frozen ones not; a vector of
-    d numbers holds their flattened tensors in that order. Made by :meth:`of`, :meth:`by_regex` and
-    :meth:`by_function`, it keeps names and shapes, but neither the module nor its parameters, and
-    nothing of d numbers but the integer tensors given to :meth:`by_function`.
+    d numbers holds their flattened tensors in that order. One without entries has no block. Made by
+    :meth:`of`, :meth:`by_regex` and :meth:`by_function`, it keeps names and shapes, but neither the
+    module nor its parameters, and nothing of d numbers but the integer tensors given to
+    :meth:`by_function`.
 
     Attributes:
         name: What it is called.
@@ -50,7 +51,10 @@ class Partition:
         self.names = list(named)
         self.shapes = [p.shape for p in named.values()]
         self._entries = [p.numel() for p in named.values()]
-        self._layouts = number(pieces)
+        of_entries = iter(pieces)
+        self._layouts = number(
+            next(of_entries) if entries else (None, nothing()) for entries in self._entries
+        )
         self._is_identity = all(layout.is_identity for layout in self._layouts)
         self.num_params = sum(self._entries)
         self.num_blocks = max(layout.first + layout.num_blocks for layout in self._layouts)
@@ -100,7 +104,11 @@ class Partition:
                     "Partition.by_regex and Partition.by_function."
                 )
         named = trainable("of", module, parameters)
-        return cls(name, named, structural(module, name, named, output_dims or {}, fused_qkv))
+        return cls(
+            name,
+            named,
+            structural(module, name, _with_entries(named), output_dims or {}, fused_qkv),
+        )
 
     @classmethod
     def by_regex(
@@ -129,7 +137,7 @@ class Partition:
             Partition('layer', 2 blocks of 14 parameters)
         """
         named = trainable("by_regex", module, parameters)
-        return cls(name, named, matched(pattern, named))
+        return cls(name, named, matched(pattern, _with_entries(named)))
 
     @classmethod
     def by_function(
@@ -160,7 +168,7 @@ class Partition:
             tensor([6., 6., 3.])
         """
         named = trainable("by_function", module, parameters)
-        return cls(name, named, labelled(function, named))
+        return cls(name, named, labelled(function, _with_entries(named)))
 
     @property
     def layouts(self) -> tuple[Layout | IndexLayout, ...]:
@@ -241,7 +249,8 @@ class Partition:
         joined: dict[int, Tensor] = {}  # in order of their numbers, which is that of appearance
         for layout, part in zip(self._layouts, parts, strict=True):
             first = layout.first
-            joined[first] = joined[first] + part if first in joined else part
+            if layout.num_blocks:
+                joined[first] = joined[first] + part if first in joined else part
         return torch.cat(list(joined.values()), dim=-1)
 
     def _check_last(self, method: str, values: Tensor, letter: str, size: int) -> None:
@@ -250,6 +259,10 @@ class Partition:
                 f"Partition.{method}: expected `values` of shape (..., {letter}) with {letter} = "
                 f"{size:,}, got {tuple(values.shape)}. Use the Partition of these parameters."
             )
+
+
+def _with_entries(named: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in named.items() if p.numel()}
 
 
 def _show(parameter: tuple[str, torch.Size] | None) -> str:

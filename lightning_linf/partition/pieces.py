@@ -43,11 +43,11 @@ def trainable(
                 f"Partition.{caller}: expected initialized parameters, but {name} is still lazy. "
                 "Run the module once first."
             )
-        if p.numel() == 0:  # its blocks would have no size to divide by
-            raise ValueError(
-                f"Partition.{caller}: expected parameters with entries, got {name} of shape "
-                f"{tuple(p.shape)}. Freeze it."
-            )
+    if not any(p.numel() for p in named.values()):
+        raise ValueError(
+            f"Partition.{caller}: expected trainable parameters with entries in "
+            f"{type(module).__name__}, got none. There is nothing to split."
+        )
     return named
 
 
@@ -76,6 +76,11 @@ def number(pieces: Iterable[Piece]) -> list[Layout | IndexLayout]:
 def whole(shape: torch.Size) -> Layout:
     """Lay out a tensor as one block."""
     return Layout((shape.numel(),), ())
+
+
+def nothing() -> Layout:
+    """Lay out a tensor without entries: it has no block."""
+    return Layout((0,), (0,))
 
 
 def matched(pattern: str, named: Mapping[str, nn.Parameter]) -> list[Piece]:

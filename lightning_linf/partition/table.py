@@ -21,7 +21,9 @@ def table(
     num_blocks: int,
 ) -> Group:
     """Show one row per tensor, and what one float32 per block needs."""
-    sharing = Counter(layout.first for layout in layouts)  # only whole tensors share
+    sharing = Counter(
+        layout.first for layout in layouts if layout.num_blocks
+    )  # only whole tensors share
     entries: Counter[int] = Counter()
     for layout, shape in zip(layouts, shapes, strict=True):
         entries[layout.first] += shape.numel()
@@ -30,7 +32,7 @@ def table(
     grid.add_column("entries per block", justify="right")
     grid.columns[0].overflow = "fold"
     for layout, key, shape in zip(layouts, names, shapes, strict=True):
-        tensors = sharing[layout.first]
+        tensors = sharing[layout.first] if layout.num_blocks else 0
         if tensors > 1:
             blocks, size = f"1, shared by {tensors}", f"{entries[layout.first]:,}"
         else:
@@ -45,6 +47,8 @@ def table(
 
 
 def _range(layout: Layout | IndexLayout) -> str:
+    if not layout.num_blocks:
+        return "none"
     counts = layout.counts(torch.device("cpu"))
     low, high = int(counts.min()), int(counts.max())
     return f"{low:,}" if low == high else f"{low:,}-{high:,}"

@@ -1,0 +1,202 @@
+"""A saved state, taken by an optimizer as a whole or not at all."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_linf.functional.shards import is_sharded
+
+Saved = dict[str, Any]
+COUNTS = ("step", "exp_avg_sq_step")  # in the state of a parameter
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+def load_as_a_whole(
+    optimizer: Optimizer,
+    state_dict: Saved,
+    prepare: Callable[[Saved], Saved],
+    restore: Callable[[Saved], None] = lambda _: None,
+) -> None:
+    """Load a state as torch does; if anything fails, the optimizer stays as it was.
+
+    Args:
+        optimizer: One that leaves its state and groups as they are until torch puts new ones there.
+        state_dict: What was saved.
+        prepare: Checks what is about to be loaded, and gives it as torch is to load it.
+        restore: Gets that again after torch has loaded it.
+    """
+    prepared: Saved = {}
+
+    def before(_: Optimizer, final: Saved) -> Saved:
+        prepared.update(prepare(final))
+        return prepared
+
+    # Next to torch's own work: the user's hooks before it may change what is loaded.
+    hooks = [
+        optimizer.register_load_state_dict_pre_hook(before),
+        optimizer.register_load_state_dict_post_hook(lambda _: restore(prepared), prepend=True),
+    ]
+    former = dict(vars(optimizer))
+    try:
+        Optimizer.load_state_dict(optimizer, state_dict)
+    except BaseException:
+        vars(optimizer).update(former)
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def completed(
+    optimizer: str,
+    groups: Sequence[Mapping[str, Any]],
+    saved: Saved,
+    required: set[str],
+    older: Mapping[str, Any],
+) -> Saved:
+    """Fill in what older states lack, with counts as tensors and the optimizer's own names.
+
+    Saved names may have a wrapper's prefix.
+
+    Args:
+        optimizer: Its name, for errors.
+        groups: Its parameter groups.
+        saved: With groups of the same sizes.
+        required: Hyperparameters without which the state is that of another class.
+        older: Hyperparameters that older states lack, with what these meant.
+
+    Raises:
+        ValueError: If hyperparameters are missing, or parameters known by name are in another
+            order.
+    """
+    for theirs in saved["param_groups"]:
+        missing = required - theirs.keys()
+        if missing:
+            raise ValueError(
+                f"{optimizer}.load_state_dict: expected the state of an optimizer of this class, "
+                f"got one without {', '.join(sorted(missing))}. Change optimizers by carry_state."
+            )
+    check_names(optimizer, groups, saved)
+    entries = {index: _with_counts(entry) for index, _, entry in saved_entries(groups, saved)}
+    return {
+        **saved,
+        "state": {**saved["state"], **entries},
+        "param_groups": [
+            {**older, **theirs} for theirs in with_own_names(groups, saved["param_groups"])
+        ],
+    }
+
+
+def with_own_names(
+    groups: Sequence[Mapping[str, Any]], saved_groups: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Give saved groups the names of the parameters that they are loaded for, if they have any."""
+    named = []
+    for ours, theirs in zip(groups, saved_groups, strict=True):
+        group = {key: value for key, value in theirs.items() if key != "param_names"}
+        own = {"param_names": ours["param_names"]} if "param_names" in ours else {}
+        named.append({**group, **own})
+    return named
+
+
+def has_these_groups(groups: Sequence[Mapping[str, Any]], saved: Saved) -> bool:
+    """Tell whether groups have the sizes of those of an optimizer; torch refuses others."""
+    ours, theirs = (
+        [len(group["params"]) for group in each] for each in (groups, saved["param_groups"])
+    )
+    return ours == theirs
+
+
+def saved_entries(
+    groups: Sequence[Mapping[str, Any]], saved: Saved
+) -> Iterator[tuple[Any, Tensor, dict[str, Any]]]:
+    """Every parameter that has a saved state: its key there, itself, and that state."""
+    indices = [index for group in saved["param_groups"] for index in group["params"]]
+    params = [p for group in groups for p in group["params"]]
+    for index, p in zip(indices, params, strict=True):
+        if index in saved["state"]:
+            yield index, p, saved["state"][index]
+
+
+def check_names(optimizer: str, groups: Sequence[Mapping[str, Any]], saved: Saved) -> None:
+    """Raise a ValueError if a parameter that both know by name has another place.
+
+    What was renamed is taken in its order, as torch takes all.
+    """
+    ours, theirs = (
+        [_bare(name) for group in each for name in group.get("param_names", ())]
+        for each in (groups, saved["param_groups"])
+    )
+    places = {name: place for place, name in enumerate(ours)}
+    if len(ours) != len(theirs) or len(places) != len(ours):
+        return
+    for place, name in enumerate(theirs):
+        if places.get(name, place) != place:
+            raise ValueError(
+                f"{optimizer}.load_state_dict: expected {ours[place]} as parameter {place}, got "
+                f"{name}. Give the optimizer its parameters in the order of the run that saved "
+                "the state."
+            )
+
+
+def check_shape(
+    optimizer: str,
+    groups: Sequence[Mapping[str, Any]],
+    p: Tensor,
+    key: str,
+    value: Any,
+    shape: torch.Size | None = None,
+) -> None:
+    """Raise a ValueError unless a part of the state has the shape of its parameter, or another.
+
+    Args:
+        optimizer: Its name, for errors.
+        groups: Its parameter groups.
+        p: The parameter.
+        key: Name of the part.
+        value: The part.
+        shape: That is expected. Default: the parameter's, and sharded as it is.
+    """
+    expected = p.shape if shape is None else shape
+    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if got != tuple(expected):
+        raise ValueError(
+            f"{optimizer}.load_state_dict: expected `{key}` of shape {tuple(expected)} for "
+            f"{place_of(groups, p)}, got {got}. Load the state of the same parameters in the same "
+            "order."
+        )
+    if shape is None and _sharding(value) != _sharding(p):
+        ours, theirs = (_sharding(each) or "whole" for each in (p, value))
+        raise ValueError(
+            f"{optimizer}.load_state_dict: expected a state that is sharded as its parameters are, "
+            f"got `{key}` {theirs} for {place_of(groups, p)}, {ours}. Load it by "
+            "set_optimizer_state_dict of torch.distributed.checkpoint.state_dict."
+        )
+
+
+def place_of(groups: Sequence[Mapping[str, Any]], p: Tensor) -> str:
+    """Say which parameter it is: its number, its name if it has one, and its shape."""
+    params = [each for group in groups for each in group["params"]]
+    names = [name for group in groups for name in group.get("param_names", ())]
+    number = next(number for number, each in enumerate(params) if each is p)
+    name = f" ({names[number]})" if names else ""
+    return f"parameter {number}{name} of shape {tuple(p.shape)}"
+
+
+def _with_counts(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Have counts as tensors that count far: once they were numbers."""
+    return {
+        key: torch.as_tensor(value, dtype=torch.float32) if key in COUNTS else value
+        for key, value in entry.items()
+    }
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _sharding(tensor: Tensor) -> Any:
+    return (tensor.placements, tensor.device_mesh) if is_sharded(tensor) else None
