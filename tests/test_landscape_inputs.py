@@ -180,6 +180,25 @@ def test_a_module_that_fabric_has_set_up_is_measured_as_the_one_inside():
         assert landscape.parameters.names == ["weight", "bias"]
 
 
+@pytest.mark.parametrize("num_probes", [4, 16])  # of 11 parameters: estimated, and exact
+def test_parameters_without_entries_add_nothing(num_probes):
+    def make(has_empty):
+        net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+        if has_empty:
+            net[1].empty = nn.Parameter(torch.empty(0, 4))
+        return net
+
+    plain, other = make(False), make(True)
+    other.load_state_dict(plain.state_dict(), strict=False)
+    batches = [(INPUTS,), (INPUTS + 1,)]
+    expected = measure(plain, batches, num_probes=num_probes)
+    report = measure(other, batches, num_probes=num_probes)
+    assert report.per_tensor.pop("1.empty")["num_params"] == 0
+    assert report.per_tensor == expected.per_tensor
+    for name, block in expected.smoothness.items():
+        assert vars(report.smoothness[name]) == pytest.approx(vars(block), rel=1e-6)
+
+
 def test_settings_that_were_frozen_are_full_precision_inside_and_restored(monkeypatch):
     # What disable_global_flags() does, which cannot be undone.
     settings = torch.backends.flags_frozen.__globals__

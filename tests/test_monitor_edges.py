@@ -335,6 +335,30 @@ def test_sparse_gradients_count_as_what_they_stand_for(tmp_path):
     assert callbacks[1].history[0]["lambda_max"] == 0.0
 
 
+def test_parameters_without_entries_are_counted_as_nothing(tmp_path):
+    class Empty(Quadratic):
+        def __init__(self, has_empty):
+            super().__init__()
+            if has_empty:
+                self.empty = nn.Parameter(torch.empty(0, 4))
+
+    def run(has_empty):
+        callbacks = [*monitors(4), GradientNoiseMonitor(4, on_error="raise")]
+        callbacks[1].partitions = ["row", "tensor"]
+        fit(Empty(has_empty), callbacks, tmp_path, accumulate_grad_batches=2)
+        return [callback.history for callback in callbacks]
+
+    for ours, plain in zip(run(True), run(False), strict=True):
+        assert [entry["tensor_names"] for entry in ours] == [["theta", "empty"]]
+        timeless = ({"step", *ours[0]} - {"tensor_names", "per_tensor", "probe_seconds"}) - {
+            "probe_overhead"
+        }
+        for name in timeless:
+            assert ours[0][name] == pytest.approx(plain[0][name], rel=1e-6, nan_ok=True)
+        for name, column in ours[0]["per_tensor"].items():
+            torch.testing.assert_close(column[:1], plain[0]["per_tensor"][name], equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
