@@ -143,9 +143,7 @@ class SwapOptimizer(Callback):
         if isinstance(pl_module, GeometryMixin):
             pl_module.swap_optimizer(self.geometry, carry=self.carry, index=self.index)
         else:
-            swap_optimizers(
-                trainer, pl_module, self.geometry, carry=self.carry, index=self.index
-            )
+            swap_optimizers(trainer, pl_module, self.geometry, carry=self.carry, index=self.index)
         self.is_done = True
 
     @override

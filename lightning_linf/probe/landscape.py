@@ -64,11 +64,12 @@ class Landscape:
     by default the number of samples. Batches are not joined, so they may differ in shape.
 
     What is differentiated: parameters in float32 or wider whatever the training precision, without
-    autocast, compiled modules eagerly, attention by the math kernel. ``mode="eval"`` is the network
-    as it predicts: dropout off, BatchNorm with its running statistics. ``mode="train"`` keeps the
-    flags of training: dropout with masks that are the same at every evaluation (drawn from
-    ``seed``), BatchNorm with the statistics of each batch. Buffers and all other state start every
-    evaluation as they were on entering.
+    autocast, compiled modules eagerly, attention by the math kernel, embeddings with dense
+    gradients; in ``64-true`` and its like new tensors have the dtype of the parameters.
+    ``mode="eval"`` is the network as it predicts: dropout off, BatchNorm with its running
+    statistics. ``mode="train"`` keeps the flags of training: dropout with masks that are the same
+    at every evaluation (drawn from ``seed``), BatchNorm with the statistics of each batch. Buffers
+    and all other state start every evaluation as they were on entering.
 
     Parameters sharded by ``fully_shard`` are gathered on entering, whatever its policies are; every
     rank then probes its own batches with whole ones, and vectors (d,) are whole, too.
