@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
-.PHONY: gpt2 paper test test-all coverage lint types wheel clean
+.PHONY: gpt2 paper test test-all test-oldest coverage lint types wheel clean
 
 gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
 	$(BIN)/python recipes/gpt2.py $(ARGS)
@@ -18,6 +18,16 @@ test: $(VENV)/dev.stamp  ## the everyday tests
 
 test-all: $(VENV)/dev.stamp  ## the slow ones too; those marked gpu where there is a CUDA device
 	$(BIN)/python $(PYTEST) -m '' $(ARGS)
+
+# torch: no index that we reach has old builds for the CPU, and the compiler of a new one needs more
+# of typing_extensions than it says.
+KEEP ?= torch typing_extensions
+test-oldest: $(VENV)/dev.stamp  ## with the lowest versions admitted, but for those in KEEP
+	mkdir -p build
+	$(BIN)/python .ci/oldest.py $(KEEP) > build/oldest.txt
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint build/oldest.txt pytest pytest-xdist hypothesis --editable '.[cli,tensorboard]'
+	JSONARGPARSE_DEPRECATION_WARNINGS=off $(VENV)-oldest/bin/python $(PYTEST) tests $(ARGS)
 
 coverage: $(VENV)/dev.stamp  ## what no test reaches; takes twice as long
 	$(BIN)/python $(PYTEST) -m '' --cov=lightning_linf --cov-report=term-missing $(ARGS)

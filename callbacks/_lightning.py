@@ -10,6 +10,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_linf.twins import is_either
+
 
 def logged_step(trainer: Trainer) -> int:
     """Index of the present optimizer step on the x axis of the user's own curves.
@@ -28,7 +30,7 @@ def is_dev_run(trainer: Trainer) -> bool:
 def loss_scale(trainer: Trainer) -> float | None:
     """Factor on the loss, and so on gradients while microbatches add up; None without a scaler."""
     plugin = trainer.precision_plugin
-    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+    scaler = plugin.scaler if is_either(plugin, MixedPrecision) else None
     return None if scaler is None else float(scaler.get_scale())
 
 

@@ -21,6 +21,7 @@ from lightning_linf.callbacks._lightning import is_dev_run, logged_step
 from lightning_linf.callbacks._unmeasured import why_nothing
 from lightning_linf.probe.arguments import check_choice, check_whole
 from lightning_linf.probe.errors import RestoreError
+from lightning_linf.twins import is_either
 
 OnError = Literal["warn", "raise"]
 
@@ -84,7 +85,7 @@ class GeometryMonitor(Callback):
             return
         self._warned, self._num_measured = set(), 0  # another trainer may have been before
         self._failures_before = self._num_failures
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        if is_either(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
             raise MisconfigurationException(
                 f"{type(self).__name__}: expected whole parameters, or those that fully_shard "
                 f"makes, got {type(trainer.strategy).__name__}, whose flat pieces do not tell "

@@ -7,6 +7,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from lightning_linf.twins import is_either
+
 
 @contextmanager
 def probe_progress(
@@ -14,14 +16,14 @@ def probe_progress(
 ) -> Iterator[Callable[[int], object]]:
     """Show ``total`` products in the style of the trainer's own bar, if it has one."""
     bar = trainer.progress_bar_callback
-    if isinstance(bar, RichProgressBar) and bar.progress is not None:
+    if is_either(bar, RichProgressBar) and bar.progress is not None:
         progress = bar.progress
         task = progress.add_task(description, total=total)
         try:
             yield lambda count: progress.update(task, advance=count, refresh=True)
         finally:
             progress.remove_task(task)
-    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
+    elif is_either(bar, TQDMProgressBar) and bar.is_enabled:
         with Tqdm(desc=description, total=total, leave=False, dynamic_ncols=True) as lines:
             yield lambda count: lines.update(count)
     else:

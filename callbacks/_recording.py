@@ -16,6 +16,7 @@ from lightning_linf.callbacks._lightning import shown_hyperparameters
 from lightning_linf.record import LogHistogram, Record
 from lightning_linf.tensorboard import layout
 from lightning_linf.tensorboard.writer import write_record
+from lightning_linf.twins import is_either
 
 
 def make_record(
@@ -47,7 +48,7 @@ def writers(trainer: Trainer, entry: Record) -> Iterator[tuple[str, Callable[[],
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if is_either(logger, TensorBoardLogger):
             yield "write to its event file", partial(write_record, logger.experiment, entry)
     path = jsonl_path(trainer)
     if path is not None:
@@ -60,7 +61,7 @@ def jsonl_path(trainer: Trainer) -> Path | None:
     Below the trainer's ``default_root_dir`` where that folder is remote. Without a logger (and in
     trial runs, whose loggers Lightning replaces) nothing is written.
     """
-    if not trainer.loggers or isinstance(trainer.logger, DummyLogger):
+    if not trainer.loggers or is_either(trainer.logger, DummyLogger):
         return None
     logger, root = trainer.loggers[0], trainer.default_root_dir
     folders = (_run_folder(logger, trainer), _named_folder(logger, root))
@@ -70,7 +71,7 @@ def jsonl_path(trainer: Trainer) -> Path | None:
 
 
 def _run_folder(logger: Logger, trainer: Trainer) -> str:
-    if isinstance(logger, TensorBoardLogger | CSVLogger):
+    if is_either(logger, TensorBoardLogger, CSVLogger):
         return logger.log_dir
     return _named_folder(logger, logger.save_dir or trainer.default_root_dir)
 
@@ -97,7 +98,7 @@ def write_layout(trainer: Trainer, monitors: Iterable[Callback]) -> None:
     if trainer.is_global_zero:
         classes = [base.__name__ for monitor in monitors for base in type(monitor).__mro__]
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if is_either(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(layout.custom_scalars(classes))
 
 
@@ -110,7 +111,7 @@ def write_session(trainer: Trainer) -> None:
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and logger.hparams:
+        if is_either(logger, TensorBoardLogger) and logger.hparams:
             # Not at the top: it needs tensorboard, without which Lightning uses another writer.
             from torch.utils.tensorboard.summary import hparams
 

@@ -22,6 +22,7 @@ from lightning_linf.functional.shards import is_sharded
 from lightning_linf.partition.pieces import trainable_parameters
 from lightning_linf.probe.objective import batch_weight
 from lightning_linf.probe.ranks import Ranks
+from lightning_linf.twins import is_either
 
 
 class GradientNoiseMonitor(GeometryMonitor):
@@ -186,7 +187,7 @@ def _open(trainer: Trainer, pl_module: LightningModule) -> Microbatches:
     may_overflow = loss_scale(trainer) is not None
     if not any(is_sharded(p) for p in parameters):
         return Microbatches(parameters, ranks, may_overflow=may_overflow)
-    assert isinstance(trainer.strategy, ParallelStrategy)  # no other has ranks
+    assert is_either(trainer.strategy, ParallelStrategy)  # no other has ranks
     num_replicas = trainer.strategy.distributed_sampler_kwargs["num_replicas"]
     copies = trainer.world_size // num_replicas
     return ShardedMicrobatches(parameters, ranks, may_overflow=may_overflow, copies=copies)
@@ -205,10 +206,10 @@ def _require_microbatches(trainer: Trainer, pl_module: LightningModule) -> None:
             "lightning_linf.functional.noise, or remove the callback."
         )
     is_scheduled = any(
-        isinstance(callback, GradientAccumulationScheduler)
+        is_either(callback, GradientAccumulationScheduler)
         for callback in trainer.callbacks  # type: ignore[attr-defined]  # set in its __init__
     )
-    is_sharded_model = isinstance(trainer.strategy, ModelParallelStrategy)
+    is_sharded_model = is_either(trainer.strategy, ModelParallelStrategy)
     has_one = trainer.world_size == 1 or is_sharded_model  # known only as a mean over ranks
     if has_one and trainer.accumulate_grad_batches == 1 and not is_scheduled:
         raise MisconfigurationException(

@@ -37,6 +37,7 @@ from lightning_linf.probe.geometry import choose_partitions, measure_noise
 from lightning_linf.probe.landscape import Mode
 from lightning_linf.probe.ranks import Ranks
 from lightning_linf.report import GeometryReport
+from lightning_linf.twins import is_either
 
 
 class LinfSmoothnessMonitor(GeometryMonitor):
@@ -161,7 +162,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         strategy = trainer.strategy
-        if stage == "fit" and isinstance(strategy, ModelParallelStrategy):
+        if stage == "fit" and is_either(strategy, ModelParallelStrategy):
             size = strategy.device_mesh["tensor_parallel"].size()
             if size > 1:
                 raise MisconfigurationException(

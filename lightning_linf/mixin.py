@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
@@ -11,12 +11,15 @@ from typing_extensions import override
 from lightning_linf.optim.geometry import Geometry
 from lightning_linf.restoring import before_restoring, end_restoring
 from lightning_linf.swap import check_strategy, swap_optimizers
+from lightning_linf.twins import either, is_either
 
 _KEY = "lightning_linf.geometry"  # in checkpoints
 _HOOKS = ("setup", "on_fit_start", "on_save_checkpoint", "on_load_checkpoint")  # that work here
+# No base of its own, so that it goes before a LightningModule of either package.
+_Base = LightningModule if TYPE_CHECKING else object
 
 
-class GeometryMixin(LightningModule):
+class GeometryMixin(_Base):
     """Train a module in another geometry: another optimizer, blockwise, or in other coordinates.
 
     Put it first: ``class Rotated(GeometryMixin, TheirModule)`` with a class attribute ``geometry``,
@@ -65,7 +68,7 @@ class GeometryMixin(LightningModule):
             base
             for base in ahead
             if not issubclass(base, GeometryMixin)
-            and (issubclass(base, LightningModule) or vars(base).keys() & {*_HOOKS})
+            and (issubclass(base, either(LightningModule)) or vars(base).keys() & {*_HOOKS})
         ]
         if late:
             raise TypeError(
@@ -95,7 +98,7 @@ class GeometryMixin(LightningModule):
         Raises:
             ValueError: If it is not a LightningModule, or ``geometry`` not a Geometry.
         """
-        if not isinstance(module, LightningModule):
+        if not is_either(module, LightningModule):
             raise ValueError(
                 f"GeometryMixin.wrap: expected a LightningModule, got {type(module).__name__}. "
                 "Wrap a LightningModule, and before torch.compile."
@@ -240,7 +243,7 @@ def _is_same(saved: dict[str, Any], own: dict[str, Any]) -> bool:
 def _mixed(base: type[LightningModule]) -> type[GeometryMixin]:
     def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
         # Made here, the class cannot be imported by name: pickles name the base.
-        state = LightningModule.__reduce_ex__(self, protocol)[2:]
+        state = object.__reduce_ex__(self, protocol)[2:]
         return (_new, (base,), *state)
 
     mixed = type(

@@ -15,6 +15,7 @@ from lightning_linf.optim.carry import carry_state
 from lightning_linf.optim.geometry import Geometry
 from lightning_linf.optim.groups import betas_note, decay_note
 from lightning_linf.optim.reparameterized import Reparameterized, has_foreign_state
+from lightning_linf.twins import is_either
 
 # Hooks between the forward pass and the end of the optimizer's step.
 _WITHIN_A_STEP = {
@@ -89,7 +90,7 @@ def chosen_optimizers(caller: str, trainer: Trainer, index: int | None) -> list[
 
 def check_strategy(caller: str, trainer: Trainer) -> None:
     """Raise a MisconfigurationException for strategies whose parameters have lost their shapes."""
-    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
+    if is_either(trainer.strategy, DeepSpeedStrategy, FSDPStrategy):
         raise MisconfigurationException(
             f"{caller}: expected whole parameters (one device, DDP) or DTensors, got "
             f"{type(trainer.strategy).__name__}, whose optimizers step flat parts of other shapes. "

@@ -24,7 +24,7 @@ needs_source_tree = pytest.mark.skipif(
 
 FUNCTIONAL_MAY = {"functional"}
 METRICS_MAY = FUNCTIONAL_MAY | {"metrics"}
-PROBE_MAY = METRICS_MAY | {"partition", "probe", "reparam", "report"}
+PROBE_MAY = METRICS_MAY | {"partition", "probe", "reparam", "report", "twins"}
 WRITER_MAY = {"record", "tags", "tensorboard"}
 # By layer, which layers of the package its modules may import (design.md, section 4).
 LAYERS = {
@@ -40,9 +40,10 @@ LAYERS = {
     "reparam": {"functional", "reparam"},
     "report": {"report"},
     "tensorboard": WRITER_MAY,
-    "swap": {"swap", "optim"},
+    "twins": set(),
+    "swap": {"swap", "optim", "twins"},
     "restoring": set(),
-    "mixin": {"mixin", "restoring", "swap", "optim"},
+    "mixin": {"mixin", "restoring", "swap", "optim", "twins"},
     "callbacks": PROBE_MAY | WRITER_MAY | {"callbacks", "mixin", "restoring", "swap", "optim"},
     "cli": PROBE_MAY | WRITER_MAY | {"callbacks", "cli", "page"},
 }
@@ -60,6 +61,7 @@ THIRD_PARTY = {
     "reparam": {"torch"},
     "report": {"rich"},
     "tensorboard": {"numpy", "tensorboard", "werkzeug"},
+    "twins": {"typing_extensions"},
     "swap": {"torch", "lightning"},
     "restoring": {"torch", "lightning"},
     "mixin": {"lightning", "typing_extensions"},

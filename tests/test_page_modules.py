@@ -1,5 +1,7 @@
 """The page's modules by themselves in a browser, on data made for what each must not get wrong."""
 
+import csv
+import io
 import json
 import threading
 from functools import partial
@@ -197,3 +199,33 @@ def test_a_long_legend_takes_several_lines_of_a_picture(page):
     )
     assert heights[1] > heights[0] + 60
     assert is_inked  # the last entry's colour
+
+
+def test_a_csv_file_holds_no_formulas_and_negative_numbers_stay_numbers(page):
+    names = [
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "\uff1d1",  # full width
+        'a"b',
+        "a,b",
+        "a-b",
+        "",
+        "1",
+    ]
+    numbers = [-1.5, -1e-7, 0, 2]
+    text = load(
+        page,
+        "download",
+        f"return m.toCsv({{ columns: ['=c', 'step'], rows: [{json.dumps(names)}, "
+        f"[...{json.dumps(numbers)}, -Infinity, NaN]] }});",
+    )
+    heading, row, values = csv.reader(io.StringIO(text, newline=""))
+    assert heading == ["'=c", "step"]
+    assert row == ["'" + name for name in names[:8]] + names[8:]
+    assert [float(value) for value in values[:4]] == numbers
+    assert values[4:] == ["-Infinity", "NaN"]

@@ -267,7 +267,7 @@ def test_without_tensorboard_event_files_are_noted_and_the_rest_is_read(tmp_path
     write_lines(tmp_path / "good")
     (tmp_path / "events").mkdir()
     (tmp_path / "events" / "events.out.tfevents.1.x.1").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.tensorflow_stub.pywrap_tensorflow", None)
     events, good = load([tmp_path])
     assert good.scalars
     (note,) = events.notes

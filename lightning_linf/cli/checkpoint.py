@@ -1,12 +1,12 @@
 """A user's classes by path, and their instances as a checkpoint holds them."""
 
 import inspect
-import pickle
-import re
-import zipfile
+import sys
+import traceback
 from argparse import ArgumentError
 from dataclasses import dataclass
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +14,17 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_linf.cli.arguments import ClassArguments
+from lightning_linf.cli.content import read_content
 from lightning_linf.cli.errors import UsageError
 
 PartT = TypeVar("PartT", LightningModule, LightningDataModule)
+_LIGHTNINGS = ("lightning", "pytorch_lightning")
+_LIBRARIES = {*_LIGHTNINGS, "lightning_linf", "lightning_utilities", "torch", "jsonargparse"}
+# A checkpoint names by path what is to make its module, and older versions of Lightning obey.
+_INSTANTIATORS = (
+    "lightning.pytorch.cli.instantiate_module",
+    "pytorch_lightning.cli.instantiate_module",
+)
 
 
 def find_class(flag: str, class_path: str, base: type[PartT]) -> type[PartT]:
@@ -62,37 +70,13 @@ class Checkpoint:
         Raises:
             UsageError: If it is no checkpoint, or holds objects and is not ``trusted``.
         """
-        expected = "measure: expected CHECKPOINT to be a file that Lightning has saved"
-        if not path.is_file():
-            got = "a folder" if path.is_dir() else "nothing"
-            hint = (
-                " Make one of it: python -m lightning.pytorch.utilities.consolidate_checkpoint"
-                if path.is_dir()
-                else ""
-            )
-            raise UsageError(f"{expected}, got {got} at {str(path)!r}.{hint}")
-        if not zipfile.is_zipfile(path):
-            raise UsageError(f"{expected}, got {str(path)!r}, which is something else or broken.")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=not trusted, mmap=True)
-        except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            raise UsageError(
-                f"measure: expected CHECKPOINT to hold tensors and plain data only, got "
-                f"{found[1] if found else 'other objects'} in {str(path)!r}. Reading such objects "
-                "can run any code: if you trust where the file comes from, add "
-                "--trust_checkpoint true."
-            ) from error
-        except (RuntimeError, EOFError) as error:
-            raise UsageError(f"{expected}, got {str(path)!r}, which is broken: {error}") from error
-        if not isinstance(content, dict) or "state_dict" not in content:
-            raise UsageError(f"{expected}, got {str(path)!r}, which has no `state_dict`.")
-        return cls(path, content, trusted)
+        return cls(path, read_content(path, trusted), trusted)
 
     @property
     def global_step(self) -> int | None:
         """Optimizer steps behind the weights."""
-        return self.content.get("global_step")
+        step = self.content.get("global_step")
+        return step if isinstance(step, int) else None
 
     def load(self, cls: type[PartT], arguments: ClassArguments) -> PartT:
         """Make an instance with the saved constructor arguments, those in ``arguments`` replaced.
@@ -103,34 +87,50 @@ class Checkpoint:
             UsageError: If constructor arguments are missing or wrong, or the weights do not fit.
         """
         saved = self._saved_arguments(cls)
+        if (maker := saved.get("_instantiator")) not in (None, *_INSTANTIATORS):
+            raise UsageError(
+                f"measure: expected no instantiator but LightningCLI's in {str(self.path)!r}, got "
+                f"{maker!r}, which could run any code. Take a checkpoint from another source."
+            )
         given = arguments.parse(cls, instantiate="_instantiator" not in saved)
         _refuse_missing(cls, arguments.key, saved.keys() | given.keys())
+        source: Path | BytesIO = self.path
         options: dict[str, Any] = {"map_location": "cpu"}
-        if (
-            self.trusted
-            and "weights_only" in inspect.signature(cls.load_from_checkpoint).parameters
-        ):
-            options["weights_only"] = False  # lightning 2.5 has no such argument, and never checks
+        if "weights_only" in inspect.signature(cls.load_from_checkpoint).parameters:
+            options["weights_only"] = not self.trusted
+        elif not self.trusted:  # lightning 2.5 would read the file without any restriction
+            source = self._copy()
         try:
-            return cls.load_from_checkpoint(self.path, **options, **given)
+            return cls.load_from_checkpoint(source, **options, **given)
         except ArgumentError as error:  # of LightningCLI's way to make an instance
             raise UsageError(f"measure: --{arguments.key} {cls.__name__}: {error}") from error
-        except RuntimeError as error:
-            if not str(error).startswith("Error(s) in loading state_dict"):
+        except Exception as error:
+            head, _, rest = str(error).partition(":\n")
+            if isinstance(error, RuntimeError) and head.startswith("Error(s) in loading state_d"):
+                raise UsageError(
+                    f"measure: expected the weights of {str(self.path)!r} to fit {cls.__name__}, "
+                    f"got: {_shortened(rest)} Give the arguments of that run, as in --model.ARG "
+                    "VALUE."
+                ) from error
+            if _is_of_users(error):
                 raise
             raise UsageError(
-                f"measure: expected the weights of {str(self.path)!r} to fit {cls.__name__}, got: "
-                f"{_shortened(error)} Give the arguments of that run, as in --model.ARG VALUE."
+                f"measure: expected Lightning to make {cls.__name__} out of {str(self.path)!r}, "
+                f"got {type(error).__name__}: {_shortened(str(error)).rstrip('.')}. Save it anew "
+                "with trainer.save_checkpoint."
             ) from error
-        except ValueError as error:
-            if "arbitrary code execution" not in str(error):
-                raise
-            raise UsageError(f"measure: {error}") from error
+
+    def _copy(self) -> BytesIO:
+        """Write what was read, and nothing else, into memory."""
+        buffer = BytesIO()
+        torch.save(self.content, buffer)
+        buffer.seek(0)
+        return buffer
 
     def _saved_arguments(
         self, cls: type[LightningModule] | type[LightningDataModule]
     ) -> dict[str, Any]:
-        saved = dict(self.content.get(cls.CHECKPOINT_HYPER_PARAMS_KEY) or {})
+        saved = dict(self.content.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         name = self.content.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)  # of one argument that holds all
         return {str(name): saved} if name in inspect.signature(cls.__init__).parameters else saved
 
@@ -153,6 +153,13 @@ def _refuse_missing(cls: type[PartT], key: str, known: set[str]) -> None:
         )
 
 
-def _shortened(error: RuntimeError, most: int = 300) -> str:
-    text = " ".join(str(error).partition(":\n")[2].split())
+def _is_of_users(error: Exception) -> bool:
+    """Whether the user's code is among what raised it."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    modules = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}
+    return bool(modules - _LIBRARIES - sys.stdlib_module_names)
+
+
+def _shortened(text: str, most: int = 300) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most]} ..."

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from lightning_linf.cli.arguments import ClassArguments, parse
 from lightning_linf.cli.errors import UsageError
-from lightning_linf.report import GeometryReport
+from lightning_linf.report import GeometryReport, files
 from lightning_linf.report.table import ReportView
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def measure(argv: Sequence[str]) -> None:
 
     Raises:
         UsageError: If something is wrong that the user can put right.
+        OutputError: If the report cannot be written there.
     """
     options, classes = parse(make_parser(), argv)
     _check(options)
@@ -153,11 +154,6 @@ def make_parser() -> ArgumentParser:
 def _check(options: Namespace) -> None:
     """Refuse, before anything costs time, what would fail after it."""
     output = Path(options.output or "report.json")
-    if options.output is not None and output.is_dir():
-        raise UsageError(
-            f"measure: expected --output to be a file, got the folder {options.output!r}. Add a "
-            "name, such as report.json."
-        )
     for name, is_right, expected in (
         ("num_batches", options.num_batches >= 1, "at least 1"),
         ("num_noise_batches", options.num_noise_batches in (0, max(2, options.num_noise_batches)),
@@ -167,6 +163,8 @@ def _check(options: Namespace) -> None:
     ):  # fmt: skip
         if not is_right:
             raise UsageError(f"measure: expected --{name} {expected}, got {options[name]!r}.")
+    if options.output is not None:
+        files.destination(output, "measure: expected --output")
 
 
 def _measure(options: Namespace, classes: dict[str, ClassArguments]) -> GeometryReport:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from lightning_linf.page.runs import RunError
+from lightning_linf.report import files
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QUIET_FLAGS = (  # no window, and nobody is asked for anything
@@ -47,6 +48,7 @@ def save_figures(page: Path, folder: Path, *, sandbox: bool = True) -> list[Path
 
     Raises:
         RunError: If no Chromium is found, or it draws nothing in time.
+        ValueError: If one of the files would replace anything but a file.
     """
     browser = find_browser()
     if browser is None:
@@ -73,8 +75,10 @@ def save_figures(page: Path, folder: Path, *, sandbox: bool = True) -> list[Path
     if drawn is None:
         raise RunError(f"expected {browser} to draw, got: {finished.stderr.strip()[-300:]}")
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    paths = []
     for name, url in json.loads(drawn[1]).items():
-        files.append(folder / f"{name}.png")
-        files[-1].write_bytes(base64.b64decode(url.partition(",")[2]))
-    return files
+        path = folder / f"{name}.png"
+        picture = base64.b64decode(url.partition(",")[2])
+        files.write_atomically(path, picture, "report: expected the figure")
+        paths.append(path)
+    return paths

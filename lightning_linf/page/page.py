@@ -7,12 +7,11 @@ from importlib.metadata import version
 from typing import Any
 
 from lightning_linf.page.bundle import bundle
-from lightning_linf.page.runs import Run
+from lightning_linf.page.run import MAX_STEPS, Run
 from lightning_linf.page.words import HEAD, LEGEND, Summary, summarize
 from lightning_linf.tensorboard import panels
 from lightning_linf.tensorboard.plugin.files import STATIC
 
-_MAX_STEPS = 250  # of each run in the file, which holds all layers and quantities
 # Nothing is fetched from anywhere, whatever a run is called.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -92,7 +91,7 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "runs": {"runs": listed, "notes": [note for run in runs for note in run.notes]},
         "scalars": {
-            run.name: {"curves": panels.curves(run.scalars, most=_MAX_STEPS)} for run in runs
+            run.name: {"curves": panels.curves(run.scalars, most=MAX_STEPS)} for run in runs
         },
         "tables": {run.name: _tables(run) for run in runs},
     }
@@ -101,8 +100,7 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
 def _tables(run: Run) -> dict[str, Any]:
     """By tag and column: all layers, or the fans of all rows."""
     result: dict[str, Any] = {}
-    for tag, whole_table in run.tables.items():
-        table = whole_table.thinned(_MAX_STEPS)
+    for tag, table in run.tables.items():
         num_rows = table.metadata.shape[0]
         result[tag] = {
             column.name: panels.layers(table, column.name)

@@ -13,6 +13,7 @@ from lightning_linf.report.table import number, with_error
 KEEP = 0.9  # of Adam's promised decrease, by the partition that is recommended
 # From few blocks to many; a partition of the user's own stands before the first with rows.
 COARSE_TO_FINE = ("global", "module", "tensor", "head", "column", "row", "coordinate")
+_LOOK_BACK = 100  # measurements, for the last one that is whole
 _of = tags.of_partition
 _Values = Mapping[str, float]  # of one step, by tag
 _NEEDED = (tags.LAMBDA_MAX, tags.LAMBDA_MAX_ERROR, tags.ONE_ONE_NORM_PER_PARAM)
@@ -65,8 +66,12 @@ def summarize(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Summary | N
 
 def _last_whole(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[int | None, _Values]:
     """Find the last step with all that a summary needs; a kill can leave a part of a step."""
-    by_tag = {tag: dict(points) for tag, points in scalars.items()}
-    steps = sorted(by_tag.get(tags.LAMBDA_MAX, {}))
+    steps = sorted({step for step, _ in scalars.get(tags.LAMBDA_MAX, ())})[-_LOOK_BACK:]
+    looked_at = set(steps)
+    by_tag = {
+        tag: {step: value for step, value in points if step in looked_at}
+        for tag, points in scalars.items()
+    }
     measured = [{tag: by_tag[tag][step] for tag in by_tag if step in by_tag[tag]} for step in steps]
     before: list[_Values] = [{}, *measured]
     for step, values, previous in reversed(list(zip(steps, measured, before, strict=False))):

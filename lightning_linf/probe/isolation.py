@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_linf.probe.errors import ProbeError, RestoreError
 from lightning_linf.probe.tensor_values import TensorValues
+from lightning_linf.twins import is_either
 
 # Objects of these packages are machinery or data that is reachable from a module but not part of
 # its state, except for modules, tensors and generators.
@@ -74,7 +75,7 @@ class Isolation:
         """Go back to the state on entering, with logging off, to run the module once more."""
         self.restore()
         for part in self._module.modules():
-            if isinstance(part, LightningModule):
+            if is_either(part, LightningModule):
                 part.__dict__.update(log=_ignore, log_dict=_ignore)
 
     def _walk(self, refuse_iterators: bool) -> None:
@@ -165,16 +166,16 @@ def untouched(module: nn.Module, *, refuse_iterators: bool = False) -> Iterator[
         ProbeError: On entering, if something reachable cannot be put back.
         RestoreError: On leaving, if something could not be put back.
     """
-    trainer = module._trainer if isinstance(module, LightningModule) else None
-    loggers = list(trainer.loggers) if isinstance(trainer, Trainer) else []
+    trainer = module._trainer if is_either(module, LightningModule) else None
+    loggers = list(trainer.loggers) if is_either(trainer, Trainer) else []
     isolation = Isolation(module, refuse_iterators=refuse_iterators)
     try:
         isolation.rewind()
-        if isinstance(trainer, Trainer):
+        if is_either(trainer, Trainer):
             trainer.loggers = [DummyLogger() for _ in loggers]
         yield isolation
     finally:
-        if isinstance(trainer, Trainer):
+        if is_either(trainer, Trainer):
             trainer.loggers = loggers
         isolation.restore()
 
@@ -187,7 +188,7 @@ def _has_state(value: Any) -> bool:
     """Whether the attributes of an object are part of a module's state."""
     if isinstance(value, (nn.Module, SobolEngine, SimpleNamespace)):
         return True
-    if isinstance(value, (Dataset, DataLoader, LightningDataModule, Trainer)):
+    if isinstance(value, (Dataset, DataLoader)) or is_either(value, LightningDataModule, Trainer):
         return False
     attributes = getattr(value, "__dict__", {})
     if any(_package(attribute) in _THREADING for attribute in attributes.values()):

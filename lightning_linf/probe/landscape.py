@@ -39,6 +39,7 @@ from lightning_linf.probe.training_dtype import training_dtype
 from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
 from lightning_linf.probe.unwrapped import unwrapped
 from lightning_linf.reparam import Reparameterization
+from lightning_linf.twins import is_either
 
 Mode = Literal["eval", "train"]
 
@@ -332,7 +333,7 @@ class Landscape:
         make_embeddings_dense(self.module)
         if self.parameters.widen:
             for part in self.module.modules():
-                if isinstance(part, LightningModule):
+                if is_either(part, LightningModule):
                     part.__dict__["_dtype"] = self.parameters.dtype  # what self.dtype says
         _seed_everything(derive_seed("landscape", self._seed, index))
         batch = move_data_to_device(self._batches[index], self.parameters.device)

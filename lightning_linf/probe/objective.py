@@ -11,6 +11,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_linf.probe.errors import ProbeError
+from lightning_linf.twins import is_either
 
 Objective: TypeAlias = Callable[[Any, int], Tensor]
 
@@ -32,7 +33,7 @@ def make_objective(module: nn.Module, loss: Callable[[nn.Module, Any], Tensor] |
             module.probe_loss(batch),  # type: ignore[operator]  # checked one line above
             f"{name}.probe_loss",
         )
-    if not isinstance(module, LightningModule):
+    if not is_either(module, LightningModule):
         raise ProbeError(
             f"probe: expected a LightningModule or a `loss`, got a plain {name}. "
             "Pass `loss=lambda module, batch: ...` that returns a scalar."

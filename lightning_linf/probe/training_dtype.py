@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lightning_linf.twins import is_either
+
 _TRUE = ("64-true", "bf16-true", "16-true")  # with these a Trainer sets torch's default dtype
 
 
@@ -20,7 +22,7 @@ def training_dtype(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         module: A LightningModule may be attached to a trainer.
         dtype: The one in which the parameters are probed.
     """
-    trainer = module._trainer if isinstance(module, LightningModule) else None
+    trainer = module._trainer if is_either(module, LightningModule) else None
     plugin = getattr(trainer, "precision_plugin", None)
     if getattr(plugin, "precision", None) not in _TRUE:
         yield

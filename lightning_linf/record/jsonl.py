@@ -2,11 +2,15 @@
 
 import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from lightning_linf.record.record import Record, SchemaError
 
 FILE_NAME = "geometry.jsonl"
+_MAX_LINE_BYTES = 64 * 2**20  # a record of 100,000 parameter tensors takes some 20 MiB
 _STEP = re.compile(rb'\{"step": (\d+),')
 
 
@@ -23,28 +27,31 @@ def cut(path: Path, step: int) -> Path | None:
     Returns:
         The file that the lines have moved to, if there were any.
     """
+    path = _file(path)
     if not path.exists():
         return None
     if step == 0 and path.stat().st_size > 0:
         return path.rename(_free_name(path))
-    end, rest = 0, b""
+    end, kept = 0, None
     with open(path, "rb") as file:
         for line in file:
             match = _STEP.match(line)
-            # A line that is none of ours stays: `read` says what is wrong with it.
+            # A line that is none of ours stays: `Reader` says what is wrong with it.
             if not line.endswith(b"\n") or (match is not None and int(match[1]) >= step):
-                rest = line + file.read()
+                if line.endswith(b"\n"):
+                    kept = _free_name(path)
+                    with open(kept, "xb") as other:
+                        other.write(line)
+                        shutil.copyfileobj(file, other)
                 break
             end += len(line)
-    kept = _free_name(path) if b"\n" in rest else None
-    if kept is not None:
-        kept.write_bytes(rest)
     os.truncate(path, end)
     return kept
 
 
 def append(path: Path, record: Record) -> None:
     """Add one record, on a line of its own even where a write has failed half way."""
+    path = _file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = record.to_line().encode("utf-8")
     with open(path, "a+b") as file:
@@ -55,32 +62,74 @@ def append(path: Path, record: Record) -> None:
         file.write(line)
 
 
-def read(path: Path) -> tuple[list[Record], list[str]]:
-    """Read all records that are whole.
+class Reader:
+    """The records of an open file, one at a time: it may be larger than the memory."""
 
-    Returns:
-        The records in the order of the file, and notes on the lines that were skipped.
-    """
-    records, unreadable, newer = [], [], 0
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._unreadable: list[int] = []  # numbers of lines
+        self._num_newer = 0
+
+    def __iter__(self) -> Iterator[tuple[int, Record]]:
+        """Give all records that are whole, in the order of the file, with their places in it."""
+        self._file.seek(0)
+        place, number = 0, 0
+        while line := self._file.readline(_MAX_LINE_BYTES):
+            number += 1
             try:
-                records.append(Record.from_line(line))
+                yield place, _parse(line)
             except SchemaError:
-                newer += 1
+                self._num_newer += 1
             except ValueError:
-                unreadable.append(number)
-    notes = []
-    if unreadable:
-        count = f"{len(unreadable)} line{'s' if len(unreadable) > 1 else ''}"
-        notes.append(f"{path.name}: skipped {count} that cannot be read (line {unreadable[0]})")
-    if newer:
-        notes.append(f"{path.name}: skipped {newer} records of a later version of lightning_linf")
-    return records, notes
+                self._unreadable.append(number)
+            while not line.endswith(b"\n") and line:  # its rest, of a line that is too long
+                line = self._file.readline(_MAX_LINE_BYTES)
+            place = self._file.tell()
+
+    def at(self, place: int) -> Record:
+        """Read a record once more, when the iteration has ended.
+
+        Raises:
+            ValueError: If it is no longer there.
+        """
+        self._file.seek(place)
+        return _parse(self._file.readline(_MAX_LINE_BYTES))
+
+    def notes(self) -> list[str]:
+        """Say which lines were skipped so far."""
+        notes, name = [], Path(self._file.name).name
+        if self._unreadable:
+            count = f"{len(self._unreadable)} line{'s' if len(self._unreadable) > 1 else ''}"
+            first = self._unreadable[0]
+            notes.append(f"{name}: skipped {count} that cannot be read (line {first})")
+        if self._num_newer:
+            notes.append(
+                f"{name}: skipped {self._num_newer} records of a later version of lightning_linf"
+            )
+        return notes
+
+
+def read(path: Path) -> tuple[list[Record], list[str]]:
+    """Read all records that are whole, and notes on the lines that were skipped."""
+    with open(path, "rb") as file:
+        reader = Reader(file)
+        return [record for _, record in reader], reader.notes()
+
+
+def _parse(line: bytes) -> Record:
+    return Record.from_line(line.decode("utf-8", "replace"))
+
+
+def _file(path: Path) -> Path:
+    """Follow links, so that none is replaced; where anything but a file is, nothing is written."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OSError(f"expected a file or nothing at {path}, got a folder, a device or a pipe")
+    return target
 
 
 def _free_name(path: Path) -> Path:
     number = 1
-    while (name := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+    while os.path.lexists(name := path.with_name(f"{path.stem}.{number}{path.suffix}")):
         number += 1
     return name

@@ -85,9 +85,12 @@ class Record:
         for name, rows in columns.items():
             if len(rows) != len(tensors):
                 raise ValueError(f"expected {len(tensors)} rows of {name!r}, got {len(rows)}")
+        step = int(content["step"])
+        if step.bit_length() > 63:
+            raise ValueError("expected a step of 64 bits")
         histogram = content.get("histogram")
         return cls(
-            step=int(content["step"]),
+            step=step,
             tag=str(content["tag"]),
             scalars={tag: _decode(value) for tag, value in content["scalars"].items()},
             tensors=tensors,

@@ -1,10 +1,7 @@
-"""Dataclasses to plain JSON types and back, strictly, and to a file, whole or not at all."""
+"""Dataclasses to plain JSON types and back, strictly."""
 
 import math
-import os
-import secrets
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 Scalar = str | int | float | bool | None
@@ -91,18 +88,3 @@ def _decode_fields(kind: Any, value: Any, where: str) -> Any:
 def _place(where: str) -> str:
     name, _, rest = where.partition(".")
     return f"{name}: expected " + (f"`{rest}`" if rest else "its data")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 so that ``path`` holds the old text or all of the new, whatever fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: only within one file system is a rename atomic.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from lightning_linf.report import advice, comparison, encoding, table
+from lightning_linf.report import advice, comparison, encoding, files, table
 from lightning_linf.report.encoding import Scalar
 from lightning_linf.report.interval import Interval, divide
 
@@ -242,8 +242,14 @@ class GeometryReport:
         return cls.from_dict(data)
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON to a file, which holds its old content until all of the new is there."""
-        encoding.write_atomically(Path(path), self.to_json())
+        """Write as JSON to a file, which holds its old content until all of the new is there.
+
+        Missing folders are made. A link stays, and the file it points to is written.
+
+        Raises:
+            ValueError: If ``path`` is a folder, a device, a pipe or a socket, or write-protected.
+        """
+        files.write_atomically(Path(path), self.to_json(), "GeometryReport.save: expected `path`")
 
     @classmethod
     def load(cls, path: str | Path) -> "GeometryReport":

@@ -147,12 +147,17 @@ def lay_out(record: Record) -> tuple[Array, Metadata]:
     return np.concatenate(parts, axis=1), metadata
 
 
+def fits(metadata: Metadata, array: Any) -> bool:
+    """Whether an array, or None, has the shape of a table and real numbers."""
+    return np.shape(array) == metadata.shape and np.issubdtype(array.dtype, np.floating)
+
+
 def stack(metadata: Metadata, rows: Iterable[tuple[int, Any]]) -> tuple[Table, str | None]:
     """Put arrays of several steps together, in the order of steps, a later one replacing an older.
 
     Args:
         metadata: Of all of them.
-        rows: Steps and arrays.
+        rows: Steps and arrays, or None for one that cannot be read.
 
     Returns:
         The series, and a note if some arrays did not fit and were left out.
@@ -160,7 +165,7 @@ def stack(metadata: Metadata, rows: Iterable[tuple[int, Any]]) -> tuple[Table, s
     fitting: dict[int, Array] = {}
     skipped = 0
     for step, array in rows:
-        if np.shape(array) == metadata.shape and np.issubdtype(array.dtype, np.floating):
+        if fits(metadata, array):
             fitting[int(step)] = np.asarray(array, dtype=np.float32)
         else:
             skipped += 1

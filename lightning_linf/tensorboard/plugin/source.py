@@ -11,6 +11,7 @@ from tensorboard.data.provider import RunTagFilter
 
 from lightning_linf.tags import PREFIX
 from lightning_linf.tensorboard import PLUGIN_NAME, panels
+from lightning_linf.tensorboard.plugin.bounded import bounded
 from lightning_linf.tensorboard.table import Metadata, Table, stack, tag_of_record
 
 _MAX_EVENTS = 1_000_000  # the provider wants a number; TensorBoard's own flag is what limits
@@ -70,13 +71,20 @@ class Source:
         names = [tag for tag in listed[run] if tag.startswith(PREFIX)]
         if not names:
             raise KeyError(run)
-        read = self._provider.read_scalars(
-            ctx,
-            experiment_id=experiment,
-            plugin_name="scalars",
-            downsample=_MAX_EVENTS,
-            run_tag_filter=RunTagFilter(runs=[run], tags=names),
-        )
+        try:
+            with bounded():
+                read = self._provider.read_scalars(
+                    ctx,
+                    experiment_id=experiment,
+                    plugin_name="scalars",
+                    downsample=_MAX_EVENTS,
+                    run_tag_filter=RunTagFilter(runs=[run], tags=names),
+                )
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{run} holds a scalar that is not one number ({error}), and TensorBoard reads all "
+                "or none. `lightning-linf report` leaves it out"
+            ) from error
         points = {
             tag: [(datum.step, datum.value) for datum in data]
             for tag, data in read.get(run, {}).items()
@@ -112,13 +120,14 @@ class Source:
     def _read(self, ctx: Any, experiment: str, run: str, tag: str, metadata: Metadata) -> _Result:
         most = max(1, min(_MAX_EVENTS, _MAX_BYTES // (4 * prod(metadata.shape) or 1)))
         try:
-            read = self._provider.read_tensors(
-                ctx,
-                experiment_id=experiment,
-                plugin_name=PLUGIN_NAME,
-                downsample=most,
-                run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
-            )
+            with bounded():
+                read = self._provider.read_tensors(
+                    ctx,
+                    experiment_id=experiment,
+                    plugin_name=PLUGIN_NAME,
+                    downsample=most,
+                    run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
+                )
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{run}: {tag} holds an event that cannot be decoded ({error}), and TensorBoard "

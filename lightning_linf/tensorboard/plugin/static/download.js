@@ -8,10 +8,15 @@ function save(name, blob) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
+// A spreadsheet would run a name that begins like this as a formula, but not after an apostrophe.
+function plain(name) {
+  return /^[=+\-@\t\r\n＝＋－＠]/.test(name) ? `'${name}` : name;
+}
+
 export function toCsv({ columns, rows }) {
   const cell = (value) => {
-    const text = String(value);
-    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    const text = typeof value === "string" ? plain(value) : String(value);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return [columns, ...rows].map((row) => row.map(cell).join(",") + "\n").join("");
 }

@@ -1,0 +1,28 @@
+"""The tests pass on a machine with a GPU, where Lightning warns of every training on the CPU."""
+
+import pytest
+import test_bit_identity as bit_identity
+
+pytestmark = bit_identity.pytestmark
+
+
+class PresentGPU:
+    """What Lightning asks whether there is one."""
+
+    @staticmethod
+    def is_available():
+        return True
+
+
+@pytest.fixture(autouse=True)
+def a_gpu_is_there(monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.trainer.setup.CUDAAccelerator", PresentGPU)
+
+
+def test_lightning_warns_of_a_gpu_that_is_not_used(tmp_path):
+    with pytest.warns(UserWarning, match="GPU available but not used"):
+        bit_identity.train(tmp_path, [], steps=1)
+
+
+def test_no_test_fails_because_of_that(tmp_path):
+    bit_identity.train(tmp_path, bit_identity.monitors(), steps=1)
