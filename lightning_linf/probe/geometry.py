@@ -30,7 +30,7 @@ from lightning_linf.functional.noise import (
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import PartitionName
 from lightning_linf.probe.arguments import check_callable, check_whole
-from lightning_linf.probe.batches import list_batches
+from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.brackets import bracket_smoothness, checked_products
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape, Mode

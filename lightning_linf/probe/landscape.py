@@ -21,7 +21,7 @@ from lightning_linf.probe.arguments import (
     check_positive,
     check_whole,
 )
-from lightning_linf.probe.batches import list_batches
+from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.isolation import Isolation, untouched
 from lightning_linf.probe.kernels import (
