@@ -2,23 +2,32 @@
 
 from typing import Any
 
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_linf.probe import ProbeError
+from lightning_linf.probe.batches import copy_batch
 
 
 class KeptBatch:
-    """A batch as it was before ``training_step``, which may take entries out of its containers."""
+    """A batch as it was before ``training_step``, which may write into its containers and objects.
+
+    Its tensors are not copied but watched.
+    """
 
     def __init__(self, batch: Any, batch_idx: int) -> None:
         self.batch_idx = batch_idx
         self._tensors: list[Tensor] = []
-        self._batch = apply_to_collection(batch, Tensor, self._keep)
+        self._failure: ProbeError | None = None
+        try:
+            self._batch = copy_batch(batch, self._keep)
+        except ProbeError as error:  # of a batch that may never be measured
+            self._failure = error.with_traceback(None)
         self._versions = self._present_versions()
 
     def batch(self) -> Any:
-        """Give it, if its tensors are unchanged."""
+        """Give it, if it could be kept and its tensors are unchanged."""
+        if self._failure is not None:
+            raise self._failure
         if self._present_versions() != self._versions:
             raise ProbeError(
                 "probe: expected a batch as training_step got it, but its tensors were changed in "

@@ -19,6 +19,7 @@ from lightning_linf import tags
 from lightning_linf.callbacks import _recording
 from lightning_linf.callbacks._lightning import is_dev_run, logged_step
 from lightning_linf.callbacks._unmeasured import why_nothing
+from lightning_linf.partition.pieces import trainable_parameters
 from lightning_linf.probe.arguments import check_choice, check_whole
 from lightning_linf.probe.errors import RestoreError
 from lightning_linf.twins import is_either
@@ -30,6 +31,26 @@ def optimized_parameters(*optimizers: Optimizer) -> list[nn.Parameter]:
     """List what optimizers step."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     return [p for group in groups for p in group["params"]]
+
+
+def outside_parameters(module: nn.Module, *optimizers: Optimizer) -> dict[str, nn.Parameter]:
+    """Name what optimizers step and ``module.named_parameters()`` does not list, by position."""
+    listed = {id(p) for p in module.parameters()}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {
+        f"optimizer.{i}.{j}": p
+        for i, group in enumerate(groups)
+        for j, p in enumerate(group["params"])
+        if p.requires_grad and id(p) not in listed
+    }
+
+
+def named_optimized_parameters(
+    module: nn.Module, *optimizers: Optimizer
+) -> dict[str, nn.Parameter]:
+    """Name what optimizers step and requires grad."""
+    inside = trainable_parameters(module, optimized_parameters(*optimizers))
+    return {**inside, **outside_parameters(module, *optimizers)}
 
 
 class GeometryMonitor(Callback):

@@ -14,8 +14,8 @@ from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._lightning import sum_over_ranks
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe import Landscape, ProbeError
+from lightning_linf.probe.batches import split_batch
 from lightning_linf.probe.landscape import Mode
-from lightning_linf.probe.objective import split_batch
 from lightning_linf.probe.ranks import Ranks, is_out_of_memory
 
 _T = TypeVar("_T")
@@ -33,12 +33,16 @@ class TrainingLandscape:
 
     Attributes:
         num_parts: Into how many parts batches are split, because whole ones took too much memory.
+        is_checked: Whether :meth:`Landscape.check` has passed; set it to False at a new training.
+        remark: What it said.
     """
 
     def __init__(
         self, mode: Mode, seed: int, loss: Callable[[Any, Any], Tensor] | None = None
     ) -> None:
         self.num_parts = 1
+        self.is_checked = False
+        self.remark: str | None = None
         self._mode: Mode = mode
         self._loss = loss
         self._seed = derive_seed("masks", seed)
@@ -68,6 +72,10 @@ class TrainingLandscape:
                 parts = ranks.together(partial(make, num_parts))
                 if num_parts > 1:
                     _require_same_loss(ranks.together(partial(make, 1)), parts)
+                if not self.is_checked:
+                    with parts:
+                        self.remark = parts.check()
+                    self.is_checked = True
                 result = probe(parts)
             except Exception as error:
                 may_help = self._mode == "eval" and num_parts < _MOST_PARTS

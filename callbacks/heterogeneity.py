@@ -13,7 +13,11 @@ from lightning_linf.callbacks._lightning import (
     loss_scale,
     sum_over_ranks,
 )
-from lightning_linf.callbacks._monitor import GeometryMonitor, OnError, optimized_parameters
+from lightning_linf.callbacks._monitor import (
+    GeometryMonitor,
+    OnError,
+    named_optimized_parameters,
+)
 from lightning_linf.callbacks._poison import poisoned_state
 from lightning_linf.functional.heterogeneity import (
     QUANTILES,
@@ -25,7 +29,6 @@ from lightning_linf.functional.heterogeneity import (
     merge_tensors,
 )
 from lightning_linf.functional.shards import is_counted_here, is_sharded, local_grad
-from lightning_linf.partition.pieces import trainable_parameters
 from lightning_linf.probe.ranks import Ranks
 
 _MEDIAN = QUANTILES.index(0.5)
@@ -35,14 +38,15 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
     """Log density, Gini coefficient, energy share and more of the gradient that training uses.
 
     Reads ``.grad`` in ``on_before_optimizer_step``: after ranks have averaged and AMP unscaled it,
-    before clipping. A parameter of the optimizer without a gradient counts as zeros. A step with
-    overflowing float16 gradients, which the gradient scaler skips, or without a gradient, because
-    ``training_step`` returned None, is passed over, and the next one is measured in its place.
-    Gradients that are not finite, and an optimizer's state that is not, are said once. Cost: about
-    three passes over the gradient and one over the state on measured steps, nothing on others; with
-    several ranks each counts its part (its shards, or an equal share of a gradient that all have),
-    and one reduction of some 9,000 numbers for each tensor adds up the counts. Training is not
-    changed in any bit.
+    before clipping. A parameter of the optimizer without a gradient counts as zeros; one that
+    ``named_parameters()`` of the module does not list is named by its place in the optimizer
+    ("optimizer.0.1": group 0, number 1). A step with overflowing float16 gradients, which the
+    gradient scaler skips, or without a gradient, because ``training_step`` returned None, is passed
+    over, and the next one is measured in its place. Gradients that are not finite, and an
+    optimizer's state that is not, are said once. Cost: about three passes over the gradient and one
+    over the state on measured steps, nothing on others; with several ranks each counts its part
+    (its shards, or an equal share of a gradient that all have), and one reduction of some 9,000
+    numbers for each tensor adds up the counts. Training is not changed in any bit.
 
     Logged under ``geometry/``: ``density``, ``gini``, ``top1_energy``, ``zero_fraction``,
     ``median_log10_grad``, ``num_nonfinite`` (:class:`~lightning_linf.functional.Heterogeneity`),
@@ -93,7 +97,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         return is_first
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        parameters = trainable_parameters(pl_module, optimized_parameters(optimizer))
+        parameters = named_optimized_parameters(pl_module, optimizer)
         has_gradients = any(p.grad is not None for p in parameters.values())
         if not trainer.strategy.reduce_boolean_decision(has_gradients, all=False):
             self._postpone()  # training_step has returned None

@@ -16,10 +16,13 @@ from typing_extensions import override
 from lightning_linf import tags
 from lightning_linf.callbacks._lightning import logged_step, loss_scale, sum_over_ranks
 from lightning_linf.callbacks._microbatches import Microbatches, ShardedMicrobatches
-from lightning_linf.callbacks._monitor import GeometryMonitor, OnError, optimized_parameters
+from lightning_linf.callbacks._monitor import (
+    GeometryMonitor,
+    OnError,
+    named_optimized_parameters,
+)
 from lightning_linf.functional.noise import Noise
 from lightning_linf.functional.shards import is_sharded
-from lightning_linf.partition.pieces import trainable_parameters
 from lightning_linf.probe.objective import batch_weight
 from lightning_linf.probe.ranks import Ranks
 from lightning_linf.twins import is_either
@@ -194,7 +197,7 @@ def _open(trainer: Trainer, pl_module: LightningModule) -> Microbatches:
 
 
 def _parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Parameter]:
-    return trainable_parameters(pl_module, optimized_parameters(*trainer.optimizers))
+    return named_optimized_parameters(pl_module, *trainer.optimizers)
 
 
 def _require_microbatches(trainer: Trainer, pl_module: LightningModule) -> None:

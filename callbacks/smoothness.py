@@ -17,7 +17,12 @@ from lightning_linf import tags
 from lightning_linf.callbacks._budget import TimeBudget
 from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._lightning import loss_scale, sum_over_ranks
-from lightning_linf.callbacks._monitor import GeometryMonitor, OnError, optimized_parameters
+from lightning_linf.callbacks._monitor import (
+    GeometryMonitor,
+    OnError,
+    optimized_parameters,
+    outside_parameters,
+)
 from lightning_linf.callbacks._progress import probe_progress
 from lightning_linf.callbacks._scalars import scalars_of
 from lightning_linf.callbacks._training_landscape import TrainingLandscape
@@ -53,6 +58,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     reduction of d numbers per product, and one of five. Parameters sharded by ``fully_shard``
     (ModelParallelStrategy) are gathered for the probe, so that a rank needs memory for whole ones,
     twice, and for a few whole vectors; tensor parallelism is refused.
+    The first probe of a training also tries whether the loss is the same when evaluated again, and
+    whether products are the change of its gradient (:meth:`Landscape.check`), at the cost of about
+    7 gradients; it refuses a loss that fails.
     A step that the gradient scaler skips, or for which ``training_step`` returns None, is passed
     over, and the next one is measured in its place.
     A probe that runs out of memory is repeated with its batches in parts; one that SIGTERM
@@ -175,6 +183,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._last_global_step = trainer.global_step
+        self._landscape.is_checked = False
         self._budget.start_training(pl_module.device)
 
     @override
@@ -267,6 +276,14 @@ class LinfSmoothnessMonitor(GeometryMonitor):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = optimized_parameters(*trainer.optimizers)
+        outside = outside_parameters(pl_module, *trainer.optimizers)
+        if outside:
+            shapes = ", ".join(str(tuple(p.shape)) for p in outside.values())
+            self._warn_once(
+                "outside",
+                "holds constant what the optimizers step but the module's named_parameters() does "
+                f"not list: of shape {shapes}. Make it an attribute of an nn.Module to measure it.",
+            )
         ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
         partitions = ranks.together(
             lambda: choose_partitions(
@@ -299,6 +316,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
                 )
 
         report = self._landscape.visit(trainer, pl_module, self._batches, parameters, probe)
+        if self._landscape.remark is not None:
+            self._warn_once("detached", self._landscape.remark)
         if self._landscape.num_parts > 1:
             self._warn_once(
                 f"parts {self._landscape.num_parts}",

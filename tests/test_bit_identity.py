@@ -389,3 +389,154 @@ def test_compiled_training_is_bit_identical(tmp_path):
     torch.compiler.reset()
     assert_same(trace(*train(tmp_path, [], **options)), with_monitors)
     assert [len(callback.history) for callback in callbacks] == [10, 10, 10]
+
+
+class Record:
+    """A batch of a class of its own."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def to(self, device):
+        return self
+
+
+class Counts(lightning.Callback):
+    def __init__(self):
+        self.steps, self.losses, self.total = 0, [], torch.zeros(())
+
+
+class Records(lightning.LightningDataModule):
+    """The same object again and again."""
+
+    def __init__(self):
+        super().__init__()
+        self.served, self.nested = 0, {"losses": []}
+        self.record = Record(torch.randn(8, 6))
+
+    def train_dataloader(self):
+        return DataLoader(range(20), batch_size=None, collate_fn=lambda index: self.record)
+
+
+def step_scheduler(module, batch, loss):
+    module.lr_schedulers().step()
+
+
+def set_learning_rate(module, batch, loss):
+    group = module.optimizers().param_groups[0]
+    group["lr"] *= 0.9
+    group["momentum"] = float(loss.detach())
+
+
+def fill_learning_rate(module, batch, loss):
+    module.optimizers().param_groups[0]["weight_decay"].mul_(1.1)
+
+
+def stop(module, batch, loss):
+    if loss < 0.8:  # without dropout, as a probe sees it, the loss is lower
+        module.trainer.should_stop = True
+
+
+def shorten(module, batch, loss):
+    module.trainer.fit_loop.epoch_loop.max_steps -= 1
+
+
+def count_in_callback(module, batch, loss):
+    counts = module.trainer.callbacks[0]
+    counts.steps += 1
+    counts.losses.append(loss.item())
+    counts.total += loss.detach()
+
+
+def count_in_datamodule(module, batch, loss):
+    module.trainer.datamodule.served += 1
+    module.trainer.datamodule.nested["losses"].append(loss.item())
+
+
+def count_in_metrics(module, batch, loss):
+    metrics = module.trainer.callback_metrics
+    metrics["count"] = metrics.get("count", torch.zeros(())) + 1
+    metrics.setdefault("sum", torch.zeros(())).add_(loss.detach())
+
+
+def drop_gradients(module, batch, loss):
+    module.optimizers().zero_grad()
+
+
+def write_to_batch(module, batch, loss):
+    batch.x = batch.x * 0.9 + 0.1 * torch.rand(8, 6)
+
+
+OUTSIDE = [
+    step_scheduler,
+    set_learning_rate,
+    fill_learning_rate,
+    stop,
+    shorten,
+    count_in_callback,
+    count_in_datamodule,
+    count_in_metrics,
+    drop_gradients,
+    write_to_batch,
+]
+
+
+class Meddler(lightning.LightningModule):
+    """``training_step`` changes what lies outside the module."""
+
+    def __init__(self, meddle):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.6), nn.Linear(16, 1))
+        self.meddle = meddle
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.net(batch.x) - batch.x[:, :1]).square().mean()
+        self.meddle(self, batch, loss)
+        return loss
+
+    def configure_optimizers(self):
+        decay = torch.tensor(0.01)
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.02, momentum=0.5, weight_decay=decay)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.9)
+        return [optimizer], [{"scheduler": scheduler, "frequency": 10**6}]
+
+
+def meddle_and_train(tmp_path, meddle, callbacks):
+    lightning.seed_everything(3, verbose=False)
+    module, records, counts = Meddler(meddle), Records(), Counts()
+    trainer = lightning.Trainer(
+        max_steps=12,
+        callbacks=[counts, *callbacks],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+    )
+    trainer.fit(module, datamodule=records)
+    metrics = trainer.callback_metrics.items()
+    return {
+        "weights": {k: v.clone() for k, v in module.state_dict().items()},
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+        "steps": (trainer.global_step, trainer.should_stop, trainer.max_steps),
+        "counts": (counts.steps, counts.losses, counts.total),
+        "data": (records.served, records.nested, records.record.x),
+        "metrics": {k: v.item() for k, v in metrics if not k.startswith("geometry/")},
+        "gradients": [p.grad for p in module.parameters()],
+        "random": torch.get_rng_state(),
+    }
+
+
+@pytest.mark.parametrize("meddle", OUTSIDE)
+def test_what_training_step_changes_outside_the_module_is_put_back(tmp_path, meddle):
+    monitor = LinfSmoothnessMonitor(every_n_steps=2, num_probes=4, on_error="raise")
+    without = meddle_and_train(tmp_path, meddle, [])
+    assert_same(without, meddle_and_train(tmp_path, meddle, [monitor]))
+    assert len(monitor.history) >= 2
+    if meddle is drop_gradients:
+        return  # those of the step before, which training drops itself
+    idle = meddle_and_train(tmp_path, lambda module, batch, loss: None, [])
+    with pytest.raises(AssertionError):  # it did change something
+        assert_same(without, idle)

@@ -1,6 +1,7 @@
 """The landscape's derivatives are exact."""
 
 import contextlib
+import copy
 import gc
 import weakref
 
@@ -11,7 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_linf.probe import Landscape, ProbeError, measure_geometry
-from lightning_linf.probe.objective import split_batch
+from lightning_linf.probe.batches import split_batch
+from lightning_linf.probe.geometry import choose_partitions, measure_landscape
 
 
 @pytest.fixture(params=networks.ALL, scope="module")
@@ -324,7 +326,13 @@ REFUSALS = {
         nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
         torch.ones(1, 3),
         _loss_of(lambda y: _WrongSecondDerivative.apply(y[0, 0], y[0, 1])),
-        "expected a symmetric Hessian",
+        "expected H v to be the change of the gradient",
+    ),
+    "no path": (
+        nn.Linear(2, 1),
+        torch.ones(1, 2),
+        lambda m, x: copy.deepcopy(m)(x).sum(),
+        "the loss depends on none of the parameters",
     ),
     "once differentiable": (
         nn.Linear(2, 1),
@@ -351,6 +359,15 @@ REFUSALS = {
 def test_what_cannot_be_probed_is_refused(module, batch, loss, message):
     with pytest.raises(ProbeError, match=message):
         measure_geometry(module, [batch], loss=loss, partitions=())
+
+
+def test_an_unsymmetric_hessian_is_refused_while_measuring_too():
+    module, batch, loss, _ = REFUSALS["unsymmetric"]
+    with (
+        pytest.raises(ProbeError, match="expected a symmetric Hessian"),
+        Landscape(module, [batch], loss=loss) as landscape,
+    ):
+        measure_landscape(landscape, choose_partitions(module, []))
 
 
 def test_a_parameter_used_past_the_attributes_is_refused():

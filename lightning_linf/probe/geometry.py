@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_linf.functional.between_within import between_within
@@ -92,7 +93,9 @@ def measure_geometry(
 
     Raises:
         ValueError: If an argument has a wrong value, or a parameter has no place in a partition.
-        ProbeError: If the loss cannot be differentiated twice, or a number is not finite.
+        ProbeError: If the loss cannot be differentiated twice, or a number is not finite; or if
+            it is another when evaluated again, or its second derivatives are wrong
+            (:meth:`Landscape.check`, which costs about 7 gradients).
 
     Source:
         Quantities: Xie, Mohamadi & Li, arXiv:2410.08198. Cost: with one batch about two gradients a
@@ -123,6 +126,9 @@ def measure_geometry(
         with Landscape(module, noise_batches, **options) as noise_landscape:
             noise = measure_noise(noise_landscape)
     with landscape:
+        remark = landscape.check()
+        if remark is not None:
+            rank_zero_warn(f"measure_geometry: {remark}")
         if noise_batches is None and len(batches) > 1:
             noise = measure_noise(landscape)
         return measure_landscape(

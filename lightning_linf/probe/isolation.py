@@ -30,6 +30,7 @@ _NOT_STATE = {
     *("datasets", "pandas", "polars", "pyarrow", "PIL", "scipy", "sklearn"),
     *(sys.stdlib_module_names - {"collections"}),
 }
+_STATE = (nn.Module, SobolEngine, SimpleNamespace)  # whatever their package
 _THREADING = {"_thread", "threading", "queue", "asyncio", "multiprocessing"}
 _ATOMS = (int, float, complex, str, bytes, type(None), type, ModuleType)
 _MUTABLE = (dict, list, set, deque)
@@ -113,7 +114,7 @@ class Isolation:
                         raise ProbeError("the position of an iterator cannot be put back")
                 elif isinstance(value, nn.Module):
                     own.update(id(buffer) for buffer in value._buffers.values())
-                if isinstance(value, _MUTABLE) or _has_state(value):
+                if isinstance(value, _MUTABLE) or has_state(value):
                     if hasattr(value, "__dict__"):
                         pending.append((path, value.__dict__))
                     self._walk_slots(path, value, pending)
@@ -184,16 +185,21 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``self.log``."""
 
 
-def _has_state(value: Any) -> bool:
+def has_state(value: Any) -> bool:
     """Whether the attributes of an object are part of a module's state."""
-    if isinstance(value, (nn.Module, SobolEngine, SimpleNamespace)):
+    if isinstance(value, _STATE):
         return True
-    if isinstance(value, (Dataset, DataLoader)) or is_either(value, LightningDataModule, Trainer):
-        return False
     attributes = getattr(value, "__dict__", {})
     if any(_package(attribute) in _THREADING for attribute in attributes.values()):
         return False  # another thread may be at work on it, whose progress is not ours to undo
-    return _package(value) not in _NOT_STATE and not isinstance(value, np.ndarray)
+    return not is_machinery(value) and not isinstance(value, np.ndarray)
+
+
+def is_machinery(value: Any) -> bool:
+    """Whether an object is a data set, or of a package whose objects are no state."""
+    if isinstance(value, (Dataset, DataLoader)) or is_either(value, LightningDataModule, Trainer):
+        return True
+    return _package(value) in _NOT_STATE and not isinstance(value, _STATE)
 
 
 def _package(value: Any) -> str:

@@ -1,16 +1,24 @@
 """Kernels that can be differentiated twice, while probing only."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_linf.functional.full_precision import full_float32_precision
 from lightning_linf.probe.errors import ProbeError
 
+# By the beginnings of their nodes' names; the gradient jumps there.
+_KINKS = (
+    *("Relu", "LeakyRelu", "PreluKernel", "Rrelu", "Threshold", "Hardtanh", "Hardsigmoid", "Abs"),
+    *("Clamp", "Max", "Min", "Amax", "Amin", "Aminmax", "AdaptiveMaxPool", "FractionalMaxPool"),
+    *("Topk", "Sort", "Median", "Nanmedian", "Kthvalue", "L1Loss", "Where", "Cummax", "Cummin"),
+)
 _NO_SECOND_DERIVATIVE = ("torch::autograd::Error", "torch::autograd::NotImplemented")
 
 
@@ -60,20 +68,58 @@ def make_embeddings_dense(module: nn.Module) -> None:
             part.sparse = False
 
 
-def require_dense(gradients: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Refuse sparse gradients.
+def gradients_of(
+    loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """Differentiate a loss, with zeros for parameters that do not enter it.
 
     Raises:
-        ProbeError: Naming the parameter.
+        ProbeError: If none does, or a gradient is sparse.
     """
-    for gradient, name in zip(gradients, names, strict=True):
-        if gradient.layout != torch.strided:
+    with lack_of_derivatives_named():
+        gradients = torch.autograd.grad(
+            loss, parameters, create_graph=create_graph, allow_unused=True
+        )
+    for p, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and gradient.layout != torch.strided:
             raise ProbeError(
-                f"probe: expected dense gradients, got a sparse one of {name}, as "
+                f"probe: expected dense gradients, got a sparse one of shape {tuple(p.shape)}, as "
                 "nn.functional.embedding(..., sparse=True) gives it, which cannot be "
                 "differentiated again. Use an nn.Embedding, whose `sparse` is switched off for "
                 "the probe, or define probe_loss(batch) without it."
             )
+    if all(gradient is None for gradient in gradients):
+        raise ProbeError(
+            "probe: the loss depends on none of the parameters as attributes of the module hold "
+            "them, so it has no landscape. Compute it from these, not from a copy of the module."
+        )
+    return tuple(
+        torch.zeros_like(p) if gradient is None else gradient
+        for p, gradient in zip(parameters, gradients, strict=True)
+    )
+
+
+class GraphTraits(NamedTuple):
+    """What the operations in a loss tell about it."""
+
+    has_kinks: bool  # the derivative of an operation jumps, as far as names tell
+    has_custom_functions: bool  # the backward of an operation is not torch's own
+    padding_rows: dict[int, list[int]]  # of embeddings, by the identity of their weights
+
+
+def graph_traits(loss: Tensor) -> GraphTraits:
+    """Look at the graph of a loss."""
+    has_kinks = has_custom_functions = False
+    padding_rows: dict[int, list[int]] = defaultdict(list)
+    for node, _ in _nodes([loss]):
+        name = node.name()
+        has_kinks |= name.startswith(_KINKS)
+        has_custom_functions |= isinstance(node, BackwardCFunction) or "CppNode" in name
+        row = getattr(node, "_saved_padding_idx", -1)
+        if 0 <= row < 2**62:  # torch keeps -1 as an unsigned number
+            weight = getattr(node.next_functions[0][0], "variable", None)
+            padding_rows[id(weight)].append(row)
+    return GraphTraits(has_kinks, has_custom_functions, padding_rows)
 
 
 def check_graph(

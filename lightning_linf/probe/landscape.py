@@ -22,19 +22,22 @@ from lightning_linf.probe.arguments import (
     check_whole,
 )
 from lightning_linf.probe.batch_list import list_batches
+from lightning_linf.probe.batches import clone_tensor, copy_batch
 from lightning_linf.probe.errors import ProbeError
+from lightning_linf.probe.guard import check_loss
 from lightning_linf.probe.isolation import Isolation, untouched
 from lightning_linf.probe.kernels import (
     check_graph,
+    gradients_of,
     lack_of_derivatives_named,
     make_embeddings_dense,
-    require_dense,
     twice_differentiable,
 )
-from lightning_linf.probe.objective import batch_weight, copy_batch, make_objective
+from lightning_linf.probe.objective import batch_weight, make_objective
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.ranks import Ranks
 from lightning_linf.probe.train_only import require_no_loss_in_training
+from lightning_linf.probe.trainer_state import TrainerState
 from lightning_linf.probe.training_dtype import training_dtype
 from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
 from lightning_linf.probe.unwrapped import unwrapped
@@ -175,6 +178,7 @@ class Landscape:
                 self._isolation = stack.enter_context(
                     untouched(self.module, refuse_iterators=self._calls_training_step)
                 )
+                self._trainer_state = TrainerState(self.module)
                 device = self.parameters.device
                 stack.enter_context(twice_differentiable(self.module, device))
                 self._stack = stack.pop_all()
@@ -222,6 +226,23 @@ class Landscape:
         # a vector, its product, and both again while they are joined
         bytes_per_probe = 4 * self.parameters.num_params * self.parameters.dtype.itemsize
         return max(1, int(self._memory_gib * 2**30 / bytes_per_probe))
+
+    def check(self) -> str | None:
+        """Try on the first batch whether the loss is a function and its derivatives are right.
+
+        :func:`measure_geometry` does so at each call, a monitor at the first probe of a training.
+
+        Returns:
+            A remark, if the gradient is not that of the loss; None if all is well.
+
+        Raises:
+            ProbeError: See :func:`~lightning_linf.probe.guard.check_loss`, which says how.
+        """
+
+        def evaluate(vector: ParameterVector, offset: Tensor | None) -> tuple[list[Tensor], Tensor]:
+            return self._evaluate(0, offset, vector)
+
+        return self.ranks.together(lambda: check_loss(evaluate, self.parameters))
 
     def loss(self, offset: Tensor | None = None) -> float:
         """Mean loss over the batches, ``offset`` (d,) away from the present point."""
@@ -308,48 +329,46 @@ class Landscape:
             )
         return weight
 
-    def _evaluate(self, index: int, offset: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Parameters, as leaves, and the loss of one batch with its graph."""
+    def _evaluate(
+        self, index: int, offset: Tensor | None = None, vector: ParameterVector | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Parameters, as leaves, and the loss of one batch with its graph; offset in theta."""
+        evaluate = partial(self._evaluate_in, index, offset, vector or self.parameters)
         try:
-            return self._evaluate_in(self.mode, index, offset)
+            return evaluate(self.mode)
         except Exception as error:
             if self.mode == "eval" and self._isolation is not None:
-                in_training = partial(self._evaluate_in, "train", index, offset)
-                require_no_loss_in_training(error, self.module, in_training)
+                require_no_loss_in_training(error, self.module, partial(evaluate, "train"))
             raise
 
     def _evaluate_in(
-        self, mode: Mode, index: int, offset: Tensor | None
+        self, index: int, offset: Tensor | None, vector: ParameterVector, mode: Mode
     ) -> tuple[list[Tensor], Tensor]:
         if self._isolation is None:
             raise ProbeError("Landscape: expected to be used inside `with Landscape(...) as ...:`.")
         self._isolation.rewind()
-        if offset is not None and self._map is not None:
-            offset = self._map.apply(offset)
         if self._whole:
             bypass_sharding(self.module)
-        parameters = self.parameters.substitute(self._isolation.slots, offset, self._whole)
+        parameters = vector.substitute(self._isolation.slots, offset, self._whole)
         self._set_mode(mode)
         make_embeddings_dense(self.module)
-        if self.parameters.widen:
+        if vector.widen:
             for part in self.module.modules():
                 if is_either(part, LightningModule):
-                    part.__dict__["_dtype"] = self.parameters.dtype  # what self.dtype says
+                    part.__dict__["_dtype"] = vector.dtype  # what self.dtype says
         _seed_everything(derive_seed("landscape", self._seed, index))
-        batch = move_data_to_device(self._batches[index], self.parameters.device)
-        batch = copy_batch(batch, self.parameters.dtype if self.parameters.widen else None)
-        with training_dtype(self.module, self.parameters.dtype):
+        dtype = vector.dtype if vector.widen else None
+        # Copied before it is moved: an object may move its own tensors.
+        batch = copy_batch(self._batches[index], partial(clone_tensor, dtype=dtype))
+        batch = move_data_to_device(batch, vector.device)
+        with self._trainer_state.unchanged(), training_dtype(self.module, vector.dtype):
             return parameters, self._objective(batch, self._batch_indices[index])
 
     def _graph_of(self, index: int) -> _Graph:
         if self._graph is not None:
             return self._graph
         parameters, loss = self._evaluate(index)
-        with lack_of_derivatives_named():
-            gradients = torch.autograd.grad(
-                loss, parameters, create_graph=True, materialize_grads=True
-            )
-        require_dense(gradients, self.parameters.names)
+        gradients = gradients_of(loss, parameters, create_graph=True)
         check_graph(loss, gradients, self.parameters.originals)
         graph = _Graph(parameters, loss, gradients)
         if len(self._batches) == 1:
@@ -358,12 +377,11 @@ class Landscape:
 
     def _loss_at(self, index: int, offset: Tensor) -> tuple[Tensor, float]:
         none = offset.new_zeros(0, self.parameters.num_params)
-        return none, self._evaluate(index, offset)[1].item()
+        return none, self._evaluate(index, self._mapped(offset))[1].item()
 
     def _gradient_at(self, index: int, offset: Tensor | None) -> tuple[Tensor, float]:
-        parameters, loss = self._evaluate(index, offset)
-        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        require_dense(gradients, self.parameters.names)
+        parameters, loss = self._evaluate(index, self._mapped(offset))
+        gradients = gradients_of(loss, parameters)
         return self._transposed(self.parameters.flatten(gradients))[None], loss.item()
 
     def _gradient_here(self, index: int) -> tuple[Tensor, float]:
@@ -379,7 +397,7 @@ class Landscape:
         return torch.stack(rows), graph.loss.item()
 
     def _product(self, graph: _Graph, vector: Tensor) -> Tensor:
-        parts = self.parameters.unflatten(vector if self._map is None else self._map.apply(vector))
+        parts = self.parameters.unflatten(self._mapped(vector))
         pairs = [(g, v) for g, v in zip(graph.gradients, parts, strict=True) if g.requires_grad]
         if not pairs:  # the loss is linear
             return torch.zeros_like(vector)
@@ -392,6 +410,9 @@ class Landscape:
                 materialize_grads=True,
             )
         return self.parameters.flatten(products)
+
+    def _mapped(self, vector: Tensor | None) -> Any:
+        return vector if vector is None or self._map is None else self._map.apply(vector)
 
     def _transposed(self, vector: Tensor) -> Tensor:
         return vector if self._map is None else self._map.apply_transpose(vector)

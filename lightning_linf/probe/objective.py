@@ -1,15 +1,13 @@
 """How a module and a batch make a loss."""
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Any, TypeAlias
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_linf.probe.batches import num_samples
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.twins import is_either
 
@@ -75,56 +73,6 @@ def batch_weight(module: nn.Module, batch: Any) -> float:
         "(or tokens) that the loss is a mean over."
     )
     return float(num_samples(batch, remedy))
-
-
-def num_samples(batch: Any, remedy: str) -> int:
-    """Length of the first dimension of the tensors in a batch.
-
-    Raises:
-        ProbeError: If they disagree about it, or there are none; it ends with the ``remedy``.
-    """
-    lengths: set[int] = set()
-    apply_to_collection(batch, Tensor, lambda t: lengths.add(len(t)) if t.ndim else None)
-    if len(lengths) != 1:
-        raise ProbeError(
-            "probe: expected all tensors of a batch to have the same first dimension, got "
-            f"{sorted(lengths) or 'no tensors'}. {remedy}"
-        )
-    return lengths.pop()
-
-
-def copy_batch(batch: Any, dtype: torch.dtype | None) -> Any:
-    """Copy containers and tensors, so that in-place work on a batch does not last.
-
-    Tensors narrower than float32 become ``dtype`` if it is given.
-    """
-
-    def copy(tensor: Tensor) -> Tensor:
-        narrow = tensor.is_floating_point() and tensor.dtype.itemsize < 4
-        return tensor.to(dtype, copy=True) if dtype and narrow else tensor.clone()
-
-    return apply_to_collection(batch, Tensor, copy)
-
-
-def split_batch(batch: Any, num_parts: int) -> list[Any]:
-    """Split a batch by samples, the first dimension of its tensors, into at most so many parts.
-
-    Raises:
-        ProbeError: If tensors of the batch disagree about its length.
-    """
-    if num_parts == 1:
-        return [batch]
-    length = num_samples(batch, "Let probe_loss(batch) take fewer samples, so that one part fits.")
-    bounds = [length * part // num_parts for part in range(num_parts + 1)]
-
-    def cut(tensor: Tensor, first: int, last: int) -> Tensor:
-        return tensor[first:last] if tensor.ndim else tensor
-
-    return [
-        apply_to_collection(batch, Tensor, cut, first, last)
-        for first, last in pairwise(bounds)
-        if first < last
-    ]
 
 
 def _scalar(output: Any, source: str) -> Tensor:

@@ -1,7 +1,8 @@
 """Trainable parameters as one vector, and fresh copies in a module's tables."""
 
+import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +58,14 @@ class ParameterVector:
             self.dtype = torch.promote_types(self.dtype, p.dtype)
         # Low-precision weights anywhere: probe all of the module in the working dtype.
         tensors = (*module.parameters(), *module.buffers())
-        self.widen = any(t.is_floating_point() and _is_narrow(t) for t in tensors)
+        self.widen = any(t.is_floating_point() and t.dtype.itemsize < 4 for t in tensors)
         self.originals = list(named.values())
+
+    def widened(self, dtype: torch.dtype) -> Self:
+        """Give the same parameters, whose copies are in ``dtype``, like all of the module."""
+        wide = copy.copy(self)
+        wide.dtype, wide.widen = dtype, True
+        return wide
 
     def substitute(
         self,
@@ -82,10 +89,10 @@ class ParameterVector:
         whole = whole or {}
         copies = {id(p): self._copy(whole.get(id(p), p)) for p in self.originals}
         if offset is not None:
-            for copy, part in zip(copies.values(), self.unflatten(offset), strict=True):
-                copy.add_(part)
-        for copy in copies.values():
-            copy.requires_grad_()
+            for copied, part in zip(copies.values(), self.unflatten(offset), strict=True):
+                copied.add_(part)
+        for copied in copies.values():
+            copied.requires_grad_()
         for container, key, tensor in slots:
             if id(tensor) not in copies:
                 copies[id(tensor)] = self._copy(whole.get(id(tensor), tensor))
@@ -102,9 +109,7 @@ class ParameterVector:
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        wide = self.widen and tensor.is_floating_point() and _is_narrow(tensor)
-        return tensor.detach().to(self.dtype if wide else tensor.dtype, copy=True)
-
-
-def _is_narrow(tensor: Tensor) -> bool:
-    return tensor.dtype.itemsize < 4
+        is_narrow = tensor.is_floating_point() and tensor.dtype.itemsize < self.dtype.itemsize
+        return tensor.detach().to(
+            self.dtype if self.widen and is_narrow else tensor.dtype, copy=True
+        )

@@ -1,0 +1,122 @@
+"""Copies and parts of a batch, whatever it is made of."""
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_linf.probe.errors import ProbeError
+from lightning_linf.probe.isolation import is_machinery
+
+_ATOMS = (int, float, complex, str, bytes, type(None))
+_CONTAINERS = (list, tuple, set, frozenset, deque)
+
+
+def copy_batch(batch: Any, copy_tensor: Callable[[Tensor], Tensor]) -> Any:
+    """Copy containers and objects of any class deeply, and tensors by ``copy_tensor``.
+
+    An object is copied attribute by attribute, or by its own ``__deepcopy__``; what occurs twice is
+    copied once. Kept as they are: modules, data sets, objects of other packages that are no state
+    (images, tokenizers), read-only and memory-mapped arrays.
+
+    Raises:
+        ProbeError: If an object cannot be copied.
+    """
+    try:
+        memo: dict[int, Any] = {
+            id(part): copy_tensor(part) if isinstance(part, Tensor) else part
+            for part in _parts(batch)
+        }
+        return copy.deepcopy(batch, memo)
+    except Exception as error:
+        raise ProbeError(
+            "probe: expected a batch that can be copied, so that what training_step does to it "
+            f"does not last, but copying a {type(batch).__name__} failed: "
+            f"{type(error).__name__}: {error}. Give the class that cannot be copied a "
+            "__deepcopy__(memo), or keep its objects out of the batch."
+        ) from error
+
+
+def clone_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy a tensor, to ``dtype`` if its own is a narrower floating one."""
+    if dtype and tensor.is_floating_point() and tensor.dtype.itemsize < dtype.itemsize:
+        return tensor.to(dtype, copy=True)
+    return tensor.clone()
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """List the tensors in a batch, in its containers and objects, each once."""
+    return [part for part in _parts(batch) if isinstance(part, Tensor)]
+
+
+def num_samples(batch: Any, remedy: str) -> int:
+    """Length of the first dimension of the tensors in a batch.
+
+    Raises:
+        ProbeError: If they disagree about it, or there are none; it ends with the ``remedy``.
+    """
+    lengths = {len(tensor) for tensor in tensors_of(batch) if tensor.ndim}
+    if len(lengths) != 1:
+        raise ProbeError(
+            "probe: expected all tensors of a batch to have the same first dimension, got "
+            f"{sorted(lengths) or 'no tensors'}. {remedy}"
+        )
+    return lengths.pop()
+
+
+def split_batch(batch: Any, num_parts: int) -> list[Any]:
+    """Split a batch by samples, the first dimension of its tensors, into at most so many parts.
+
+    Raises:
+        ProbeError: If tensors of the batch disagree about its length.
+    """
+    if num_parts == 1:
+        return [batch]
+    length = num_samples(batch, "Let probe_loss(batch) take fewer samples, so that one part fits.")
+    bounds = [length * part // num_parts for part in range(num_parts + 1)]
+
+    def part(first: int, last: int) -> Any:
+        return copy_batch(batch, lambda tensor: tensor[first:last] if tensor.ndim else tensor)
+
+    return [part(first, last) for first, last in pairwise(bounds) if first < last]
+
+
+def _parts(batch: Any) -> Iterator[Any]:
+    """Find what deepcopy must not copy itself: tensors, and what is kept as it is; each once."""
+    pending, seen = [batch], set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, _ATOMS) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+            continue
+        if isinstance(value, np.ndarray):
+            if not value.flags.writeable or isinstance(value, np.memmap):
+                yield value
+            elif value.dtype.hasobject:
+                pending += value.flat
+            continue
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, _CONTAINERS):
+            pending += value
+        elif isinstance(value, nn.Module) or is_machinery(value):
+            yield value
+            continue
+        pending += _attributes(value)
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    yield from getattr(value, "__dict__", {}).values()
+    for cls in type(value).__mro__:
+        names = cls.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                yield getattr(value, name)

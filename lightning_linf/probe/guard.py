@@ -1,0 +1,215 @@
+"""Whether a loss is a function, and its second derivatives are right: tried once on one batch."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_linf.functional.random import derive_seed, normal
+from lightning_linf.probe.errors import ProbeError, RestoreError
+from lightning_linf.probe.kernels import check_graph, gradients_of, graph_traits
+from lightning_linf.probe.parameters import ParameterVector
+
+# Parameters, as leaves, and loss, `offset` (d,) away from the present point.
+Evaluate = Callable[[ParameterVector, Tensor | None], tuple[list[Tensor], Tensor]]
+
+_AWAY = 1e-3  # of a parameter's size: no unit sits exactly on its kink there
+_CONSISTENT = 0.1  # of a mismatch: by how much two steps that show it may differ
+
+
+class _Steps(NamedTuple):
+    """Lengths relative to a parameter's size, and what may differ, relative too."""
+
+    steps: tuple[float, ...]
+    product: float
+    slope: float
+
+
+# In float32 a smooth network's H v and difference are some 1e-4 apart, a sharp one's 1e-2.
+_FIRST = _Steps((1e-3,), product=0.01, slope=0.01)
+# In float64 some 1e-6; a smaller step crosses fewer kinks, until rounding takes over.
+_FINE = _Steps((1e-6, 1e-8, 1e-10), product=0.01, slope=1e-4)
+# Where float64 cannot tell, because the module computes in float32 all the same.
+_COARSE = _Steps((1e-3, 3e-3), product=0.05, slope=0.01)
+
+
+class _Mismatch(NamedTuple):
+    relative: float  # to the longer of H v and the change
+    is_detached: bool  # the gradient is not the slope of the loss, or autograd took all of it
+
+
+class _Verdict(NamedTuple):
+    agrees: bool
+    mismatch: _Mismatch | None = None  # None if no two steps show the same
+
+
+def check_loss(evaluate: Evaluate, vector: ParameterVector) -> str | None:
+    """Evaluate the loss twice, and compare a product H v with differences of its gradient.
+
+    They are compared near the present point along one random direction, in which every parameter
+    that has a gradient moves by as much of its size. A mismatch counts if two steps show the same:
+    across kinks (ReLU) and under rounding they do not, and then nothing is said. Cost: two losses,
+    and mostly a product with its graph and two gradients; where these do not fit, up to 14
+    gradients more, in float64.
+
+    Returns:
+        A remark if they differ because gradients are stopped (a detach, a straight-through
+        estimator): because the gradient is not the slope of the loss, or no operation in it has a
+        backward of the user's. None if they do not differ.
+
+    Raises:
+        ProbeError: If the two losses differ (by 1e-5 on the CPU, else 1e-3); or if the change of
+            the gradient differs from H v otherwise, by more than 1 % (5 % for a module that
+            computes in float32 even if its parameters and batch are float64).
+    """
+    sizes = _same_loss(evaluate, vector)
+    mismatch = _mismatch(evaluate, vector, sizes)
+    if mismatch is None:
+        return None
+    parameters, loss = evaluate(vector, None)
+    gradients = gradients_of(loss, parameters, create_graph=True)
+    check_graph(loss, gradients, vector.originals)  # which may know the cause
+    if mismatch.is_detached:
+        return (
+            f"the gradient changes by {mismatch.relative:.1%} other than H v along a random v, for "
+            "something that depends on the parameters is detached, or an operation has a backward "
+            "of its own. What is measured is the second derivative that autograd takes, with all "
+            "that is detached held constant."
+        )
+    raise ProbeError(
+        "probe: expected H v to be the change of the gradient along v, but for a random v they "
+        f"differ by {mismatch.relative:.1%}. An operation in the loss has a backward that leaves "
+        "autograd (a custom autograd.Function that computes with detached values or NumPy, a fused "
+        "kernel). Use plain PyTorch for the probe, e.g. by defining probe_loss(batch)."
+    )
+
+
+def _same_loss(evaluate: Evaluate, vector: ParameterVector) -> list[float]:
+    """Evaluate it twice; give the root mean square of each parameter, a typical one for zeros."""
+    parameters, loss = evaluate(vector, None)
+    first, second = loss.item(), evaluate(vector, None)[1].item()
+    tolerance = 1e-5 if vector.device.type == "cpu" else 1e-3  # GPUs add up in any order
+    if abs(first - second) > tolerance * max(abs(first), abs(second)):
+        raise ProbeError(
+            f"probe: expected the same loss twice at one point, got {first:g} and {second:g}. "
+            "Evaluating it changes something outside the module that it depends on (a global, a "
+            "closure, an iterator, a file). Define probe_loss(batch) that depends on nothing else."
+        )
+    sizes = [float(_norm(p.detach())) / max(p.numel(), 1) ** 0.5 for p in parameters]
+    positive = [size for size in sizes if size > 0]
+    typical = sum(positive) / len(positive) if positive else 1.0
+    return [size if size > 0 else typical for size in sizes]
+
+
+def _mismatch(evaluate: Evaluate, vector: ParameterVector, sizes: list[float]) -> _Mismatch | None:
+    coarse = _trial(evaluate, vector, sizes)
+    if coarse is None or coarse.compare(_FIRST).agrees:
+        return None
+    fine = _trial(evaluate, vector.widened(torch.float64), sizes)
+    if fine is not None:
+        verdict = fine.compare(_FINE)
+        if verdict.agrees or verdict.mismatch is not None:
+            return verdict.mismatch
+    return None if coarse.has_kinks else coarse.compare(_COARSE).mismatch
+
+
+def _trial(evaluate: Evaluate, vector: ParameterVector, sizes: list[float]) -> "_Trial | None":
+    try:
+        return _Trial(evaluate, vector, sizes)
+    except RestoreError:
+        raise
+    except Exception:  # the module does not run in this dtype, or the probe itself will say why
+        return None
+
+
+class _Trial:
+    """A product and differences of the gradient in one dtype, in units of the parameters' sizes."""
+
+    def __init__(self, evaluate: Evaluate, vector: ParameterVector, sizes: list[float]) -> None:
+        self._evaluate, self._vector, self._sizes = evaluate, vector, sizes
+        self._origin = self._scaled(self._draw("origin")).mul_(_AWAY)
+        parameters, loss = evaluate(vector, self._origin)
+        traits = graph_traits(loss)
+        self.has_kinks, self._is_custom = traits.has_kinks, traits.has_custom_functions
+        gradients = gradients_of(loss, parameters, create_graph=True)
+        gradient = self._scaled(vector.flatten(gradients).detach())
+        # Training never moves along the others, and along padding only by other uses of its row.
+        direction = self._draw("direction").mul_(gradient != 0)
+        for p, part in zip(parameters, vector.unflatten(direction), strict=True):
+            part[traits.padding_rows.get(id(p), [])] = 0.0
+        self._slope, self._length = float(gradient @ direction), float(_norm(gradient))
+        self._rounding = abs(loss.item()) * torch.finfo(vector.dtype).eps
+        self._direction = self._scaled(direction)
+        self._product = self._multiply(parameters, gradients)
+
+    def compare(self, allowed: _Steps) -> _Verdict:
+        """Compare the product with differences over some steps; one that agrees is enough."""
+        mismatch: _Mismatch | None = None
+        previous: tuple[Tensor, bool] | None = None
+        for step in allowed.steps:
+            try:
+                change, slope = self._difference(step)
+            except RestoreError:
+                raise
+            except Exception:  # a loss that is not finite there
+                break
+            relative = _relative(change, self._product)
+            if relative <= allowed.product:
+                return _Verdict(agrees=True)
+            margin = allowed.slope * self._length + 10 * self._rounding / step
+            is_off = abs(slope - self._slope) > margin
+            if previous is not None and _relative(change, previous[0]) <= _CONSISTENT * relative:
+                is_detached = (is_off and previous[1]) or not self._is_custom
+                mismatch = _Mismatch(relative, is_detached)
+            previous = change, is_off
+        return _Verdict(agrees=False, mismatch=mismatch)
+
+    def _difference(self, step: float) -> tuple[Tensor, float]:
+        """Central differences of the gradient (d,) and of the loss along the direction."""
+        gradients, losses = [], []
+        for sign in (1, -1):
+            offset = self._origin.add(self._direction, alpha=sign * step)
+            parameters, loss = self._evaluate(self._vector, offset)
+            gradients.append(self._vector.flatten(gradients_of(loss, parameters)))
+            losses.append(loss.item())
+        change = gradients[0].sub_(gradients[1]).div_(2 * step)
+        return self._scaled(change), (losses[0] - losses[1]) / (2 * step)
+
+    def _multiply(self, parameters: list[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+        parts = self._vector.unflatten(self._direction)
+        pairs = [(g, v) for g, v in zip(gradients, parts, strict=True) if g.requires_grad]
+        if not pairs:  # the loss is linear, or its graph is lost
+            return torch.zeros_like(self._direction)
+        products = torch.autograd.grad(
+            [g for g, _ in pairs],
+            parameters,
+            [v.to(g.dtype) for g, v in pairs],
+            materialize_grads=True,
+        )
+        return self._scaled(self._vector.flatten(products))
+
+    def _draw(self, name: str) -> Tensor:
+        vector = self._vector
+        seed = derive_seed("guard", name)
+        return normal(vector.num_params, seed=seed, dtype=vector.dtype, device=vector.device)
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        """Multiply by the size of each parameter, in place."""
+        for part, size in zip(self._vector.unflatten(values), self._sizes, strict=True):
+            part.mul_(size)
+        return values
+
+
+def _norm(values: Tensor) -> Tensor:
+    """Euclidean norm at any scale."""
+    if not values.numel():
+        return values.new_zeros(())
+    largest = values.abs().max()
+    return largest if largest == 0 else largest * (values / largest).norm()
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Distance over the longer norm; 0 for two zeros."""
+    distance = _norm(a - b)
+    return float(distance / torch.maximum(_norm(a), _norm(b))) if distance != 0 else 0.0
