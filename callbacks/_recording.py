@@ -71,7 +71,7 @@ def jsonl_path(trainer: Trainer) -> Path | None:
 
 
 def _run_folder(logger: Logger, trainer: Trainer) -> str:
-    if is_either(logger, TensorBoardLogger, CSVLogger):
+    if is_either(logger, TensorBoardLogger) or is_either(logger, CSVLogger):
         return logger.log_dir
     return _named_folder(logger, logger.save_dir or trainer.default_root_dir)
 

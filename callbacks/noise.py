@@ -25,7 +25,7 @@ from lightning_linf.functional.noise import Noise
 from lightning_linf.functional.shards import is_sharded
 from lightning_linf.probe.objective import batch_weight
 from lightning_linf.probe.ranks import Ranks
-from lightning_linf.twins import is_either
+from lightning_linf.twins import either, is_either
 
 
 class GradientNoiseMonitor(GeometryMonitor):
@@ -190,7 +190,8 @@ def _open(trainer: Trainer, pl_module: LightningModule) -> Microbatches:
     may_overflow = loss_scale(trainer) is not None
     if not any(is_sharded(p) for p in parameters):
         return Microbatches(parameters, ranks, may_overflow=may_overflow)
-    assert is_either(trainer.strategy, ParallelStrategy)  # no other has ranks
+    kinds = either(ParallelStrategy)  # type: ignore[type-abstract]  # asked for, not made
+    assert isinstance(trainer.strategy, kinds)  # no other has ranks
     num_replicas = trainer.strategy.distributed_sampler_kwargs["num_replicas"]
     copies = trainer.world_size // num_replicas
     return ShardedMicrobatches(parameters, ranks, may_overflow=may_overflow, copies=copies)

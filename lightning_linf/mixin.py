@@ -15,8 +15,11 @@ from lightning_linf.twins import either, is_either
 
 _KEY = "lightning_linf.geometry"  # in checkpoints
 _HOOKS = ("setup", "on_fit_start", "on_save_checkpoint", "on_load_checkpoint")  # that work here
-# No base of its own, so that it goes before a LightningModule of either package.
-_Base = LightningModule if TYPE_CHECKING else object
+
+if TYPE_CHECKING:
+    _Base = LightningModule
+else:
+    _Base = object  # so that it goes before a LightningModule of either package
 
 
 class GeometryMixin(_Base):

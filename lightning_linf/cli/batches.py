@@ -14,15 +14,20 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_linf.cli.errors import UsageError
+from lightning_linf.twins import counterpart, either, is_either
 
 Split = Literal["train", "val"]
 
 
-def make_trainer(device: str) -> Trainer:
-    """Make a trainer of one device that leaves no trace.
+def make_trainer(
+    device: str,
+    model: type[LightningModule],
+    data: type[LightningDataModule] | None,
+) -> Trainer:
+    """Make a trainer of one device that leaves no trace, of the package of ``model``.
 
     Raises:
-        UsageError: If ``device`` is unknown or not there.
+        UsageError: If ``device`` is unknown or not there, or ``data`` is of another package.
     """
     match = re.fullmatch(r"(auto|cpu|cuda|mps)|cuda:(\d+)", device)
     if match is None:
@@ -30,8 +35,15 @@ def make_trainer(device: str) -> Trainer:
             "measure: expected --device to be auto, cpu, cuda, cuda:1 (say) or mps, got "
             f"{device!r}."
         )
+    kind = counterpart(Trainer, model)
+    if data is not None and counterpart(Trainer, data) is not kind:
+        raise UsageError(
+            f"measure: expected --model and --data of one package, got {model.__name__} of "
+            f"{_package(kind)} and {data.__name__} of {_package(counterpart(Trainer, data))}. "
+            "Import both classes' bases from the same one."
+        )
     try:
-        return Trainer(
+        return kind(
             accelerator=match[1] or "cuda",
             devices=1 if match[1] else [int(match[2])],
             logger=False,
@@ -40,7 +52,7 @@ def make_trainer(device: str) -> Trainer:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-    except MisconfigurationException as error:
+    except either(MisconfigurationException) as error:
         raise UsageError(f"measure: --device {device}: {error}") from error
 
 
@@ -61,7 +73,7 @@ def take_batches(
     """
     source = module if datamodule is None else datamodule
     name = f"{split}_dataloader"
-    if not is_overridden(name, source):
+    if not _has(name, source):
         remedy = "Give a LightningDataModule as --data." if datamodule is None else "Define it."
         raise UsageError(
             f"measure: expected {type(source).__name__} to have a {name}, got none. {remedy}"
@@ -103,6 +115,17 @@ def _attach(
         datamodule.trainer = trainer
 
 
+def _has(name: str, part: LightningModule | LightningDataModule) -> bool:
+    """Whether a class overrides what its package's base has."""
+    is_data = is_either(part, LightningDataModule)
+    parent = counterpart(LightningDataModule if is_data else LightningModule, part)
+    return is_overridden(name, part, parent=parent)
+
+
+def _package(kind: type) -> str:
+    return "pytorch_lightning" if kind.__module__.startswith("pytorch_lightning") else "lightning"
+
+
 @contextmanager
 def _weights_kept(module: LightningModule) -> Iterator[None]:
     """Undo what ``setup`` does to them: in training it runs before a checkpoint is read."""
@@ -123,7 +146,7 @@ def _transferred(
     """
 
     def hook(name: str) -> Callable[..., Any]:
-        owner = datamodule if datamodule and is_overridden(name, datamodule) else module
+        owner = datamodule if datamodule and _has(name, datamodule) else module
         return getattr(owner, name)  # type: ignore[no-any-return]
 
     batch = hook("on_before_batch_transfer")(batch, dataloader_idx)

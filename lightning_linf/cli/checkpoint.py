@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_linf.cli.arguments import ClassArguments
 from lightning_linf.cli.content import read_content
 from lightning_linf.cli.errors import UsageError
+from lightning_linf.twins import either
 
 PartT = TypeVar("PartT", LightningModule, LightningDataModule)
 _LIGHTNINGS = ("lightning", "pytorch_lightning")
@@ -47,10 +48,10 @@ def find_class(flag: str, class_path: str, base: type[PartT]) -> type[PartT]:
     cls = getattr(module, name, None)
     if not isinstance(cls, type):
         raise UsageError(f"{expected}, got {class_path!r}, which names no class.")
-    if not issubclass(cls, base):
+    if not issubclass(cls, either(base)):
         raise UsageError(
             f"{expected}, got {class_path!r}, which does not derive from {base.__module__}."
-            f"{base.__name__}. Import Lightning as `lightning`, not as `pytorch_lightning`."
+            f"{base.__name__} or that of pytorch_lightning."
         )
     return cls
 

@@ -174,7 +174,8 @@ def _measure(options: Namespace, classes: dict[str, ClassArguments]) -> Geometry
     from lightning_linf.cli.batches import make_trainer, take_batches
     from lightning_linf.cli.checkpoint import Checkpoint, find_class
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no "GPU available: False"
+    for package in ("lightning.pytorch", "pytorch_lightning"):  # no "GPU available: False"
+        logging.getLogger(package).setLevel(logging.WARNING)
     for message in (  # what Lightning itself uses; the second for LightningCLI's checkpoints
         ".*LeafSpec.*is deprecated",
         "(?s).*(JsonargparseDeprecation|was deprecated in v4)",
@@ -182,8 +183,8 @@ def _measure(options: Namespace, classes: dict[str, ClassArguments]) -> Geometry
         warnings.filterwarnings("ignore", message)
     checkpoint = Checkpoint.open(Path(options.checkpoint), options.trust_checkpoint)
     model_class = find_class("--model", options.model, LightningModule)
-    data_class = options.data and find_class("--data", options.data, LightningDataModule)
-    trainer = make_trainer(options.device)
+    data_class = find_class("--data", options.data, LightningDataModule) if options.data else None
+    trainer = make_trainer(options.device, model_class, data_class)
     seed_everything(options.seed, verbose=False)
     module = checkpoint.load(model_class, classes["model"])
     datamodule = checkpoint.load(data_class, classes["data"]) if data_class else None

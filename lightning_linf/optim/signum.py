@@ -1,6 +1,5 @@
 """Descent along the sign of a running mean of the gradient."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -171,7 +170,7 @@ def _update_one_by_one(
         m.lerp_(-g if group["maximize"] else g, 1 - group["momentum"])
         if group["weight_decay"] != 0:
             p.mul_(1 - lr * group["weight_decay"])
-        p.sub_(m.sign().masked_fill_(m.isnan(), math.nan).mul_(lr))  # torch has sign(NaN) = 0
+        p.sub_(m.sign().add_(m, alpha=0.0).mul_(lr))  # torch has sign(NaN) = 0
 
 
 def _update_together(
@@ -184,9 +183,6 @@ def _update_together(
     if group["weight_decay"] != 0:
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
     signs = torch._foreach_sign(exp_avgs)
+    torch._foreach_add_(signs, exp_avgs, alpha=0.0)  # torch has sign(NaN) = 0
     torch._foreach_mul_(signs, lr)
     torch._foreach_sub_(params, signs)
-    del signs
-    nans = torch._foreach_clamp_max(exp_avgs, 0.0)  # torch has sign(NaN) = 0
-    torch._foreach_clamp_min_(nans, 0.0)  # NaN, or 0
-    torch._foreach_sub_(params, nans)
