@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
-.PHONY: gpt2 paper test test-all test-oldest coverage lint types wheel clean
+.PHONY: gpt2 paper test test-all test-oldest test-zoo coverage lint types wheel clean
 
 gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
 	$(BIN)/python recipes/gpt2.py $(ARGS)
@@ -17,7 +17,10 @@ test: $(VENV)/dev.stamp  ## the everyday tests
 	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-all: $(VENV)/dev.stamp  ## the slow ones too; those marked gpu where there is a CUDA device
-	$(BIN)/python $(PYTEST) -m '' $(ARGS)
+	$(BIN)/python $(PYTEST) -m 'not zoo' $(ARGS)
+
+test-zoo: $(VENV)/zoo.stamp  ## networks of transformers and torch_geometric; timm's where it is installed
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m zoo tests/test_zoo.py $(ARGS)
 
 # torch: no index that we reach has old builds for the CPU, and the compiler of a new one needs more
 # of typing_extensions than it says.
@@ -30,7 +33,7 @@ test-oldest: $(VENV)/dev.stamp  ## with the lowest versions admitted, but for th
 	JSONARGPARSE_DEPRECATION_WARNINGS=off $(VENV)-oldest/bin/python $(PYTEST) tests $(ARGS)
 
 coverage: $(VENV)/dev.stamp  ## what no test reaches; takes twice as long
-	$(BIN)/python $(PYTEST) -m '' --cov=lightning_linf --cov-report=term-missing $(ARGS)
+	$(BIN)/python $(PYTEST) -m 'not zoo' --cov=lightning_linf --cov-report=term-missing $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from trained_gpt2 import token_loss, trained_gpt2
 
 from lightning_linf import GeometryReport, Landscape, Partition, measure_geometry
 from lightning_linf.functional import dual_direction
-from lightning_linf.probe.geometry import choose_partitions
+from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.report import Interval
 
 NAMES = ("coordinate", "row", "tensor", "global")

@@ -19,7 +19,7 @@ from lightning_linf.functional import dual_direction
 from lightning_linf.functional.block_cross_fit import block_cauchy, block_smoothness
 from lightning_linf.functional.operator_norm import operator_norm
 from lightning_linf.probe import Landscape
-from lightning_linf.probe.geometry import choose_partitions
+from lightning_linf.probe.partitions import choose_partitions
 
 NAMES = ("coordinate", "row", "head", "tensor", "global")
 STEPS = 400

@@ -1,7 +1,7 @@
 """Log which geometry the loss has: its smoothness along l-infinity, l2 and between."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -29,6 +29,7 @@ from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.functional.gathering import gather
 from lightning_linf.partition import Partition
+from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
 from lightning_linf.probe.arguments import (
@@ -38,8 +39,9 @@ from lightning_linf.probe.arguments import (
     check_whole,
 )
 from lightning_linf.probe.brackets import OPERATOR_HVPS
-from lightning_linf.probe.geometry import choose_partitions, measure_noise
+from lightning_linf.probe.geometry import measure_noise
 from lightning_linf.probe.landscape import Mode
+from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.probe.ranks import Ranks
 from lightning_linf.report import GeometryReport
 from lightning_linf.twins import is_either
@@ -103,6 +105,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         name: Where several of these monitors are in a trainer, all but one need one. It goes into
             their tags, ``geometry/NAME/...``, and tells their states apart. The panels of
             smoothness in TensorBoard and in reports show the one without a name.
+        output_dims: Of "row" and "column" among ``partitions``, as in
+            :meth:`~lightning_linf.Partition.of`.
+        fused_qkv: Of "head", as there.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -127,6 +132,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         on_error: OnError = "warn",
         probe_loss: Callable[[Any, Any], Tensor] | None = None,
         name: str = "",
+        output_dims: Mapping[str, int] | None = None,
+        fused_qkv: FusedQKV | None = None,
     ) -> None:
         super().__init__(every_n_steps, on_error, name)
         is_list = isinstance(partitions, Sequence) and not isinstance(partitions, str)
@@ -135,6 +142,11 @@ class LinfSmoothnessMonitor(GeometryMonitor):
                 "LinfSmoothnessMonitor: expected `partitions` to be a list of names out of "
                 f"{', '.join(get_args(PartitionName))}, got {partitions!r}. For your own "
                 "partitions override make_partitions."
+            )
+        if fused_qkv not in (*get_args(FusedQKV), None):
+            raise ValueError(
+                "LinfSmoothnessMonitor: expected `fused_qkv` to be one of "
+                f"{', '.join(map(repr, get_args(FusedQKV)))} or None, got {fused_qkv!r}."
             )
         caller = "LinfSmoothnessMonitor"
         check_whole(caller, "num_probes", num_probes, 4, "16 give a relative error of about 0.1.")
@@ -146,6 +158,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         check_whole(caller, "seed", seed)
         check_callable(caller, "probe_loss", probe_loss, "Give a function of module and batch.")
         self.partitions: list[PartitionName] = list(dict.fromkeys(partitions))
+        self.output_dims = output_dims
+        self.fused_qkv: FusedQKV | None = fused_qkv
         self.num_probes = num_probes
         self.last_report: GeometryReport | None = None
         self.num_batches = num_batches
@@ -214,7 +228,15 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         made = []
         for name in self.partitions:
             try:
-                made.append(Partition.of(pl_module, name, parameters=parameters))
+                made.append(
+                    Partition.of(
+                        pl_module,
+                        name,
+                        parameters=parameters,
+                        output_dims=self.output_dims,
+                        fused_qkv=self.fused_qkv,
+                    )
+                )
             except ValueError as error:
                 if self.on_error == "raise":
                     raise

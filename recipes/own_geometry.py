@@ -17,7 +17,7 @@ from lightning_linf.functional import cauchy
 from lightning_linf.functional.cross_fit import cross_fit_compute, cross_fit_init, cross_fit_update
 from lightning_linf.optim import Reparameterized
 from lightning_linf.probe import Landscape, measure_landscape
-from lightning_linf.probe.geometry import choose_partitions
+from lightning_linf.probe.partitions import choose_partitions
 
 KEEP = 0.9  # of Adam's promised decrease: what `recommend` is asked for
 

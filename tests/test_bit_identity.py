@@ -303,6 +303,43 @@ def test_a_search_for_a_loss_in_train_mode_leaves_no_trace(tmp_path):
     assert_same(trace(*train(tmp_path, [], make=TrainOnly)), with_monitors)
 
 
+class RealParts(nn.Module):
+    """A raw parameter, a weight norm, and attention over features with its output beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+        attention = nn.ModuleDict({name: nn.Linear(16, 16) for name in ("query", "key", "value")})
+        attention.num_heads = 4
+        self.mixing = nn.ModuleDict({"attention": attention, "out": nn.Linear(16, 16)})
+
+    def forward(self, x):
+        y = self.normed(x + self.token[0])
+        heads = (each(y).view(-1, 1, 4, 4) for each in self.mixing["attention"].children())
+        mixed = nn.functional.scaled_dot_product_attention(*heads)
+        return self.mixing["out"](mixed.reshape(-1, 16))
+
+
+def test_rows_and_heads_of_real_modules_are_measured_bit_identically(tmp_path):
+    class Real(Everything):
+        def __init__(self):
+            super().__init__()
+            self.body.append(RealParts())
+
+    smoothness = LinfSmoothnessMonitor(
+        1, ["row", "head"], num_probes=4, on_error="raise", output_dims={"original": 0}
+    )
+    callbacks = [GradientHeterogeneityMonitor(1, on_error="raise"), smoothness]
+    with_monitors = trace(*train(tmp_path, callbacks, make=Real, steps=3))
+    assert_same(trace(*train(tmp_path, [], make=Real, steps=3)), with_monitors)
+    assert [len(callback.history) for callback in callbacks] == [3, 3]
+    blocks = {name: b.num_blocks for name, b in smoothness.last_report.smoothness.items()}
+    num_tensors = len(smoothness.history[0]["tensor_names"])
+    assert blocks["head"] == num_tensors + 2 * 3 * 3 + 3  # four heads instead of one block
+    assert blocks["row"] > blocks["head"]
+
+
 def test_activation_checkpointing_is_bit_identical(tmp_path):
     make = partial(Everything, activation_checkpointing=True)
     with_monitors = trace(*train(tmp_path, monitors(), make=make))

@@ -18,9 +18,11 @@ pytest.importorskip("jsonargparse", reason="the command needs jsonargparse: ligh
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_linf import GeometryReport, measure_geometry
+from lightning_linf import GeometryReport, measure_geometry, probe
 from lightning_linf.cli import main, measure
+from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName
+from lightning_linf.probe import ProbeError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
@@ -218,6 +220,8 @@ def numbers(report):
         (["--num_noise_batches=0", "--max_hvps=45"], "train", 1, 0, {"max_hvps": 45}),
         (["--num_noise_batches=0", "--partitions", "row", "module"], "train", 1, 0,
          {"partitions": ["row", "module"]}),
+        (["--num_noise_batches=0", "--partitions", "row", "--output_dims", '{"layers.0": 1}'],
+         "train", 1, 0, {"partitions": ["row"], "output_dims": {"layers.0": 1}}),
     ],
 )  # fmt: skip
 def test_report_is_that_of_measure_geometry_on_the_same_batches(
@@ -237,6 +241,20 @@ def test_report_is_that_of_measure_geometry_on_the_same_batches(
     assert report.settings == expected.settings | {
         "checkpoint": "net.ckpt", "global_step": 3, "split": split,
     }  # fmt: skip
+
+
+def test_partitions_and_their_arguments_are_passed_on(capsys, monkeypatch):
+    seen = []
+
+    def stop(*args, **options):
+        seen.append([options[name] for name in ("partitions", "output_dims", "fused_qkv")])
+        raise ProbeError("stopped")
+
+    monkeypatch.setattr(probe, "measure_geometry", stop)
+    flags = ["--partitions", "head", "--fused_qkv", "head_qkv"]
+    assert "stopped" in refusal(capsys, *USUAL, *flags)
+    assert "stopped" in refusal(capsys, "net.ckpt", *CLASSES)
+    assert seen == [[["head"], None, "head_qkv"], [None, None, None]]
 
 
 def test_what_is_printed_is_the_report_and_where_it_was_saved(capsys):
@@ -375,6 +393,9 @@ REFUSALS = {
     "config's option": ([*USUAL, "--config", "option.yaml"], "Option 'num_prob' is not accepted"),
     "split": ([*USUAL, "--split", "test"], "split"),
     "partition": ([*USUAL, "--partitions", "rows"], "partitions"),
+    "no heads": ([*USUAL, "--partitions", "head"], "expected attention with trainable parameters"),
+    "fused_qkv": ([*USUAL, "--fused_qkv", "kqv"], "fused_qkv"),
+    "output_dims": ([*USUAL, "--output_dims", "{weight: one}"], "output_dims"),
     "num_probes": ([*USUAL, "--num_probes", "3"], "expected `num_probes` >= 4, got 3"),
     "max_hvps": ([*USUAL, "--max_hvps", "5"], "expected `max_hvps` >= 41"),
     "num_batches": ([*USUAL, "--num_batches", "0"], "--num_batches at least 1, got 0"),
@@ -548,6 +569,7 @@ def test_mistakes_of_the_users_code_keep_their_traceback(tmp_path):
 
 def test_partitions_are_those_of_the_library():
     assert get_args(measure.PartitionName) == get_args(PartitionName)
+    assert get_args(measure.FusedQKV) == get_args(FusedQKV)
 
 
 def test_it_says_what_to_install(capsys, monkeypatch):

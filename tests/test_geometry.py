@@ -18,7 +18,7 @@ from lightning_linf.functional import block_norm, dual_block_norm, dual_directio
 from lightning_linf.functional import noise as noise_of
 from lightning_linf.partition import Partition
 from lightning_linf.probe import Landscape, ProbeError, measure_geometry, measure_landscape
-from lightning_linf.probe.geometry import choose_partitions
+from lightning_linf.probe.partitions import choose_partitions
 
 ROUNDING = 1e-9
 NAMES = ("coordinate", "row", "column", "tensor", "module", "global")
@@ -596,6 +596,88 @@ def test_partition_of_another_module_is_refused():
     foreign = Partition.of(nn.Linear(3, 2), "row")
     with pytest.raises(ValueError, match=r"Partition\.check: expected the parameters of"):
         measure_geometry(module, [batch], loss=loss, partitions=(foreign,))
+
+
+class Tokens(nn.Module):
+    """A linear map of inputs to which raw parameters are added."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.positions = (nn.Parameter(torch.ones(1, n, 3)) for n in (1, 4))
+        self.line = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.line(torch.cat([self.token.expand(len(x), 1, 3), x + self.positions], dim=1))
+
+
+def tokens(change=lambda module: module):
+    loss = lambda module, x: module(x).square().mean()  # noqa: E731
+    return change(Tokens()), [torch.randn(5, 4, 3)], loss
+
+
+def test_rows_of_raw_parameters_are_in_the_default_report():
+    module, batches, loss = tokens()
+    report = measure_geometry(module, batches, loss=loss, num_probes=4)
+    assert list(report.smoothness) == ["coordinate", "row", "tensor", "global"]
+    assert report.smoothness["row"].num_blocks == 1 + 4 + 2 + 2
+    assert "left_out" not in report.settings
+    assert "Not measured" not in str(report)
+
+
+def parametrized(module):
+    nn.utils.parametrizations.orthogonal(module.line)
+    return module
+
+
+def test_a_partition_that_cannot_be_made_is_left_out_of_the_default_report_and_said():
+    module, batches, loss = tokens(parametrized)
+    report = measure_geometry(module, batches, loss=loss, num_probes=4)
+    assert list(report.smoothness) == ["coordinate", "tensor", "global"]
+    left_out = report.settings["left_out"]
+    assert left_out.startswith("row: Partition.of: expected modules that tell")
+    name = "line.parametrizations.weight.original"
+    assert name in left_out
+    assert "Not measured: row: Partition.of:" in " ".join(str(report).split())
+    again = type(report).from_json(report.to_json())
+    assert again.settings == report.settings
+    with pytest.raises(ValueError, match=rf"{name} \(2, 3\) of ParametrizationList"):
+        measure_geometry(module, batches, loss=loss, num_probes=4, partitions=["row"])
+    placed = measure_geometry(module, batches, loss=loss, num_probes=4, output_dims={"original": 0})
+    assert list(placed.smoothness) == ["coordinate", "row", "tensor", "global"]
+
+
+def test_arguments_that_fit_nothing_are_refused_in_the_default_report_too():
+    module, batches, loss = tokens()
+    for options, message in (
+        ({"output_dims": {"lines": 0}}, "every pattern of `output_dims`.* got 'lines'"),
+        ({"output_dims": {"line": 2}}, "to name a dimension of line.weight"),
+        ({"fused_qkv": "kqv"}, "`fused_qkv` to be one of .* got 'kqv'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure_geometry(module, batches, loss=loss, **options)
+
+
+class Fused(nn.Module):
+    """Attention of two heads in one linear map, as in GPT-NeoX and timm."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads = 2
+        self.qkv, self.out = nn.Linear(4, 12), nn.Linear(4, 4)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.out(torch.softmax(q * k, dim=-1) * v)
+
+
+def test_heads_can_be_had_by_name_where_an_argument_tells_their_order():
+    module, batch = Fused(), torch.randn(3, 4)
+    loss = lambda module, x: module(x).square().mean()  # noqa: E731
+    options = {"loss": loss, "partitions": ["head"], "num_probes": 4}
+    report = measure_geometry(module, [batch], fused_qkv="qkv_head", **options)
+    assert report.smoothness["head"].num_blocks == 6 + 6 + 2 + 1
+    with pytest.raises(ValueError, match=r"expected `fused_qkv` for qkv\.weight"):
+        measure_geometry(module, [batch], **options)
 
 
 def test_unknown_partition_is_refused():

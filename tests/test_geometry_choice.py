@@ -253,6 +253,32 @@ def test_descriptions_name_what_is_chosen():
     assert Geometry(rotation="row").describe().startswith("the same optimizer under Rotation(")
 
 
+class Fused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.num_heads = 2
+        self.qkv, self.out = nn.Linear(4, 12), nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("partition", "options", "described"),
+    [
+        ("head", {"fused_qkv": "head_qkv"}, "BlockwiseAdam(head, 'head_qkv')"),
+        ("row", {"output_dims": {"qkv": 1}}, "BlockwiseAdam(row, {'qkv': 1})"),
+    ],
+)
+def test_blocks_by_name_take_the_arguments_that_place_them(partition, options, described):
+    module = Fused()
+    geometry = Geometry("blockwise_adam", partition=partition, **options)
+    made = geometry.make(torch.optim.Adam(module.parameters()), module).partition
+    expected = Partition.of(module, partition, **options)
+    blocks = torch.arange(expected.num_blocks)
+    assert torch.equal(made.expand(blocks), expected.expand(blocks))
+    assert geometry.describe() == described
+    assert Geometry(**geometry.to_plain()) == geometry
+    assert hash(geometry) == hash(Geometry(**geometry.to_plain()))
+
+
 def given_groups(groups):
     return torch.optim.SGD(groups, lr=0.1)
 
@@ -272,6 +298,15 @@ WEIGHT = nn.Parameter(torch.ones(2))
         ({"optimizer": "adasgd", "partition": "row"}, "blocks beside `partition`, got 'adasgd'"),
         ({"partition": "row"}, "blocks beside `partition`, got None. Choose optimizer="),
         ({"optimizer": given_groups, "partition": "row"}, "with blocks beside `partition`"),
+        (
+            {"optimizer": "blockwise_adam", "partition": "tensor", "output_dims": {"w": 0}},
+            "`output_dims` beside partition='row' or 'column', got .* beside 'tensor'",
+        ),
+        ({"fused_qkv": "qkv_head"}, "`fused_qkv` beside partition='head', got 'qkv_head' beside N"),
+        (
+            {"optimizer": "blockwise_adam", "partition": "head", "fused_qkv": "kqv"},
+            "`fused_qkv` to be one of 'qkv_head', 'head_qkv' or None, got 'kqv'",
+        ),
         ({"rotation": "rows"}, "Rotation: expected `scope`"),
         ({"rotation": "row", "rotation_strength": 2.0}, "Rotation: expected `strength`"),
         ({"rotation_seed": 1}, "beside a `rotation` given by its scope, got rotation=None"),

@@ -340,10 +340,10 @@ REFUSALS = {
         _loss_of(lambda y: _OnceDifferentiable.apply(y).square().sum()),
         "an operation in the loss has no second derivative",
     ),
-    "weight norm": (
-        nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)),
-        torch.ones(1, 2),
-        _loss_of(lambda y: y.square().sum()),
+    "weight norm past its function": (
+        nn.Linear(2, 3),
+        torch.ones(3, 1),
+        lambda m, x: torch.ops.aten._weight_norm_interface(m.weight, x)[0].square().sum(),
         "fused weight_norm has a wrong second derivative",
     ),
     "root at zero": (
@@ -368,6 +368,27 @@ def test_an_unsymmetric_hessian_is_refused_while_measuring_too():
         Landscape(module, [batch], loss=loss) as landscape,
     ):
         measure_landscape(landscape, choose_partitions(module, []))
+
+
+def _old_weight_norm(module, dim):
+    with pytest.warns(FutureWarning, match="weight_norm` is deprecated"):
+        return nn.utils.weight_norm(module, dim=dim)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, _old_weight_norm])
+@pytest.mark.parametrize("dim", [0, 1, 2, None])  # 0 and 2: torch's fused kernel
+def test_products_through_weight_norm_are_central_differences(norm, dim):
+    module = nn.Sequential(norm(nn.Conv1d(2, 3, 2), dim=dim), nn.Tanh()).double()
+    batch = torch.randn(4, 2, 5, dtype=torch.float64)
+
+    def loss(module, batch):
+        return module(batch).square().mean()
+
+    with Landscape(module, [batch], loss=loss) as landscape:
+        vector = torch.randn(landscape.parameters.num_params, dtype=torch.float64)
+        product = landscape.hvp(vector)
+    expected = networks.central_difference(module, lambda: loss(module, batch), vector)
+    torch.testing.assert_close(product, expected, rtol=1e-7, atol=1e-8)
 
 
 def test_a_parameter_used_past_the_attributes_is_refused():

@@ -23,7 +23,8 @@ import sys
 import torch
 from torch import nn
 from lightning_linf import Landscape
-from lightning_linf.probe.geometry import choose_partitions, measure_landscape
+from lightning_linf.probe.geometry import measure_landscape
+from lightning_linf.probe.partitions import choose_partitions
 
 width, num_batches, num_probes = map(int, sys.argv[1:])
 

@@ -288,16 +288,52 @@ class Matrix(Quadratic):
         return super().training_step(batch, batch_idx) + self.table.square().sum()
 
 
+def test_rows_of_a_raw_parameter_are_measured_and_can_be_stated(tmp_path):
+    for options, num_blocks in (({}, 2 + 6), ({"output_dims": {"table": 1}}, 3 + 6)):
+        monitor = LinfSmoothnessMonitor(
+            1, partitions=["row"], num_probes=4, on_error="raise", **options
+        )
+        fit(Matrix(), [monitor], tmp_path)
+        assert monitor.last_report.smoothness["row"].num_blocks == num_blocks
+
+
+class Parametrized(Matrix):
+    def __init__(self):
+        super().__init__()
+        nn.utils.parametrizations.orthogonal(self, "table")
+
+
+class Fused(Quadratic):
+    def __init__(self):
+        super().__init__()
+        self.num_heads = 2
+        self.qkv, self.out = nn.Linear(4, 12), nn.Linear(4, 4)
+
+    def training_step(self, batch, batch_idx):
+        outputs = self.out(self.qkv(torch.ones(4)).reshape(3, 4))
+        return super().training_step(batch, batch_idx) + outputs.square().sum()
+
+
+def test_heads_are_measured_where_an_argument_tells_their_order(tmp_path):
+    monitor = LinfSmoothnessMonitor(
+        1, partitions=["head"], num_probes=4, on_error="raise", fused_qkv="qkv_head"
+    )
+    fit(Fused(), [monitor], tmp_path)
+    assert monitor.last_report.smoothness["head"].num_blocks == 2 + 6 + 6 + 2 + 1
+    with pytest.raises(ValueError, match=r"`fused_qkv` to be one of .* got 'kqv'"):
+        LinfSmoothnessMonitor(fused_qkv="kqv")
+
+
 def test_a_partition_without_a_place_for_a_parameter_is_left_out_with_a_warning(tmp_path):
     monitor = LinfSmoothnessMonitor(1, partitions=["row", "tensor"], num_probes=4)
     with pytest.warns(UserWarning, match="measures without 'row'") as seen:
-        fit(Matrix(), [monitor], tmp_path, max_steps=2)
+        fit(Parametrized(), [monitor], tmp_path, max_steps=2)
     assert len([w for w in seen if "LinfSmoothnessMonitor" in str(w.message)]) == 1
     assert len(monitor.history) == 2
     assert list(monitor.last_report.smoothness) == ["tensor", "coordinate", "global"]
     strict = LinfSmoothnessMonitor(1, partitions=["row"], num_probes=4, on_error="raise")
     with pytest.raises(ValueError, match="table"):
-        fit(Matrix(), [strict], tmp_path)
+        fit(Parametrized(), [strict], tmp_path)
 
 
 def test_make_partitions_is_made_to_override(tmp_path):

@@ -1,5 +1,6 @@
 """Every partition against labels that loops over single entries give."""
 
+import ast
 import copy
 import itertools
 import pickle
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_linf import Partition
+from lightning_linf.partition.placement import PlacementError
 from lightning_linf.partition.structure import PartitionName
 from tests import networks
 
@@ -162,7 +164,11 @@ def bert():
         num_attention_heads=2,
         max_position_embeddings=4,
     )
-    return transformers.BertModel(config), {r"\.(query|key|value)\.": lambda i, *_: i // 3}, {}
+    heads = {
+        r"\.(query|key|value)\.": lambda i, *_: i // 3,
+        r"attention\.output\.dense\.weight": lambda i, j: j // 3,
+    }
+    return transformers.BertModel(config), heads, {}
 
 
 def neox(order):
@@ -254,6 +260,17 @@ def query_and_fused_key_value():
     return module, heads, {"fused_qkv": "head_qkv"}
 
 
+def output_beside_the_attention():
+    module = nn.Module()
+    module.own, module.norm = Attention((5, 6), (5, 6), (5, 6), heads=2), nn.LayerNorm(6)
+    module.out = nn.Sequential(nn.Linear(6, 5), nn.Dropout())
+    heads = {
+        r"own\.linear_[012]\.": lambda i, *_: i // 3,
+        r"out\.0\.weight": lambda i, j: j // 3,
+    }
+    return nn.ModuleList([nn.Linear(6, 5), module]), heads, {}
+
+
 def head_size_that_does_not_divide_the_width():
     config = SimpleNamespace(num_attention_heads=2)
     module = Attention((5, 6), (7, 3), (7, 3), (6, 5), norm=True, head_dim=3, config=config)
@@ -273,6 +290,7 @@ ATTENTION = {
     "torch_no_bias": torch_attention(bias=False),
     "nano_gpt": nano_gpt,
     "query_and_kv": query_and_fused_key_value,
+    "output_beside": output_beside_the_attention,
     "own_head_size": head_size_that_does_not_divide_the_width,
 }
 
@@ -340,8 +358,8 @@ def test_partitions_refine_each_other_in_order(network):
         assert phi[between].refines(phi["tensor"])
         assert not phi["tensor"].refines(phi[between])
     assert not phi["row"].refines(phi["column"])
-    if "head" in phi:  # a row of the output projection reads all heads, in BERT one column of q too
-        assert phi["row"].refines(phi["head"]) == (network == "bert")
+    if "head" in phi:  # a row of the output projection reads all heads, a column of q leads to all
+        assert not phi["row"].refines(phi["head"])
         assert not phi["column"].refines(phi["head"])
 
 
@@ -379,6 +397,49 @@ class Experts(nn.Module):
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(2, 3, 4))
         self.scale = nn.Parameter(torch.zeros(()))
+
+
+class LowRank(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+        self.down = nn.Parameter(torch.zeros(1, 3))
+
+
+RAW = {  # by shape: the row and the column of an entry
+    (3, 4): (lambda i, j: i, lambda i, j: j),
+    (1, 5, 4): (lambda _, i, j: i, lambda _, i, j: j),  # positions
+    (1, 1, 4): (lambda _, i, j: None, lambda _, i, j: j),  # a token
+    (1, 4): (lambda i, j: None, lambda i, j: j),
+    (4, 1): (lambda i, j: i, lambda i, j: None),
+    (2, 3, 4): (lambda i, j, k: i, lambda i, j, k: j),  # experts
+    (1, 1, 2, 3, 4): (lambda *i: i[2], lambda *i: i[3]),
+    (1, 1): (lambda i, j: None, lambda i, j: None),
+}
+
+
+@pytest.mark.parametrize("shape", RAW)
+def test_rows_of_a_raw_parameter_are_those_of_its_first_dimension(shape):
+    module, (row, column) = nn.ParameterDict({"raw": torch.zeros(shape)}), RAW[shape]
+    assert_blocks(Partition.of(module, "row"), module, by_weight(row))
+    assert_blocks(Partition.of(module, "column"), module, by_weight(column))
+
+
+def test_what_a_subclass_adds_is_a_raw_parameter():
+    module = LowRank()
+    assert_blocks(Partition.of(module, "row"), module, by_weight_and_entry(lambda i, j: i))
+
+
+def test_table_marks_what_was_assumed_unless_it_is_stated(capsys):
+    module = nn.Sequential(LowRank(), Experts())
+    Partition.of(module, "row").describe()
+    text = capsys.readouterr().out
+    assert re.search(r"0\.down \* .* 1 .* 3 ", text)
+    assert re.search(r"1\.weights \* .* 2 .* 12 ", text)
+    assert re.search(r"0\.weight  .* 2 .* 3 ", text)
+    assert "*: no module tells which dimension is the output" in text
+    Partition.of(module, "row", output_dims={"down": 0, "weights": 0}).describe()
+    Partition.of(module, "tensor").describe()
+    assert "*" not in capsys.readouterr().out
 
 
 def test_output_dims_place_what_no_type_does_and_win_over_types():
@@ -480,12 +541,6 @@ def tied(first, second):
     return nn.ModuleList([first, second])
 
 
-class LowRank(nn.Linear):
-    def __init__(self):
-        super().__init__(3, 2)
-        self.down = nn.Parameter(torch.zeros(1, 3))
-
-
 class Holed(nn.Module):
     """With parameters that have no entries, among them one whose rows nobody knows."""
 
@@ -532,13 +587,12 @@ REFUSALS = {
     "none chosen": (nn.Linear(2, 2), "row", {"parameters": []}, "trainable parameters in Linear"),
     "lazy": (nn.LazyLinear(2), "row", {}, "but weight is still lazy"),
     "empty": (nn.ParameterList([torch.zeros(0, 2)]), "tensor", {}, r"with entries in .*, got none"),
-    "unknown type": (Experts(), "row", {}, r"weights \(2, 3, 4\).*got Experts.*output_dims"),
-    "subclass": (LowRank(), "column", {}, r"down \(1, 3\) is the output, got LowRank"),
     "parametrized": (
         parametrizations.weight_norm(nn.Linear(3, 2)),
         "row",
         {},
-        r"original0 \(2, 1\) .* got \w+",
+        r"got \S+original0 \(2, 1\) of ParametrizationList, which tells nothing; "
+        r"\S+original1 \(2, 3\) .*output_dims=\{'\S+0': that dimension, '\S+1': that dimension\}",
     ),
     "owners disagree": (
         tied(nn.Conv1d(2, 2, 1), nn.ConvTranspose1d(2, 2, 1)),
@@ -603,6 +657,79 @@ def test_what_cannot_be_placed_is_refused(reason):
     module, name, options, message = REFUSALS[reason]
     with pytest.raises(ValueError, match=message):
         Partition.of(module, name, **options)
+
+
+class Parametrized(nn.Module):
+    """Parametrized maps in equal layers, and one whose owners contradict each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleList([nn.Linear(3, 2)]) for _ in range(4)])
+        for layer in (self.layers[0], self.layers[1], self.layers[3]):
+            parametrizations.weight_norm(layer[0])
+        self.last = tied(nn.Conv1d(2, 2, 1), nn.ConvTranspose1d(2, 2, 1))
+
+
+def test_one_message_names_all_parameters_without_rows_and_arguments_that_place_them():
+    module = Parametrized()
+    with pytest.raises(PlacementError) as refused:
+        Partition.of(module, "row")
+    message = str(refused.value)
+    for part in (
+        "layers.{0,1,3}.0.parametrizations.weight.original0 (2, 1) of ParametrizationList",
+        "layers.{0,1,3}.0.parametrizations.weight.original1 (2, 3) of ParametrizationList",
+        "last.0.weight (2, 2, 1) of Conv1d and ConvTranspose1d, which contradict each other",
+    ):
+        assert part in message
+    dims = re.search(r"output_dims=(\{.*\})", message)[1].replace("that dimension", "0")
+    rows = Partition.of(module, "row", output_dims=ast.literal_eval(dims))
+    assert rows.num_blocks == 3 * (2 + 2 + 2) + (2 + 2) + (2 + 2 + 2)
+
+
+def test_one_message_names_all_attention_that_is_not_understood():
+    fused = [nano_gpt()[0] for _ in range(3)]
+    odd = [nn.ModuleList([Attention((8, 8), (8, 4), nhead=2)]) for _ in range(2)]
+    module = nn.ModuleDict({"h": nn.ModuleList(fused), "a": nn.ModuleList(odd)})
+    with pytest.raises(PlacementError) as refused:
+        Partition.of(module, "head")
+    message = str(refused.value)
+    assert "`fused_qkv` for h.{0-2}.0.linear_0.weight, whose 24 outputs are 3 of query" in message
+    assert (
+        "got those of a.{0,1}.0 (Attention, 2 heads): a.{0,1}.0.linear_0.weight (8 to 8), "
+        "a.{0,1}.0.linear_1.weight (8 to 4)."
+    ) in message
+    with pytest.raises(PlacementError, match=r"^((?!fused_qkv).)*$"):
+        Partition.of(module, "head", fused_qkv="qkv_head")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    {
+        "none": [],
+        "two": [nn.Linear(6, 5), nn.Linear(6, 5)],
+        "not from the heads": [nn.Linear(5, 5)],
+        "not back to the input": [nn.Linear(6, 6)],
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_is_no_output_projection_beside_the_attention_stays_whole(beside):
+    own = Attention((5, 6), (5, 6), (5, 6), heads=2)
+    module = nn.ModuleList([own, *beside[1]])
+    assert Partition.of(module, "head").num_blocks == 6 * 2 + 2 * len(beside[1])
+
+
+def test_output_projection_beside_frozen_attention_is_split():
+    module, *_ = output_beside_the_attention()
+    module[1].own.requires_grad_(False)
+    only = [module[1].out[0].weight]
+    assert Partition.of(module, "head", parameters=only).num_blocks == 2
+
+
+def test_parametrized_output_projection_beside_the_attention_is_refused():
+    module, *_ = output_beside_the_attention()
+    parametrizations.weight_norm(module[1].out[0])
+    with pytest.raises(PlacementError, match=r"1\.own\.linear_2\..*, 1\.out\.0\.weight \(6 to 5\)"):
+        Partition.of(module, "head")
 
 
 def test_stated_head_size_tells_two_readings_apart():

@@ -26,7 +26,8 @@ from lightning_linf.callbacks import (
 from lightning_linf.functional.noise import noise_compute, noise_init, noise_update
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe import landscape as landscape_module
-from lightning_linf.probe.geometry import choose_partitions, measure_landscape, measure_noise
+from lightning_linf.probe.geometry import measure_landscape, measure_noise
+from lightning_linf.probe.partitions import choose_partitions
 
 pytestmark = [
     pytest.mark.slow,  # each test forks two processes

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Those of lightning_linf.partition, which would import torch before --help is shown.
 PartitionName = Literal["coordinate", "row", "column", "head", "tensor", "module", "global"]
+FusedQKV = Literal["qkv_head", "head_qkv"]
 _TEXT_WIDTH = 100  # of what is not written to a terminal
 
 
@@ -105,9 +106,22 @@ def make_parser() -> ArgumentParser:
         type=PartitionName,
         nargs="+",
         metavar="NAME",
-        default=["coordinate", "row", "tensor", "global"],
         help=f"Partitions to measure, out of {', '.join(get_args(PartitionName))}; coordinate and "
-        "global always are.",
+        "global always are. Default: these two, tensor, and row unless a parameter has no rows.",
+    )
+    add(
+        "--output_dims",
+        type=dict[str, int] | None,
+        metavar="{PATTERN: DIM}",
+        help="For row and column: by a regular expression searched in a parameter's name, the "
+        "dimension that is the output.",
+    )
+    add(
+        "--fused_qkv",
+        type=FusedQKV | None,
+        help="For head: the order of the outputs of a linear map that computes query, key and "
+        "value. qkv_head: all heads' queries first (nanoGPT, timm); head_qkv: all of the first "
+        "head first (GPT-NeoX, BLOOM).",
     )
     add(
         "--num_probes",
@@ -206,7 +220,8 @@ def _measure_module(
     from lightning_linf.probe.brackets import OPERATOR_HVPS
     from lightning_linf.probe.errors import ProbeError
 
-    num_partitions = len({*options.partitions, "coordinate", "global"})
+    asked = options.partitions or ("row", "tensor")
+    num_partitions = len({*asked, "coordinate", "global"})
     most_hvps = (options.num_probes + OPERATOR_HVPS) * num_partitions
     if options.max_hvps is not None:
         most_hvps = min(most_hvps, options.max_hvps)
@@ -216,6 +231,8 @@ def _measure_module(
                 module,
                 batches[: options.num_batches],
                 partitions=options.partitions,
+                output_dims=options.output_dims,
+                fused_qkv=options.fused_qkv,
                 num_probes=options.num_probes,
                 max_hvps=options.max_hvps,
                 noise_batches=batches[: options.num_noise_batches] or None,

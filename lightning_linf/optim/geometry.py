@@ -24,6 +24,7 @@ from lightning_linf.optim.groups import (
 from lightning_linf.optim.reparameterized import Reparameterized
 from lightning_linf.optim.signum import Signum
 from lightning_linf.partition import Partition
+from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName
 from lightning_linf.reparam import Reparameterization, Rotation
 from lightning_linf.reparam.rotation import RotationScope
@@ -76,6 +77,8 @@ class Geometry:
             OneCycleLR, the first of the schedule; with ReduceLROnPlateau, the present one); the
             others, and a schedule's, keep their ratio to it. Default: unchanged.
         options: Hyperparameters of the new optimizer, for all groups.
+        output_dims: Of a partition "row" or "column", as in :meth:`~lightning_linf.Partition.of`.
+        fused_qkv: Of a partition "head", as there.
 
     Raises:
         ValueError: If a name is unknown, or arguments contradict each other.
@@ -92,6 +95,8 @@ class Geometry:
     rotation_seed: int = 0
     lr: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    output_dims: Mapping[str, int] | None = field(default=None, hash=False)
+    fused_qkv: FusedQKV | None = None
 
     def __post_init__(self) -> None:
         kind = self.optimizer
@@ -119,6 +124,21 @@ class Geometry:
                     "Geometry: expected an optimizer with blocks beside `partition`, got "
                     f"{kind!r}. Choose optimizer='blockwise_adam'."
                 )
+        for argument, value, only in (
+            ("output_dims", self.output_dims, ("row", "column")),
+            ("fused_qkv", self.fused_qkv, ("head",)),
+        ):
+            if value is not None and self.partition not in only:
+                raise ValueError(
+                    f"Geometry: expected `{argument}` beside partition="
+                    f"{' or '.join(map(repr, only))}, got {value!r} beside {self.partition!r}. "
+                    "Leave it out, or make the Partition with it."
+                )
+        if self.fused_qkv not in (None, *get_args(FusedQKV)):
+            raise ValueError(
+                "Geometry: expected `fused_qkv` to be one of "
+                f"{', '.join(map(repr, get_args(FusedQKV)))} or None, got {self.fused_qkv!r}."
+            )
         is_scope = isinstance(self.rotation, str)
         if not isinstance(self.rotation, (str, Reparameterization, NoneType)):
             raise ValueError(
@@ -169,6 +189,8 @@ class Geometry:
         """Give the arguments, for a checkpoint, or None if they are more than names and numbers."""
         arguments = {f.name: getattr(self, f.name) for f in fields(self)}
         arguments["options"] = dict(self.options)
+        if self.output_dims is not None:
+            arguments["output_dims"] = dict(self.output_dims)
         return arguments if _is_plain(arguments) else None
 
     def describe(self) -> str:
@@ -180,7 +202,9 @@ class Geometry:
             text = getattr(made_by, "__name__", type(made_by).__name__)
         if self.partition is not None:
             name = self.partition if isinstance(self.partition, str) else self.partition.name
-            text += f"({name})"
+            dims = None if self.output_dims is None else dict(self.output_dims)
+            how = [f", {each!r}" for each in (dims, self.fused_qkv) if each is not None]
+            text += f"({name}{''.join(how)})"
         coordinates = self.reparameterization()
         return text if coordinates is None else f"{text} under {coordinates!r}"
 
@@ -296,7 +320,13 @@ class Geometry:
             partition = getattr(former, "partition", None)
         if isinstance(partition, str) and partition not in _NEED_NO_MODULE:
             parameters = [p for group in old.param_groups for p in group["params"]]
-            partition = Partition.of(module, partition, parameters=parameters)
+            partition = Partition.of(
+                module,
+                partition,
+                parameters=parameters,
+                output_dims=self.output_dims,
+                fused_qkv=self.fused_qkv,
+            )
         if partition is not None:
             hyperparameters["partition"] = partition
         return partial(kind, **{**hyperparameters, **self.options})

@@ -1,42 +1,48 @@
 """Attention recognised by its structure, and its parameters split by head."""
 
 from collections.abc import Collection, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import nn
 
-from lightning_linf.partition.layouts import Layout, is_conv1d
+from lightning_linf.partition.layouts import Layout
+from lightning_linf.partition.orientation import is_conv1d
+from lightning_linf.partition.placement import PlacementError, gathered
+from lightning_linf.partition.projections import (
+    Projection,
+    Reading,
+    head_size,
+    linear_maps,
+    num_heads,
+    output_beside,
+    read,
+)
 
 FusedQKV = Literal["qkv_head", "head_qkv"]
 
-_NUM_HEADS = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads", "nhead")
-_HEAD_SIZE = ("head_dim", "attention_head_size", "head_size")
+# What is wrong with attention modules, {} standing for those that have it.
+_PARAMETRIZED = (
+    "expected the weights of {} as its own parameters, got parametrized ones. Use 'tensor' or "
+    "Partition.by_function."
+)
+_UNORDERED = (
+    "expected `fused_qkv` for {}, in an order that its shape does not tell, got None. Give "
+    "'qkv_head' if all heads' queries come first (nanoGPT, timm), 'head_qkv' if all of the first "
+    "head comes first (GPT-NeoX, BLOOM)."
+)
+_UNREAD = (
+    "expected the linear maps of attention to be, unparametrized and in one way only, q, k and v "
+    "in one, two (kv and q) or three of them, then the output projection (or q, k and v in three "
+    "without it), got those of {}. Use 'tensor' or Partition.by_function."
+)
 
 
-class _Projection(NamedTuple):
-    """A linear map inside an attention module."""
+class _Fault(Exception):
+    """An attention module that is not split: one of the texts above, and what to put into it."""
 
-    name: str
-    module: nn.Module
-    num_outputs: int
-    num_inputs: int
-
-
-class _Part(NamedTuple):
-    """What a projection computes: ``num_parts`` of query, key and value for ``num_heads`` heads.
-
-    No parts: it is the output projection, and reads the heads.
-    """
-
-    num_parts: int
-    num_heads: int
-
-
-class _Reading(NamedTuple):
-    """One way to understand the projections of an attention module."""
-
-    head_size: int
-    parts: tuple[_Part, ...]
+    def __init__(self, text: str, got: str) -> None:
+        super().__init__(text, got)
+        self.text, self.got = text, got
 
 
 def by_head(
@@ -53,22 +59,31 @@ def by_head(
         By identity of the parameter, its layout. The others are to be left whole.
 
     Raises:
-        ValueError: If no attention is found, or one is not understood.
+        PlacementError: If no attention is found, or one is not understood.
     """
     layouts: dict[int, Layout] = {}
+    faults: dict[str, list[str]] = {}
     for name, attention in module.named_modules():
-        if isinstance(attention, nn.MultiheadAttention):
-            found = _split_torch(name, attention)
-        else:
-            found = _split(name, attention, chosen, fused_qkv)
+        try:
+            if isinstance(attention, nn.MultiheadAttention):
+                found = _split_torch(name, attention)
+            else:
+                parent = module.get_submodule(name.rpartition(".")[0])
+                found = _split(name, attention, parent, chosen, fused_qkv)
+        except _Fault as fault:
+            faults.setdefault(fault.text, []).append(fault.got)
+            continue
         for parameter, layout in found:
             if layouts.setdefault(id(parameter), layout) != layout:
-                raise ValueError(
+                raise PlacementError(
                     "Partition.of: expected attention modules that share a parameter to split it "
                     f"alike, got {name or 'the module'}, which does not. Use 'tensor'."
                 )
+    if faults:
+        sentences = (text.format("; ".join(gathered(got))) for text, got in faults.items())
+        raise PlacementError(" ".join(f"Partition.of: {sentence}" for sentence in sentences))
     if layouts.keys().isdisjoint(chosen):
-        raise ValueError(
+        raise PlacementError(
             f"Partition.of: expected attention with trainable parameters in "
             f"{type(module).__name__}, got none. Use 'tensor'."
         )
@@ -81,10 +96,7 @@ _Found = list[tuple[nn.Parameter, Layout]]
 def _split_torch(name: str, attention: nn.MultiheadAttention) -> _Found:
     own = {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
     if not (own <= attention._parameters.keys() and _is_plain(attention.out_proj)):
-        raise ValueError(
-            f"Partition.of: expected the weights of {name or 'the module'} (MultiheadAttention) as "
-            "its own parameters, got parametrized ones. Use 'tensor' or Partition.by_function."
-        )
+        raise _Fault(_PARAMETRIZED, f"{name or 'the module'} (MultiheadAttention)")
     heads, size = attention.num_heads, attention.head_dim
     fused, single = (3, heads, size), (heads, size)
     found: _Found = []
@@ -98,96 +110,64 @@ def _split_torch(name: str, attention: nn.MultiheadAttention) -> _Found:
         elif own_name.endswith("_proj_weight"):
             found.append((parameter, Layout((*single, *parameter.shape[1:]), (0,))))
     out = attention.out_proj
-    projection = _Projection("out_proj", out, out.out_features, out.in_features)
+    projection = Projection("out_proj", out, out.out_features, out.in_features)
     return found + _split_inputs(projection, single)
 
 
 def _split(
-    name: str, attention: nn.Module, chosen: Collection[int], fused_qkv: FusedQKV | None
+    name: str,
+    attention: nn.Module,
+    parent: nn.Module,
+    chosen: Collection[int],
+    fused_qkv: FusedQKV | None,
 ) -> _Found:
-    heads = _num_heads(attention)
-    projections = [
-        _Projection(f"{name}.{child_name}" if name else child_name, child, *sizes)
-        for child_name, child in attention.named_children()
-        if (sizes := _linear_sizes(child)) is not None
-    ]
+    heads = num_heads(attention)
+    projections = linear_maps(attention.named_children(), name)
     if heads is None or len(projections) < 2:
         return []
-    if not any(id(p) in chosen for each in projections for p in each.module.parameters()):
+    parent_name = name.rpartition(".")[0]
+    beside = output_beside(projections, parent, parent_name) if len(projections) == 3 else []
+    if not any(id(p) in chosen for m in (*projections, *beside) for p in m.module.parameters()):
         return []
-    head_size, parts = _read(name, attention, heads, projections)
+    reading = _read(name, attention, heads, projections)
+    if beside and all(part.num_parts for part in reading.parts):  # no output projection yet
+        projections += beside
+        reading = _read(name, attention, heads, projections)
+    size = reading.head_size
     found: _Found = []
-    for projection, part in zip(projections, parts, strict=True):
+    for projection, part in zip(projections, reading.parts, strict=True):
         if part.num_parts == 0:
-            found += _split_inputs(projection, (heads, head_size))
+            found += _split_inputs(projection, (heads, size))
         elif part.num_parts == 1:
-            found += _split_outputs(projection, (part.num_heads, head_size), (0,))
+            found += _split_outputs(projection, (part.num_heads, size), (0,))
         else:
             order = "qkv_head" if is_conv1d(projection.module) else fused_qkv
             if order is None:
-                raise ValueError(
-                    f"Partition.of: expected `fused_qkv` for {projection.name}.weight, whose "
-                    f"{projection.num_outputs} outputs are {part.num_parts} of query, key and "
-                    f"value of {heads} heads in an order that its shape does not tell, got None. "
-                    "Give 'qkv_head' if all heads' queries come first (nanoGPT, timm), 'head_qkv' "
-                    "if all of the first head comes first (GPT-NeoX, BLOOM)."
+                raise _Fault(
+                    _UNORDERED,
+                    f"{projection.name}.weight, whose {projection.num_outputs} outputs are "
+                    f"{part.num_parts} of query, key and value of {heads} heads",
                 )
             counts = (part.num_parts, heads) if order == "qkv_head" else (heads, part.num_parts)
-            found += _split_outputs(projection, (*counts, head_size), (0, 1))
+            found += _split_outputs(projection, (*counts, size), (0, 1))
     return found
 
 
 def _read(
-    name: str, attention: nn.Module, heads: int, projections: Sequence[_Projection]
-) -> _Reading:
-    stated = _own_int(attention, _HEAD_SIZE)
-    readings = [
-        reading
-        for reading in _readings(heads, projections)
-        if stated is None or reading.head_size == stated
-    ]
+    name: str, attention: nn.Module, heads: int, projections: Sequence[Projection]
+) -> Reading:
+    stated = head_size(attention)
+    readings = read(heads, stated, projections)
     if len(readings) == 1 and all(_is_plain(p.module) for p in projections):
         return readings[0]
     sizes = ", ".join(f"{p.name}.weight ({p.num_inputs} to {p.num_outputs})" for p in projections)
     size = "heads" if stated is None else f"heads of size {stated}"
-    raise ValueError(
-        f"Partition.of: expected the linear maps of {name or 'the module'} "
-        f"({type(attention).__name__}, {heads} {size}) to be, unparametrized and in one way only, "
-        "q, k and v in one, two (kv and q) or three of them, then the output projection (or q, k "
-        f"and v in three without it), got {sizes}. Use 'tensor' or Partition.by_function."
-    )
-
-
-def _readings(heads: int, projections: Sequence[_Projection]) -> list[_Reading]:
-    """List the ways in which the sizes fit. Output projections come last."""
-    *inner, last = projections
-    outputs = [projection.num_outputs for projection in inner]
-    width = last.num_inputs  # of all heads together
-    readings = []
-    fused = outputs == [3 * width] or sorted(outputs) == [width, 2 * width]
-    if fused and width % heads == 0:
-        parts = (*(_Part(size // width, heads) for size in outputs), _Part(0, heads))
-        readings.append(_Reading(width // heads, parts))
-    if len(inner) == 3 and width == max(outputs):
-        readings += [
-            _Reading(size, (*parts, _Part(0, heads))) for size, parts in _separate(heads, outputs)
-        ]
-    if len(inner) == 2:
-        readings += _separate(heads, [*outputs, last.num_outputs])
-    return readings
-
-
-def _separate(heads: int, outputs: Sequence[int]) -> list[_Reading]:
-    """Read three sizes as q, k and v in any order; k and v may have fewer heads."""
-    least, middle, width = sorted(outputs)
-    head_size = width // heads
-    if width % heads or least != middle or least % head_size or heads % (least // head_size):
-        return []
-    return [_Reading(head_size, tuple(_Part(1, size // head_size) for size in outputs))]
+    kind = type(attention).__name__
+    raise _Fault(_UNREAD, f"{name or 'the module'} ({kind}, {heads} {size}): {sizes}")
 
 
 def _split_outputs(
-    projection: _Projection, outputs: tuple[int, ...], keep: tuple[int, ...]
+    projection: Projection, outputs: tuple[int, ...], keep: tuple[int, ...]
 ) -> _Found:
     weight, bias = projection.module._parameters["weight"], projection.module._parameters["bias"]
     assert weight is not None
@@ -199,7 +179,7 @@ def _split_outputs(
     return found if bias is None else [*found, (bias, Layout(outputs, keep))]
 
 
-def _split_inputs(projection: _Projection, inputs: tuple[int, int]) -> _Found:
+def _split_inputs(projection: Projection, inputs: tuple[int, int]) -> _Found:
     weight = projection.module._parameters["weight"]
     assert weight is not None
     if is_conv1d(projection.module):
@@ -209,26 +189,3 @@ def _split_inputs(projection: _Projection, inputs: tuple[int, int]) -> _Found:
 
 def _is_plain(linear: nn.Module) -> bool:
     return {"weight", "bias"} <= linear._parameters.keys()
-
-
-def _num_heads(module: nn.Module) -> int | None:
-    heads = _own_int(module, _NUM_HEADS)
-    if heads is None and _own_int(module, _HEAD_SIZE) is not None:
-        heads = getattr(vars(module).get("config"), "num_attention_heads", None)
-    return heads
-
-
-def _own_int(module: nn.Module, names: Sequence[str]) -> int | None:
-    values = (vars(module).get(name) for name in names)
-    return next((v for v in values if isinstance(v, int) and v > 0), None)
-
-
-def _linear_sizes(module: nn.Module) -> tuple[int, int] | None:
-    """Numbers of outputs and inputs, None if this is no linear map."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    if is_conv1d(module):
-        weight = module._parameters["weight"]
-        assert weight is not None
-        return weight.shape[1], weight.shape[0]
-    return None

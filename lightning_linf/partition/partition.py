@@ -74,11 +74,16 @@ class Partition:
         - ``"coordinate"``: every entry; ``"tensor"``: every parameter tensor; ``"module"``: the
           tensors that one submodule holds itself; ``"global"``: everything.
         - ``"row"``: the weights into one output unit, or of one embedded token; ``"column"``: those
-          out of one input unit. A vector (a bias, any normalisation) is a matrix of one column.
+          out of one input unit. A vector (a bias, any normalisation) is a matrix of one column. In
+          a raw parameter (tokens, positions, a router), whose module tells nothing, the first
+          dimension counts as output and the next as input, leading dimensions of one left out as
+          long as two remain; :meth:`describe` marks it.
         - ``"head"``: in attention, each head's query, key and value and its share of the output
           projection are four blocks; elsewhere, every tensor is one. Attention is
           :class:`torch.nn.MultiheadAttention`, and any module with a number of heads (or a head
-          size and ``config.num_attention_heads``) and two or more linear maps of its own.
+          size and ``config.num_attention_heads``) and two or more linear maps of its own. Where
+          these are query, key and value alone, the output projection is the only other linear map
+          in its parent, if that leads back to the width of an input (BERT).
 
         Args:
             module: Whose parameters.
@@ -91,7 +96,8 @@ class Partition:
                 key and value: ``"qkv_head"`` (nanoGPT, timm) or ``"head_qkv"`` (GPT-NeoX, BLOOM).
 
         Raises:
-            ValueError: If a name is unknown, nothing is trainable, or a parameter has no place.
+            ValueError: If a name is unknown, nothing is trainable, or parameters have no place: all
+                that lack an argument are named.
         """
         for argument, value, known in (
             ("name", name, get_args(PartitionName)),
@@ -234,7 +240,10 @@ class Partition:
         )
 
     def describe(self) -> None:
-        """Print a row for every parameter tensor, and what one number per block needs."""
+        """Print a row for every parameter tensor, and what one number per block needs.
+
+        A star marks tensors whose output dimension was assumed.
+        """
         Console().print(self)
 
     def __rich__(self) -> Group:

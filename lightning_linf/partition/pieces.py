@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_linf.partition.layouts import IndexLayout, Layout, Owner
+from lightning_linf.partition.layouts import IndexLayout, Layout
+from lightning_linf.partition.orientation import Owner
 
 # A label, which tensors of the same block share, or None for blocks of the tensor's own.
 Piece = tuple[Hashable, Layout | IndexLayout]

@@ -6,7 +6,8 @@ from typing import Literal
 from torch import nn
 
 from lightning_linf.partition.attention import FusedQKV, by_head
-from lightning_linf.partition.layouts import Layout, check_patterns, row_or_column
+from lightning_linf.partition.layouts import Layout
+from lightning_linf.partition.orientation import rows_or_columns
 from lightning_linf.partition.pieces import Piece, owners, whole
 
 PartitionName = Literal["coordinate", "row", "column", "head", "tensor", "module", "global"]
@@ -32,8 +33,4 @@ def structural(
     owned = owners(module)
     if name == "module":
         return [(id(owned[id(p)][0].module), whole(p.shape)) for p in named.values()]
-    check_patterns(named, output_dims)
-    return [
-        (None, row_or_column(name, key, p.shape, owned[id(p)], output_dims))
-        for key, p in named.items()
-    ]
+    return [(None, layout) for layout in rows_or_columns(name, named, owned, output_dims)]

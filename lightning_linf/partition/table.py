@@ -11,6 +11,10 @@ from rich.text import Text
 from lightning_linf.partition.layouts import IndexLayout, Layout
 
 _MIB = 2**20
+_ASSUMED = (
+    "*: no module tells which dimension is the output; taken is the first, not counting leading "
+    "ones. Say it by output_dims={pattern of its name: dimension}."
+)
 
 
 def table(
@@ -20,7 +24,7 @@ def table(
     layouts: Sequence[Layout | IndexLayout],
     num_blocks: int,
 ) -> Group:
-    """Show one row per tensor, and what one float32 per block needs."""
+    """Show one row per tensor, what was assumed, and what one float32 per block needs."""
     sharing = Counter(
         layout.first for layout in layouts if layout.num_blocks
     )  # only whole tensors share
@@ -37,13 +41,17 @@ def table(
             blocks, size = f"1, shared by {tensors}", f"{entries[layout.first]:,}"
         else:
             blocks, size = f"{layout.num_blocks:,}", _range(layout)
-        grid.add_row(Text(key), Text(str(tuple(shape))), blocks, size)  # Text: [] is no markup
+        mark = " *" if layout.is_assumed else ""
+        grid.add_row(
+            Text(key + mark), Text(str(tuple(shape))), blocks, size
+        )  # Text: [] is no markup
     num_params = entries.total()
     summary = (
         f"{name}: {num_blocks:,} blocks of {num_params:,} parameters; one float32 per block "
         f"{4 * num_blocks / _MIB:,.3g} MiB, per parameter {4 * num_params / _MIB:,.3g} MiB"
     )
-    return Group(grid, Text(summary))
+    notes = [Text(_ASSUMED)] if any(layout.is_assumed for layout in layouts) else []
+    return Group(grid, *notes, Text(summary))
 
 
 def _range(layout: Layout | IndexLayout) -> str:

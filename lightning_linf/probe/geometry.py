@@ -1,7 +1,8 @@
 """The geometry of a module's loss landscape, measured in one call."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,17 +30,17 @@ from lightning_linf.functional.noise import (
     noise_update,
 )
 from lightning_linf.partition import Partition
+from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName
 from lightning_linf.probe.arguments import check_callable, check_whole
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.brackets import bracket_smoothness, checked_products
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape, Mode
+from lightning_linf.probe.partitions import choose_partitions, default_partitions
 from lightning_linf.probe.unwrapped import unwrapped
 from lightning_linf.reparam import Reparameterization
 from lightning_linf.report import GeometryReport, Noise
-
-DEFAULT_PARTITIONS: tuple[PartitionName, ...] = ("coordinate", "row", "tensor", "global")
 
 
 def measure_geometry(
@@ -47,7 +48,9 @@ def measure_geometry(
     batches: Sequence[Any] | Iterable[Any],
     *,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
-    partitions: Sequence[PartitionName | Partition] = DEFAULT_PARTITIONS,
+    partitions: Sequence[PartitionName | Partition] | None = None,
+    output_dims: Mapping[str, int] | None = None,
+    fused_qkv: FusedQKV | None = None,
     num_probes: int = 16,
     max_hvps: int | None = None,
     noise_batches: Sequence[Any] | Iterable[Any] | None = None,
@@ -72,7 +75,10 @@ def measure_geometry(
             it has one, else its ``training_step``.
         partitions: Names for :meth:`~lightning_linf.partition.Partition.of`, or partitions of the
             module. "coordinate" and "global", the geometries of Adam and of SGD, are always
-            measured.
+            measured. Default: these two, "row" and "tensor"; "row" is left out where a parameter
+            has no rows, and ``settings["left_out"]`` says why.
+        output_dims: For "row" and "column", as in :meth:`~lightning_linf.Partition.of`.
+        fused_qkv: For "head", as there.
         num_probes: Probes for each partition's upper end, at least 4; 16 give the (1,1)-norm to
             about a tenth. With no more parameters than probes all brackets are exact or nearly so.
         max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 33 for each
@@ -92,7 +98,8 @@ def measure_geometry(
         The report; ``print`` shows it.
 
     Raises:
-        ValueError: If an argument has a wrong value, or a parameter has no place in a partition.
+        ValueError: If an argument has a wrong value, or a parameter no place in a partition that
+            was asked for.
         ProbeError: If the loss cannot be differentiated twice, or a number is not finite; or if
             it is another when evaluated again, or its second derivatives are wrong
             (:meth:`Landscape.check`, which costs about 7 gradients).
@@ -119,7 +126,11 @@ def measure_geometry(
         "loss": loss, "mode": mode, "seed": seed, "reparameterization": reparameterization,
     }  # fmt: skip
     landscape = Landscape(module, batches, **options)
-    chosen = choose_partitions(module, partitions)
+    structure: dict[str, Any] = {"output_dims": output_dims, "fused_qkv": fused_qkv}
+    left_out: dict[str, str] = {}
+    if partitions is None:
+        partitions, left_out = default_partitions(module, structure)
+    chosen = choose_partitions(module, partitions, **structure)
     noise: NoiseSums | None = None
     if noise_batches is not None:
         noise_batches = list_batches("measure_geometry", "noise_batches", noise_batches)
@@ -131,7 +142,7 @@ def measure_geometry(
             rank_zero_warn(f"measure_geometry: {remark}")
         if noise_batches is None and len(batches) > 1:
             noise = measure_noise(landscape)
-        return measure_landscape(
+        report = measure_landscape(
             landscape,
             chosen,
             num_probes=num_probes,
@@ -140,42 +151,7 @@ def measure_geometry(
             seed=seed,
             on_hvps=on_hvps,
         )
-
-
-def choose_partitions(
-    module: nn.Module,
-    partitions: Sequence[PartitionName | Partition],
-    parameters: Collection[nn.Parameter] | None = None,
-) -> list[Partition]:
-    """Make partitions of names, and add the two ends of the scale where they are missing.
-
-    Args:
-        module: Not inside a landscape, where it has other parameters.
-        partitions: Names or partitions of the module.
-        parameters: Of the trainable parameters only these. Default: all.
-
-    Raises:
-        ValueError: If two have one name, or a parameter has no place.
-    """
-    names: tuple[PartitionName, ...] = ("coordinate", "global")
-    given = {choice.name if isinstance(choice, Partition) else choice for choice in partitions}
-    chosen: dict[str, Partition] = {}
-    for choice in (*partitions, *(name for name in names if name not in given)):
-        partition = (
-            choice
-            if isinstance(choice, Partition)
-            else Partition.of(module, choice, parameters=parameters)
-        )
-        ends = {"coordinate": partition.num_params, "global": 1}
-        num_blocks = ends.get(partition.name, partition.num_blocks)
-        if partition.name in chosen or partition.num_blocks != num_blocks:
-            raise ValueError(
-                "measure_geometry: expected partitions of different names, and only those of one "
-                f'entry or of one block to be called "coordinate" or "global", got {choice!r} '
-                f"beside {list(chosen)}. Give it another `name`."
-            )
-        chosen[partition.name] = partition
-    return list(chosen.values())
+    return replace(report, settings={**report.settings, **left_out})
 
 
 def measure_noise(landscape: Landscape) -> NoiseSums:
@@ -215,7 +191,7 @@ def measure_landscape(
 
     Args:
         landscape: Inside its ``with``.
-        partitions: From :func:`choose_partitions`.
+        partitions: From :func:`~lightning_linf.probe.partitions.choose_partitions`.
         num_probes: At least 4.
         max_hvps: Budget of products.
         noise: From :func:`measure_noise`.

@@ -1,7 +1,7 @@
 """Kernels that can be differentiated twice, while probing only."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _WeightNorm  # no public name for what it makes
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from lightning_linf.functional.full_precision import full_float32_precision
 from lightning_linf.probe.errors import ProbeError
@@ -39,6 +42,8 @@ def twice_differentiable(module: nn.Module, device: torch.device) -> Iterator[No
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
             # cuDNN's recurrent kernels have no double backward, nor a backward in eval mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if any(map(_has_weight_norm, module.modules())):
+            stack.enter_context(_PlainWeightNorm())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
@@ -122,6 +127,30 @@ def graph_traits(loss: Tensor) -> GraphTraits:
     return GraphTraits(has_kinks, has_custom_functions, padding_rows)
 
 
+class _PlainWeightNorm(TorchFunctionMode):
+    """Normalise weights by operations whose second derivative is right.
+
+    That of torch's fused kernel is wrong (torch 2.13: ``gradgradcheck`` fails).
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is not torch._weight_norm:
+            return func(*args, **(kwargs or {}))
+        v, g, dim = args
+        return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _has_weight_norm(part: nn.Module) -> bool:
+    hooks = part._forward_pre_hooks.values()
+    return isinstance(part, _WeightNorm) or any(isinstance(hook, WeightNorm) for hook in hooks)
+
+
 def check_graph(
     loss: Tensor, gradients: Sequence[Tensor], originals: Sequence[nn.Parameter]
 ) -> None:
@@ -130,8 +159,7 @@ def check_graph(
     - A node that cannot be differentiated again. Autograd raises only where it lies between
       gradient and parameter; that of a ``once_differentiable`` function leads nowhere and would be
       left out without a word.
-    - Weight normalisation by torch's fused kernel, whose second derivative is wrong (torch 2.13:
-      ``gradgradcheck`` fails).
+    - Weight normalisation by torch's fused kernel, called past torch's own ``weight_norm``.
     - A parameter itself where its copy should be: the module keeps it somewhere out of sight.
 
     Raises:

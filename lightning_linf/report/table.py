@@ -166,5 +166,7 @@ def _legend(report: "GeometryReport") -> Iterator[str]:
         yield "secant: smoothness along training's last step."
     if report.noise is not None:
         yield "noise: sum over blocks of d_b sigma_b, per sample."
+    if "left_out" in report.settings:
+        yield f"Not measured: {report.settings['left_out']}"
     if not all(block.converged for block in report.smoothness.values()):
         yield "*: not converged, an end of N(Phi) may still move by over 1 %. Allow more HVPs."
