@@ -4,7 +4,7 @@ import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_linf import tags
 from lightning_linf.callbacks import _recording
 from lightning_linf.callbacks._lightning import is_dev_run, logged_step
+from lightning_linf.callbacks._unmeasured import why_nothing
 from lightning_linf.partition.pieces import trainable_parameters
+from lightning_linf.probe.arguments import check_choice, check_whole
 from lightning_linf.probe.errors import RestoreError
-from lightning_linf.tags import PREFIX
 from lightning_linf.twins import is_either
 
 OnError = Literal["warn", "raise"]
@@ -61,35 +63,49 @@ class GeometryMonitor(Callback):
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
             steps at which Lightning logs when ``log_every_n_steps`` is the same.
         on_error: "warn" says once what went wrong and lets the training go on; "raise" ends it.
+        name: Where several monitors log the same quantities, all but one need a name, by which
+            their tags and their states in checkpoints differ.
 
     Raises:
         ValueError: If an argument has a wrong value.
-        MisconfigurationException: In ``setup``, for FSDPStrategy and DeepSpeed.
+        MisconfigurationException: In ``setup``, for FSDPStrategy and DeepSpeed, and for another
+            monitor with the same tags.
     """
 
     record_tag: str  # of the per-tensor record
+    _what_is_needed = "a loss and finite gradients. Look at training_step and the gradient scaler."
     max_history = 1000
     """How many of the latest measurements ``history`` keeps, also in checkpoints."""
 
-    def __init__(self, every_n_steps: int, on_error: OnError) -> None:
-        name = type(self).__name__
-        if every_n_steps < 1:
-            raise ValueError(f"{name}: expected `every_n_steps` >= 1, got {every_n_steps}.")
-        if on_error not in ("warn", "raise"):
-            raise ValueError(f'{name}: expected `on_error` "warn" or "raise", got {on_error!r}.')
+    def __init__(self, every_n_steps: int, on_error: OnError, name: str = "") -> None:
+        caller = type(self).__name__
+        check_whole(caller, "every_n_steps", every_n_steps, 1)
+        check_choice(caller, "on_error", on_error, get_args(OnError))
+        tags.check_name(caller, name)
+        self.name = name
         self.every_n_steps = every_n_steps
         self.on_error = on_error
         self.history: list[dict[str, Any]] = []
         self._warned: set[str] = set()
         self._num_failures = 0
+        self._failures_before = 0  # in earlier trainings
+        self._num_measured = 0  # in this training and what it resumes
+        self._first_step: int | None = None  # of this training
         self._asked_step = -1  # the last step at which should_measure was asked
         self._due_step: int | None = None  # the last step at which a measurement was due
         self._is_postponed = False  # it could not be measured, so the next one is due
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name) if self.name else super().state_key
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        self._warned, self._num_measured = set(), 0  # another trainer may have been before
+        self._failures_before = self._num_failures
         if is_either(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
             raise MisconfigurationException(
                 f"{type(self).__name__}: expected whole parameters, or those that fully_shard "
@@ -97,11 +113,13 @@ class GeometryMonitor(Callback):
                 "where they belong. Use Trainer(strategy='ddp'), or ModelParallelStrategy with "
                 "fully_shard in configure_model, or remove the callback."
             )
-        twins = [c for c in trainer.callbacks if type(c) is type(self)]  # type: ignore[attr-defined]
+        mine = (self.record_tag, self.name)
+        twins = [m for m in _monitors(trainer) if (m.record_tag, m.name) == mine]
         if len(twins) > 1:
             raise MisconfigurationException(
-                f"{type(self).__name__}: expected one callback of this class in the trainer, got "
-                f"{len(twins)}, which would log under the same tags. Keep one."
+                f"{type(self).__name__}: expected one callback of this class and `name` in the "
+                f"trainer, got {len(twins)}, which would log under the same tags. Keep one, or "
+                f"give the others a name, as in {type(self).__name__}(..., name='train')."
             )
         if trainer.barebones:
             self._warn_once(
@@ -124,13 +142,15 @@ class GeometryMonitor(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._asked_step, self._due_step, self._is_postponed = -1, None, False
+        self._first_step = None
 
     @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._due_step is None:  # in on_train_start a resumed counter is still one behind
-            self._due_step = logged_step(trainer) - 1
+            self._first_step = logged_step(trainer)
+            self._due_step = self._first_step - 1
             with self._errors_handled(trainer, "continue geometry.jsonl"):
                 _recording.start_jsonl(trainer, logged_step(trainer))
 
@@ -189,18 +209,20 @@ class GeometryMonitor(Callback):
         if self.history and self.history[-1]["tensor_names"] == tensor_names:
             tensor_names = self.history[-1]["tensor_names"]  # one list for all records
         columns = {name: column.detach().float().cpu() for name, column in per_tensor.items()}
-        entry = {tag.removeprefix(PREFIX) + suffix: value for tag, value in scalars.items()}
+        entry = {tag.removeprefix(tags.PREFIX) + suffix: value for tag, value in scalars.items()}
         self.history.append(
             {"step": step, **entry, "tensor_names": tensor_names, "per_tensor": columns}
         )
         del self.history[: -self.max_history]
-        tagged = {tag + suffix: value for tag, value in scalars.items()}
+        self._num_measured += 1
+        tagged = {tags.of_monitor(tag, self.name) + suffix: v for tag, v in scalars.items()}
         trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in tagged.items()})
         for logger in trainer.loggers:
             with self._errors_handled(trainer, f"log to {type(logger).__name__}"):
                 logger.log_metrics(tagged, step=step)
+        record_tag = f"{self.record_tag}/{self.name}" if self.name else self.record_tag
         entry_on_disk = _recording.make_record(
-            step, self.record_tag + suffix, tagged, tensor_names, columns, whole or {}, histogram
+            step, record_tag + suffix, tagged, tensor_names, columns, whole or {}, histogram
         )
         for task, write in _recording.writers(trainer, entry_on_disk):
             with self._errors_handled(trainer, task):
@@ -235,6 +257,18 @@ class GeometryMonitor(Callback):
                 f"{type(self).__name__}: {self._num_failures} failures in all, and "
                 f"{len(self.history)} measurements in `history`; each cause was reported once."
             )
+        made_steps = self._first_step not in (None, logged_step(trainer))
+        has_failed = self._num_failures > self._failures_before
+        if made_steps and not (self._num_measured or has_failed or trainer.barebones):
+            assert self._first_step is not None
+            why = why_nothing(
+                self._first_step,
+                logged_step(trainer),
+                self.every_n_steps,
+                passed_over=self._what_is_needed if self._is_postponed else None,
+                chooses_itself=type(self).should_measure is not GeometryMonitor.should_measure,
+            )
+            self._warn_once("never", why)
 
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:
@@ -248,6 +282,7 @@ class GeometryMonitor(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = list(state_dict["history"])
+        self._num_measured = len(self.history)
 
 
 def _monitors(trainer: Trainer) -> list[GeometryMonitor]:

@@ -4,11 +4,11 @@ import gc
 import traceback
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._lightning import sum_over_ranks
@@ -29,6 +29,7 @@ class TrainingLandscape:
     Args:
         mode: That of :class:`~lightning_linf.probe.Landscape`.
         seed: Of the random numbers that the module draws.
+        loss: From module and batch to a scalar. Default: that of the module.
 
     Attributes:
         num_parts: Into how many parts batches are split, because whole ones took too much memory.
@@ -36,11 +37,14 @@ class TrainingLandscape:
         remark: What it said.
     """
 
-    def __init__(self, mode: Mode, seed: int) -> None:
+    def __init__(
+        self, mode: Mode, seed: int, loss: Callable[[Any, Any], Tensor] | None = None
+    ) -> None:
         self.num_parts = 1
         self.is_checked = False
         self.remark: str | None = None
         self._mode: Mode = mode
+        self._loss = loss
         self._seed = derive_seed("masks", seed)
 
     def visit(
@@ -103,6 +107,7 @@ class TrainingLandscape:
             [part for part, _ in numbered],
             batch_indices=[index for _, index in numbered],
             parameters=parameters,
+            loss=self._loss,
             mode=self._mode,
             seed=self._seed,
             reduce=sum_over_ranks(trainer),

@@ -18,6 +18,7 @@ from lightning_linf.callbacks._monitor import (
     OnError,
     named_optimized_parameters,
 )
+from lightning_linf.callbacks._poison import poisoned_state
 from lightning_linf.functional.heterogeneity import (
     QUANTILES,
     Heterogeneity,
@@ -39,12 +40,13 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
     Reads ``.grad`` in ``on_before_optimizer_step``: after ranks have averaged and AMP unscaled it,
     before clipping. A parameter of the optimizer without a gradient counts as zeros; one that
     ``named_parameters()`` of the module does not list is named by its place in the optimizer
-    ("optimizer.0.1": group 0, number 1). A step with
-    overflowing float16 gradients, which the gradient scaler skips, is passed over, and the next one
-    is measured in its place. Cost: about three passes over the gradient on measured steps, nothing
-    on others; with several ranks each counts its part (its shards, or an equal share of a gradient
-    that all have), and one reduction of some 9,000 numbers for each tensor adds up the counts.
-    Training is not changed in any bit.
+    ("optimizer.0.1": group 0, number 1). A step with overflowing float16 gradients, which the
+    gradient scaler skips, or without a gradient, because ``training_step`` returned None, is passed
+    over, and the next one is measured in its place. Gradients that are not finite, and an
+    optimizer's state that is not, are said once. Cost: about three passes over the gradient and one
+    over the state on measured steps, nothing on others; with several ranks each counts its part
+    (its shards, or an equal share of a gradient that all have), and one reduction of some 9,000
+    numbers for each tensor adds up the counts. Training is not changed in any bit.
 
     Logged under ``geometry/``: ``density``, ``gini``, ``top1_energy``, ``zero_fraction``,
     ``median_log10_grad``, ``num_nonfinite`` (:class:`~lightning_linf.functional.Heterogeneity`),
@@ -57,6 +59,8 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
             steps at which Lightning logs when ``log_every_n_steps`` is the same.
         on_error: "warn" says once what went wrong and lets the training go on; "raise" ends it.
+        name: Where several monitors of a kind are in a trainer, all but one need one. It goes into
+            their tags, ``geometry/NAME/...``, and tells their states apart.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -71,8 +75,8 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
 
     record_tag = tags.PREFIX + "heterogeneity_per_tensor"
 
-    def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn") -> None:
-        super().__init__(every_n_steps, on_error)
+    def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
+        super().__init__(every_n_steps, on_error, name)
         self._measured: tuple[int, set[int]] = (-1, set())
 
     @override
@@ -94,6 +98,10 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         parameters = named_optimized_parameters(pl_module, optimizer)
+        has_gradients = any(p.grad is not None for p in parameters.values())
+        if not trainer.strategy.reduce_boolean_decision(has_gradients, all=False):
+            self._postpone()  # training_step has returned None
+            return
         ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
         scale = gradient_scale(trainer, optimizer)
         share = (trainer.global_rank, trainer.world_size)
@@ -121,6 +129,34 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
             whole=_columns(whole),
             histogram=log10_histogram(merged),
         )
+        self._warn_of_poison(trainer, optimizer, parameters, sums)
+
+    def _warn_of_poison(
+        self,
+        trainer: Trainer,
+        optimizer: Optimizer,
+        parameters: dict[str, nn.Parameter],
+        sums: HeterogeneitySums,
+    ) -> None:
+        """Say once that gradients, and once that an optimizer's state, are not finite."""
+        counts = (sums.num_inf + sums.num_nan).tolist()
+        bad = [name for name, count in zip(parameters, counts, strict=True) if count]
+        if bad:
+            self._warn_once(
+                "gradients",
+                f"{sum(counts)} entries of the gradient are inf or NaN at step "
+                f"{logged_step(trainer)}, first in {bad[0]}. They are left out of all numbers but "
+                "`num_nonfinite`. Look at the loss, or clip and lower the learning rate.",
+            )
+        if "state" not in self._warned:
+            found = poisoned_state(optimizer, parameters)
+            if trainer.strategy.reduce_boolean_decision(found is not None, all=False):
+                self._warn_once(
+                    "state",
+                    f"the optimizer's {found or 'state on another rank'} is not finite at step "
+                    f"{logged_step(trainer)}, and stays so whatever the gradients are. Resume from "
+                    "a checkpoint before that.",
+                )
 
 
 def _columns(result: Heterogeneity) -> dict[str, Tensor]:

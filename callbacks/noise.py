@@ -63,6 +63,8 @@ class GradientNoiseMonitor(GeometryMonitor):
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
             steps at which Lightning logs when ``log_every_n_steps`` is the same.
         on_error: "warn" says once what went wrong and lets the training go on; "raise" ends it.
+        name: Where several monitors of a kind are in a trainer, all but one need one. It goes into
+            their tags, ``geometry/NAME/...``, and tells their states apart.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -77,9 +79,12 @@ class GradientNoiseMonitor(GeometryMonitor):
     """
 
     record_tag = tags.PREFIX + "noise_per_tensor"
+    _what_is_needed = (
+        "two microbatches with finite gradients. Accumulate gradients over more batches."
+    )
 
-    def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn") -> None:
-        super().__init__(every_n_steps, on_error)
+    def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
+        super().__init__(every_n_steps, on_error, name)
         self._microbatches: Microbatches | None = None  # of the present step, if it is measured
         self._present_step: int | None = None
 
@@ -139,12 +144,6 @@ class GradientNoiseMonitor(GeometryMonitor):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._forget()
-        if self._is_postponed and not self.history:
-            self._warn_once(
-                "never",
-                "no step from the first due one on had two microbatches with finite gradients, so "
-                "nothing was measured. Accumulate gradients over more batches.",
-            )
 
     @override
     def on_exception(

@@ -1,7 +1,7 @@
 """Log which geometry the loss has: its smoothness along l-infinity, l2 and between."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -32,6 +32,12 @@ from lightning_linf.partition import Partition
 from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
+from lightning_linf.probe.arguments import (
+    check_callable,
+    check_choice,
+    check_positive,
+    check_whole,
+)
 from lightning_linf.probe.brackets import OPERATOR_HVPS
 from lightning_linf.probe.geometry import measure_noise
 from lightning_linf.probe.landscape import Mode
@@ -57,7 +63,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     The first probe of a training also tries whether the loss is the same when evaluated again, and
     whether products are the change of its gradient (:meth:`Landscape.check`), at the cost of about
     7 gradients; it refuses a loss that fails.
-    A step that the gradient scaler skips is passed over, and the next one is measured in its place.
+    A step that the gradient scaler skips, or for which ``training_step`` returns None, is passed
+    over, and the next one is measured in its place.
     A probe that runs out of memory is repeated with its batches in parts; one that SIGTERM
     interrupts is given up.
 
@@ -93,6 +100,11 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             BatchNorm with batch statistics (:class:`~lightning_linf.probe.Landscape`).
         seed: Of the probes; the same probes serve every step, so that curves are smoother.
         on_error: "warn" says once what went wrong and lets the training go on; "raise" ends it.
+        probe_loss: From module and batch to the scalar loss to measure, for modules that one cannot
+            give a ``probe_loss(batch)`` of their own. It takes the place of that.
+        name: Where several of these monitors are in a trainer, all but one need one. It goes into
+            their tags, ``geometry/NAME/...``, and tells their states apart. The panels of
+            smoothness in TensorBoard and in reports show the one without a name.
         output_dims: Of "row" and "column" among ``partitions``, as in
             :meth:`~lightning_linf.Partition.of`.
         fused_qkv: Of "head", as there.
@@ -118,12 +130,14 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         mode: Mode = "eval",
         seed: int = 0,
         on_error: OnError = "warn",
+        probe_loss: Callable[[Any, Any], Tensor] | None = None,
+        name: str = "",
         output_dims: Mapping[str, int] | None = None,
         fused_qkv: FusedQKV | None = None,
     ) -> None:
-        super().__init__(every_n_steps, on_error)
-        unknown = [name for name in partitions if name not in get_args(PartitionName)]
-        if unknown or isinstance(partitions, str):
+        super().__init__(every_n_steps, on_error, name)
+        is_list = isinstance(partitions, Sequence) and not isinstance(partitions, str)
+        if not is_list or any(name not in get_args(PartitionName) for name in partitions):
             raise ValueError(
                 "LinfSmoothnessMonitor: expected `partitions` to be a list of names out of "
                 f"{', '.join(get_args(PartitionName))}, got {partitions!r}. For your own "
@@ -134,24 +148,15 @@ class LinfSmoothnessMonitor(GeometryMonitor):
                 "LinfSmoothnessMonitor: expected `fused_qkv` to be one of "
                 f"{', '.join(map(repr, get_args(FusedQKV)))} or None, got {fused_qkv!r}."
             )
-        if num_probes < 4:
-            raise ValueError(
-                f"LinfSmoothnessMonitor: expected `num_probes` >= 4, got {num_probes}. "
-                "16 give a relative error of about 0.1."
-            )
-        if num_batches < 1:
-            raise ValueError(
-                f"LinfSmoothnessMonitor: expected `num_batches` >= 1, got {num_batches}."
-            )
-        if max_overhead is not None and not max_overhead > 0:
-            raise ValueError(
-                "LinfSmoothnessMonitor: expected `max_overhead` > 0 (0.1 is 10 % of the training "
-                f"time) or None, got {max_overhead}."
-            )
-        if mode not in ("eval", "train"):
-            raise ValueError(
-                f'LinfSmoothnessMonitor: expected `mode` "eval" or "train", got {mode!r}.'
-            )
+        caller = "LinfSmoothnessMonitor"
+        check_whole(caller, "num_probes", num_probes, 4, "16 give a relative error of about 0.1.")
+        check_whole(caller, "num_batches", num_batches, 1)
+        check_positive(
+            caller, "max_overhead", max_overhead, "0.1 is 10 % of the training time.", or_none=True
+        )
+        check_choice(caller, "mode", mode, get_args(Mode))
+        check_whole(caller, "seed", seed)
+        check_callable(caller, "probe_loss", probe_loss, "Give a function of module and batch.")
         self.partitions: list[PartitionName] = list(dict.fromkeys(partitions))
         self.output_dims = output_dims
         self.fused_qkv: FusedQKV | None = fused_qkv
@@ -161,17 +166,19 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self.max_overhead = max_overhead
         self.mode: Mode = mode
         self.seed = seed
+        self.probe_loss = probe_loss
         self._batches: deque[KeptBatch] = deque(maxlen=num_batches)
         self._before: dict[int, Tensor] = {}  # parameters before a step to be measured, by id
         self._scale_before: float | None = None  # of the loss in that step
         self._last_global_step = 0
         self._budget = TimeBudget(max_overhead)
-        self._landscape = TrainingLandscape(mode, seed)
+        self._landscape = TrainingLandscape(mode, seed, probe_loss)
 
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(mode=self.mode)  # the rest may change on resuming
+        named = {"name": self.name} if self.name else {}
+        return self._generate_state_key(mode=self.mode, **named)  # the rest may change on resuming
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -245,11 +252,16 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        has_loss = bool(outputs) or not pl_module.automatic_optimization
+        if not has_loss and self._batches:
+            self._batches.pop()
         if trainer.global_step == self._last_global_step:  # accumulating: no optimizer step
             return
         self._last_global_step = trainer.global_step
         if self._is_due(trainer):
-            if self._is_skipped(trainer):
+            # The gradient scaler has skipped the step, or training_step has returned None.
+            was_made = has_loss and not self._is_skipped(trainer)
+            if not trainer.strategy.reduce_boolean_decision(was_made, all=True):
                 self._postpone()
             else:
                 self._measure_in_time(trainer, pl_module)

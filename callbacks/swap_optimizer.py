@@ -14,6 +14,7 @@ from lightning_linf.callbacks._lightning import is_dev_run
 from lightning_linf.mixin import GeometryMixin
 from lightning_linf.optim.geometry import Geometry
 from lightning_linf.optim.reparameterized import has_foreign_state
+from lightning_linf.probe.arguments import check_whole
 from lightning_linf.restoring import before_restoring, end_restoring
 from lightning_linf.swap import check_strategy, chosen_optimizers, swap_optimizers
 
@@ -50,20 +51,17 @@ class SwapOptimizer(Callback):
     def __init__(
         self, at_step: int, geometry: Geometry, carry: bool = True, index: int | None = None
     ) -> None:
-        if at_step < 0:
-            raise ValueError(
-                f"SwapOptimizer: expected `at_step` >= 0, got {at_step}. 0 swaps at once."
-            )
+        check_whole("SwapOptimizer", "at_step", at_step, 0, "0 swaps at once.")
         if not isinstance(geometry, Geometry):
             raise ValueError(
                 f"SwapOptimizer: expected a Geometry, got {geometry!r}. Write, say, "
                 "Geometry('adam')."
             )
-        if index is not None and index < 0:
-            raise ValueError(
-                f"SwapOptimizer: expected `index` >= 0 or None, got {index}. Count from 0, in the "
-                "order of configure_optimizers."
-            )
+        if not isinstance(carry, bool):
+            raise ValueError(f"SwapOptimizer: expected `carry` True or False, got {carry!r}.")
+        if index is not None:
+            remedy = "Count from 0, in the order of configure_optimizers; None is all."
+            check_whole("SwapOptimizer", "index", index, 0, remedy)
         self.at_step = at_step
         self.geometry = geometry
         self.carry = carry

@@ -1,5 +1,7 @@
 """Every tag that is logged, in one place: callbacks write them, TensorBoard layouts read them."""
 
+import re
+
 PREFIX = "geometry/"
 
 # Gradient heterogeneity. All are numbers in [0, 1] but for the quantile.
@@ -41,3 +43,19 @@ PROBE_OVERHEAD = PREFIX + "probe_overhead"  # seconds of all probes over those o
 def of_partition(tag: str, partition: str) -> str:
     """Make the tag of one partition."""
     return f"{tag}/{partition}"
+
+
+def of_monitor(tag: str, name: str) -> str:
+    """Make the tag of one of several monitors that log the same; "" is the one without a name."""
+    return f"{PREFIX}{name}/{tag.removeprefix(PREFIX)}" if name else tag
+
+
+def check_name(caller: str, name: object) -> None:
+    """Raise a ValueError unless it can stand in the tags of a monitor."""
+    taken = {value.removeprefix(PREFIX) for key, value in globals().items() if key.isupper()}
+    is_word = isinstance(name, str) and re.fullmatch(r"[\w.-]*", name) is not None
+    if not is_word or name in taken - {""} or str(name).startswith("optimizer"):
+        raise ValueError(
+            f"{caller}: expected `name` of letters, digits, '_', '-' and '.', and not that of a "
+            f"quantity or an optimizer, got {name!r}. Write, say, name='train'."
+        )

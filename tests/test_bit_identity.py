@@ -23,6 +23,7 @@ from lightning_linf.callbacks import (
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
     "ignore:.*smaller than the logging interval:UserWarning",
+    "ignore:.*`training_step` returned `None`:UserWarning",
     "ignore:.*in eval mode at the start of training:UserWarning",  # on purpose here
 )
 
@@ -241,6 +242,65 @@ def test_training_with_monitors_is_bit_identical(tmp_path, options, monitor_opti
     assert len(callbacks[0].history) == len(callbacks[1].history) == 20
     values = [entry["lambda_max"] for entry in callbacks[1].history]
     assert len(set(values)) == 20  # something was measured, each time anew
+
+
+class Odd(Everything):
+    """Steps without a loss, sparse gradients, nothing to train, and many tensors in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.empty(0, 4))
+        self.words = nn.Embedding(3, 2, sparse=True)
+        self.memory = [torch.zeros(2, 3) for _ in range(300)]
+
+    def on_fit_start(self):
+        self.hidden[0].to(self.dtype)  # nobody else casts it
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx in (3, 4):
+            return None
+        output = super().training_step(batch, batch_idx)
+        self.memory[batch_idx].data.add_(1)
+        self.memory[batch_idx + 50].t_()
+        self.memory.append(self.memory.pop(0))
+        made = torch.ones(4, 6)  # in the default dtype of the training
+        output["loss"] = output["loss"] + self.words(batch[1]).square().mean()
+        output["loss"] = output["loss"] + self.body[0](made).square().mean()
+        return output
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_odd_steps_and_two_monitors_of_a_kind_are_bit_identical(tmp_path, precision):
+    def loss(module, batch):
+        return module.training_step(batch, 0)["loss"]
+
+    second = LinfSmoothnessMonitor(
+        2, num_probes=4, mode="train", on_error="raise", probe_loss=loss, name="train"
+    )
+    callbacks = [*monitors(), second]
+
+    def run(callbacks):
+        result = train(tmp_path, callbacks, make=Odd, precision=precision)
+        return trace(*result), [tensor.clone() for tensor in result[1].memory]
+
+    with_monitors = run(callbacks)
+    assert_same(run([]), with_monitors)
+    # Of each epoch's ten steps two have no loss; every second time, steps 1, 5, 7 and 9 are left.
+    assert [len(callback.history) for callback in callbacks] == [16, 16, 8]
+
+
+def test_a_search_for_a_loss_in_train_mode_leaves_no_trace(tmp_path):
+    class TrainOnly(Everything):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) if self.training else None
+
+    callback = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4)
+    with pytest.warns(UserWarning, match=r'mode="train"|20 failures in all'):
+        with_monitors = trace(*train(tmp_path, [callback], make=TrainOnly))
+    assert_same(trace(*train(tmp_path, [], make=TrainOnly)), with_monitors)
 
 
 class RealParts(nn.Module):

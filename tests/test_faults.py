@@ -148,7 +148,8 @@ def test_gradients_that_are_not_finite(tmp_path):
             self.net[0].weight.grad.nan_to_num_(0.0, 0.0, 0.0)
 
     monitor = GradientHeterogeneityMonitor(1, on_error="raise")
-    fit(Poisoned(), [monitor], tmp_path)
+    with pytest.warns(UserWarning, match=r"2 entries .* at step 3, first in net\.0\.weight"):
+        fit(Poisoned(), [monitor], tmp_path)
     assert [entry["num_nonfinite"] for entry in monitor.history] == [0, 0, 0, 2, 0, 0, 0, 0]
     densities = [entry["density"] for entry in monitor.history]
     assert all(0 < density <= 1 for density in densities)  # of the finite entries

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_linf.functional import heterogeneity
 from lightning_linf.functional.heterogeneity import (
@@ -257,6 +258,39 @@ def test_statistics_per_tensor_are_those_of_each_tensor_alone():
             torch.testing.assert_close(
                 values[row], alone, rtol=ROUNDING, atol=ROUNDING, equal_nan=True
             )
+
+
+class CountCalls(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.num_calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.num_calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_thousands_of_small_tensors_share_calls_and_empty_bins_cost_nothing():
+    tensors = [torch.randn(5) for _ in range(200)]
+    with CountCalls() as update:
+        sums = heterogeneity_update(tensors)
+    assert update.num_calls < 14 * len(tensors)  # each alone takes 30
+    for got, *alone in zip(sums, *(heterogeneity_update([t]) for t in tensors), strict=True):
+        torch.testing.assert_close(got, torch.cat(alone), rtol=0, atol=0)
+    num_used = int(sums.histogram.any(dim=0).sum())
+    widest = 0
+
+    class Widths(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal widest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+                widest = max(widest, result.numel())
+            return result
+
+    with Widths():
+        heterogeneity_compute(sums)
+    assert widest <= max(len(tensors) * (num_used + 1), NUM_BINS + 1)
 
 
 def test_overall_statistics_are_those_of_the_joined_vector():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.quasirandom import SobolEngine
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_linf.probe import ProbeError
 from lightning_linf.probe.errors import RestoreError
@@ -233,6 +234,50 @@ def test_inference_tensors_are_restored():
     with untouched(module), torch.inference_mode():
         module.cache.add_(1)
     assert module.cache.item() == 0.0
+
+
+def test_many_tensors_are_put_back_in_one_call_wherever_their_memory_is():
+    module = nn.Linear(1, 1)
+    module.history = [torch.full((2, 3), float(i)) for i in range(500)]
+    tensors = list(module.history)
+    num_calls = Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            num_calls[str(func)] += 1
+            return func(*args, **(kwargs or {}))
+
+    with untouched(module) as isolation:
+        tensors[0].data.zero_()  # leaves the version as it is
+        tensors[1].t_()  # leaves the memory as it is
+        tensors[2].data = torch.zeros(7)
+        tensors[3].add_(1)
+        module.history.clear()
+        with Count():
+            isolation.rewind()
+        assert sum(count for name, count in num_calls.items() if "copy_" in name) < 10
+        tensors[4].add_(1)
+    assert module.history == tensors
+    assert len(tensors) == 500
+    for i, tensor in enumerate(tensors):
+        torch.testing.assert_close(tensor, torch.full((2, 3), float(i)), rtol=0, atol=0)
+        assert tensor.is_contiguous()
+
+
+def test_one_tensor_that_cannot_be_put_back_is_named_and_the_others_are():
+    module = nn.Linear(1, 1)
+    module.history = [torch.zeros(2) for _ in range(3)]
+
+    def change_and_break_one():
+        with untouched(module) as isolation:
+            for tensor in module.history:
+                tensor.fill_(1.0)
+            isolation._tensors._plain[1].copy = torch.zeros(3)
+
+    with pytest.raises(RestoreError, match=r"Linear\.history\.1 \(") as raised:
+        change_and_break_one()
+    assert "history.0" not in str(raised.value)
+    assert [t.sum().item() for t in module.history] == [0.0, 2.0, 0.0]
 
 
 def test_what_other_threads_work_on_is_left_alone():

@@ -361,6 +361,15 @@ def test_what_cannot_be_probed_is_refused(module, batch, loss, message):
         measure_geometry(module, [batch], loss=loss, partitions=())
 
 
+def test_an_unsymmetric_hessian_is_refused_while_measuring_too():
+    module, batch, loss, _ = REFUSALS["unsymmetric"]
+    with (
+        pytest.raises(ProbeError, match="expected a symmetric Hessian"),
+        Landscape(module, [batch], loss=loss) as landscape,
+    ):
+        measure_landscape(landscape, choose_partitions(module, []))
+
+
 def _old_weight_norm(module, dim):
     with pytest.warns(FutureWarning, match="weight_norm` is deprecated"):
         return nn.utils.weight_norm(module, dim=dim)
@@ -380,15 +389,6 @@ def test_products_through_weight_norm_are_central_differences(norm, dim):
         product = landscape.hvp(vector)
     expected = networks.central_difference(module, lambda: loss(module, batch), vector)
     torch.testing.assert_close(product, expected, rtol=1e-7, atol=1e-8)
-
-
-def test_an_unsymmetric_hessian_is_refused_while_measuring_too():
-    module, batch, loss, _ = REFUSALS["unsymmetric"]
-    with (
-        pytest.raises(ProbeError, match="expected a symmetric Hessian"),
-        Landscape(module, [batch], loss=loss) as landscape,
-    ):
-        measure_landscape(landscape, choose_partitions(module, []))
 
 
 def test_a_parameter_used_past_the_attributes_is_refused():

@@ -220,7 +220,8 @@ def test_nothing_is_touched_on_other_steps(tmp_path, monkeypatch):
         GradientHeterogeneityMonitor(every_n_steps=6, on_error="raise"),
         LinfSmoothnessMonitor(every_n_steps=6, on_error="raise"),
     ]
-    fit(Quadratic(), callbacks, tmp_path, max_steps=6, limit_train_batches=5, max_epochs=1)
+    with pytest.warns(UserWarning, match="`every_n_steps`=6, so nothing was measured"):
+        fit(Quadratic(), callbacks, tmp_path, max_steps=6, limit_train_batches=5, max_epochs=1)
     with pytest.raises(AssertionError, match="not due"):
         fit(Quadratic(), callbacks, tmp_path, max_steps=6)
 
@@ -459,7 +460,10 @@ def test_nonfinite_gradients_are_counted_and_survived(tmp_path):
             self.phi.grad[1] = math.inf
 
     monitor = GradientHeterogeneityMonitor(every_n_steps=1, on_error="raise")
-    fit(Infinite(), [monitor], tmp_path)
+    with pytest.warns(UserWarning, match="Monitor: ") as seen:
+        fit(Infinite(), [monitor], tmp_path, max_steps=3)
+    (message,) = [str(w.message) for w in seen if "HeterogeneityMonitor" in str(w.message)]
+    assert "2 entries of the gradient are inf or NaN at step 0, first in theta" in message
     assert monitor.history[0]["num_nonfinite"] == 2.0
     assert monitor.history[0]["density"] == pytest.approx(25**2 / (4 * 413))
 

@@ -1,7 +1,7 @@
 """Products of float32 numbers in float32, whatever the user allows in theirs."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -42,25 +42,29 @@ def _without_cudnn_tf32() -> Iterator[None]:
     if not is_allowed:
         yield
         return
-    cudnn.allow_tf32 = False
+    with _settable():
+        cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        cudnn.allow_tf32 = True
+        with _settable():
+            cudnn.allow_tf32 = True
 
 
 @contextmanager
 def _in_ieee(modules: list[Any]) -> Iterator[None]:
     reduced = [(m, m.fp32_precision) for m in modules if m.fp32_precision not in _FULL]
     try:
-        for module, _ in reduced:
-            module.fp32_precision = "ieee"
+        with _settable():
+            for module, _ in reduced:
+                module.fp32_precision = "ieee"
         yield
     finally:
-        for module, value in reduced:
-            module.fp32_precision = "none"  # take it from the setting of the whole backend
-            if module.fp32_precision != value:
-                module.fp32_precision = value
+        with _settable():
+            for module, value in reduced:
+                module.fp32_precision = "none"  # take it from the setting of the whole backend
+                if module.fp32_precision != value:
+                    module.fp32_precision = value
 
 
 @contextmanager
@@ -74,3 +78,13 @@ def _in_highest() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(value)
+
+
+def _settable() -> AbstractContextManager[None]:
+    """Allow a change that is undone, also after ``torch.backends.disable_global_flags()``.
+
+    The name is private; torch's own ``flags()`` of each backend are made of it.
+    """
+    make: Any = getattr(torch.backends, "__allow_nonbracketed_mutation", nullcontext)
+    result: AbstractContextManager[None] = make()
+    return result

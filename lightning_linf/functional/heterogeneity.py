@@ -1,6 +1,6 @@
 """How unevenly a gradient is spread over coordinates, from mergeable counts and sums."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ NUM_BINS = (149 + 128) << MANTISSA_BITS
 SUBNORMAL_BINS = (149 - 126) << MANTISSA_BITS
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP_FRACTION = 0.01
+_ENTRIES_TOGETHER = 2**18
 _HISTOGRAM_BINS_PER_OCTAVE = 4  # of the coarser histogram that is logged: 0.06 to 0.1 in log10
 
 
@@ -48,18 +49,30 @@ def heterogeneity_update(tensors: Sequence[Tensor]) -> HeterogeneitySums:
     """Count and sum the entries of each tensor. Any shapes and real floating dtypes."""
     if not tensors:
         raise ValueError("heterogeneity: expected at least one tensor, got none.")
-    rows = [_sums_of(tensor) for tensor in tensors]
-    return HeterogeneitySums(*(torch.stack(column) for column in zip(*rows, strict=True)))
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"heterogeneity: expected real floating tensors, got {tensor.dtype}. "
+                "View complex gradients as real first (torch.view_as_real)."
+            )
+    parts = [_sums_of(group) for group in _groups(tensors)]
+    if len(parts) == 1:
+        return parts[0]
+    return HeterogeneitySums(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def heterogeneity_compute(sums: HeterogeneitySums) -> Heterogeneity:
     """Turn sums of T tensors into statistics per tensor; merge rows first for those of a whole."""
-    histogram = sums.histogram.to(torch.float64)
-    centers = _bin_centers(histogram)
-    num_finite = histogram.sum(dim=-1)
-    nonzero = histogram.clone()
+    # Of 8,864 bins most are empty in all tensors and add nothing; bin 0 stays for the zeros.
+    is_used = sums.histogram.reshape(-1, NUM_BINS).any(dim=0)
+    is_used[0] = True
+    used = is_used.nonzero().flatten()  # (U,)
+    edges = _bin_edges(used)
+    nonzero = sums.histogram[..., used].to(torch.float64)  # (..., U)
+    num_finite = nonzero.sum(dim=-1)
     nonzero[..., 0] -= sums.num_zero
-    subnormal = nonzero[..., :SUBNORMAL_BINS].sum(dim=-1)
+    subnormal = nonzero[..., used < SUBNORMAL_BINS].sum(dim=-1)
+    centers = ((edges[1:] + edges[:-1]) / 2)[used]
     return Heterogeneity(
         density=sums.abs_sum.square() / (num_finite * sums.square_sum),
         gini=_gini(nonzero, centers, num_finite),
@@ -68,7 +81,7 @@ def heterogeneity_compute(sums: HeterogeneitySums) -> Heterogeneity:
         subnormal_fraction=subnormal / num_finite,
         num_inf=sums.num_inf,
         num_nan=sums.num_nan,
-        log10_quantiles=_log10_quantiles(nonzero),
+        log10_quantiles=_log10_quantiles(nonzero, edges.log10(), used),
     )
 
 
@@ -128,13 +141,23 @@ def heterogeneity(gradient: Tensor) -> Heterogeneity:
     return heterogeneity_compute(merge_tensors(heterogeneity_update([gradient])))
 
 
-def _sums_of(tensor: Tensor) -> tuple[Tensor, ...]:
-    if not tensor.is_floating_point():
-        raise ValueError(
-            f"heterogeneity: expected real floating tensors, got {tensor.dtype}. "
-            "View complex gradients as real first (torch.view_as_real)."
-        )
-    values = tensor.detach().reshape(-1)
+def _groups(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Join neighbours, so that small tensors, perhaps thousands, share calls."""
+    group: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if group and size + tensor.numel() > _ENTRIES_TOGETHER:
+            yield group
+            group, size = [], 0
+        group.append(tensor)
+        size += tensor.numel()
+    yield group
+
+
+def _sums_of(tensors: list[Tensor]) -> HeterogeneitySums:
+    sizes = [tensor.numel() for tensor in tensors]
+    flat = [tensor.detach().reshape(-1) for tensor in tensors]
+    values = flat[0] if len(flat) == 1 else torch.cat(flat)
     if values.device.type == "mps":  # has no float64
         values = values.cpu()
     nan, inf = values.isnan(), values.isinf()
@@ -142,16 +165,24 @@ def _sums_of(tensor: Tensor) -> tuple[Tensor, ...]:
     # What a float64 has beyond the range of float32 goes to the end bins; so do zeros, to bin 0.
     clamped = values.clamp(SMALLEST, LARGEST)
     bins = (clamped.view(torch.int64) >> DROPPED_BITS) - FIRST_BIN
-    histogram = torch.bincount(bins, minlength=NUM_BINS)
-    num_nonfinite = nan.sum() + inf.sum()
-    histogram[0] -= num_nonfinite
-    return (
-        histogram,
-        (values == 0).sum() - num_nonfinite,
-        inf.sum(),
-        nan.sum(),
-        values.sum(),
-        values.square().sum(),
+    if len(flat) > 1:  # those of each tensor by themselves
+        rows = torch.arange(len(sizes), device=bins.device)
+        counts = torch.tensor(sizes, device=bins.device)
+        bins += rows.repeat_interleave(counts, output_size=len(bins)) * NUM_BINS
+    histogram = torch.bincount(bins, minlength=len(sizes) * NUM_BINS).view(len(sizes), NUM_BINS)
+
+    def of_each(entries: Tensor) -> Tensor:
+        return torch.stack([part.sum() for part in entries.split_with_sizes(sizes)])  # (T,)
+
+    num_inf, num_nan = of_each(inf), of_each(nan)
+    histogram[:, 0] -= num_inf + num_nan
+    return HeterogeneitySums(
+        histogram=histogram,
+        num_zero=of_each(values == 0) - num_inf - num_nan,
+        num_inf=num_inf,
+        num_nan=num_nan,
+        abs_sum=of_each(values),
+        square_sum=of_each(values.square_()),
     )
 
 
@@ -159,11 +190,6 @@ def _bin_edges(like: Tensor) -> Tensor:
     """Lower edges of all bins and the upper edge of the last. Shape: (NUM_BINS + 1,)."""
     numbers = torch.arange(FIRST_BIN, FIRST_BIN + NUM_BINS + 1, device=like.device)
     return (numbers << DROPPED_BITS).view(torch.float64)
-
-
-def _bin_centers(like: Tensor) -> Tensor:
-    edges = _bin_edges(like)
-    return (edges[1:] + edges[:-1]) / 2
 
 
 def _gini(nonzero: Tensor, centers: Tensor, num_finite: Tensor) -> Tensor:
@@ -184,23 +210,22 @@ def _top_energy(nonzero: Tensor, centers: Tensor, num_finite: Tensor) -> Tensor:
     return (taken * energy).sum(dim=-1) / (nonzero * energy).sum(dim=-1)
 
 
-def _log10_quantiles(nonzero: Tensor) -> Tensor:
+def _log10_quantiles(nonzero: Tensor, log_edges: Tensor, used: Tensor) -> Tensor:
     """Quantiles of log10|g| over non-zero entries by NumPy's linear rule; NaN if all are zero."""
-    log_edges = _bin_edges(nonzero).log10()
-    upto = nonzero.cumsum(dim=-1)  # (..., NUM_BINS)
+    starts, widths = log_edges[used], log_edges.diff()[used]
+    upto = nonzero.cumsum(dim=-1)  # (..., U)
     num_nonzero = upto[..., -1:]
     levels = torch.tensor(QUANTILES, dtype=nonzero.dtype, device=nonzero.device)
     target = (levels * (num_nonzero - 1)).clamp(min=0.0)
-    lower = _order_statistic(target.floor(), nonzero, upto, log_edges)
-    upper = _order_statistic(target.ceil(), nonzero, upto, log_edges)
+
+    def place(rank: Tensor) -> Tensor:
+        """Place the entry of each 0-based rank in its bin, entries evenly spread over it."""
+        index = torch.searchsorted(upto, rank, right=True).clamp(max=len(used) - 1)
+        inside = nonzero.gather(-1, index).clamp(min=1)
+        position = (rank - upto.gather(-1, index) + inside + 0.5) / inside
+        return starts[index] + position * widths[index]
+
+    lower, upper = place(target.floor()), place(target.ceil())
     return torch.where(
         num_nonzero > 0, lower + (target - target.floor()) * (upper - lower), torch.nan
     )
-
-
-def _order_statistic(rank: Tensor, nonzero: Tensor, upto: Tensor, log_edges: Tensor) -> Tensor:
-    """Place the entry of each 0-based rank in its bin, entries of a bin evenly spread over it."""
-    index = torch.searchsorted(upto, rank, right=True).clamp(max=NUM_BINS - 1)
-    inside = nonzero.gather(-1, index).clamp(min=1)
-    position = (rank - upto.gather(-1, index) + inside + 0.5) / inside
-    return log_edges[index] + position * log_edges.diff()[index]

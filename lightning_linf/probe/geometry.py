@@ -1,7 +1,7 @@
 """The geometry of a module's loss landscape, measured in one call."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,17 +32,20 @@ from lightning_linf.functional.noise import (
 from lightning_linf.partition import Partition
 from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName
+from lightning_linf.probe.arguments import check_callable, check_whole
+from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.brackets import bracket_smoothness, checked_products
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape, Mode
 from lightning_linf.probe.partitions import choose_partitions, default_partitions
+from lightning_linf.probe.unwrapped import unwrapped
 from lightning_linf.reparam import Reparameterization
 from lightning_linf.report import GeometryReport, Noise
 
 
 def measure_geometry(
     module: nn.Module,
-    batches: Sequence[Any],
+    batches: Sequence[Any] | Iterable[Any],
     *,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     partitions: Sequence[PartitionName | Partition] | None = None,
@@ -50,7 +53,7 @@ def measure_geometry(
     fused_qkv: FusedQKV | None = None,
     num_probes: int = 16,
     max_hvps: int | None = None,
-    noise_batches: Sequence[Any] | None = None,
+    noise_batches: Sequence[Any] | Iterable[Any] | None = None,
     reparameterization: Reparameterization | LinearMap | None = None,
     mode: Mode = "eval",
     seed: int = 0,
@@ -66,7 +69,8 @@ def measure_geometry(
 
     Args:
         module: A LightningModule, or any module together with ``loss``.
-        batches: What the loss is measured on: its mean over them (:class:`Landscape`).
+        batches: What the loss is measured on: its mean over them (:class:`Landscape`). A list, or a
+            loader that has a length, of which all are taken and held.
         loss: From module and batch to a scalar. Default: the module's ``probe_loss(batch)`` where
             it has one, else its ``training_step``.
         partitions: Names for :meth:`~lightning_linf.partition.Partition.of`, or partitions of the
@@ -110,6 +114,14 @@ def measure_geometry(
         >>> round(report.one_one_norm, 3), round(report.lambda_max, 3)  # of the Hessian 2 x x^T
         (18.0, 10.0)
     """
+    module = unwrapped("measure_geometry", module)
+    batches = list_batches("measure_geometry", "batches", batches)
+    check_callable("measure_geometry", "on_hvps", on_hvps)
+    if isinstance(partitions, (str, Partition)):
+        raise ValueError(
+            f"measure_geometry: expected a list of `partitions`, got {partitions!r}. Write "
+            "[partition]."
+        )
     options: dict[str, Any] = {
         "loss": loss, "mode": mode, "seed": seed, "reparameterization": reparameterization,
     }  # fmt: skip
@@ -121,6 +133,7 @@ def measure_geometry(
     chosen = choose_partitions(module, partitions, **structure)
     noise: NoiseSums | None = None
     if noise_batches is not None:
+        noise_batches = list_batches("measure_geometry", "noise_batches", noise_batches)
         with Landscape(module, noise_batches, **options) as noise_landscape:
             noise = measure_noise(noise_landscape)
     with landscape:
@@ -193,8 +206,9 @@ def measure_landscape(
         ProbeError: If a number is not finite, and what :class:`Landscape` raises.
     """
     begin, hvps_before = time.perf_counter(), landscape.num_hvps
-    if num_probes < 4:
-        raise ValueError(f"measure_geometry: expected `num_probes` >= 4, got {num_probes}.")
+    check_whole("measure_geometry", "num_probes", num_probes, 4)
+    if max_hvps is not None:
+        check_whole("measure_geometry", "max_hvps", max_hvps, 1)
     if last_step is not None and landscape.reparameterization is not None:
         raise ValueError(
             "measure_geometry: expected no `last_step` together with a reparameterization, whose "

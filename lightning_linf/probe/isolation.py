@@ -19,6 +19,7 @@ from torch.quasirandom import SobolEngine
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_linf.probe.errors import ProbeError, RestoreError
+from lightning_linf.probe.tensor_values import TensorValues
 from lightning_linf.twins import is_either
 
 # Objects of these packages are machinery or data that is reachable from a module but not part of
@@ -44,11 +45,12 @@ class Isolation:
         self.slots: list[tuple[Any, Any, Tensor]] = []
         """Container, key and tensor of every place that holds a parameter or a buffer."""
         self._module = module
-        self._random = _capture_random()
+        self._random = capture_random()
         # Containers first: with the module's own tensors back in its tables, a failure further
         # down cannot train copies.
         self._containers: list[tuple[str, Restore]] = []
         self._values: list[tuple[str, Restore]] = []
+        self._tensors = TensorValues()
         self._walk(refuse_iterators)
 
     def restore(self) -> None:
@@ -63,6 +65,7 @@ class Isolation:
                 step()
             except Exception as error:
                 failures.append(f"{path} ({type(error).__name__}: {error})")
+        failures += self._tensors.restore()
         if failures:
             raise RestoreError(
                 "probe: expected to put the module back as it was, but could not restore "
@@ -121,14 +124,14 @@ class Isolation:
                     f"({type(value).__name__}) is not: {error}. Keep it out of the module's "
                     "attributes; an iterator may stay if the module defines probe_loss(batch)."
                 ) from error
-        captured: set[int] = set()
+        values: dict[int, tuple[str, Tensor]] = {}
         for path, container, key, tensor in tensors:
             is_own = isinstance(tensor, nn.Parameter) or id(tensor) in own
             if is_own and container is not None:
                 self.slots.append((container, key, tensor))
-            elif id(tensor) not in captured:
-                captured.add(id(tensor))
-                self._values.append((f"{path}.{key}", _capture_tensor(tensor)))
+            elif id(tensor) not in values:
+                values[id(tensor)] = f"{path}.{key}", tensor
+        self._tensors.add(values.values())
 
     def _walk_slots(self, path: str, value: Any, pending: list[tuple[str, Any]]) -> None:
         for cls in type(value).__mro__:
@@ -203,7 +206,8 @@ def _package(value: Any) -> str:
     return type(value).__module__.partition(".")[0]
 
 
-def _capture_random() -> Restore:
+def capture_random() -> Restore:
+    """Keep the random state of torch on every device, Python and NumPy; calling it puts it back."""
     cpu, python = torch.get_rng_state(), random.getstate()
     numpy = np.random.get_state()  # noqa: NPY002  # the global state is what modules draw from
     has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -235,25 +239,6 @@ def _capture_container(value: Any) -> Restore:
             kind.update(value, saved)
         else:
             kind.extend(value, saved)
-
-    return restore
-
-
-def _capture_tensor(value: Tensor) -> Restore:
-    # .data: a graph that the training holds on this tensor must not see a new version.
-    with torch.inference_mode(value.is_inference()):
-        data = value.data
-        if data.layout == torch.strided:  # entries of an expanded tensor share their memory
-            for dim, stride in enumerate(data.stride()):
-                data = data.narrow(dim, 0, min(1, data.shape[dim])) if stride == 0 else data
-        saved = data.clone()
-        whole = value.data
-
-    def restore() -> None:
-        with torch.inference_mode(value.is_inference()):
-            if value.layout == torch.strided and value.data_ptr() != whole.data_ptr():
-                value.data = whole
-            data.copy_(saved)
 
     return restore
 

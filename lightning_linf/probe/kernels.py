@@ -49,28 +49,28 @@ def twice_differentiable(module: nn.Module, device: torch.device) -> Iterator[No
         yield
 
 
-class _PlainWeightNorm(TorchFunctionMode):
-    """Normalise weights by operations whose second derivative is right.
+@contextmanager
+def lack_of_derivatives_named() -> Iterator[None]:
+    """Say what to do where autograd meets an operation whose derivative it cannot differentiate.
 
-    That of torch's fused kernel is wrong (torch 2.13: ``gradgradcheck`` fails).
+    Raises:
+        ProbeError: Instead of its NotImplementedError.
     """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is not torch._weight_norm:
-            return func(*args, **(kwargs or {}))
-        v, g, dim = args
-        return v * (g / torch.norm_except_dim(v, 2, dim))
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ProbeError(
+            f"probe: an operation in the loss has no second derivative: {error} Use a version in "
+            "plain PyTorch for the probe (for an EmbeddingBag a sum over an Embedding), e.g. by "
+            "defining probe_loss(batch)."
+        ) from error
 
 
-def _has_weight_norm(part: nn.Module) -> bool:
-    hooks = part._forward_pre_hooks.values()
-    return isinstance(part, _WeightNorm) or any(isinstance(hook, WeightNorm) for hook in hooks)
+def make_embeddings_dense(module: nn.Module) -> None:
+    """Let embeddings have dense gradients: sparse ones cannot be differentiated again."""
+    for part in module.modules():
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+            part.sparse = False
 
 
 def gradients_of(
@@ -79,9 +79,20 @@ def gradients_of(
     """Differentiate a loss, with zeros for parameters that do not enter it.
 
     Raises:
-        ProbeError: If none does.
+        ProbeError: If none does, or a gradient is sparse.
     """
-    gradients = torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
+    with lack_of_derivatives_named():
+        gradients = torch.autograd.grad(
+            loss, parameters, create_graph=create_graph, allow_unused=True
+        )
+    for p, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and gradient.layout != torch.strided:
+            raise ProbeError(
+                f"probe: expected dense gradients, got a sparse one of shape {tuple(p.shape)}, as "
+                "nn.functional.embedding(..., sparse=True) gives it, which cannot be "
+                "differentiated again. Use an nn.Embedding, whose `sparse` is switched off for "
+                "the probe, or define probe_loss(batch) without it."
+            )
     if all(gradient is None for gradient in gradients):
         raise ProbeError(
             "probe: the loss depends on none of the parameters as attributes of the module hold "
@@ -114,6 +125,30 @@ def graph_traits(loss: Tensor) -> GraphTraits:
             weight = getattr(node.next_functions[0][0], "variable", None)
             padding_rows[id(weight)].append(row)
     return GraphTraits(has_kinks, has_custom_functions, padding_rows)
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Normalise weights by operations whose second derivative is right.
+
+    That of torch's fused kernel is wrong (torch 2.13: ``gradgradcheck`` fails).
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is not torch._weight_norm:
+            return func(*args, **(kwargs or {}))
+        v, g, dim = args
+        return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _has_weight_norm(part: nn.Module) -> bool:
+    hooks = part._forward_pre_hooks.values()
+    return isinstance(part, _WeightNorm) or any(isinstance(hook, WeightNorm) for hook in hooks)
 
 
 def check_graph(

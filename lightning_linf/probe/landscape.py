@@ -1,11 +1,11 @@
 """A live module seen as a pure function of its parameters on given batches."""
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -15,16 +15,32 @@ from torch import Tensor, nn
 
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.random import derive_seed
+from lightning_linf.probe.arguments import (
+    check_callable,
+    check_choice,
+    check_positive,
+    check_whole,
+)
+from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.batches import clone_tensor, copy_batch
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.guard import check_loss
 from lightning_linf.probe.isolation import Isolation, untouched
-from lightning_linf.probe.kernels import check_graph, gradients_of, twice_differentiable
+from lightning_linf.probe.kernels import (
+    check_graph,
+    gradients_of,
+    lack_of_derivatives_named,
+    make_embeddings_dense,
+    twice_differentiable,
+)
 from lightning_linf.probe.objective import batch_weight, make_objective
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.ranks import Ranks
+from lightning_linf.probe.train_only import require_no_loss_in_training
 from lightning_linf.probe.trainer_state import TrainerState
+from lightning_linf.probe.training_dtype import training_dtype
 from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
+from lightning_linf.probe.unwrapped import unwrapped
 from lightning_linf.reparam import Reparameterization
 from lightning_linf.twins import is_either
 
@@ -52,11 +68,12 @@ class Landscape:
     by default the number of samples. Batches are not joined, so they may differ in shape.
 
     What is differentiated: parameters in float32 or wider whatever the training precision, without
-    autocast, compiled modules eagerly, attention by the math kernel. ``mode="eval"`` is the network
-    as it predicts: dropout off, BatchNorm with its running statistics. ``mode="train"`` keeps the
-    flags of training: dropout with masks that are the same at every evaluation (drawn from
-    ``seed``), BatchNorm with the statistics of each batch. Buffers and all other state start every
-    evaluation as they were on entering.
+    autocast, compiled modules eagerly, attention by the math kernel, embeddings with dense
+    gradients; in ``64-true`` and its like new tensors have the dtype of the parameters.
+    ``mode="eval"`` is the network as it predicts: dropout off, BatchNorm with its running
+    statistics. ``mode="train"`` keeps the flags of training: dropout with masks that are the same
+    at every evaluation (drawn from ``seed``), BatchNorm with the statistics of each batch. Buffers
+    and all other state start every evaluation as they were on entering.
 
     Parameters sharded by ``fully_shard`` are gathered on entering, whatever its policies are; every
     rank then probes its own batches with whole ones, and vectors (d,) are whole, too.
@@ -65,8 +82,10 @@ class Landscape:
     gradient on one batch, and a few vectors.
 
     Args:
-        module: A LightningModule, or any module together with ``loss``.
-        batches: At least one. They are moved to the module's device when used.
+        module: A LightningModule, or any module together with ``loss``; of one that Fabric has set
+            up, the module inside it.
+        batches: At least one: a list, or a loader that has a length, of which all are taken. They
+            are moved to the module's device when used.
         loss: From module and batch to a scalar. Default: the module's ``probe_loss(batch)`` where
             it has one, else its ``training_step``.
         mode: "eval" or "train", see above.
@@ -101,7 +120,7 @@ class Landscape:
     def __init__(
         self,
         module: nn.Module,
-        batches: Sequence[Any],
+        batches: Sequence[Any] | Iterable[Any],
         *,
         loss: Callable[[nn.Module, Any], Tensor] | None = None,
         mode: Mode = "eval",
@@ -112,10 +131,13 @@ class Landscape:
         reduce: Callable[[Tensor], Tensor] | None = None,
         reparameterization: Reparameterization | LinearMap | None = None,
     ) -> None:
-        if mode not in ("eval", "train"):
-            raise ValueError(f'Landscape: expected `mode` "eval" or "train", got {mode!r}.')
-        if not memory_gib > 0:
-            raise ValueError(f"Landscape: expected `memory_gib` > 0, got {memory_gib}.")
+        module = unwrapped("Landscape", module)
+        check_choice("Landscape", "mode", mode, get_args(Mode))
+        check_positive("Landscape", "memory_gib", memory_gib)
+        check_whole("Landscape", "seed", seed)
+        check_callable("Landscape", "loss", loss, "Give a function of module and batch.")
+        check_callable("Landscape", "reduce", reduce)
+        batches = list_batches("Landscape", "batches", batches)
         if not batches:
             raise ProbeError("Landscape: expected at least one batch, got none.")
         if batch_indices is not None and len(batch_indices) != len(batches):
@@ -311,14 +333,25 @@ class Landscape:
         self, index: int, offset: Tensor | None = None, vector: ParameterVector | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Parameters, as leaves, and the loss of one batch with its graph; offset in theta."""
+        evaluate = partial(self._evaluate_in, index, offset, vector or self.parameters)
+        try:
+            return evaluate(self.mode)
+        except Exception as error:
+            if self.mode == "eval" and self._isolation is not None:
+                require_no_loss_in_training(error, self.module, partial(evaluate, "train"))
+            raise
+
+    def _evaluate_in(
+        self, index: int, offset: Tensor | None, vector: ParameterVector, mode: Mode
+    ) -> tuple[list[Tensor], Tensor]:
         if self._isolation is None:
             raise ProbeError("Landscape: expected to be used inside `with Landscape(...) as ...:`.")
         self._isolation.rewind()
         if self._whole:
             bypass_sharding(self.module)
-        vector = vector or self.parameters
         parameters = vector.substitute(self._isolation.slots, offset, self._whole)
-        self._set_mode()
+        self._set_mode(mode)
+        make_embeddings_dense(self.module)
         if vector.widen:
             for part in self.module.modules():
                 if is_either(part, LightningModule):
@@ -328,7 +361,7 @@ class Landscape:
         # Copied before it is moved: an object may move its own tensors.
         batch = copy_batch(self._batches[index], partial(clone_tensor, dtype=dtype))
         batch = move_data_to_device(batch, vector.device)
-        with self._trainer_state.unchanged():
+        with self._trainer_state.unchanged(), training_dtype(self.module, vector.dtype):
             return parameters, self._objective(batch, self._batch_indices[index])
 
     def _graph_of(self, index: int) -> _Graph:
@@ -368,13 +401,14 @@ class Landscape:
         pairs = [(g, v) for g, v in zip(graph.gradients, parts, strict=True) if g.requires_grad]
         if not pairs:  # the loss is linear
             return torch.zeros_like(vector)
-        products = torch.autograd.grad(
-            [g for g, _ in pairs],
-            graph.parameters,
-            grad_outputs=[v.to(g.dtype) for g, v in pairs],
-            retain_graph=True,
-            materialize_grads=True,
-        )
+        with lack_of_derivatives_named():
+            products = torch.autograd.grad(
+                [g for g, _ in pairs],
+                graph.parameters,
+                grad_outputs=[v.to(g.dtype) for g, v in pairs],
+                retain_graph=True,
+                materialize_grads=True,
+            )
         return self.parameters.flatten(products)
 
     def _mapped(self, vector: Tensor | None) -> Any:
@@ -390,8 +424,8 @@ class Landscape:
             return self.reparameterization.bind(shapes, names)
         return self.reparameterization
 
-    def _set_mode(self) -> None:
-        if self.mode == "eval":
+    def _set_mode(self, mode: Mode) -> None:
+        if mode == "eval":
             for part in self.module.modules():
                 part.training = False
         elif not self.module.training:

@@ -40,7 +40,8 @@ def make_objective(module: nn.Module, loss: Callable[[nn.Module, Any], Tensor] |
         raise ProbeError(
             f"probe: expected automatic optimization, but {name}.training_step steps its "
             "optimizers by hand, which cannot be repeated without changing the training. "
-            f"Define {name}.probe_loss(batch) that returns the loss to measure."
+            f"Define {name}.probe_loss(batch) that returns the loss to measure, or give a function "
+            "of module and batch: `loss` of measure_geometry, `probe_loss` of a monitor."
         )
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise ProbeError(
