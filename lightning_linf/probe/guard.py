@@ -137,7 +137,8 @@ class _Trial:
         # Training never moves along the others, and along padding only by other uses of its row.
         direction = self._draw("direction").mul_(gradient != 0)
         for p, part in zip(parameters, vector.unflatten(direction), strict=True):
-            part[traits.padding_rows.get(id(p), [])] = 0.0
+            for row in traits.padding_rows.get(id(p), ()):
+                part[row] = 0.0
         self._slope, self._length = float(gradient @ direction), float(_norm(gradient))
         self._rounding = abs(loss.item()) * torch.finfo(vector.dtype).eps
         self._direction = self._scaled(direction)
