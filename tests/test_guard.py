@@ -244,6 +244,9 @@ WRONG = {
     "numpy": lambda: mlp(Apply(NumpyTanh.apply)),
     "detached among relus": lambda: mlp(Apply(DetachedTanh.apply), activation=nn.ReLU),
     "one layer of many": deep,
+    "a kernel for float32": lambda: mlp(
+        Apply(lambda x: DetachedTanh.apply(x) if x.dtype == torch.float32 else x.tanh())
+    ),
     "beside a scalar and nothing": lambda: mlp(Scale(), Apply(DetachedTanh.apply)),
     "detached and rounded": lambda: mlp(
         Apply(lambda x: x.float().to(x.dtype)), Apply(DetachedTanh.apply)

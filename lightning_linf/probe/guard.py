@@ -107,7 +107,8 @@ def _mismatch(evaluate: Evaluate, vector: ParameterVector, sizes: list[float]) -
     if coarse is None or coarse.compare(_FIRST).agrees:
         return None
     fine = _trial(evaluate, vector.widened(torch.float64), sizes)
-    if fine is not None:
+    # A kernel for float32 alone is not tried by what stands in for it.
+    if fine is not None and fine.is_custom == coarse.is_custom:
         verdict = fine.compare(_FINE)
         if verdict.agrees or verdict.mismatch is not None:
             return verdict.mismatch
@@ -131,7 +132,7 @@ class _Trial:
         self._origin = self._scaled(self._draw("origin")).mul_(_AWAY)
         parameters, loss = evaluate(vector, self._origin)
         traits = graph_traits(loss)
-        self.has_kinks, self._is_custom = traits.has_kinks, traits.has_custom_functions
+        self.has_kinks, self.is_custom = traits.has_kinks, traits.has_custom_functions
         gradients = gradients_of(loss, parameters, create_graph=True)
         gradient = self._scaled(vector.flatten(gradients).detach())
         # Training never moves along the others, and along padding only by other uses of its row.
@@ -161,7 +162,7 @@ class _Trial:
             margin = allowed.slope * self._length + 10 * self._rounding / step
             is_off = abs(slope - self._slope) > margin
             if previous is not None and _relative(change, previous[0]) <= _CONSISTENT * relative:
-                is_detached = (is_off and previous[1]) or not self._is_custom
+                is_detached = (is_off and previous[1]) or not self.is_custom
                 mismatch = _Mismatch(relative, is_detached)
             previous = change, is_off
         return _Verdict(agrees=False, mismatch=mismatch)
