@@ -32,7 +32,7 @@ class TrainerState:
         self._large: list[tuple[str, Tensor]] = []
         self._optimizers: list[Optimizer] = []
         trainer = getattr(module, "_trainer", None)
-        if trainer is None:
+        if not hasattr(trainer, "fit_loop"):  # none, or not Lightning's
             return
         self._optimizers = list(trainer.optimizers)
         parts = [
