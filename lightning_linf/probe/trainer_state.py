@@ -31,8 +31,8 @@ class TrainerState:
         self._small: list[Tensor] = []
         self._large: list[tuple[str, Tensor]] = []
         self._optimizers: list[Optimizer] = []
-        trainer = getattr(module, "_trainer", None)
-        if not hasattr(trainer, "fit_loop"):  # none, or not Lightning's
+        trainer: Any = getattr(module, "_trainer", None)
+        if getattr(trainer, "fit_loop", None) is None:  # none, or not Lightning's
             return
         self._optimizers = list(trainer.optimizers)
         parts = [
