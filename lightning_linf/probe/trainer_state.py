@@ -31,8 +31,8 @@ class TrainerState:
         self._small: list[Tensor] = []
         self._large: list[tuple[str, Tensor]] = []
         self._optimizers: list[Optimizer] = []
-        trainer = getattr(module, "_trainer", None)
-        if trainer is None:
+        trainer: Any = getattr(module, "_trainer", None)
+        if getattr(trainer, "fit_loop", None) is None:  # none, or not Lightning's
             return
         self._optimizers = list(trainer.optimizers)
         parts = [
