@@ -276,7 +276,7 @@ def test_the_default_dtype_stays_where_no_trainer_sets_it():
         ({"num_probes": True}, "`num_probes` to be a whole number >= 4, got True"),
         ({"num_probes": "16"}, "`num_probes` to be a whole number >= 4, got '16'"),
         ({"num_probes": 3}, "`num_probes` >= 4, got 3"),
-        ({"max_hvps": 1e3}, "`max_hvps` to be a whole number >= 1, got 1000.0"),
+        ({"max_hvps": 1e3}, "`max_hvps` to be a whole number >= 1 or None, got 1000.0"),
         ({"seed": 0.5}, "`seed` to be a whole number, got 0.5"),
         ({"mode": True}, '`mode` "eval" or "train", got True'),
         ({"mode": "test"}, '`mode` "eval" or "train", got \'test\''),
