@@ -1,7 +1,8 @@
 """A batch of any class is copied, kept and split."""
 
 import threading
-from collections import namedtuple
+from collections import UserDict, defaultdict, namedtuple
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import lightning
@@ -67,11 +68,25 @@ class Handle:
         raise TypeError("cannot pickle a handle")
 
 
+class Entries(dict):
+    """A dict whose entries are attributes, so that it seems to have any method."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Alike(dict):
+    """A dict that is its own attributes."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.__dict__ = self
+
+
 Pair = namedtuple("Pair", ["x", "other"])  # as collate functions make them
 
 
 def first(batch):
-    return batch.x if hasattr(batch, "x") else batch["x"]
+    return batch["x"] if isinstance(batch, Mapping) else batch.x
 
 
 BATCHES = {
@@ -81,6 +96,10 @@ BATCHES = {
     "frozen": Frozen,
     "namedtuple": lambda x: Pair(x, 1),
     "dict": lambda x: {"x": x, "name": "a"},
+    "entries": lambda x: Entries(x=x, inner=Entries(x=x)),
+    "alike": lambda x: Alike(x=x, inner=[Alike(x=x)]),
+    "default": lambda x: defaultdict(list, x=x),
+    "user dict": lambda x: UserDict(x=x),
 }
 
 
@@ -94,6 +113,15 @@ def test_a_copy_shares_no_tensor(make, wrap):
     assert type(inner) is type(make(x))
     first(inner).mul_(2)
     assert torch.equal(x, torch.ones(2, 3))
+
+
+def test_dicts_whose_entries_are_attributes_stay_so():
+    copied = copy_batch([Entries(x=torch.ones(2)), Alike(x=torch.ones(2))], torch.clone)
+    assert [type(part) for part in copied] == [Entries, Alike]
+    for part in copied:
+        assert part.x is part["x"]
+    copied[1].x = 3
+    assert copied[1]["x"] == 3
 
 
 def test_what_is_one_object_stays_one():

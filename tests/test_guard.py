@@ -225,6 +225,15 @@ def test_transformers_pass(name, steps):
     assert check(trained(case, steps)) is None
 
 
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor, self.empty = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(0, 2))
+
+    def forward(self, x):
+        return x * self.factor + self.empty.sum()
+
+
 def deep():
     layers = [nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Tanh()) for _ in range(12)]
     return nn.Sequential(nn.Linear(8, 32), *layers, Apply(DetachedTanh.apply), nn.Linear(32, 3))
@@ -235,6 +244,10 @@ WRONG = {
     "numpy": lambda: mlp(Apply(NumpyTanh.apply)),
     "detached among relus": lambda: mlp(Apply(DetachedTanh.apply), activation=nn.ReLU),
     "one layer of many": deep,
+    "a kernel for float32": lambda: mlp(
+        Apply(lambda x: DetachedTanh.apply(x) if x.dtype == torch.float32 else x.tanh())
+    ),
+    "beside a scalar and nothing": lambda: mlp(Scale(), Apply(DetachedTanh.apply)),
     "detached and rounded": lambda: mlp(
         Apply(lambda x: x.float().to(x.dtype)), Apply(DetachedTanh.apply)
     ),

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers:Use
 
 
 class Average(lightning.Callback):
-    """A running mean of the weights, in one large tensor and one module."""
+    """A running mean, in tensors that are too large to be copied, and a small one."""
 
     def __init__(self):
-        self.mean, self.copy = torch.zeros(4), nn.Linear(4, 1)
+        self.mean, self.copy, self.small = torch.zeros(5000), nn.Linear(5000, 1), torch.zeros(9)
 
 
 class Module(lightning.LightningModule):
@@ -60,7 +60,7 @@ def step_optimizer(module):
 
 
 def average_in_place(module):
-    module.trainer.callbacks[0].mean.lerp_(torch.ones(4), 0.1)
+    module.trainer.callbacks[0].mean.add_(1)
 
 
 def average_in_a_module(module):
@@ -87,7 +87,7 @@ def test_what_cannot_be_put_back_ends_the_training_and_is_named(tmp_path, change
         fit(Module(change), tmp_path, monitor)
 
 
-def test_single_numbers_containers_and_attributes_are_put_back(tmp_path):
+def test_small_tensors_containers_and_attributes_are_put_back(tmp_path):
     module = Module(no_change)
     trainer = fit(module, tmp_path)
     average, group = trainer.callbacks[0], trainer.optimizers[0].param_groups[0]
@@ -97,6 +97,7 @@ def test_single_numbers_containers_and_attributes_are_put_back(tmp_path):
     with TrainerState(module).unchanged():
         average.count += 1
         average.list.append(2)
+        average.small.add_(1)
         average.new = 3
         del average.mean
         plateau.step(1e3)
@@ -104,7 +105,8 @@ def test_single_numbers_containers_and_attributes_are_put_back(tmp_path):
         trainer.fit_loop.epoch_progress.current.completed += 5
         trainer.should_stop = True
     assert (average.count, average.list, hasattr(average, "new")) == (1, [1], False)
-    assert average.mean.numel() == 4
+    assert average.mean.numel() == 5000
+    assert not average.small.any()
     assert before == (
         plateau.state_dict(),
         group,

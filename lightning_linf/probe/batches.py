@@ -27,11 +27,13 @@ def copy_batch(batch: Any, copy_tensor: Callable[[Tensor], Tensor]) -> Any:
     Raises:
         ProbeError: If an object cannot be copied.
     """
+    memo = _Memo()
     try:
-        memo: dict[int, Any] = {
-            id(part): copy_tensor(part) if isinstance(part, Tensor) else part
-            for part in _parts(batch)
-        }
+        for part in _parts(batch):
+            if isinstance(part, dict):
+                memo.dicts[id(part)] = part
+            else:
+                memo[id(part)] = copy_tensor(part) if isinstance(part, Tensor) else part
         return copy.deepcopy(batch, memo)
     except Exception as error:
         raise ProbeError(
@@ -86,6 +88,30 @@ def split_batch(batch: Any, num_parts: int) -> list[Any]:
     return [part(first, last) for first, last in pairwise(bounds) if first < last]
 
 
+class _Memo(dict[int, Any]):
+    """Copies by the identity of what they are copies of; those of ``dicts`` are made on demand."""
+
+    def __init__(self) -> None:
+        self.dicts: dict[int, dict[Any, Any]] = {}
+
+    def get(self, key: int, default: Any = None) -> Any:
+        if key in self.dicts and key not in self:
+            value = self.dicts[key]
+            self[key] = type(value)({k: copy.deepcopy(v, self) for k, v in dict.items(value)})
+        return super().get(key, default)
+
+
+def _is_attribute_dict(value: dict[Any, Any]) -> bool:
+    """Whether it is a dict of a class of its own, which may give entries for attributes.
+
+    Then it is to be made by its class: deepcopy would take an entry for a method, or leave
+    ``self.__dict__ = self`` behind.
+    """
+    cls = type(value)
+    reduces = cls.__reduce_ex__ is object.__reduce_ex__ and cls.__reduce__ is object.__reduce__
+    return cls is not dict and reduces and not hasattr(cls, "__deepcopy__")
+
+
 def _parts(batch: Any) -> Iterator[Any]:
     """Find what deepcopy must not copy itself: tensors, and what is kept as it is; each once."""
     pending, seen = [batch], set()
@@ -104,7 +130,10 @@ def _parts(batch: Any) -> Iterator[Any]:
                 pending += value.flat
             continue
         if isinstance(value, dict):
-            pending += value.values()
+            pending += dict.values(value)
+            if _is_attribute_dict(value):
+                yield value
+                continue
         elif isinstance(value, _CONTAINERS):
             pending += value
         elif isinstance(value, nn.Module) or is_machinery(value):

@@ -107,7 +107,8 @@ def _mismatch(evaluate: Evaluate, vector: ParameterVector, sizes: list[float]) -
     if coarse is None or coarse.compare(_FIRST).agrees:
         return None
     fine = _trial(evaluate, vector.widened(torch.float64), sizes)
-    if fine is not None:
+    # A kernel for float32 alone is not tried by what stands in for it.
+    if fine is not None and fine.is_custom == coarse.is_custom:
         verdict = fine.compare(_FINE)
         if verdict.agrees or verdict.mismatch is not None:
             return verdict.mismatch
@@ -131,13 +132,14 @@ class _Trial:
         self._origin = self._scaled(self._draw("origin")).mul_(_AWAY)
         parameters, loss = evaluate(vector, self._origin)
         traits = graph_traits(loss)
-        self.has_kinks, self._is_custom = traits.has_kinks, traits.has_custom_functions
+        self.has_kinks, self.is_custom = traits.has_kinks, traits.has_custom_functions
         gradients = gradients_of(loss, parameters, create_graph=True)
         gradient = self._scaled(vector.flatten(gradients).detach())
         # Training never moves along the others, and along padding only by other uses of its row.
         direction = self._draw("direction").mul_(gradient != 0)
         for p, part in zip(parameters, vector.unflatten(direction), strict=True):
-            part[traits.padding_rows.get(id(p), [])] = 0.0
+            for row in traits.padding_rows.get(id(p), ()):
+                part[row] = 0.0
         self._slope, self._length = float(gradient @ direction), float(_norm(gradient))
         self._rounding = abs(loss.item()) * torch.finfo(vector.dtype).eps
         self._direction = self._scaled(direction)
@@ -160,7 +162,7 @@ class _Trial:
             margin = allowed.slope * self._length + 10 * self._rounding / step
             is_off = abs(slope - self._slope) > margin
             if previous is not None and _relative(change, previous[0]) <= _CONSISTENT * relative:
-                is_detached = (is_off and previous[1]) or not self._is_custom
+                is_detached = (is_off and previous[1]) or not self.is_custom
                 mismatch = _Mismatch(relative, is_detached)
             previous = change, is_off
         return _Verdict(agrees=False, mismatch=mismatch)

@@ -157,7 +157,7 @@ def untouched(module: nn.Module, *, refuse_iterators: bool = False) -> Iterator[
     The *values* of parameters and buffers are not copied: whoever runs the module puts other
     tensors into ``slots``. Left alone are data sets, loggers, objects that hold locks or threads,
     read-only and memory-mapped arrays, and all that is outside the module (globals, closures,
-    files).
+    files); of the trainer see :class:`~lightning_linf.probe.trainer_state.TrainerState`.
 
     Args:
         module: Any module; a LightningModule may be attached to a trainer.

@@ -62,7 +62,8 @@ class Landscape:
     """The loss of a module as a function of its trainable parameters, on fixed batches.
 
     Use it as a context manager: inside, the module belongs to the probe; on leaving, everything is
-    as it was, to the last bit (see :func:`~lightning_linf.probe.isolation.untouched`).
+    as it was, to the last bit (see :func:`~lightning_linf.probe.isolation.untouched`, and of the
+    trainer :class:`~lightning_linf.probe.trainer_state.TrainerState`).
 
     The loss is the mean over batches (and ranks) weighted by the module's ``probe_weight(batch)``,
     by default the number of samples. Batches are not joined, so they may differ in shape.

@@ -15,6 +15,7 @@ from lightning_linf.probe.isolation import has_state
 
 _ATOMS = (int, float, complex, str, bytes, type(None), type)
 _MUTABLE = (dict, list, set, deque)
+_MOST_ENTRIES = 4096  # of a tensor that is copied at each evaluation
 
 
 class TrainerState:
@@ -27,8 +28,8 @@ class TrainerState:
 
     def __init__(self, module: nn.Module) -> None:
         self._containers: list[Any] = []
-        self._numbers: list[Tensor] = []  # tensors of one entry
-        self._tensors: list[tuple[str, Tensor]] = []  # larger ones
+        self._small: list[Tensor] = []
+        self._large: list[tuple[str, Tensor]] = []
         self._optimizers: list[Optimizer] = []
         trainer = getattr(module, "_trainer", None)
         if trainer is None:
@@ -55,16 +56,16 @@ class TrainerState:
         """Put back what one evaluation of the loss changes.
 
         Learning rates and all else in ``param_groups``, attributes and containers are put back, and
-        ``.grad``; of tensors those of one entry. Larger ones (parameters, moments) are not copied
-        but watched. What happens between evaluations, such as a signal that asks the training to
-        stop, remains.
+        ``.grad``; of tensors those of up to 4,096 entries. Larger ones, parameters and moments are
+        not copied but watched. What happens between evaluations, such as a signal that asks the
+        training to stop, remains.
 
         Raises:
-            RestoreError: On leaving, if a larger tensor was changed in place.
+            RestoreError: On leaving, if one of these was changed in place.
         """
         items = [_items(container) for container in self._containers]
-        numbers = [(t, t._version, t.detach().clone()) for t in self._numbers]
-        versions = [t._version for _, t in self._tensors]
+        small = [(t, t._version, t.detach().clone()) for t in self._small]
+        versions = [t._version for _, t in self._large]
         optimizers = [_OptimizerTensors(optimizer) for optimizer in self._optimizers]
         try:
             yield
@@ -72,12 +73,12 @@ class TrainerState:
             for container, saved in zip(self._containers, items, strict=True):
                 if not _is_same(_items(container), saved):
                     _put_back(container, saved)
-            for tensor, version, value in numbers:
+            for tensor, version, value in small:
                 if tensor._version != version:
                     tensor.data.copy_(value)
             changed = [
                 path
-                for (path, tensor), version in zip(self._tensors, versions, strict=True)
+                for (path, tensor), version in zip(self._large, versions, strict=True)
                 if tensor._version != version
             ]
             for optimizer in optimizers:
@@ -95,10 +96,10 @@ class TrainerState:
             if isinstance(value, _MUTABLE):
                 self._containers.append(value)
             if isinstance(value, Tensor):
-                if value.numel() == 1 and not value.is_inference():
-                    self._numbers.append(value)
+                if value.numel() <= _MOST_ENTRIES and not value.is_inference():
+                    self._small.append(value)
                 elif not value.is_inference():
-                    self._tensors.append((path, value))
+                    self._large.append((path, value))
             elif isinstance(value, dict):
                 items = dict.items(value)
             elif isinstance(value, (list, tuple, set, frozenset, deque)):
