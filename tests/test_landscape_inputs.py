@@ -300,3 +300,12 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
 def test_memory_of_a_landscape_is_a_positive_number(memory):
     with pytest.raises(ValueError, match=r"Landscape: expected `memory_gib`"):
         Landscape(nn.Linear(2, 1), [(INPUTS,)], loss=loss, memory_gib=memory)
+
+
+def test_a_probe_on_the_cpu_seeds_no_cuda_that_starts_later():
+    def queued():
+        return getattr(torch.cuda._lazy_seed_tracker, "manual_seed_all_cb", None)
+
+    before = queued()
+    measure(nn.Linear(2, 1), [(INPUTS,)], num_probes=4)
+    assert queued() is before
