@@ -207,8 +207,7 @@ def measure_landscape(
     """
     begin, hvps_before = time.perf_counter(), landscape.num_hvps
     check_whole("measure_geometry", "num_probes", num_probes, 4)
-    if max_hvps is not None:
-        check_whole("measure_geometry", "max_hvps", max_hvps, 1)
+    check_whole("measure_geometry", "max_hvps", max_hvps, 1, or_none=True)
     if last_step is not None and landscape.reparameterization is not None:
         raise ValueError(
             "measure_geometry: expected no `last_step` together with a reparameterization, whose "

@@ -357,7 +357,7 @@ class Landscape:
             for part in self.module.modules():
                 if is_either(part, LightningModule):
                     part.__dict__["_dtype"] = vector.dtype  # what self.dtype says
-        _seed_everything(derive_seed("landscape", self._seed, index))
+        _seed_everything(derive_seed("landscape", self._seed, index), vector.device)
         dtype = vector.dtype if vector.widen else None
         # Copied before it is moved: an object may move its own tensors.
         batch = copy_batch(self._batches[index], partial(clone_tensor, dtype=dtype))
@@ -434,7 +434,11 @@ class Landscape:
                 part.training = True
 
 
-def _seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
+def _seed_everything(seed: int, device: torch.device) -> None:
+    if device.type == "cpu" and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        # torch.manual_seed would also seed a CUDA that starts later, and format the stack for that.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  # the global state is what modules draw from
