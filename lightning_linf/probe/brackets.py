@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.block_cross_fit import block_cauchy, block_cross_fit_compute
+from lightning_linf.functional.blocks import wide_dtype
 from lightning_linf.functional.cross_fit import (
     CrossFitSums,
     cross_fit_compute,
@@ -41,8 +42,8 @@ class _Upper(NamedTuple):
 
     value: float
     relative_error: float
-    block_parts: Tensor  # (B,): of the blocks' rows
-    tensor_parts: Tensor  # (T,): of the parameter tensors' rows
+    block_parts: Tensor  # (B,): of the blocks' rows, but for a common factor
+    tensor_parts: Tensor  # (T,): of the parameter tensors' rows, but for a common factor
     num_hvps: int
 
 
@@ -84,7 +85,8 @@ def bracket_smoothness(
     hessian: Tensor | None = None
     if vector.num_params <= num_probes:
         hessian = multiply(torch.eye(vector.num_params, dtype=like.dtype, device=like.device))
-        _check_symmetry((hessian - hessian.T).abs().sum(), 2 * hessian.abs().sum())
+        scaled = hessian / _scale_of(hessian)
+        _check_symmetry((scaled - scaled.T).abs().sum(), 2 * scaled.abs().sum())
     start = normal(
         vector.num_params, seed=derive_seed("start", seed), dtype=like.dtype, device=like.device
     )
@@ -146,11 +148,13 @@ def checked_products(
 
 
 def _exact_upper(hessian: Tensor, partition: Partition, tensor_sizes: Sequence[int]) -> _Upper:
-    roots = partition.sizes(hessian).sqrt()
-    row_norms = partition.block_sum(hessian.square()).sqrt() @ roots  # (d,): q_i
+    scale = _scale_of(hessian)  # squares of very small or large entries do not fit
+    matrix = (hessian / scale).to(wide_dtype(hessian))
+    roots = partition.sizes(matrix).sqrt()
+    row_norms = partition.block_sum(matrix.square()).sqrt() @ roots  # (d,): q_i
     parts = roots * partition.block_sum(row_norms.square()).sqrt()
     tensors = torch.stack([part.sum() for part in row_norms.split_with_sizes(list(tensor_sizes))])
-    return _Upper(float(parts.sum()), 0.0, parts, tensors, len(hessian))
+    return _Upper(float(parts.sum()) * float(scale), 0.0, parts, tensors, len(hessian))
 
 
 def _estimated_upper(
@@ -240,8 +244,15 @@ def _tighten(smoothness: dict[str, BlockSmoothness], partitions: Sequence[Partit
 
 def _compare_products(u: Tensor, hu: Tensor, v: Tensor, hv: Tensor) -> None:
     """Compare u.Hv with v.Hu, which costs no further product."""
+    scale = torch.maximum(_scale_of(hu), _scale_of(hv))
+    hu, hv = hu / scale, hv / scale
     difference = torch.dot(u, hv) - torch.dot(v, hu)
     _check_symmetry(difference.abs(), torch.dot(u.abs(), hv.abs()) + torch.dot(v.abs(), hu.abs()))
+
+
+def _scale_of(values: Tensor) -> Tensor:
+    """Largest magnitude, or the least normal number. Shape: ()."""
+    return values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def _check_symmetry(difference: Tensor, cancelled: Tensor) -> None:
