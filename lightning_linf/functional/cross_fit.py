@@ -126,11 +126,11 @@ def cross_fitted_one_one_norm(
     ``w`` and multipliers ``l`` is Cauchy with the known scale ``sum_i |l_i| w_i``: passed through
     the same geometric mean, it shows what these probes do to a row of a known norm, and the sum is
     divided by the average over surrogates; or, as far as the rows do not follow them, by its known
-    mean (:func:`~lightning_linf.functional.control_variate.corrected`). The weights are the row norms (by symmetry the column
-    norms) estimated from the *other* half of the probes, so that weights and probes are
-    independent; log norms are shrunk towards their tensor's mean as far as noise explains their
-    spread. Because real rows and surrogates pass through the same nonlinear mean, its bias cancels
-    to first order.
+    mean (:func:`~lightning_linf.functional.control_variate.corrected`). The weights are the row
+    norms (by symmetry the column norms) estimated from the *other* half of the probes, so that
+    weights and probes are independent; log norms are shrunk towards their tensor's mean as far as
+    noise explains their spread. Because real rows and surrogates pass through the same nonlinear
+    mean, its bias cancels to first order.
 
     Args:
         products: Rows ``H v``, row k for ``v = cauchy(d, seed=seed, probe=k)``. Shape (n, d),
