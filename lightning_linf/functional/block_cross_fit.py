@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.blocks import Blocks
-from lightning_linf.functional.control_variate import corrected, unseen_variance
+from lightning_linf.functional.control_variate import corrected
 from lightning_linf.functional.cross_fit import (
     NUM_SURROGATES,
     CrossFitSums,
@@ -89,12 +89,12 @@ def block_cross_fit_compute(
         return lone * means.exp().mean(dim=-1) + (1 - lone) * in_blocks
 
     correction = corrected(
-        tensor_parts,
-        sums.tensor_log_means,
+        row_parts,
+        sizes,
+        sums.run_log_means,
         _surrogate_log_ratios(sums, blocks, seed),
         observed=observed,
         expected=lambda n: lone * _mean_of_lone(n) + (1 - lone) * _mean_in_block(n),
-        unseen=unseen_variance(row_parts / total, sizes, sums.tensor_log_means),
     )
     scale = largest.exp() / correction.divisor
     return BlockSmoothnessEstimate(

@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_linf.functional.control_variate import (
     LOG_CAUCHY_VARIANCE,
     corrected,
-    unseen_variance,
+    run_sizes,
+    run_sums,
 )
 from lightning_linf.functional.random import (
     cauchy as cauchy,
@@ -28,7 +29,7 @@ class CrossFitSums(NamedTuple):
     """What is kept of the products of n probes: sums, so that batches and ranks add up."""
 
     log_sums: Tensor  # (2, d): sum of log|Hv| over the even and over the odd probes
-    tensor_log_means: Tensor  # (n, T): per probe, mean of log|Hv| over each tensor's non-zero rows
+    run_log_means: Tensor  # (n, R): per probe, mean of log|Hv| over the non-zero rows of each run
     num_seen: Tensor  # (n,): how often each probe was added, 1 once complete
 
 
@@ -59,7 +60,7 @@ def cross_fit_init(sizes: Sequence[int], num_probes: int, like: Tensor) -> Cross
     dtype = torch.promote_types(like.dtype, torch.float32)
     return CrossFitSums(
         log_sums=like.new_zeros(2, sum(sizes), dtype=dtype),
-        tensor_log_means=like.new_zeros(num_probes, len(sizes), dtype=dtype),
+        run_log_means=like.new_zeros(num_probes, sum(map(len, run_sizes(sizes))), dtype=dtype),
         num_seen=like.new_zeros(num_probes, dtype=torch.int64),
     )
 
@@ -83,9 +84,9 @@ def cross_fit_update(sums: CrossFitSums, product: Tensor, probe: int, sizes: Seq
         )
     logs = product.to(sums.log_sums.dtype).abs().log()
     sums.log_sums[probe % 2] += logs
-    sums.tensor_log_means[probe] += torch.stack(
-        [_mean_of_finite(part) for part in logs.split_with_sizes(list(sizes))]
-    )
+    finite = logs.isfinite()
+    totals = run_sums(torch.where(finite, logs, 0.0), sizes)
+    sums.run_log_means[probe] += totals / run_sums(finite.to(logs), sizes).clamp(min=1)
     sums.num_seen[probe] += 1
 
 
@@ -105,12 +106,12 @@ def cross_fit_compute(sums: CrossFitSums, sizes: Sequence[int], seed: int) -> On
     if total == 0:  # the loss is locally linear
         return OneOneNormEstimate(total, torch.zeros_like(total), tensor_norms)
     correction = corrected(
-        tensor_norms,
-        sums.tensor_log_means,
+        norms,
+        sizes,
+        sums.run_log_means,
         _surrogate_log_ratios(sums, sizes, seed),
         observed=lambda means: means.exp().mean(dim=-1),
         expected=lambda n: math.cos(math.pi / (2 * n)) ** -n,
-        unseen=unseen_variance(norms / total, sizes, sums.tensor_log_means),
     )
     scale = largest.exp() / correction.divisor
     return OneOneNormEstimate(total * scale, correction.relative_error, tensor_norms * scale)
