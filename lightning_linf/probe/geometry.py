@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from lightning_linf.functional.noise import (
 )
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import PartitionName
-from lightning_linf.probe.brackets import bracket_smoothness, checked_products
+from lightning_linf.probe.brackets import Halves, bracket_smoothness, checked_products
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape, Mode
 from lightning_linf.reparam import Reparameterization
@@ -232,11 +233,17 @@ def measure_landscape(
             "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
             "for a square root, logarithm or norm at zero in the loss."
         )
-    multiply = checked_products(landscape, on_hvps)
+    multiply = checked_products(landscape.hvp, on_hvps)
     dual_norm, curvature = _along_gradient(multiply, gradient, partitions)
+    first_half = landscape.first_half()
+    halves: Halves | None = None
+    if first_half is not None:
+        of_halves = partial(landscape.hvp_of_halves, first_half=first_half)
+        halves = Halves(checked_products(of_halves, on_hvps), first_half)
     brackets = bracket_smoothness(
-        landscape, partitions, multiply, num_probes=num_probes, max_hvps=max_hvps, seed=seed
-    )
+        landscape, partitions, multiply, halves,
+        num_probes=num_probes, max_hvps=max_hvps, seed=seed,
+    )  # fmt: skip
     coordinate = brackets.smoothness["coordinate"]
     sums = heterogeneity_update(vector.unflatten(gradient))
     each, whole = heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
@@ -290,6 +297,7 @@ def measure_landscape(
         },
         num_hvps=landscape.num_hvps - hvps_before,
         seconds=time.perf_counter() - begin,
+        one_one_norm_batch_excess=brackets.batch_excess,
     )
 
 

@@ -94,6 +94,8 @@ def _header(report: "GeometryReport") -> Iterator[str]:
         f"loss {number(report.loss)}, gradient density {number(report.density)}, lambda_max "
         f"{with_error(report.lambda_max, report.lambda_max_relative_error)}, (1,1)-norm/d {one_one}"
     )
+    if report.one_one_norm > 0:
+        yield _batch_part(report)
     if report.noise is not None:
         noise = report.noise
         yield (
@@ -102,6 +104,19 @@ def _header(report: "GeometryReport") -> Iterator[str]:
             f"{noise.weight:,.0f} samples)"
         )
     yield f"{report.num_hvps:,} Hessian-vector products (HVPs), {number(report.seconds)} s"
+
+
+def _batch_part(report: "GeometryReport") -> str:
+    """Say what the error beside the (1,1)-norm, that of the probes, leaves out."""
+    excess = report.one_one_norm_batch_excess
+    if excess is None:
+        return (
+            "(1,1)-norm from one microbatch: overstates that of the data, by how much is unknown "
+            "(measure on several)"
+            if report.settings.get("num_batches", 1) == 1
+            else "(1,1)-norm: overstates that of the data, by how much was not measured"
+        )
+    return f"(1,1)-norm: {100 * excess:.0f} % too large by the choice of batches (from two halves)"
 
 
 def _columns(report: "GeometryReport") -> tuple[_Column, list[_Column], list[_Column]]:
