@@ -1,5 +1,7 @@
 """What the choice of batches adds to the (1,1)-norm, against Hessians of batches that are known."""
 
+from dataclasses import replace
+
 import networks
 import pytest
 import torch
@@ -100,8 +102,10 @@ def test_one_batch_has_no_halves_and_the_text_says_what_that_means():
 
 def test_text_and_file_have_the_excess_and_files_without_it_are_read():
     report = report_of([symmetric(1, 12, 12) for _ in range(2)], num_probes=16)
-    percent = round(100 * report.one_one_norm_batch_excess)
-    assert f"(1,1)-norm: {percent} % too large by the choice of batches" in str(report)
+    least, most = (round(100 * f * report.one_one_norm_batch_excess) for f in (1, 1 + 2**0.5))
+    assert f"(1,1)-norm: by the choice of batches {least} to {most} % too large" in str(report)
+    none = replace(report, one_one_norm_batch_excess=-0.01)
+    assert "(1,1)-norm: two halves of the batches do not exceed it" in str(none)
     data = report.to_dict()
     assert GeometryReport.from_dict(data).to_dict() == data
     del data["one_one_norm_batch_excess"]

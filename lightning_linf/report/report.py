@@ -93,8 +93,8 @@ class GeometryReport:
     settings: dict[str, Scalar]  # what it was measured with
     num_hvps: int
     seconds: float
-    # By how much the choice of batches overstates `one_one_norm`, relative, from two halves of them
-    # (`functional/batch_excess.py`). None with one batch, which overstates it by an unknown amount.
+    # By how much two halves of the batches exceed `one_one_norm`, relative: the choice of batches
+    # overstates it by 1 to 2.4 times this (`functional/batch_excess.py`). None with one batch.
     one_one_norm_batch_excess: float | None = None
 
     def __post_init__(self) -> None:
