@@ -1,5 +1,7 @@
 """How much of a (1,1)-norm is due to the choice of batches, from two halves of them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,11 +31,12 @@ def batch_excess(log_sums: Tensor, num_probes: int, first_half: float) -> float 
     """
     logs = log_sums / num_probes
     scale = logs.max().clamp(min=torch.finfo(logs.dtype).min)  # all rows may be 0
-    return excess_of_halves(*(logs - scale).exp().sum(dim=1).tolist(), first_half)
+    return excess_of_halves((logs - scale).exp().sum(dim=1).tolist(), first_half)
 
 
-def excess_of_halves(first: float, second: float, whole: float, first_half: float) -> float | None:
-    """Give the excess of :func:`batch_excess` from three norms, but for a common factor."""
+def excess_of_halves(norms: Sequence[float], first_half: float) -> float | None:
+    """Give that excess from the norms of both halves and the whole, but for a common factor."""
+    first, second, whole = norms
     if whole == 0:
         return None
     return (first_half * first + (1 - first_half) * second) / whole - 1

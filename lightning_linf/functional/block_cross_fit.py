@@ -149,7 +149,7 @@ def block_smoothness(
 
 def _mean_of_lone(num_probes: int) -> float:
     """Mean of the geometric mean of standard ``|Cauchy|`` numbers."""
-    return math.cos(math.pi / (2 * num_probes)) ** -num_probes
+    return float(math.cos(math.pi / (2 * num_probes)) ** -num_probes)
 
 
 def _mean_in_block(num_probes: int) -> float:
@@ -158,7 +158,7 @@ def _mean_in_block(num_probes: int) -> float:
     Rows are ``|g| / |r|`` with normal g of their own and one normal r a probe.
     """
     n = num_probes
-    return _normal_moment(2 / n) ** (n / 2) * _normal_moment(-1 / n) ** n
+    return float(_normal_moment(2 / n) ** (n / 2) * _normal_moment(-1 / n) ** n)
 
 
 def _normal_moment(power: float) -> float:

@@ -107,7 +107,7 @@ def bracket_smoothness(
             both = halves.multiply(unit)
             hessian = halves.whole(both)
             norms = [float((part / _scale_of(both)).abs().sum()) for part in (*both, hessian)]
-            excess = excess_of_halves(*norms, halves.first)
+            excess = excess_of_halves(norms, halves.first)
         scaled = hessian / _scale_of(hessian)
         _check_symmetry((scaled - scaled.T).abs().sum(), 2 * scaled.abs().sum())
     start = normal(

@@ -301,7 +301,7 @@ class Landscape:
             return slice(count * self._half(index), count * (self._half(index) + 1))
 
         mean = self._pass(partial(self._products_here, vectors), rows=2 * count, place=place)
-        return mean.rows.unflatten(0, (2, count))
+        return mean.rows.view(2, count, -1)
 
     def _half(self, index: int) -> int:
         return (self.ranks.rank + index) % 2
