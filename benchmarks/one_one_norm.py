@@ -1,6 +1,6 @@
 """How wrong are estimates of the Hessian's (1,1)-norm, and the error stated beside ours?
 
-    python benchmarks/one_one_norm.py               # all, about 20 minutes on one core
+    python benchmarks/one_one_norm.py               # all, about 10 minutes on one core
     python benchmarks/one_one_norm.py --model mlp   # one of them, in half a minute or so
     python benchmarks/one_one_norm.py --cache F     # keeps or reads the matrices, 1 GB
 
