@@ -550,13 +550,17 @@ def test_float32_module_is_measured_as_its_float64_twin():
     torch.testing.assert_close(single.lambda_max, double.lambda_max, rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("factor", [1e-12, 1e12])
-def test_scale_of_the_loss_scales_every_smoothness(factor):
+@pytest.mark.parametrize("num_probes", [16, 64])  # estimated, and exact
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e19])
+def test_scale_of_the_loss_scales_every_smoothness(factor, num_probes):
     matrix = indefinite().float()
     module = Quadratic(matrix)
-    one = measure(module, partitions=NAMES)
+    one = measure(module, partitions=NAMES, num_probes=num_probes)
     module.hessian = factor * matrix
-    other = measure(module, partitions=NAMES)
+    other = measure(module, partitions=NAMES, num_probes=num_probes)
+    if num_probes >= DIM:
+        exact = float(module.hessian.double().abs().sum())
+        torch.testing.assert_close(other.one_one_norm, exact, rtol=1e-5, atol=0)
     for name in NAMES:
         for end in ("lower", "operator_upper", "upper"):
             expected = factor * getattr(one.smoothness[name], end)
@@ -767,13 +771,15 @@ class WrongProduct(torch.autograd.Function):
         return grad * y.detach(), grad * x
 
 
+@pytest.mark.parametrize("factor", [1e-28, 1.0, 1e36])
 @pytest.mark.parametrize("num_probes", [16, 256])
-def test_wrong_second_derivatives_are_noticed(num_probes):
+def test_wrong_second_derivatives_are_noticed(num_probes, factor):
     module, batch, *_ = random_net(18)
+    module.float()
 
     def loss(module, batch):
-        outputs = module(batch[0])
-        return WrongProduct.apply(outputs[:, 0], outputs[:, 1]).mean()
+        outputs = module(batch[0].float())
+        return factor * WrongProduct.apply(outputs[:, 0], outputs[:, 1]).mean()
 
     with pytest.raises(ProbeError, match=r"for a random v they differ by 18\.6%"):
         measure_geometry(module, [batch], loss=loss, num_probes=num_probes)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName
 from lightning_linf.probe.arguments import check_callable, check_whole
 from lightning_linf.probe.batch_list import list_batches
-from lightning_linf.probe.brackets import bracket_smoothness, checked_products
+from lightning_linf.probe.brackets import Halves, bracket_smoothness, checked_products
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape, Mode
 from lightning_linf.probe.partitions import choose_partitions, default_partitions
@@ -227,11 +228,17 @@ def measure_landscape(
             "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
             "for a square root, logarithm or norm at zero in the loss."
         )
-    multiply = checked_products(landscape, on_hvps)
+    multiply = checked_products(landscape.hvp, on_hvps)
     dual_norm, curvature = _along_gradient(multiply, gradient, partitions)
+    first_half = landscape.first_half()
+    halves: Halves | None = None
+    if first_half is not None:
+        of_halves = partial(landscape.hvp_of_halves, first_half=first_half)
+        halves = Halves(checked_products(of_halves, on_hvps), first_half)
     brackets = bracket_smoothness(
-        landscape, partitions, multiply, num_probes=num_probes, max_hvps=max_hvps, seed=seed
-    )
+        landscape, partitions, multiply, halves,
+        num_probes=num_probes, max_hvps=max_hvps, seed=seed,
+    )  # fmt: skip
     coordinate = brackets.smoothness["coordinate"]
     sums = heterogeneity_update(vector.unflatten(gradient))
     each, whole = heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
@@ -285,6 +292,7 @@ def measure_landscape(
         },
         num_hvps=landscape.num_hvps - hvps_before,
         seconds=time.perf_counter() - begin,
+        one_one_norm_batch_excess=brackets.batch_excess,
     )
 
 

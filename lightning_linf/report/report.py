@@ -78,7 +78,7 @@ class GeometryReport:
     loss: float
     density: float  # of the gradient: norm1(g)^2 / (d norm2(g)^2), in (0, 1]
     one_one_norm: float  # sum of |H_ij|, which is H(coordinate)
-    one_one_norm_relative_error: float  # standard error
+    one_one_norm_relative_error: float  # standard error of the probes alone
     lambda_max: float  # largest |eigenvalue|; d times it is N(global)
     lambda_max_relative_error: float  # residual: an eigenvalue lies within it
     dual_norm: dict[str, float]  # by partition, dual_Phi(g) = sum_b sqrt(d_b) norm2(g_b)
@@ -93,6 +93,9 @@ class GeometryReport:
     settings: dict[str, Scalar]  # what it was measured with
     num_hvps: int
     seconds: float
+    # By how much two halves of the batches exceed `one_one_norm`, relative: the choice of batches
+    # overstates it by 1 to 2.4 times this (`functional/batch_excess.py`). None with one batch.
+    one_one_norm_batch_excess: float | None = None
 
     def __post_init__(self) -> None:
         if not self.smoothness.keys() >= {"coordinate", "global"}:

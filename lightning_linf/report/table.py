@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 HEAD_LINE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
+# An excess that falls like 1/sqrt(M) is this times that of halves over the whole; like 1/M, once.
+SLOWEST = 1 / (2**0.5 - 1)
+
+
 class _Column(NamedTuple):
     heading: str
     cells: list[str]
@@ -94,6 +98,8 @@ def _header(report: "GeometryReport") -> Iterator[str]:
         f"loss {number(report.loss)}, gradient density {number(report.density)}, lambda_max "
         f"{with_error(report.lambda_max, report.lambda_max_relative_error)}, (1,1)-norm/d {one_one}"
     )
+    if report.one_one_norm > 0:
+        yield _batch_part(report)
     if report.noise is not None:
         noise = report.noise
         yield (
@@ -102,6 +108,25 @@ def _header(report: "GeometryReport") -> Iterator[str]:
             f"{noise.weight:,.0f} samples)"
         )
     yield f"{report.num_hvps:,} Hessian-vector products (HVPs), {number(report.seconds)} s"
+
+
+def _batch_part(report: "GeometryReport") -> str:
+    """Say what the error beside the (1,1)-norm, that of the probes, leaves out."""
+    excess = report.one_one_norm_batch_excess
+    if excess is None:
+        return (
+            "(1,1)-norm from one microbatch: overstates that of the data, by how much is unknown "
+            "(measure on several)"
+            if report.settings.get("num_batches", 1) == 1
+            else "(1,1)-norm: overstates that of the data, by how much was not measured"
+        )
+    if excess <= 0:
+        return "(1,1)-norm: two halves of the batches do not exceed it, so batches add little to it"
+    most = excess * SLOWEST
+    return (
+        f"(1,1)-norm: by the choice of batches {100 * excess:.0f} to {100 * most:.0f} % too large "
+        f"(two halves of them exceed it by {100 * excess:.0f} %)"
+    )
 
 
 def _columns(report: "GeometryReport") -> tuple[_Column, list[_Column], list[_Column]]:
