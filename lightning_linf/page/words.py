@@ -28,7 +28,7 @@ LEGEND = (
     "coordinate the (1,1)-norm itself. Both in loss per parameter squared. advantage: the "
     "decrease of the loss that one step of steepest descent promises, over that of global, the "
     "geometry of SGD; coordinate is that of Adam. along g: the same by the curvature along that "
-    "step itself. R²: share of the variance of log|g| between blocks."
+    "step itself. R²: share of the spread of log|g| beyond chance between blocks."
 )
 
 
