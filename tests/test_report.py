@@ -570,3 +570,10 @@ def test_comparison_is_of_common_partitions_and_says_when_sizes_differ():
     assert "N(tensor)/d" in text
     assert "N(row)/d" not in text
     assert "a has 8, b 370,944" in text
+
+
+def test_noise_of_two_batches_has_no_error_and_no_nan():
+    noise = Noise(2, 8.0, 9.05, math.nan, 216.0, {"coordinate": 1.0})
+    text = str(make_report(noise=noise))
+    assert "trace 9.05 (error unknown)" in text
+    assert "nan %" not in text

@@ -1,5 +1,6 @@
 """A report as tables and sentences, for terminals from 80 columns on."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -63,7 +64,9 @@ def number(value: float) -> str:
 
 
 def with_error(value: float, relative_error: float) -> str:
-    """Write a value and, unless it is exact, its relative error in per cent."""
+    """Write a value and, unless it is exact, its relative error in per cent, if that is known."""
+    if math.isnan(relative_error):
+        return f"{number(value)} (error unknown)"
     if relative_error == 0:
         return number(value)
     digits = ".0f" if relative_error >= 0.1 else ".2g"
