@@ -53,7 +53,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     Logged under ``geometry/``, smoothness in loss per parameter squared and over d, so that all
     compare: ``one_one_norm_per_param`` and ``lambda_max``; ``smoothness_ratio``, the second over
     the first; ``one_one_norm_relative_error`` (standard error) and ``lambda_max_relative_error``
-    (residual). Of each partition but "global": ``operator_norm_lower/...`` and
+    (of its upper end). Of each partition but "global": ``operator_norm_lower/...`` and
     ``operator_norm_upper/...``, between which lies what a step of its steepest descent meets;
     ``advantage_lower/...`` and ``advantage_upper/...``, what such a step promises over one of SGD's
     geometry ("coordinate" is Adam's); ``step_advantage/...``, the same by the curvature along the

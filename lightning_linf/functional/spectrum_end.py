@@ -48,7 +48,7 @@ def spectrum_end(
     if is_beyond(0.0):
         return end
     # The last polynomial alone reaches the limit by then, up to rounding.
-    upper = max(off_diagonal) * limit ** (0.5 / len(diagonal))
+    upper = max(off_diagonal) * math.pow(limit, 0.5 / len(diagonal))
     while not is_beyond(upper):
         upper *= 2
     while is_beyond(upper / 2):

@@ -170,7 +170,7 @@ class GeometryReport:
         return advice.verdict(self.advantage["coordinate"], names, along)
 
     def recommend(self, keep: float = 0.9) -> advice.Advice:
-        """Find the coarsest partition that certainly keeps ``keep`` of Adam's promised decrease.
+        """Find the coarsest partition that is shown to keep ``keep`` of Adam's promised decrease.
 
         Raises:
             ValueError: If ``keep`` is not in (0, 1].
