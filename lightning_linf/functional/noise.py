@@ -106,7 +106,7 @@ def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None
     half = int(sums.counts.sum()) % 2
     sums.squares[half] += square
     sums.counts[half] += 1
-    return square.sum(dtype=sums.norm_moments.dtype) * scale**2
+    return square.sum(dtype=sums.norm_moments.dtype) * scale * scale
 
 
 def noise_merge(
