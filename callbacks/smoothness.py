@@ -72,10 +72,11 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     Logged under ``geometry/``, smoothness in loss per parameter squared and over d, so that all
     compare: ``one_one_norm_per_param`` and ``lambda_max``; ``smoothness_ratio``, the second over
     the first; ``one_one_norm_relative_error`` (standard error of the probes) and
-    ``lambda_max_relative_error`` (residual). One microbatch overstates the (1,1)-norm; with several
-    batches (or ranks) ``one_one_norm_batch_excess`` is what two halves of them exceed it by, and it
-    is too large by 1 to 2.4 times that. Of each partition but "global": ``operator_norm_lower/...``
-    and ``operator_norm_upper/...``, between which lies what a step of its steepest descent meets;
+    ``lambda_max_relative_error`` (of its upper end). One microbatch overstates the (1,1)-norm; with
+    several batches (or ranks) ``one_one_norm_batch_excess`` is what two halves of them exceed it
+    by, and it is too large by 1 to 2.4 times that. Of each partition but "global":
+    ``operator_norm_lower/...`` and ``operator_norm_upper/...``, between which lies what a step of
+    its steepest descent meets;
     ``advantage_lower/...`` and ``advantage_upper/...``, what such a step promises over one of SGD's
     geometry ("coordinate" is Adam's); ``step_advantage/...``, the same by the curvature along the
     gradient's own step; for those between also ``smoothness_upper/...`` and ``r_squared/...``. Of

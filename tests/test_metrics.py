@@ -226,3 +226,12 @@ def test_another_number_of_gradients_is_refused_and_changes_nothing(num_given):
 def test_integer_gradients_are_refused():
     with pytest.raises(ValueError, match=r"expected real floating tensors, got torch\.int64"):
         GradientHeterogeneity(1).update([torch.ones(2, dtype=torch.int64)])
+
+
+def test_heterogeneity_keeps_its_sums_whatever_its_dtype():
+    gradient = torch.randn(5_000)
+    metric = GradientHeterogeneity(num_tensors=1).set_dtype(torch.bfloat16)
+    metric.update([gradient])
+    _, whole = metric.compute()
+    assert_equal(whole, heterogeneity(gradient))
+    assert whole.density < 1

@@ -23,7 +23,7 @@ from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.report import BlockSmoothness
 
-OPERATOR_HVPS = 32  # for both ends of an operator norm: 12 for an ascent and two certificates
+OPERATOR_HVPS = 40  # for both ends of an operator norm: two ascents and two certificates
 _FREE_HVPS = 400  # where the whole Hessian is known, products cost nothing
 # Of |u.Hv - v.Hu| to what cancels in it: float32 gives 1e-6, a wrong second derivative over 1e-2.
 _SYMMETRY_TOLERANCE = 1e-3
@@ -34,7 +34,7 @@ class Brackets(NamedTuple):
 
     smoothness: dict[str, BlockSmoothness]
     lambda_max: float
-    lambda_max_relative_error: float  # residual
+    lambda_max_relative_error: float  # of its upper end, which may fail
     tensor_shares: Tensor  # (T,): of the rows of each parameter tensor in the (1,1)-norm
     batch_excess: float | None  # of the (1,1)-norm of halves of the batches over that of all
 
