@@ -336,7 +336,10 @@ def test_subclasses_may_keep_what_they_like():
     params = parameters((3, 2), (2,))
     optimizer = rotated(lambda p: Remembering(p, lr=0.1, momentum=0.9))(params)
     step(params, optimizer)
-    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert any("norms" in key for key in saved["state"][0])
+    optimizer.load_state_dict(copy.deepcopy(saved))
+    torch.testing.assert_close(optimizer.state_dict()["state"], saved["state"], rtol=0, atol=0)
     step(params, optimizer)
 
 

@@ -15,6 +15,8 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.quasirandom import SobolEngine
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,6 +46,8 @@ class Isolation:
     def __init__(self, module: nn.Module, *, refuse_iterators: bool) -> None:
         self.slots: list[tuple[Any, Any, Tensor]] = []
         """Container, key and tensor of every place that holds a parameter or a buffer."""
+        self.training_parts: list[Optimizer | LRScheduler] = []
+        """Optimizers and schedules that it holds, which change what is outside the module."""
         self._module = module
         self._random = capture_random()
         # Containers first: with the module's own tensors back in its tables, a failure further
@@ -114,10 +118,16 @@ class Isolation:
                         raise ProbeError("the position of an iterator cannot be put back")
                 elif isinstance(value, nn.Module):
                     own.update(id(buffer) for buffer in value._buffers.values())
+                elif isinstance(value, (Optimizer, LRScheduler)):
+                    self.training_parts.append(value)
                 if isinstance(value, _MUTABLE) or has_state(value):
                     if hasattr(value, "__dict__"):
                         pending.append((path, value.__dict__))
-                    self._walk_slots(path, value, pending)
+                    for name, item in slots_of(value):
+                        step = partial(object.__setattr__, value, name, item)
+                        self._containers.append((f"{path}.{name}", step))
+                        is_tensor = isinstance(item, Tensor)
+                        pending.append((f"{path}.{name}", [item] if is_tensor else item))
             except Exception as error:
                 raise ProbeError(
                     f"probe: expected module state that can be put back, but {path} "
@@ -132,16 +142,6 @@ class Isolation:
             elif id(tensor) not in values:
                 values[id(tensor)] = f"{path}.{key}", tensor
         self._tensors.add(values.values())
-
-    def _walk_slots(self, path: str, value: Any, pending: list[tuple[str, Any]]) -> None:
-        for cls in type(value).__mro__:
-            names = cls.__dict__.get("__slots__", ())
-            for name in (names,) if isinstance(names, str) else names:
-                if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                    item = getattr(value, name)
-                    step = partial(object.__setattr__, value, name, item)
-                    self._containers.append((f"{path}.{name}", step))
-                    pending.append((f"{path}.{name}", [item] if isinstance(item, Tensor) else item))
 
 
 @contextmanager
@@ -183,6 +183,15 @@ def untouched(module: nn.Module, *, refuse_iterators: bool = False) -> Iterator[
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``self.log``."""
+
+
+def slots_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Give names and values of the ``__slots__`` of an object that are set."""
+    for cls in type(value).__mro__:
+        names = cls.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                yield name, getattr(value, name)
 
 
 def has_state(value: Any) -> bool:
