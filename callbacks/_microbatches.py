@@ -54,7 +54,7 @@ class Microbatches:
         """Listen to a backward pass, which is about to begin."""
         if self.failure is not None:
             return
-        sizes = [p.numel() for p in self._parameters]
+        sizes = [num_real(p) for p in self._parameters]
         self._gradient = self._zeros(sum(sizes))
         parts = self._gradient.split_with_sizes(sizes)
         for p, part in zip(self._parameters, parts, strict=True):
@@ -92,7 +92,7 @@ class Microbatches:
         added, overflows = self._ranks.agree(self.failure, self._num_added, self._num_overflows)
         if not self._is_enough(added, overflows):
             return None
-        sizes = [p.numel() for p in self._parameters]
+        sizes = [num_real(p) for p in self._parameters]
         sums = self._ranks.together(lambda: self._sums or noise_init(sum(sizes), self._zeros(0)))
         if not self._ranks.is_alone:
             spare = self._ranks.together(lambda: torch.empty_like(sums.mean))
@@ -109,14 +109,14 @@ class Microbatches:
 
     def _hear(self, part: Tensor, gradient: Tensor) -> None:
         try:  # an error here would end the training's own backward pass
-            part += gradient.detach().to_dense().reshape(-1)
+            part += _as_real(gradient.detach().to_dense()).reshape(-1)
         except Exception as error:
             self.failure = self.failure or error
 
     def _zeros(self, size: int) -> Tensor:
         dtype = torch.float32
         for p in self._parameters:
-            dtype = torch.promote_types(dtype, p.dtype)
+            dtype = torch.promote_types(dtype, p.dtype.to_real())
         return torch.zeros(size, dtype=dtype, device=self._parameters[0].device)
 
 
@@ -197,7 +197,7 @@ class ShardedMicrobatches(Microbatches):
         if not self._is_enough(self._num_added, self._num_overflows):
             return None
         assert self._sums is not None
-        whole = _ends_of_the_scale(sum(p.numel() for p in self._parameters))
+        whole = _ends_of_the_scale(sum(num_real(p) for p in self._parameters))
         return noise_compute(self._sums, self._sizes, whole, self._ranks.sum)
 
 
@@ -205,9 +205,18 @@ def _added(p: nn.Parameter, before: Tensor | None) -> Tensor:
     """What a pass has added to the part of a gradient that this rank counts."""
     after = torch.zeros_like(p) if p.grad is None else p.grad
     change = after if before is None else after - before
-    part = local_grad(p, change.detach()).reshape(-1)
+    part = _as_real(local_grad(p, change.detach())).reshape(-1)
     is_counted = is_counted_here(p) if is_sharded(p) else torch.distributed.get_rank() == 0
     return part if is_counted else part[:0]
+
+
+def num_real(p: Tensor) -> int:
+    """Count coordinates: a complex entry has two."""
+    return 2 * p.numel() if p.is_complex() else p.numel()
+
+
+def _as_real(gradient: Tensor) -> Tensor:
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
 class _Blocks:

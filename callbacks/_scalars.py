@@ -18,6 +18,8 @@ def scalars_of(report: GeometryReport) -> dict[str, float]:
         tags.PROBE_LOSS: report.loss,
         tags.PROBE_HVPS: float(report.num_hvps),
     }
+    if report.one_one_norm_batch_excess is not None:
+        scalars[tags.ONE_ONE_NORM_BATCH_EXCESS] = report.one_one_norm_batch_excess
     for name, block in report.smoothness.items():
         of = partial(tags.of_partition, partition=name)
         if report.secant is not None:

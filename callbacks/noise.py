@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lightning_linf import tags
 from lightning_linf.callbacks._lightning import logged_step, loss_scale, sum_over_ranks
-from lightning_linf.callbacks._microbatches import Microbatches, ShardedMicrobatches
+from lightning_linf.callbacks._microbatches import Microbatches, ShardedMicrobatches, num_real
 from lightning_linf.callbacks._monitor import (
     GeometryMonitor,
     OnError,
@@ -169,7 +169,7 @@ class GradientNoiseMonitor(GeometryMonitor):
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, noise: Noise) -> None:
         named = _parameters(trainer, pl_module)
-        d = sum(p.numel() for p in named.values())
+        d = sum(num_real(p) for p in named.values())
         scalars = {
             tags.NOISE_TRACE: float(noise.trace),
             tags.NOISE_TRACE_ERROR: float(noise.trace_relative_error),

@@ -30,7 +30,7 @@ from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.functional.gathering import gather
 from lightning_linf.partition import Partition
 from lightning_linf.partition.attention import FusedQKV
-from lightning_linf.partition.structure import PartitionName
+from lightning_linf.partition.structure import PartitionName, check_structure
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
 from lightning_linf.probe.arguments import (
     check_callable,
@@ -57,9 +57,10 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     not changed in any bit. Cost: about 1 + 2 gradients a product times ``num_batches``, with
     ``num_probes`` + 32 products for each partition but "global", and some ten for that.
     Under DDP every rank probes its own batches and each product is averaged over ranks: one
-    reduction of d numbers per product, and one of five. Parameters sharded by ``fully_shard``
-    (ModelParallelStrategy) are gathered for the probe, so that a rank needs memory for whole ones,
-    twice, and for a few whole vectors; tensor parallelism is refused.
+    reduction of d numbers per product (2 d for those of the (1,1)-norm), and one of five.
+    Parameters sharded by ``fully_shard`` (ModelParallelStrategy) are gathered for the probe, so
+    that a rank needs memory for whole ones, twice, and for a few whole vectors; tensor parallelism
+    is refused.
     The first probe of a training also tries whether the loss is the same when evaluated again, and
     whether products are the change of its gradient (:meth:`Landscape.check`), at the cost of about
     7 gradients; it refuses a loss that fails.
@@ -70,9 +71,12 @@ class LinfSmoothnessMonitor(GeometryMonitor):
 
     Logged under ``geometry/``, smoothness in loss per parameter squared and over d, so that all
     compare: ``one_one_norm_per_param`` and ``lambda_max``; ``smoothness_ratio``, the second over
-    the first; ``one_one_norm_relative_error`` (standard error) and ``lambda_max_relative_error``
-    (residual). Of each partition but "global": ``operator_norm_lower/...`` and
-    ``operator_norm_upper/...``, between which lies what a step of its steepest descent meets;
+    the first; ``one_one_norm_relative_error`` (standard error of the probes) and
+    ``lambda_max_relative_error`` (of its upper end). One microbatch overstates the (1,1)-norm; with
+    several batches (or ranks) ``one_one_norm_batch_excess`` is what two halves of them exceed it
+    by, and it is too large by 1 to 2.4 times that. Of each partition but "global":
+    ``operator_norm_lower/...`` and ``operator_norm_upper/...``, between which lies what a step of
+    its steepest descent meets;
     ``advantage_lower/...`` and ``advantage_upper/...``, what such a step promises over one of SGD's
     geometry ("coordinate" is Adam's); ``step_advantage/...``, the same by the curvature along the
     gradient's own step; for those between also ``smoothness_upper/...`` and ``r_squared/...``. Of
@@ -80,9 +84,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     batches (or ranks), and no :class:`GradientNoiseMonitor` beside it, ``noise/...``,
     ``noise_trace`` and ``noise_scale``. Then ``probe_loss``, ``probe_hvps``, ``probe_seconds``,
     ``probe_overhead`` (time of all probes over that of training), and one record of each parameter
-    tensor. ``history`` holds everything in memory and in checkpoints:
-    one dict per measurement with ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
-    ``last_report`` is the latest :class:`~lightning_linf.GeometryReport`.
+    tensor. ``history`` holds everything in memory and in checkpoints: one dict per measurement with
+    ``step``, the scalars, ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
+    :class:`~lightning_linf.GeometryReport`.
 
     Args:
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
@@ -143,12 +147,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
                 f"{', '.join(get_args(PartitionName))}, got {partitions!r}. For your own "
                 "partitions override make_partitions."
             )
-        if fused_qkv not in (*get_args(FusedQKV), None):
-            raise ValueError(
-                "LinfSmoothnessMonitor: expected `fused_qkv` to be one of "
-                f"{', '.join(map(repr, get_args(FusedQKV)))} or None, got {fused_qkv!r}."
-            )
         caller = "LinfSmoothnessMonitor"
+        check_structure(caller, output_dims, fused_qkv)
         check_whole(caller, "num_probes", num_probes, 4, "16 give a relative error of about 0.1.")
         check_whole(caller, "num_batches", num_batches, 1)
         check_positive(

@@ -59,9 +59,8 @@ class SwapOptimizer(Callback):
             )
         if not isinstance(carry, bool):
             raise ValueError(f"SwapOptimizer: expected `carry` True or False, got {carry!r}.")
-        if index is not None:
-            remedy = "Count from 0, in the order of configure_optimizers; None is all."
-            check_whole("SwapOptimizer", "index", index, 0, remedy)
+        remedy = "Count from 0, in the order of configure_optimizers."
+        check_whole("SwapOptimizer", "index", index, 0, remedy, or_none=True)
         self.at_step = at_step
         self.geometry = geometry
         self.carry = carry

@@ -24,6 +24,7 @@ ONE_ONE_NORM_PER_PARAM = PREFIX + "one_one_norm_per_param"
 LAMBDA_MAX = PREFIX + "lambda_max"
 SMOOTHNESS_RATIO = PREFIX + "smoothness_ratio"  # d * lambda_max / (1,1)-norm, no unit
 ONE_ONE_NORM_ERROR = PREFIX + "one_one_norm_relative_error"
+ONE_ONE_NORM_BATCH_EXCESS = PREFIX + "one_one_norm_batch_excess"  # of two halves of the batches
 LAMBDA_MAX_ERROR = PREFIX + "lambda_max_relative_error"
 OPERATOR_NORM_LOWER = PREFIX + "operator_norm_lower"  # these by partition; N(Phi) / d
 OPERATOR_NORM_UPPER = PREFIX + "operator_norm_upper"

@@ -179,7 +179,7 @@ def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -
             _number(_latest(losses.validation, step)),
             f"{row['one_one_norm_per_param']:.2g} ±{row['one_one_norm_relative_error']:.0%}",
             f"{n_lower:.2g}-{n_upper:.2g}",
-            f"{row['lambda_max']:.3g} ±{row['lambda_max_relative_error']:.0%}",
+            f"{row['lambda_max']:.3g} +{row['lambda_max_relative_error']:.0%}",
             _number(_latest(densities, step)),
             f"{lower:.3g} to {upper:.3g}",
         )

@@ -51,7 +51,9 @@ def train(loggers, *, max_steps=8, seed=0, ckpt_path=None, module=None, **option
     monitors = [
         GradientHeterogeneityMonitor(2, on_error="raise"),
         GradientNoiseMonitor(4, on_error="raise"),
-        LinfSmoothnessMonitor(4, partitions=["row", "tensor"], num_probes=4, on_error="raise"),
+        LinfSmoothnessMonitor(
+            4, partitions=["row", "tensor"], num_probes=4, num_batches=2, on_error="raise"
+        ),
     ]
     trainer = lightning.Trainer(
         max_steps=max_steps,

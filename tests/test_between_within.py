@@ -39,7 +39,7 @@ def random_blocks(num_params, num_blocks):
 
 
 def expected(gradient, labels):
-    """R^2 and its adjustment by their definitions."""
+    """R^2 beyond chance, and its adjustment, by their definitions."""
     values, labels = np.abs(gradient.double().numpy()), labels.numpy()
     counted = (values > 0) & np.isfinite(values)
     logs, labels = np.log(values[counted]), labels[counted]
@@ -48,10 +48,21 @@ def expected(gradient, labels):
         block = logs[labels == label]
         between += len(block) * (block.mean() - logs.mean()) ** 2
         within += ((block - block.mean()) ** 2).sum()
-    share = between / (between + within)
     num_entries, num_blocks = len(logs), len(np.unique(labels))
     if num_entries == num_blocks:
-        return share, math.nan
+        return (1.0 if num_blocks > 1 else math.nan), math.nan
+    inside = num_entries - num_blocks
+    # Variance of log|z| for a standard normal z, and of the estimate of it: polygamma(1, 1/2) / 4,
+    # and with the fourth cumulant polygamma(3, 1/2) / 16.
+    variance, error = math.pi**2 / 8, math.sqrt((math.pi**4 / 16 + 2 * math.pi**4 / 64) / inside)
+    chance = min(within / inside, variance + 3 * error)
+    beyond = between + within - (num_entries - 1) * chance
+    if num_blocks == 1:
+        share = 0.0
+    elif beyond <= 0:
+        share = math.nan
+    else:
+        share = min(max((between - (num_blocks - 1) * chance) / beyond, 0.0), 1.0)
     return share, 1 - (1 - share) * (num_entries - 1) / (num_entries - num_blocks)
 
 
@@ -63,6 +74,33 @@ def assert_agrees(result, reference):
         atol=ROUNDING,
         equal_nan=True,
     )
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 2.0])
+def test_blocks_of_equal_second_moments_explain_all(spread):
+    labels = torch.arange(100).repeat_interleave(500)
+    moments = torch.exp(spread * torch.randn(100))[labels]
+    result = between_within(moments * torch.randn(50_000), Labelled(labels))
+    # What three standard errors of the chance of normal entries leave of the smallest spread.
+    assert result.r_squared > 0.95
+    assert result.adjusted > 0.95
+
+
+@pytest.mark.parametrize("inside", [0.5, 1.0, 2.0])
+def test_share_is_that_of_the_variance_of_second_moments(inside):
+    # log of the moments: variance 4 between blocks of 1,000, `inside`^2 within them
+    labels = torch.arange(200).repeat_interleave(1_000)
+    logs = 2 * torch.randn(200)[labels] + inside * torch.randn(200_000)
+    between = torch.stack([logs[labels == b].mean() for b in range(200)]).var()
+    share = float(between_within(logs.exp() * torch.randn(200_000), Labelled(labels)).r_squared)
+    # 0.01: chance is allowed three standard errors, 0.02 of a variance of 4 or more
+    assert abs(share - float(between / (between + inside**2))) < 0.01
+
+
+def test_equal_magnitudes_within_blocks_explain_all():
+    labels = torch.arange(10).repeat_interleave(30)
+    gradient = torch.rand(10)[labels] * torch.randn(300).sign()
+    assert float(between_within(gradient, Labelled(labels)).r_squared) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("num_params", [3, 20, 200])
@@ -103,6 +141,7 @@ def test_sums_of_shards_add_up():
 
 def test_sign_changes_nothing_and_scale_only_rounding():
     blocks, gradient = random_blocks(500, 10), torch.randn(500, dtype=torch.float64)
+    gradient *= torch.exp(3 * torch.randn(500))
     one = between_within(gradient, blocks)
     assert between_within(-gradient, blocks) == one
     assert between_within(gradient.abs(), blocks) == one
@@ -123,8 +162,9 @@ def test_blocks_at_random_explain_what_chance_does_and_nothing_adjusted():
     num_params, num_blocks, repetitions = 60, 12, 2_000
     results = []
     labels = torch.arange(num_params) % num_blocks
-    for _ in range(repetitions):
-        results.append(torch.stack(between_within(torch.randn(num_params), Labelled(labels))))
+    for _ in range(repetitions):  # spread far beyond chance, so that no share is cut at 0
+        gradient = torch.randn(num_params) * torch.exp(6 * torch.randn(num_params))
+        results.append(torch.stack(between_within(gradient, Labelled(labels))))
     values = torch.stack(results)
     standard_error = values.std(dim=0) / repetitions**0.5
     exact = torch.tensor([(num_blocks - 1) / (num_params - 1), 0.0], dtype=torch.float64)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
+from lightning.fabric.utilities.rank_zero import WarningCache
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loops.optimization.automatic import Closure
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,6 +28,12 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*`training_step` returned `None`:UserWarning",
     "ignore:.*in eval mode at the start of training:UserWarning",  # on purpose here
 )
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_heard_elsewhere(monkeypatch):
+    """Lightning says once in a process that a training_step has returned None."""
+    monkeypatch.setattr(Closure, "warning_cache", WarningCache())
 
 
 class Memory(Logger):

@@ -47,10 +47,14 @@ def test_smoothness_over_two_ranks_equals_that_of_the_joined_batch(tmp_path):
     with Landscape(module, [(x, y)], loss=loss) as landscape:
         expected = measure_landscape(landscape, partitions, num_probes=8)
     with Landscape(module, parts, loss=loss) as landscape:
+        of_parts = measure_landscape(landscape, partitions, num_probes=8)
         sums = measure_noise(landscape)
         noise = noise_compute(sums, landscape.parameters.sizes, {p.name: p for p in partitions})
     for result in results:
         assert result.one_one_norm == pytest.approx(expected.one_one_norm, rel=1e-9)
+        assert expected.one_one_norm_batch_excess is None
+        excess = of_parts.one_one_norm_batch_excess  # one batch a rank: a half each
+        assert result.one_one_norm_batch_excess == pytest.approx(excess, rel=1e-9)
         assert result.smoothness["row"].upper == pytest.approx(expected.smoothness["row"].upper)
         assert result.noise.trace == pytest.approx(float(noise.trace), rel=1e-9)
         expected_noise = {name: float(value) for name, value in noise.block_noise.items()}

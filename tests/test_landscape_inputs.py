@@ -276,7 +276,7 @@ def test_the_default_dtype_stays_where_no_trainer_sets_it():
         ({"num_probes": True}, "`num_probes` to be a whole number >= 4, got True"),
         ({"num_probes": "16"}, "`num_probes` to be a whole number >= 4, got '16'"),
         ({"num_probes": 3}, "`num_probes` >= 4, got 3"),
-        ({"max_hvps": 1e3}, "`max_hvps` to be a whole number >= 1, got 1000.0"),
+        ({"max_hvps": 1e3}, "`max_hvps` to be a whole number >= 1 or None, got 1000.0"),
         ({"seed": 0.5}, "`seed` to be a whole number, got 0.5"),
         ({"mode": True}, '`mode` "eval" or "train", got True'),
         ({"mode": "test"}, '`mode` "eval" or "train", got \'test\''),
@@ -302,3 +302,12 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
 def test_memory_of_a_landscape_is_a_positive_number(memory):
     with pytest.raises(ValueError, match=r"Landscape: expected `memory_gib`"):
         Landscape(nn.Linear(2, 1), [(INPUTS,)], loss=loss, memory_gib=memory)
+
+
+def test_a_probe_on_the_cpu_seeds_no_cuda_that_starts_later():
+    def queued():
+        return getattr(torch.cuda._lazy_seed_tracker, "manual_seed_all_cb", None)
+
+    before = queued()
+    measure(nn.Linear(2, 1), [(INPUTS,)], num_probes=4)
+    assert queued() is before

@@ -124,7 +124,7 @@ def test_one_one_norm_is_pickled_half_way_with_its_states(products):
 def test_memory_of_one_one_norm_does_not_grow_with_the_vectors():
     few, many = (OneOneNorm([1_000], n) for n in (4, 64))
     numbers = [sum(getattr(m, name).numel() for name in m._defaults) for m in (few, many)]
-    assert numbers[1] - numbers[0] == 60 * 2
+    assert numbers[1] - numbers[0] == 60 * (63 + 1)  # of 63 runs of 16 entries, and a count
 
 
 def test_one_one_norm_refuses_what_the_function_refuses():
@@ -226,3 +226,12 @@ def test_another_number_of_gradients_is_refused_and_changes_nothing(num_given):
 def test_integer_gradients_are_refused():
     with pytest.raises(ValueError, match=r"expected real floating tensors, got torch\.int64"):
         GradientHeterogeneity(1).update([torch.ones(2, dtype=torch.int64)])
+
+
+def test_heterogeneity_keeps_its_sums_whatever_its_dtype():
+    gradient = torch.randn(5_000)
+    metric = GradientHeterogeneity(num_tensors=1).set_dtype(torch.bfloat16)
+    metric.update([gradient])
+    _, whole = metric.compute()
+    assert_equal(whole, heterogeneity(gradient))
+    assert whole.density < 1

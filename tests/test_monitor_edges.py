@@ -7,7 +7,9 @@ import lightning
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import WarningCache
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loops.optimization.automatic import Closure
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,6 +27,12 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*`training_step` returned `None`:UserWarning",
 )
 MONITORS = [GradientHeterogeneityMonitor, GradientNoiseMonitor, LinfSmoothnessMonitor]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_heard_elsewhere(monkeypatch):
+    """Lightning says once in a process that a training_step has returned None."""
+    monkeypatch.setattr(Closure, "warning_cache", WarningCache())
 
 
 class Quadratic(lightning.LightningModule):

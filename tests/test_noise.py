@@ -181,13 +181,13 @@ def test_sums_are_those_of_the_definition():
     sums = sums_of(gradients, weights)
     column = torch.tensor(weights, dtype=torch.float64)[:, None]
     mean = (column * gradients).sum(dim=0) / column.sum()
-    torch.testing.assert_close(sums.mean, mean)
+    torch.testing.assert_close(sums.mean * sums.scale, mean)
     torch.testing.assert_close(
-        sums.squares.sum(dim=0), (column * (gradients - mean).square()).sum(dim=0)
+        sums.squares.sum(dim=0) * sums.scale**2, (column * (gradients - mean).square()).sum(dim=0)
     )
     assert sums.counts.tolist() == [3, 3]
     assert float(sums.weight) == 20.5
-    moments = [6.0, float(sums.squares.sum())]
+    moments = [6.0, float(sums.squares.sum() * sums.scale**2)]
     assert sums.norm_moments[:2].tolist() == pytest.approx(moments)
 
 
@@ -240,8 +240,9 @@ def test_merged_ranks_equal_one_process(splits):
         start = stop
     merged, whole = Ranks(parts).merge(), sums_of(gradients, weights)
     for one in merged:
-        torch.testing.assert_close(one.mean, whole.mean)
-        torch.testing.assert_close(one.squares.sum(dim=0), whole.squares.sum(dim=0))
+        torch.testing.assert_close(one.mean * one.scale, whole.mean * whole.scale)
+        squares, expected = (sums.squares.sum(dim=0) * sums.scale**2 for sums in (one, whole))
+        torch.testing.assert_close(squares, expected)
         assert one.weight == whole.weight
         assert one.counts.sum() == whole.counts.sum() == sum(splits) - 1
         result, reference = (noise_compute(sums, [6], {}) for sums in (one, whole))
@@ -274,7 +275,7 @@ def test_both_halves_of_merged_ranks_are_unbiased():
         parts.append(sums_of(gradients, weights))
     merged = Ranks(parts).merge()[0]
     assert merged.counts.tolist() == [3, 2]  # one in each rank, two between ranks
-    variances = merged.squares.mean(dim=1) / merged.counts
+    variances = merged.scale**2 * merged.squares.mean(dim=1) / merged.counts
     for variance, count in zip(variances, merged.counts, strict=True):
         assert abs(float(variance) - 1.0) < NUM_STANDARD_ERRORS * (2 / (int(count) * dim)) ** 0.5
 
@@ -337,3 +338,35 @@ def test_a_gradient_of_another_length_is_refused():
 def test_a_partition_of_another_vector_is_refused():
     with pytest.raises(ValueError, match="partitions of 3 coordinates, got '2 blocks' of 4"):
         noise(torch.randn(3, 3), partitions={"blocks": Grouped(4, 2)})
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_float32_noise_follows_the_scale_of_the_loss(scale):
+    gradients = torch.randn(6, 40) + 1
+    halves = {"halves": Grouped(40, 2), "coordinate": Grouped(40, 40)}
+    one = noise(gradients, partitions=halves, sizes=[10, 30])
+    other = noise(scale * gradients, partitions=halves, sizes=[10, 30])
+    torch.testing.assert_close(other.noise_scale, one.noise_scale, rtol=1e-5, atol=0)
+    torch.testing.assert_close(other.trace, scale**2 * one.trace, rtol=1e-5, atol=0)
+    for value, reference in (
+        (other.trace_relative_error, one.trace_relative_error),
+        (other.tensor_signal_to_noise, one.tensor_signal_to_noise),
+        *((other.block_noise[name], scale * one.block_noise[name]) for name in halves),
+    ):
+        torch.testing.assert_close(value, reference, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("scales", [(1e-30, 1e-30), (1e30, 1e30), (1.0, 64.0)])
+def test_ranks_of_other_scales_merge(scales):
+    gradients = [scale * torch.randn(3, 20) for scale in scales]
+    parts = [sums_of(part, [1.0, 2.0, 1.0]) for part in gradients]
+    merged = noise_compute(Ranks(parts).merge()[1], [20], {})
+    whole = noise_compute(sums_of(torch.cat(gradients), [1.0, 2.0, 1.0] * 2), [20], {})
+    torch.testing.assert_close(merged.trace, whole.trace, rtol=1e-5, atol=0)
+
+
+def test_gradients_that_begin_with_zeros_are_measured():
+    gradients = torch.cat([torch.zeros(2, 30), 1e-30 * torch.randn(4, 30)])
+    trace = noise(gradients).trace
+    exact = gradients.double().var(dim=0).sum()
+    torch.testing.assert_close(trace, exact, rtol=1e-5, atol=0)

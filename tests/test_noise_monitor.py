@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_linf import tags
 from lightning_linf.callbacks import GradientNoiseMonitor
+from lightning_linf.functional import noise
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
@@ -155,6 +156,33 @@ def test_two_microbatches_by_hand(tmp_path):
     assert entry["noise/global"] == pytest.approx(2**0.5)
     assert entry["per_tensor"]["trace_share"].tolist() == pytest.approx([1 / 3, 2 / 3, 0.0])
     assert entry["per_tensor"]["signal_to_noise"][:2].tolist() == pytest.approx([11 / 2, 5 / 4])
+
+
+class ComplexLinear(Linear):
+    """As Linear, with its four entries as real and imaginary parts of two."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = nn.Parameter(torch.tensor([1.0 + 2.0j, -1.0 + 0.5j]))
+
+    def training_step(self, batch, batch_idx):
+        (x,) = batch
+        return (x @ torch.view_as_real(self.pair).reshape(-1)).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.pair], lr=0.01)
+
+
+def test_complex_parameters_count_as_their_real_and_imaginary_parts(tmp_path):
+    monitor = GradientNoiseMonitor(1, on_error="raise")
+    fit(ComplexLinear(), [monitor], tmp_path, accumulate_grad_batches=6)
+    (entry,) = monitor.history
+    gradients = samples()[:12].view(6, 2, 4).mean(dim=1)
+    reference = noise(gradients, [2.0] * 6)
+    assert entry["noise_trace"] == pytest.approx(float(reference.trace), rel=1e-5)
+    assert entry["noise_scale"] == pytest.approx(float(reference.noise_scale), rel=1e-5)
+    # one block has the root mean square of four standard deviations, to its own bias term
+    assert entry["noise/global"] == pytest.approx(float(reference.trace / 4) ** 0.5, rel=0.1)
 
 
 def test_every_scalar_is_logged(tmp_path):

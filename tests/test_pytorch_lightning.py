@@ -1,6 +1,7 @@
 """Everything serves the package ``pytorch_lightning`` as it does ``lightning``: the real one."""
 
 import json
+import logging
 import sys
 
 import lightning
@@ -9,6 +10,7 @@ import pytorch_lightning
 import torch
 from lightning.pytorch import strategies
 from lightning.pytorch.cli import LightningCLI
+from lightning_utilities.core import rank_zero
 from pytorch_lightning import strategies as other_strategies
 from pytorch_lightning.cli import LightningCLI as OtherCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -26,6 +28,8 @@ from lightning_linf.cli import main
 from lightning_linf.optim import AdaSGD, Reparameterized
 from lightning_linf.twins import counterpart, either, is_either
 
+# The package that is imported last takes over all messages; other tests read them at the first.
+rank_zero.log = logging.getLogger("lightning.fabric.utilities.rank_zero")
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
     "ignore:.*smaller than the logging interval:UserWarning",

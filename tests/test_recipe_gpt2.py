@@ -909,7 +909,7 @@ def test_the_table_has_the_latest_values_of_the_past_and_fits_80_columns():
     console.print(report.geometry_table(measured, heterogeneity, losses))
     row = next(line for line in console.export_text().splitlines() if "99999" in line)
     assert " ".join(row.split()) == (
-        "99999 10.500 10.250 0.0046 ±10% 0.0012-0.0023 0.0123 ±1% 0.500 0.0123 to 0.123"
+        "99999 10.500 10.250 0.0046 ±10% 0.0012-0.0023 0.0123 +1% 0.500 0.0123 to 0.123"
     )
 
 

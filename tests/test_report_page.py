@@ -80,7 +80,7 @@ def test_words_are_those_of_the_geometry_report(trained):
         assert summary.step == monitors[run.name][2].history[-1]["step"]
         assert summary.sentences[0] == report.verdict
         open_ends = report.recommend(0.9).not_converged
-        listed = re.search(r"Not converged, so less certain: ([^.]*)\.", summary.sentences[1])
+        listed = re.search(r"Not converged, so less sure: ([^.]*)\.", summary.sentences[1])
         assert (listed[1].split(", ") if listed else []) == open_ends
         advice = report.recommend(0.9)
         subject = {

@@ -459,7 +459,7 @@ def test_strategies_with_flat_parameters_are_refused():
     [
         ((-1, ROTATED), "SwapOptimizer: expected `at_step` >= 0, got -1. 0 swaps at once"),
         ((3, "adam"), "SwapOptimizer: expected a Geometry, got 'adam'. Write, say"),
-        ((3, ROTATED, True, -1), "expected `index` >= 0, got -1. Count from 0"),
+        ((3, ROTATED, True, -1), "expected `index` >= 0 or None, got -1. Count from 0"),
     ],
 )
 def test_misuse_is_refused(arguments, message):

@@ -19,10 +19,11 @@ class NoiseSums(NamedTuple):
     """
 
     weight: Tensor  # (): samples seen
-    mean: Tensor  # (d,): weighted mean of the gradients
-    squares: Tensor  # (2, d): sums of z_k^2, every other k in each half
+    mean: Tensor  # (d,): weighted mean of the gradients, over `scale`
+    squares: Tensor  # (2, d): sums of z_k^2 over `scale`^2, every other k in each half
     counts: Tensor  # (2,) int64: contrasts in each half
     norm_moments: Tensor  # (3,): number, sum and sum of squares of ||z_k||^2
+    scale: Tensor  # (): a power of 2 near the largest entry, so that squares stay in range; 0 unset
 
 
 class Noise(NamedTuple):
@@ -50,6 +51,7 @@ def noise_init(dim: int, like: Tensor) -> NoiseSums:
         squares=like.new_zeros(2, dim, dtype=dtype),
         counts=like.new_zeros(2, dtype=torch.int64),
         norm_moments=like.new_zeros(3, dtype=wide_dtype(like)),
+        scale=like.new_zeros((), dtype=wide_dtype(like)),
     )
 
 
@@ -91,7 +93,11 @@ def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None
         )
     before = float(sums.weight)
     sums.weight.add_(weight)
-    difference = gradient.detach().to(sums.mean.dtype) - sums.mean
+    gradient = gradient.detach().to(sums.mean.dtype)
+    if not sums.scale > 0 and gradient.any():  # all before were zero
+        sums.scale.copy_(_power_of_two(torch.linalg.vector_norm(gradient, math.inf).to(sums.scale)))
+    scale = float(sums.scale) or 1.0
+    difference = (gradient / scale).sub_(sums.mean)
     if before == 0.0:
         sums.mean.copy_(difference)
         return None
@@ -100,7 +106,7 @@ def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None
     half = int(sums.counts.sum()) % 2
     sums.squares[half] += square
     sums.counts[half] += 1
-    return square.sum(dtype=sums.norm_moments.dtype)
+    return square.sum(dtype=sums.norm_moments.dtype) * scale * scale
 
 
 def noise_merge(
@@ -127,6 +133,10 @@ def noise_merge(
     weight = reduce(sums.weight.clone())
     num_ranks = reduce((sums.weight > 0).to(torch.int64))
     counts = reduce(sums.counts.clone())
+    scale = _power_of_two(reduce(sums.scale.clone()))
+    rescale = (sums.scale / scale).to(spare.dtype)  # 0 where all were zero
+    sums.mean.mul_(rescale)
+    sums.squares.mul_(rescale**2)
     share = (sums.weight / weight).nan_to_num(0.0).to(spare.dtype)
     mean = reduce(torch.mul(sums.mean, share, out=spare))
     between = sums.mean.sub_(mean).square_().mul_(sums.weight.to(spare.dtype))
@@ -135,9 +145,9 @@ def noise_merge(
     counts[half] += (num_ranks - 1).clamp(min=0)
     moments = sums.norm_moments.clone()
     if num_ranks > 1 and sums.weight > 0:
-        norm = between.sum(dtype=wide) * num_ranks / (num_ranks - 1)
+        norm = between.sum(dtype=wide) * scale.square() * num_ranks / (num_ranks - 1)
         moments += torch.stack([torch.ones_like(norm), norm, norm.square()])
-    return NoiseSums(weight, mean, reduce(sums.squares), counts, reduce(moments))
+    return NoiseSums(weight, mean, reduce(sums.squares), counts, reduce(moments), scale)
 
 
 def noise_compute(
@@ -173,11 +183,13 @@ def noise_compute(
         )
     wide = sums.norm_moments.dtype
     variances = sums.squares.sum(dim=0) / num_contrasts
-    tensor_trace = total(_sums_of_parts(variances, sizes, wide))
+    unit = sums.scale.square()
+    tensor_trace = total(_sums_of_parts(variances, sizes, wide) * unit)
     trace = tensor_trace.sum()
     mean_trace = tensor_trace / sums.weight  # of the covariance of the mean of all samples
     # E||mean||^2 = ||G||^2 + tr Sigma / W: what is left estimates ||G||^2 without bias.
-    tensor_signal = total(_sums_of_parts(sums.mean, sizes, wide, square=True)) - mean_trace
+    tensor_square = _sums_of_parts(sums.mean, sizes, wide, square=True) * unit
+    tensor_signal = total(tensor_square) - mean_trace
     signal = tensor_signal.sum()
     number, norm_sum, norm_square_sum = sums.norm_moments
     norm_variance = (norm_square_sum - norm_sum.square() / number) / (number - 1)
@@ -225,7 +237,7 @@ def noise(
     Returns:
         The noise per sample. ``trace_relative_error`` takes contrasts as independent, as they are
         for normal gradients, and is itself rough for few microbatches. In float32, standard
-        deviations below 1e-19 count as 0.
+        deviations below 1e-19 of the first gradient's largest entry count as 0.
 
     Raises:
         ValueError: If there are fewer than 2 microbatches, or shapes or lengths do not agree, or
@@ -263,26 +275,32 @@ def _block_noise(sums: NoiseSums, blocks: Blocks, total: Callable[[Tensor], Tens
     """Sum of d_b sigma_b, without the term of its bias in one over the number of contrasts."""
     counts: list[int] = sums.counts.tolist()
     num = sum(counts)
-    whole = _sum_of_deviations(sums.squares.sum(dim=0) / num, blocks, total)
+    whole = _sum_of_deviations(sums.squares.sum(dim=0) / num, sums.scale, blocks, total)
     if 0 in counts:
         return whole
     # E D(n contrasts) = D - c/n + ...; the halves' mean has (a c/a + b c/b) / (a + b) = 2 c/(a + b)
     halves = [
-        count / num * _sum_of_deviations(squares / count, blocks, total)
+        count / num * _sum_of_deviations(squares / count, sums.scale, blocks, total)
         for count, squares in zip(counts, sums.squares, strict=True)
     ]
     return 2 * whole - halves[0] - halves[1]
 
 
 def _sum_of_deviations(
-    variances: Tensor, blocks: Blocks, total: Callable[[Tensor], Tensor]
+    variances: Tensor, scale: Tensor, blocks: Blocks, total: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Sum of d_b sigma_b, which is the dual norm of the entries' standard deviations."""
     wide = wide_dtype(variances)
     if blocks.num_blocks == blocks.num_params:
-        return total(variances.sqrt().sum(dtype=wide))
-    sums = total(blocks.block_sum(variances.to(wide)))
+        return total(variances.sqrt().sum(dtype=wide) * scale)
+    sums = total(blocks.block_sum(variances.to(wide)) * scale.square())
     return (blocks.sizes(sums) * sums).sqrt().sum()
+
+
+def _power_of_two(value: Tensor) -> Tensor:
+    """Round to a power of 2, by which a division is exact; 0 becomes 1."""
+    exponent = torch.frexp(torch.where(value > 0, value, 1.0)).exponent
+    return torch.ldexp(torch.ones_like(value), exponent)
 
 
 def _same(values: Tensor) -> Tensor:

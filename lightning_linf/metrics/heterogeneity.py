@@ -63,6 +63,10 @@ class GradientHeterogeneity(Metric):
         for name in ("abs_sum", "square_sum"):
             self.add_state(name, sums.clone(), dist_reduce_fx="sum")
 
+    def set_dtype(self, dst_type: str | torch.dtype) -> "GradientHeterogeneity":
+        """Change nothing: sums of many entries need float64."""
+        return self
+
     def update(self, gradients: Sequence[Tensor]) -> None:
         """Add the entries of T gradients of any shapes."""
         if len(gradients) != self.num_tensors:

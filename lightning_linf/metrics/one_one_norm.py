@@ -46,7 +46,7 @@ class OneOneNorm(Metric):
 
     full_state_update = False
     log_sums: Tensor
-    tensor_log_means: Tensor
+    run_log_means: Tensor
     num_seen: Tensor
 
     def __init__(
@@ -73,4 +73,4 @@ class OneOneNorm(Metric):
         return cross_fit_compute(self._sums(), self.sizes, self.seed)
 
     def _sums(self) -> CrossFitSums:
-        return CrossFitSums(self.log_sums, self.tensor_log_means, self.num_seen)
+        return CrossFitSums(self.log_sums, self.run_log_means, self.num_seen)

@@ -24,12 +24,13 @@ _BRACKETS = (  # by partition
 HEAD = ("partition", "N(Φ)/d", "H(Φ)/d", "advantage", "along g", "of Adam's decrease", "R²")
 
 LEGEND = (
-    "N(Φ)/d: what one step meets of the curvature, certain bounds. H(Φ)/d: blockwise smoothness, "
+    "N(Φ)/d: what one step meets of the curvature; an upper end is too low for 0.25 % of seeds at "
+    "most. H(Φ)/d: blockwise smoothness, "
     "no less than N(Φ)/d, but an estimate (± standard error) that may fall below it; for "
     "coordinate the (1,1)-norm itself. Both in loss per parameter squared. advantage: the "
     "decrease of the loss that one step of steepest descent promises, over that of global, the "
     "geometry of SGD; coordinate is that of Adam. along g: the same by the curvature along that "
-    "step itself. R²: share of the variance of log|g| between blocks."
+    "step itself. R²: share of the spread of log|g| beyond chance between blocks."
 )
 
 
@@ -135,15 +136,15 @@ def _scaled_dual(last: Mapping[str, float], name: str) -> float:
 def _advice(
     names: Sequence[str], shares: Mapping[str, Interval], not_converged: Sequence[str]
 ) -> str:
-    """Name the coarsest partition that certainly keeps ``KEEP``."""
+    """Name the coarsest partition that is shown to keep ``KEEP``."""
     best = next(name for name in names if shares[name].lower >= KEEP)
     ending = "This holds for one step from the last measured point, without gradient noise."
     if not_converged:
-        ending = f"Not converged, so less certain: {', '.join(not_converged)}. {ending}"
+        ending = f"Not converged, so less sure: {', '.join(not_converged)}. {ending}"
     if best == "coordinate":
         return (
-            f"No coarser partition certainly keeps {100 * KEEP:.0f} % of Adam's promised decrease: "
-            f"keep one second moment per parameter, as Adam does. {ending}"
+            f"No coarser partition is shown to keep {100 * KEEP:.0f} % of Adam's promised "
+            f"decrease: keep one second moment per parameter, as Adam does. {ending}"
         )
     subject = (
         "One second moment for all parameters keeps"

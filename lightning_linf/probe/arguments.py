@@ -5,7 +5,13 @@ from numbers import Integral, Real
 
 
 def check_whole(
-    caller: str, name: str, value: object, least: int | None = None, remedy: str = ""
+    caller: str,
+    name: str,
+    value: object,
+    least: int | None = None,
+    remedy: str = "",
+    *,
+    or_none: bool = False,
 ) -> None:
     """Raise a ValueError unless it is a whole number, no smaller than ``least``.
 
@@ -15,8 +21,11 @@ def check_whole(
         value: What was given; True and 2.0 are no whole numbers.
         least: The smallest that is allowed. None: any.
         remedy: Sentence to end the message with.
+        or_none: None is allowed, too.
     """
-    least_of_all = "" if least is None else f" >= {least}"
+    if value is None and or_none:
+        return
+    least_of_all = ("" if least is None else f" >= {least}") + " or None" * or_none
     if isinstance(value, bool) or not isinstance(value, Integral):
         _refuse(caller, name, f" to be a whole number{least_of_all}", value, remedy)
     elif least is not None and value < least:

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.batch_excess import batch_excess, excess_of_halves
 from lightning_linf.functional.block_cross_fit import block_cauchy, block_cross_fit_compute
+from lightning_linf.functional.blocks import wide_dtype
 from lightning_linf.functional.cross_fit import (
     CrossFitSums,
     cross_fit_compute,
@@ -21,7 +23,7 @@ from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.report import BlockSmoothness
 
-OPERATOR_HVPS = 32  # for both ends of an operator norm: 12 for an ascent and two certificates
+OPERATOR_HVPS = 40  # for both ends of an operator norm: two ascents and two certificates
 _FREE_HVPS = 400  # where the whole Hessian is known, products cost nothing
 # Of |u.Hv - v.Hu| to what cancels in it: float32 gives 1e-6, a wrong second derivative over 1e-2.
 _SYMMETRY_TOLERANCE = 1e-3
@@ -32,8 +34,9 @@ class Brackets(NamedTuple):
 
     smoothness: dict[str, BlockSmoothness]
     lambda_max: float
-    lambda_max_relative_error: float  # residual
+    lambda_max_relative_error: float  # of its upper end, which may fail
     tensor_shares: Tensor  # (T,): of the rows of each parameter tensor in the (1,1)-norm
+    batch_excess: float | None  # of the (1,1)-norm of halves of the batches over that of all
 
 
 class _Upper(NamedTuple):
@@ -41,15 +44,28 @@ class _Upper(NamedTuple):
 
     value: float
     relative_error: float
-    block_parts: Tensor  # (B,): of the blocks' rows
-    tensor_parts: Tensor  # (T,): of the parameter tensors' rows
+    block_parts: Tensor  # (B,): of the blocks' rows, but for a common factor
+    tensor_parts: Tensor  # (T,): of the parameter tensors' rows, but for a common factor
     num_hvps: int
+    batch_excess: float | None = None
+
+
+class Halves(NamedTuple):
+    """Two halves of several batches."""
+
+    multiply: Callable[[Tensor], Tensor]  # from (c, d) to the products with both, (2, c, d)
+    first: float  # share of the first in the weights
+
+    def whole(self, both: Tensor) -> Tensor:
+        """Give the products with all batches. Shapes: (2, c, d) -> (c, d)."""
+        return torch.lerp(both[1], both[0], self.first)
 
 
 def bracket_smoothness(
     landscape: Landscape,
     partitions: Sequence[Partition],
     multiply: Callable[[Tensor], Tensor],
+    halves: Halves | None,
     *,
     num_probes: int,
     max_hvps: int | None,
@@ -82,9 +98,18 @@ def bracket_smoothness(
     vector = landscape.parameters
     like = torch.empty(0, dtype=vector.dtype, device=vector.device)
     hessian: Tensor | None = None
+    excess: float | None = None
     if vector.num_params <= num_probes:
-        hessian = multiply(torch.eye(vector.num_params, dtype=like.dtype, device=like.device))
-        _check_symmetry((hessian - hessian.T).abs().sum(), 2 * hessian.abs().sum())
+        unit = torch.eye(vector.num_params, dtype=like.dtype, device=like.device)
+        if halves is None:
+            hessian = multiply(unit)
+        else:
+            both = halves.multiply(unit)
+            hessian = halves.whole(both)
+            norms = [float((part / _scale_of(both)).abs().sum()) for part in (*both, hessian)]
+            excess = excess_of_halves(norms, halves.first)
+        scaled = hessian / _scale_of(hessian)
+        _check_symmetry((scaled - scaled.T).abs().sum(), 2 * scaled.abs().sum())
     start = normal(
         vector.num_params, seed=derive_seed("start", seed), dtype=like.dtype, device=like.device
     )
@@ -102,8 +127,8 @@ def bracket_smoothness(
         else:
             if partition.num_blocks > 1:
                 uppers[name] = _estimated_upper(
-                    multiply, partition, num_probes, landscape.probes_per_pass, vector.sizes, like,
-                    derive_seed("upper", name, seed),
+                    multiply, halves, partition, num_probes, landscape.probes_per_pass,
+                    vector.sizes, like, derive_seed("upper", name, seed),
                 )  # fmt: skip
                 budget -= num_probes
             left = budget - num_probes * (num_uppers - len(uppers))
@@ -123,16 +148,17 @@ def bracket_smoothness(
         lambda_max=smoothness["global"].lower / vector.num_params,
         lambda_max_relative_error=smoothness["global"].operator_upper_residual,
         tensor_shares=tensor_parts / tensor_parts.sum().clamp(min=tiny),
+        batch_excess=uppers["coordinate"].batch_excess if hessian is None else excess,
     )
 
 
 def checked_products(
-    landscape: Landscape, on_hvps: Callable[[int], object] | None
+    hvp: Callable[[Tensor], Tensor], on_hvps: Callable[[int], object] | None
 ) -> Callable[[Tensor], Tensor]:
     """Make the product with the Hessian that refuses inf and NaN, and counts for progress bars."""
 
     def multiply(vectors: Tensor) -> Tensor:
-        products = landscape.hvp(vectors)
+        products = hvp(vectors)
         if not products.isfinite().all():
             raise ProbeError(
                 "probe: expected finite Hessian-vector products, got inf or NaN although the loss "
@@ -146,15 +172,18 @@ def checked_products(
 
 
 def _exact_upper(hessian: Tensor, partition: Partition, tensor_sizes: Sequence[int]) -> _Upper:
-    roots = partition.sizes(hessian).sqrt()
-    row_norms = partition.block_sum(hessian.square()).sqrt() @ roots  # (d,): q_i
+    scale = _scale_of(hessian)  # squares of very small or large entries do not fit
+    matrix = (hessian / scale).to(wide_dtype(hessian))
+    roots = partition.sizes(matrix).sqrt()
+    row_norms = partition.block_sum(matrix.square()).sqrt() @ roots  # (d,): q_i
     parts = roots * partition.block_sum(row_norms.square()).sqrt()
     tensors = torch.stack([part.sum() for part in row_norms.split_with_sizes(list(tensor_sizes))])
-    return _Upper(float(parts.sum()), 0.0, parts, tensors, len(hessian))
+    return _Upper(float(parts.sum()) * float(scale), 0.0, parts, tensors, len(hessian))
 
 
 def _estimated_upper(
     multiply: Callable[[Tensor], Tensor],
+    halves: Halves | None,
     partition: Partition,
     num_probes: int,
     probes_per_pass: int,
@@ -172,11 +201,20 @@ def _estimated_upper(
         return block_cauchy(partition, seed=seed, probe=probe, like=like)
 
     sums = cross_fit_init(tensor_sizes, num_probes, like)
+    half_logs = like.new_zeros(2, partition.num_params) if is_coordinate and halves else None
     first: tuple[Tensor, Tensor] | None = None
     for begin in range(0, num_probes, probes_per_pass):
         probes = range(begin, min(begin + probes_per_pass, num_probes))
         vectors = torch.stack([draw(probe) for probe in probes])
-        products = multiply(vectors)
+        if halves is not None and half_logs is not None:
+            both = halves.multiply(vectors)
+            products = halves.whole(both)
+            for half in range(2):
+                for product in both[half]:
+                    half_logs[half] += product.abs().log_()
+            del both
+        else:
+            products = multiply(vectors)
         for probe, vector, product in zip(probes, vectors, products, strict=True):
             cross_fit_update(sums, product, probe, tensor_sizes)
             if probe == 0:
@@ -186,9 +224,12 @@ def _estimated_upper(
                 first = None
     if is_coordinate:
         norm = cross_fit_compute(sums, tensor_sizes, seed)
-        rows = _row_parts(sums, num_probes)
-        error = float(norm.relative_error)
-        return _Upper(float(norm.value), error, rows, norm.tensor_norms, num_probes)
+        excess = None
+        if halves is not None and half_logs is not None:
+            log_sums = torch.cat([half_logs, sums.log_sums.sum(dim=0, keepdim=True)])
+            excess = batch_excess(log_sums, num_probes, halves.first)
+        rows, error = _row_parts(sums, num_probes), float(norm.relative_error)
+        return _Upper(float(norm.value), error, rows, norm.tensor_norms, num_probes, excess)
     bound = block_cross_fit_compute(sums, tensor_sizes, partition, seed)
     error = float(bound.relative_error)
     return _Upper(float(bound.value), error, bound.block_parts, bound.tensor_parts, num_probes)
@@ -240,8 +281,15 @@ def _tighten(smoothness: dict[str, BlockSmoothness], partitions: Sequence[Partit
 
 def _compare_products(u: Tensor, hu: Tensor, v: Tensor, hv: Tensor) -> None:
     """Compare u.Hv with v.Hu, which costs no further product."""
+    scale = torch.maximum(_scale_of(hu), _scale_of(hv))
+    hu, hv = hu / scale, hv / scale
     difference = torch.dot(u, hv) - torch.dot(v, hu)
     _check_symmetry(difference.abs(), torch.dot(u.abs(), hv.abs()) + torch.dot(v.abs(), hu.abs()))
+
+
+def _scale_of(values: Tensor) -> Tensor:
+    """Largest magnitude, or the least normal number. Shape: ()."""
+    return values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def _check_symmetry(difference: Tensor, cancelled: Tensor) -> None:

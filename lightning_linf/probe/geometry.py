@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,10 +32,10 @@ from lightning_linf.functional.noise import (
 )
 from lightning_linf.partition import Partition
 from lightning_linf.partition.attention import FusedQKV
-from lightning_linf.partition.structure import PartitionName
+from lightning_linf.partition.structure import PartitionName, check_structure
 from lightning_linf.probe.arguments import check_callable, check_whole
 from lightning_linf.probe.batch_list import list_batches
-from lightning_linf.probe.brackets import bracket_smoothness, checked_products
+from lightning_linf.probe.brackets import Halves, bracket_smoothness, checked_products
 from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape, Mode
 from lightning_linf.probe.partitions import choose_partitions, default_partitions
@@ -81,7 +82,7 @@ def measure_geometry(
         fused_qkv: For "head", as there.
         num_probes: Probes for each partition's upper end, at least 4; 16 give the (1,1)-norm to
             about a tenth. With no more parameters than probes all brackets are exact or nearly so.
-        max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 33 for each
+        max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 41 for each
             partition.
         noise_batches: Microbatches for the gradient noise, at least 2, one gradient each. Default:
             ``batches`` if there are two or more; with one the noise is not measured.
@@ -117,6 +118,7 @@ def measure_geometry(
     module = unwrapped("measure_geometry", module)
     batches = list_batches("measure_geometry", "batches", batches)
     check_callable("measure_geometry", "on_hvps", on_hvps)
+    check_structure("measure_geometry", output_dims, fused_qkv)
     if isinstance(partitions, (str, Partition)):
         raise ValueError(
             f"measure_geometry: expected a list of `partitions`, got {partitions!r}. Write "
@@ -207,8 +209,7 @@ def measure_landscape(
     """
     begin, hvps_before = time.perf_counter(), landscape.num_hvps
     check_whole("measure_geometry", "num_probes", num_probes, 4)
-    if max_hvps is not None:
-        check_whole("measure_geometry", "max_hvps", max_hvps, 1)
+    check_whole("measure_geometry", "max_hvps", max_hvps, 1, or_none=True)
     if last_step is not None and landscape.reparameterization is not None:
         raise ValueError(
             "measure_geometry: expected no `last_step` together with a reparameterization, whose "
@@ -228,11 +229,17 @@ def measure_landscape(
             "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
             "for a square root, logarithm or norm at zero in the loss."
         )
-    multiply = checked_products(landscape, on_hvps)
+    multiply = checked_products(landscape.hvp, on_hvps)
     dual_norm, curvature = _along_gradient(multiply, gradient, partitions)
+    first_half = landscape.first_half()
+    halves: Halves | None = None
+    if first_half is not None:
+        of_halves = partial(landscape.hvp_of_halves, first_half=first_half)
+        halves = Halves(checked_products(of_halves, on_hvps), first_half)
     brackets = bracket_smoothness(
-        landscape, partitions, multiply, num_probes=num_probes, max_hvps=max_hvps, seed=seed
-    )
+        landscape, partitions, multiply, halves,
+        num_probes=num_probes, max_hvps=max_hvps, seed=seed,
+    )  # fmt: skip
     coordinate = brackets.smoothness["coordinate"]
     sums = heterogeneity_update(vector.unflatten(gradient))
     each, whole = heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
@@ -286,6 +293,7 @@ def measure_landscape(
         },
         num_hvps=landscape.num_hvps - hvps_before,
         seconds=time.perf_counter() - begin,
+        one_one_norm_batch_excess=brackets.batch_excess,
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.quasirandom import SobolEngine
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_linf.probe.errors import ProbeError, RestoreError
 from lightning_linf.probe.tensor_values import TensorValues
@@ -120,6 +120,8 @@ class Isolation:
                     own.update(id(buffer) for buffer in value._buffers.values())
                 elif isinstance(value, (Optimizer, LRScheduler)):
                     self.training_parts.append(value)
+                elif is_source(value):
+                    self._containers.append((path, _capture_container(value.__dict__)))
                 if isinstance(value, _MUTABLE) or has_state(value):
                     if hasattr(value, "__dict__"):
                         pending.append((path, value.__dict__))
@@ -155,9 +157,9 @@ def untouched(module: nn.Module, *, refuse_iterators: bool = False) -> Iterator[
     are dummies.
 
     The *values* of parameters and buffers are not copied: whoever runs the module puts other
-    tensors into ``slots``. Left alone are data sets, loggers, objects that hold locks or threads,
-    read-only and memory-mapped arrays, and all that is outside the module (globals, closures,
-    files); of the trainer see :class:`~lightning_linf.probe.trainer_state.TrainerState`.
+    tensors into ``slots``. Left alone are what data sets hold, loggers, objects that hold locks or
+    threads, read-only and memory-mapped arrays, and all that is outside the module (globals,
+    closures, files); of the trainer see :class:`~lightning_linf.probe.trainer_state.TrainerState`.
 
     Args:
         module: Any module; a LightningModule may be attached to a trainer.
@@ -198,10 +200,14 @@ def has_state(value: Any) -> bool:
     """Whether the attributes of an object are part of a module's state."""
     if isinstance(value, _STATE):
         return True
-    attributes = getattr(value, "__dict__", {})
-    if any(_package(attribute) in _THREADING for attribute in attributes.values()):
-        return False  # another thread may be at work on it, whose progress is not ours to undo
-    return not is_machinery(value) and not isinstance(value, np.ndarray)
+    if _has_threads(value) or is_machinery(value):
+        return False
+    return not isinstance(value, np.ndarray)
+
+
+def is_source(value: Any) -> bool:
+    """Whether an object gives samples: its attributes are state, what they hold is data."""
+    return isinstance(value, (Dataset, DataLoader, Sampler)) and not _has_threads(value)
 
 
 def is_machinery(value: Any) -> bool:
@@ -209,6 +215,12 @@ def is_machinery(value: Any) -> bool:
     if isinstance(value, (Dataset, DataLoader)) or is_either(value, LightningDataModule, Trainer):
         return True
     return _package(value) in _NOT_STATE and not isinstance(value, _STATE)
+
+
+def _has_threads(value: Any) -> bool:
+    """Whether another thread may be at work on an object, whose progress is not ours to undo."""
+    attributes = getattr(value, "__dict__", {})
+    return any(_package(attribute) in _THREADING for attribute in attributes.values())
 
 
 def _package(value: Any) -> str:

@@ -299,8 +299,68 @@ class Landscape:
         self.num_hvps += len(rows)
         return torch.cat(products).reshape(vectors.shape)
 
-    def _pass(self, evaluate: Callable[[int], tuple[Tensor, float]], rows: int) -> _Mean:
-        """Weighted mean over batches and ranks of ``evaluate(index)``, rows (r, d) and loss."""
+    def first_half(self) -> float | None:
+        """Share of the first of two halves of all batches in their weight; None if there is one.
+
+        Halves alternate over batches and ranks. Every rank must call this.
+
+        Raises:
+            ProbeError: If a batch has no positive weight.
+        """
+        if self.ranks.is_alone and len(self._batches) == 1:
+            return None
+        weights, failure = [0.0, 0.0], None
+        try:
+            for index in range(len(self._batches)):
+                weights[self._half(index)] += self._weight(index)
+        except Exception as error:
+            failure = error
+        try:
+            first, second = self.ranks.agree(failure, *weights)
+        finally:
+            del failure  # its traceback holds this frame
+        return first / (first + second) if first > 0 and second > 0 else None
+
+    def hvp_of_halves(self, vectors: Tensor, first_half: float) -> Tensor:
+        """Multiply the Hessians of two halves of the batches with vectors (c, d). Shape: (2, c, d).
+
+        They cost what :meth:`hvp` costs, whose products are their mean with the weights
+        ``first_half``, from :meth:`first_half`, and 1 minus it.
+        """
+        step = max(1, self.probes_per_pass // 2)
+        products = [
+            self._products_of_halves(vectors[begin : begin + step])
+            for begin in range(0, len(vectors), step)
+        ]
+        self.num_hvps += len(vectors)
+        both = torch.cat(products, dim=1)
+        both[0] /= first_half
+        both[1] /= 1 - first_half
+        return both
+
+    def _products_of_halves(self, vectors: Tensor) -> Tensor:
+        """Each half's part of the products of the mean loss. Shapes: (c, d) -> (2, c, d)."""
+        count = len(vectors)
+
+        def place(index: int) -> slice:
+            return slice(count * self._half(index), count * (self._half(index) + 1))
+
+        mean = self._pass(partial(self._products_here, vectors), rows=2 * count, place=place)
+        return mean.rows.view(2, count, -1)
+
+    def _half(self, index: int) -> int:
+        return (self.ranks.rank + index) % 2
+
+    def _pass(
+        self,
+        evaluate: Callable[[int], tuple[Tensor, float]],
+        rows: int,
+        place: Callable[[int], slice] = lambda index: slice(None),
+    ) -> _Mean:
+        """Weighted mean over batches and ranks of ``evaluate(index)``, rows (r, d) and loss.
+
+        The rows of a batch are added to those of its ``place``.
+        """
         vector = self.parameters
         failure: Exception | None = None
         weight, loss = 0.0, 0.0
@@ -309,7 +369,7 @@ class Landscape:
             for index in range(len(self._batches)):
                 share = self._weight(index)
                 values, value = evaluate(index)
-                sums.add_(values, alpha=share)
+                sums[place(index)].add_(values, alpha=share)
                 weight += share
                 loss += share * value
         except Exception as error:  # raised once the other ranks know
@@ -357,7 +417,7 @@ class Landscape:
             for part in self.module.modules():
                 if is_either(part, LightningModule):
                     part.__dict__["_dtype"] = vector.dtype  # what self.dtype says
-        _seed_everything(derive_seed("landscape", self._seed, index))
+        _seed_everything(derive_seed("landscape", self._seed, index), vector.device)
         dtype = vector.dtype if vector.widen else None
         # Copied before it is moved: an object may move its own tensors.
         batch = copy_batch(self._batches[index], partial(clone_tensor, dtype=dtype))
@@ -434,7 +494,11 @@ class Landscape:
                 part.training = True
 
 
-def _seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
+def _seed_everything(seed: int, device: torch.device) -> None:
+    if device.type == "cpu" and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        # torch.manual_seed would also seed a CUDA that starts later, and format the stack for that.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  # the global state is what modules draw from

@@ -32,6 +32,11 @@ class Ranks:
         self._reduce = reduce
         self._device = device
 
+    @property
+    def rank(self) -> int:
+        """Number of this rank, 0 if it is alone."""
+        return torch.distributed.get_rank() if self._reduce is not None and _has_ranks() else 0
+
     def start(self) -> None:
         """Forget failures of earlier visits."""
         self.all_know = False
@@ -75,8 +80,7 @@ class Ranks:
         """
         failed = float(failure is not None)
         starved = float(failure is not None and is_out_of_memory(failure))
-        rank = torch.distributed.get_rank() if self._reduce is not None and _has_ranks() else 0
-        first_failed = failed if rank == 0 else 0.0
+        first_failed = failed if self.rank == 0 else 0.0
         if self._reduce is not None:
             dtype = torch.float32 if self._device.type == "mps" else torch.float64
             numbers = [weight, loss, failed, starved, first_failed]
@@ -84,7 +88,7 @@ class Ranks:
             weight, loss, failed, starved, first_failed = self._reduce(totals).tolist()
         self.all_know = failed > 0
         if failure is not None and not first_failed:  # what rank 0 says, it cannot know
-            _log.warning(f"probe: failed on rank {rank}. {type(failure).__name__}: {failure}")
+            _log.warning(f"probe: failed on rank {self.rank}. {type(failure).__name__}: {failure}")
         if failure is not None and silent:
             return weight, loss
         if starved:

@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_linf.probe.errors import RestoreError
-from lightning_linf.probe.isolation import has_state, slots_of
+from lightning_linf.probe.isolation import has_state, is_source, slots_of
 from lightning_linf.probe.tensor_values import TensorValues
 
 _ATOMS = (int, float, complex, str, bytes, type(None), type)
@@ -38,10 +37,11 @@ class TrainerState:
         self._slots: list[tuple[Any, str]] = []
         self._small: list[tuple[str, Tensor]] = []
         self._large: list[tuple[str, Tensor]] = []
-        trainer = getattr(module, "_trainer", None)
-        parts = [*held] if trainer is None else [*_parts(trainer), *held]
-        self._parts = {id(part) for part in parts}
-        self._optimizers = [part for part in parts if isinstance(part, Optimizer)]
+        trainer: Any = getattr(module, "_trainer", None)
+        is_lightnings = getattr(trainer, "fit_loop", None) is not None
+        parts = [*(_parts(trainer) if is_lightnings else ()), *held]
+        self._parts = {id(part): part for part in parts}
+        self._optimizers = [p for p in self._parts.values() if isinstance(p, Optimizer)]
         seen = {id(module)}  # whose own state is put back elsewhere
         for optimizer in self._optimizers:  # too many for a name each
             seen |= {id(optimizer.state), *(id(p) for p in _parameters(optimizer))}
@@ -103,7 +103,7 @@ class TrainerState:
                 items = dict.items(value)
             elif isinstance(value, (list, tuple, set, frozenset, deque)):
                 items = enumerate(value)
-            elif isinstance(value, (Dataset, DataLoader, Sampler)):
+            elif is_source(value):
                 self._containers.append(value.__dict__)  # but not millions of samples in them
                 names = ("dataset", "batch_sampler", "sampler")
                 items = ((name, value.__dict__.get(name)) for name in names)

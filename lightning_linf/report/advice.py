@@ -15,18 +15,18 @@ _BYTES = 4  # of one float32 second moment
 
 @dataclass(frozen=True)
 class Advice:
-    """The coarsest partition that certainly keeps ``keep`` of Adam's promised decrease.
+    """The coarsest partition that is shown to keep ``keep`` of Adam's promised decrease.
 
     It is about one step from one point, with the exact gradient: gradient noise, momentum and the
     rest of training are not in it.
 
     Args:
-        partition: The recommended one; "coordinate" (Adam itself) if no coarser one is certain.
+        partition: The recommended one; "coordinate" (Adam itself) if no coarser one is shown to.
         keep: The share that was asked for.
-        shares: By partition, coarsest first, certain bounds on its promised decrease over Adam's.
+        shares: By partition, coarsest first, bounds on its promised decrease over Adam's.
         estimates: The same from the lower ends of N(Phi), where an iteration converged.
-        undecided: Coarser than the recommended partition and neither certainly good enough nor
-            certainly not, coarsest first.
+        undecided: Coarser than the recommended partition and neither shown to be good enough nor
+            shown not to be, coarsest first.
         num_params: Number of parameters d.
         num_blocks: Number of blocks B of ``partition``.
         adam_advantage: Bounds on Adam's promised decrease over SGD's.
@@ -70,7 +70,7 @@ class Advice:
         numbers = "1 number" if self.num_blocks == 1 else f"{self.num_blocks:,} numbers"
         if self.partition == "coordinate":
             text = (
-                f"No coarser partition certainly keeps {keep} of Adam's promised decrease: "
+                f"No coarser partition is shown to keep {keep} of Adam's promised decrease: "
                 "keep one second moment per parameter, as Adam does."
             )
         else:
@@ -84,7 +84,7 @@ class Advice:
             listed = "; ".join(f"{name} {self._share_of(name)}" for name in self.undecided)
             text += f" Not distinguishable from {keep}: {listed}."
         if self.not_converged:
-            text += f" Not converged, so less certain: {', '.join(self.not_converged)}."
+            text += f" Not converged, so less sure: {', '.join(self.not_converged)}."
         return f"{text} This holds for one step from this point, without gradient noise."
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class Advice:
 
 
 def advise(report: "GeometryReport", keep: float) -> Advice:
-    """Find the coarsest partition that certainly keeps ``keep`` of Adam's promised decrease.
+    """Find the coarsest partition that is shown to keep ``keep`` of Adam's promised decrease.
 
     Raises:
         ValueError: If ``keep`` is not in (0, 1].

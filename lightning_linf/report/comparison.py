@@ -9,6 +9,7 @@ from rich.text import Text
 from lightning_linf.report.interval import Interval, divide
 from lightning_linf.report.table import (
     HEAD_LINE,
+    around_lambda_max,
     fine_to_coarse,
     number,
     smoothness_bracket,
@@ -54,10 +55,10 @@ def compare(first: "GeometryReport", second: "GeometryReport", names: tuple[str,
     )
     add(
         "lambda_max",
-        with_error(first.lambda_max, first.lambda_max_relative_error),
-        with_error(second.lambda_max, second.lambda_max_relative_error),
+        str(around_lambda_max(first)),
+        str(around_lambda_max(second)),
         divide(second.lambda_max, first.lambda_max),
-        not _around_lambda_max(first).overlaps(_around_lambda_max(second)),
+        not around_lambda_max(first).overlaps(around_lambda_max(second)),
     )
     add(
         "(1,1)-norm/d",
@@ -80,11 +81,6 @@ def _middle(bracket: Interval) -> float:
     if not (bracket.lower >= 0 and bracket.upper >= 0):
         return math.nan
     return math.sqrt(bracket.lower) * math.sqrt(bracket.upper)
-
-
-def _around_lambda_max(report: "GeometryReport") -> Interval:
-    width = report.lambda_max * report.lambda_max_relative_error
-    return Interval(report.lambda_max - width, report.lambda_max + width)
 
 
 def _one_one_norms_differ(first: "GeometryReport", second: "GeometryReport") -> bool:

@@ -1,7 +1,7 @@
 """Dataclasses to plain JSON types and back, strictly."""
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 Scalar = str | int | float | bool | None
@@ -43,7 +43,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         where: Its place, for messages; begins with the name of the outermost class.
 
     Raises:
-        ValueError: If ``value`` has another type, or a dataclass lacks keys or has unknown ones.
+        ValueError: If ``value`` has another type, or a dataclass lacks keys that have no default,
+            or has unknown ones.
     """
     if kind == Scalar:
         if isinstance(value, dict) and set(value) == {"float"}:
@@ -76,13 +77,17 @@ def _decode_fields(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{_place(where)} to be an object, got {value!r}. {_REMEDY}")
     hints = get_type_hints(kind)
-    missing, unknown = [key for key in hints if key not in value], sorted(set(value) - set(hints))
+    required = [field.name for field in fields(kind) if field.default is MISSING]
+    missing, unknown = (
+        [key for key in required if key not in value],
+        sorted(set(value) - set(hints)),
+    )
     if missing or unknown:
         raise ValueError(
             f"{_place(where)} to have the keys of {kind.__name__}, got {missing} missing and "
             f"{unknown} unknown. {_REMEDY}"
         )
-    return kind(**{key: decode(hints[key], value[key], f"{where}.{key}") for key in hints})
+    return kind(**{key: decode(hints[key], value[key], f"{where}.{key}") for key in value})
 
 
 def _place(where: str) -> str:

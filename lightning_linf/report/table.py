@@ -1,5 +1,6 @@
 """A report as tables and sentences, for terminals from 80 columns on."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 # One line below the head, in ASCII: a redirected stdout may know no box characters.
 HEAD_LINE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+# An excess that falls like 1/sqrt(M) is this times that of halves over the whole; like 1/M, once.
+SLOWEST = 1 / (2**0.5 - 1)
 
 
 class _Column(NamedTuple):
@@ -63,7 +68,9 @@ def number(value: float) -> str:
 
 
 def with_error(value: float, relative_error: float) -> str:
-    """Write a value and, unless it is exact, its relative error in per cent."""
+    """Write a value and, unless it is exact, its relative error in per cent, if that is known."""
+    if math.isnan(relative_error):
+        return f"{number(value)} (error unknown)"
     if relative_error == 0:
         return number(value)
     digits = ".0f" if relative_error >= 0.1 else ".2g"
@@ -74,6 +81,11 @@ def smoothness_bracket(report: "GeometryReport", partition: str) -> Interval:
     """Give the bracket of N(Phi) over d, comparable with lambda_max."""
     block = report.smoothness[partition]
     return Interval(block.lower / report.num_params, block.operator_upper / report.num_params)
+
+
+def around_lambda_max(report: "GeometryReport") -> Interval:
+    """Give both ends of lambda_max: its error is that of the upper one."""
+    return Interval(report.lambda_max, report.lambda_max * (1 + report.lambda_max_relative_error))
 
 
 def fine_to_coarse(report: "GeometryReport") -> list[str]:
@@ -92,8 +104,10 @@ def _header(report: "GeometryReport") -> Iterator[str]:
     )
     yield (
         f"loss {number(report.loss)}, gradient density {number(report.density)}, lambda_max "
-        f"{with_error(report.lambda_max, report.lambda_max_relative_error)}, (1,1)-norm/d {one_one}"
+        f"{around_lambda_max(report)}, (1,1)-norm/d {one_one}"
     )
+    if report.one_one_norm > 0:
+        yield _batch_part(report)
     if report.noise is not None:
         noise = report.noise
         yield (
@@ -102,6 +116,25 @@ def _header(report: "GeometryReport") -> Iterator[str]:
             f"{noise.weight:,.0f} samples)"
         )
     yield f"{report.num_hvps:,} Hessian-vector products (HVPs), {number(report.seconds)} s"
+
+
+def _batch_part(report: "GeometryReport") -> str:
+    """Say what the error beside the (1,1)-norm, that of the probes, leaves out."""
+    excess = report.one_one_norm_batch_excess
+    if excess is None:
+        return (
+            "(1,1)-norm from one microbatch: overstates that of the data, by how much is unknown "
+            "(measure on several)"
+            if report.settings.get("num_batches", 1) == 1
+            else "(1,1)-norm: overstates that of the data, by how much was not measured"
+        )
+    if excess <= 0:
+        return "(1,1)-norm: two halves of the batches do not exceed it, so batches add little to it"
+    most = excess * SLOWEST
+    return (
+        f"(1,1)-norm: by the choice of batches {100 * excess:.0f} to {100 * most:.0f} % too large "
+        f"(two halves of them exceed it by {100 * excess:.0f} %)"
+    )
 
 
 def _columns(report: "GeometryReport") -> tuple[_Column, list[_Column], list[_Column]]:
@@ -153,14 +186,16 @@ def _table(columns: list[_Column]) -> Table:
 
 def _legend(report: "GeometryReport") -> Iterator[str]:
     yield (
-        "N(Phi): what one step meets of the curvature, certain bounds. H(Phi): blockwise "
+        "N(Phi): what one step meets of the curvature; an upper end, lambda_max's too, is too low "
+        "for 0.25 % of seeds at most. H(Phi): blockwise "
         "smoothness, ± standard error; for coordinate the (1,1)-norm itself. Both in loss per "
         "parameter squared."
     )
     yield (
         "decrease: of the loss, promised by one step of steepest descent. advantage: the same over "
         "that of global, the geometry of SGD; coordinate is that of Adam. along g: the same by the "
-        "curvature along that step itself. R²: of log|g| between blocks."
+        "curvature along that step itself. R²: of the spread of log|g| beyond chance, between "
+        "blocks."
     )
     if report.secant is not None:
         yield "secant: smoothness along training's last step."

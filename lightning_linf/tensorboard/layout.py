@@ -25,6 +25,9 @@ _CHARTS = {
         "smoothness over d met by a step, both ends": _chart(
             tags.LAMBDA_MAX, f"{tags.OPERATOR_NORM_LOWER}/.+", f"{tags.OPERATOR_NORM_UPPER}/.+"
         ),
+        "(1,1)-norm: error of the probes, excess of halves of the batches": _chart(
+            tags.ONE_ONE_NORM_ERROR, tags.ONE_ONE_NORM_BATCH_EXCESS
+        ),
         "R² of log|g| between blocks": _chart(f"{tags.R_SQUARED}/.+"),
     },
     "GradientHeterogeneityMonitor": {
