@@ -197,7 +197,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._last_global_step = trainer.global_step
-        self._landscape.is_checked = False
+        self._landscape.start_training()
         self._budget.start_training(pl_module.device)
 
     @override
