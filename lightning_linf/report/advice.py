@@ -122,8 +122,8 @@ def advise(report: "GeometryReport", keep: float) -> Advice:
         estimates[name] = 1.0 if is_adam else estimate
 
     num_blocks = {name: report.smoothness[name].num_blocks for name in shares}
-    certain = [name for name in shares if shares[name].lower >= keep]
-    best = min(certain, key=lambda name: (num_blocks[name], -shares[name].lower))
+    shown = [name for name in shares if shares[name].lower >= keep]
+    best = min(shown, key=lambda name: (num_blocks[name], -shares[name].lower))
     undecided = [
         name
         for name in shares

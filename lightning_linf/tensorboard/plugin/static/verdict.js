@@ -13,7 +13,7 @@ export class Verdict extends Panel {
       "verdict",
       "Verdict: which optimizer the landscape favours",
       "How many times the loss decrease of SGD's geometry one step of each geometry promises. " +
-        "Above 1, the thin line, it is ahead of SGD. Areas and bars lie between the two certain ends.",
+        "Above 1, the thin line, it is ahead of SGD. Areas and bars lie between its two ends.",
     );
     this.curveControls = new CurveControls(() => this.redraw(), { log: true });
     this.controls.append(...this.curveControls.nodes);
