@@ -15,6 +15,7 @@ from lightning_linf.callbacks._lightning import sum_over_ranks
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.batches import split_batch
+from lightning_linf.probe.errors import RefusedLossError
 from lightning_linf.probe.landscape import Mode
 from lightning_linf.probe.ranks import Ranks, is_out_of_memory
 
@@ -33,19 +34,23 @@ class TrainingLandscape:
 
     Attributes:
         num_parts: Into how many parts batches are split, because whole ones took too much memory.
-        is_checked: Whether :meth:`Landscape.check` has passed; set it to False at a new training.
-        remark: What it said.
+        remark: What :meth:`Landscape.check` said at the first probe of the training.
     """
 
     def __init__(
         self, mode: Mode, seed: int, loss: Callable[[Any, Any], Tensor] | None = None
     ) -> None:
         self.num_parts = 1
-        self.is_checked = False
         self.remark: str | None = None
+        self._is_checked = False
+        self._refusal: str | None = None
         self._mode: Mode = mode
         self._loss = loss
         self._seed = derive_seed("masks", seed)
+
+    def start_training(self) -> None:
+        """Check the loss again at the next visit."""
+        self._is_checked, self._refusal = False, None
 
     def visit(
         self,
@@ -60,22 +65,25 @@ class TrainingLandscape:
         The loss is then the mean over parts, weighted by the number of samples, which must be the
         loss of the whole; so not with ``mode="train"``, where the samples of a batch may mix.
 
+        A loss that was refused is not evaluated again in this training: each time may change it.
+
         Raises:
             ProbeError: If the loss of the parts is another.
+            RefusedLossError: What the check of the loss raises.
             Exception: What ``probe`` raises, if smaller parts are of no help.
         """
         ranks = Ranks(sum_over_ranks(trainer), module.device)
         make = partial(self._make, trainer, module, batches, parameters)
         num_parts = self.num_parts
+        if not self._is_checked:
+            ranks.together(self._refuse_again)
         while True:
             try:
                 parts = ranks.together(partial(make, num_parts))
                 if num_parts > 1:
                     _require_same_loss(ranks.together(partial(make, 1)), parts)
-                if not self.is_checked:
-                    with parts:
-                        self.remark = parts.check()
-                    self.is_checked = True
+                if not self._is_checked:
+                    self._check(parts)
                 result = probe(parts)
             except Exception as error:
                 may_help = self._mode == "eval" and num_parts < _MOST_PARTS
@@ -88,6 +96,19 @@ class TrainingLandscape:
             num_parts *= 2
             gc.collect()
             torch.cuda.empty_cache()
+
+    def _refuse_again(self) -> None:
+        if self._refusal is not None:
+            raise RefusedLossError(self._refusal)
+
+    def _check(self, landscape: Landscape) -> None:
+        try:
+            with landscape:
+                self.remark = landscape.check()
+        except RefusedLossError as error:
+            self._refusal = str(error)
+            raise
+        self._is_checked = True
 
     def _make(
         self,

@@ -30,7 +30,7 @@ from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.functional.gathering import gather
 from lightning_linf.partition import Partition
 from lightning_linf.partition.attention import FusedQKV
-from lightning_linf.partition.structure import PartitionName
+from lightning_linf.partition.structure import PartitionName, check_structure
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
 from lightning_linf.probe.arguments import (
     check_callable,
@@ -147,12 +147,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
                 f"{', '.join(get_args(PartitionName))}, got {partitions!r}. For your own "
                 "partitions override make_partitions."
             )
-        if fused_qkv not in (*get_args(FusedQKV), None):
-            raise ValueError(
-                "LinfSmoothnessMonitor: expected `fused_qkv` to be one of "
-                f"{', '.join(map(repr, get_args(FusedQKV)))} or None, got {fused_qkv!r}."
-            )
         caller = "LinfSmoothnessMonitor"
+        check_structure(caller, output_dims, fused_qkv)
         check_whole(caller, "num_probes", num_probes, 4, "16 give a relative error of about 0.1.")
         check_whole(caller, "num_batches", num_batches, 1)
         check_positive(
@@ -201,7 +197,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._last_global_step = trainer.global_step
-        self._landscape.is_checked = False
+        self._landscape.start_training()
         self._budget.start_training(pl_module.device)
 
     @override

@@ -659,6 +659,7 @@ def test_arguments_that_fit_nothing_are_refused_in_the_default_report_too():
         ({"output_dims": {"lines": 0}}, "every pattern of `output_dims`.* got 'lines'"),
         ({"output_dims": {"line": 2}}, "to name a dimension of line.weight"),
         ({"fused_qkv": "kqv"}, "`fused_qkv` to be one of .* got 'kqv'"),
+        ({"output_dims": 1, "partitions": ["global"]}, "`output_dims` to give dimensions .* got 1"),
     ):
         with pytest.raises(ValueError, match=message):
             measure_geometry(module, batches, loss=loss, **options)

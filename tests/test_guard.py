@@ -366,7 +366,7 @@ class Training(lightning.LightningModule):
         return cross_entropy(self.net, batch)
 
     def probe_loss(self, batch):
-        self.trainer.counts.append(self.trainer.global_step)
+        self.trainer.count(self.trainer.global_step)
         return self.training_step(batch, 0)
 
     def configure_optimizers(self):
@@ -384,29 +384,18 @@ def fit(module, monitor, tmp_path):
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    trainer.counts = Uncounted()
+    steps = []
+    trainer.count = steps.append  # what a probe does not put back
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers")
         trainer.fit(module, DataLoader(TensorDataset(*points(24)), batch_size=4))
-    return trainer.counts
-
-
-class Uncounted:
-    """A list that a probe does not put back."""
-
-    __slots__ = ("steps",)
-
-    def __init__(self):
-        self.steps = []
-
-    def append(self, step):
-        self.steps = [*self.steps, step]
+    return steps
 
 
 def test_a_monitor_tries_at_the_first_probe_of_a_training_only(tmp_path):
     monitor = LinfSmoothnessMonitor(2, num_probes=4, on_error="raise")
     for _ in range(2):
-        steps = fit(Training(), monitor, tmp_path).steps
+        steps = fit(Training(), monitor, tmp_path)
         first, second, third = (steps.count(step) for step in (2, 4, 6))
         assert second == third
         assert first == second + 5  # the loss twice, a product, a central difference
@@ -418,6 +407,27 @@ def test_a_monitor_refuses_at_every_probe_and_warns_once(tmp_path):
         fit(Training(Apply(DetachedTanh.apply)), monitor, tmp_path)
     assert monitor.history == []
     assert sum("LinfSmoothnessMonitor" in str(warning.message) for warning in said) == 2
+
+
+class Counting(Training):
+    """Its loss depends on how often it was asked for, which a closure knows."""
+
+    def __init__(self):
+        super().__init__()
+        counts = itertools.count(1)
+        self.next = lambda: next(counts)
+
+    def probe_loss(self, batch):
+        return super().probe_loss(batch) * self.next()
+
+
+def test_a_refused_loss_is_not_evaluated_again(tmp_path):
+    monitor = LinfSmoothnessMonitor(2, num_probes=4)
+    with pytest.warns(UserWarning, match="the same loss twice|3 failures"):
+        assert fit(Counting(), monitor, tmp_path) == [2, 2]
+    monitor = LinfSmoothnessMonitor(6, num_probes=4)
+    with pytest.warns(UserWarning, match="the same loss twice|2 failures"):
+        assert [fit(Counting(), monitor, tmp_path) for _ in range(2)] == [[6, 6], [6, 6]]
 
 
 def test_a_monitor_remarks_once_and_measures(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.quasirandom import SobolEngine
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import TensorDataset
 
 from lightning_linf.probe import ProbeError
 from lightning_linf.probe.errors import RestoreError
@@ -37,6 +38,10 @@ def hook(module, args, output):
 
 
 CHANGES = {
+    "data set": (
+        lambda m: setattr(m, "x", {"train": TensorDataset(torch.ones(2))}),
+        lambda m: setattr(m.x["train"], "level", 1),
+    ),
     "counter": (lambda m: setattr(m, "x", 0), lambda m: setattr(m, "x", 1)),
     "new attribute": (lambda m: None, lambda m: setattr(m, "x", 1)),
     "deleted attribute": (lambda m: setattr(m, "x", 1), lambda m: delattr(m, "x")),

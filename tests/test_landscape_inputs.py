@@ -293,7 +293,9 @@ def test_arguments_of_a_wrong_kind_are_refused(options, message):
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers():
-    measure(nn.Linear(2, 1), [(INPUTS,)], num_probes=np.int64(4), seed=np.int32(1))
+    module, batches = nn.Linear(2, 1), [(INPUTS,)]
+    report = measure(module, batches, num_probes=np.int64(4), seed=np.int32(1))
+    assert report.one_one_norm == measure(module, batches, num_probes=4, seed=1).one_one_norm
 
 
 @pytest.mark.parametrize("memory", [True, "1", 0.0, float("nan")])

@@ -322,6 +322,8 @@ def test_heads_are_measured_where_an_argument_tells_their_order(tmp_path):
     assert monitor.last_report.smoothness["head"].num_blocks == 2 + 6 + 6 + 2 + 1
     with pytest.raises(ValueError, match=r"`fused_qkv` to be one of .* got 'kqv'"):
         LinfSmoothnessMonitor(fused_qkv="kqv")
+    with pytest.raises(ValueError, match=r"LinfSmoothnessMonitor: expected `output_dims` .* got 3"):
+        LinfSmoothnessMonitor(output_dims=3)
 
 
 def test_a_partition_without_a_place_for_a_parameter_is_left_out_with_a_warning(tmp_path):

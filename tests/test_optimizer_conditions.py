@@ -134,6 +134,9 @@ def test_nothing_but_parameters_without_entries_is_taken(partition, foreach):
         optimizer.step()
         optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())
+        states = optimizer.state[p].values()
+        assert not any(s.numel() for s in states if isinstance(s, torch.Tensor) and s.ndim > 1)
+        assert (p.shape, p.grad.shape) == ((0, 4), (0, 4))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

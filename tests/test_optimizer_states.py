@@ -308,6 +308,36 @@ def test_second_moments_without_their_count_are_refused():
     assert_refused(optimizer, state, r"exp_avg_sq of shape \(1,\) and its count", params)
 
 
+def without_momentum(entry):
+    del entry["exp_avg"]
+
+
+def sparse(entry):
+    entry["exp_avg"] = entry["exp_avg"].to_sparse()
+
+
+def words_for_counts(entry):
+    entry["step"] = "three"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_momentum, r"`exp_avg` of shape \(3, 2\) .*got NoneType"),
+        (sparse, r"`exp_avg` of shape \(3, 2\) .*got a tensor of layout torch\.sparse_coo"),
+        (words_for_counts, r"`step` of shape \(\) .*got str"),
+    ],
+)
+@pytest.mark.parametrize("partition", ["coordinate", "tensor"])
+def test_odd_parts_of_a_state_are_refused(partition, change, message):
+    params = parameters((3, 2))
+    optimizer = BlockwiseAdam(params, partition=partition)
+    step(params, optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    change(state["state"][0])
+    assert_refused(optimizer, state, message, params)
+
+
 class Memory(torch.optim.Optimizer):
     """Not one of torch's: keeps the last gradient, and its mean over rows."""
 
@@ -336,7 +366,10 @@ def test_subclasses_may_keep_what_they_like():
     params = parameters((3, 2), (2,))
     optimizer = rotated(lambda p: Remembering(p, lr=0.1, momentum=0.9))(params)
     step(params, optimizer)
-    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert any("norms" in key for key in saved["state"][0])
+    optimizer.load_state_dict(copy.deepcopy(saved))
+    torch.testing.assert_close(optimizer.state_dict()["state"], saved["state"], rtol=0, atol=0)
     step(params, optimizer)
 
 

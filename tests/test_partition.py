@@ -582,6 +582,9 @@ def test_labels_give_parameters_without_entries_no_block_either(capsys):
 
 REFUSALS = {
     "unknown name": (nn.Linear(2, 2), "rows", {}, r"Partition.of: expected `name`.*'head'.*'rows'"),
+    "dimension": (nn.Linear(2, 2), "row", {"output_dims": 0}, "`output_dims`.* got 0"),
+    "dimension in words": (nn.Linear(2, 2), "row", {"output_dims": {"w": "0"}}, "`output_dims`"),
+    "broken pattern": (nn.Linear(2, 2), "row", {"output_dims": {"(": 0}}, "regular expressions"),
     "unknown order": (nn.Linear(2, 2), "head", {"fused_qkv": "kqv"}, "`fused_qkv`.*'kqv'"),
     "nothing trainable": (nn.ReLU(), "row", {}, "trainable parameters in ReLU, got none"),
     "none chosen": (nn.Linear(2, 2), "row", {"parameters": []}, "trainable parameters in Linear"),

@@ -31,8 +31,8 @@ def check_saved(optimizer: str, units: Sequence[Unit], groups: Sequence[Any], sa
             state = states.get(p, {})
             for key in (key for key in COUNTS if key in state):
                 check_shape(optimizer, groups, p, key, state[key], _NUMBER)
-            if "exp_avg" in state:
-                check_shape(optimizer, groups, p, "exp_avg", state["exp_avg"])
+            if not {"exp_avg", "step"}.isdisjoint(state):
+                check_shape(optimizer, groups, p, "exp_avg", state.get("exp_avg"))
             if has_squares:
                 _check_squares(optimizer, unit, groups, p, states)
 

@@ -25,7 +25,7 @@ from lightning_linf.optim.reparameterized import Reparameterized
 from lightning_linf.optim.signum import Signum
 from lightning_linf.partition import Partition
 from lightning_linf.partition.attention import FusedQKV
-from lightning_linf.partition.structure import PartitionName
+from lightning_linf.partition.structure import PartitionName, check_structure
 from lightning_linf.reparam import Reparameterization, Rotation
 from lightning_linf.reparam.rotation import RotationScope
 
@@ -134,11 +134,7 @@ class Geometry:
                     f"{' or '.join(map(repr, only))}, got {value!r} beside {self.partition!r}. "
                     "Leave it out, or make the Partition with it."
                 )
-        if self.fused_qkv not in (None, *get_args(FusedQKV)):
-            raise ValueError(
-                "Geometry: expected `fused_qkv` to be one of "
-                f"{', '.join(map(repr, get_args(FusedQKV)))} or None, got {self.fused_qkv!r}."
-            )
+        check_structure("Geometry", self.output_dims, self.fused_qkv)
         is_scope = isinstance(self.rotation, str)
         if not isinstance(self.rotation, (str, Reparameterization, NoneType)):
             raise ValueError(

@@ -161,7 +161,9 @@ def check_shape(
         shape: That is expected. Default: the parameter's, and sharded as it is.
     """
     expected = p.shape if shape is None else shape
-    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    got: Any = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        got = f"a tensor of layout {value.layout}"
     if got != tuple(expected):
         raise ValueError(
             f"{optimizer}.load_state_dict: expected `{key}` of shape {tuple(expected)} for "
@@ -188,10 +190,12 @@ def place_of(groups: Sequence[Mapping[str, Any]], p: Tensor) -> str:
 
 def _with_counts(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Have counts as tensors that count far: once they were numbers."""
-    return {
-        key: torch.as_tensor(value, dtype=torch.float32) if key in COUNTS else value
-        for key, value in entry.items()
+    counts = {
+        key: torch.as_tensor(entry[key], dtype=torch.float32)
+        for key in COUNTS
+        if isinstance(entry.get(key), (Tensor, int, float))
     }
+    return {**entry, **counts}
 
 
 def _bare(name: str) -> str:

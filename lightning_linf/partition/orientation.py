@@ -78,13 +78,11 @@ def _check_patterns(named: Mapping[str, nn.Parameter], output_dims: Mapping[str,
 
 def is_conv1d(module: nn.Module) -> bool:
     """Recognise transformers' Conv1D, a linear map that stores its weight as (in, out)."""
-    weight, num_outputs = module._parameters.get("weight"), vars(module).get("nf")
-    return (
-        isinstance(num_outputs, int)
-        and weight is not None
-        and weight.ndim == 2
-        and weight.shape[1] == num_outputs
-    )
+    num_outputs = vars(module).get("nf")
+    if not isinstance(num_outputs, int):
+        return False
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim == 2 and weight.shape[1] == num_outputs
 
 
 def _stated(name: str, shape: torch.Size, output_dims: Mapping[str, int]) -> Orientation | None:

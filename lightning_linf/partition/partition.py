@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.pieces import Piece, labelled, matched, nothing, number, trainable
-from lightning_linf.partition.structure import PartitionName, structural
+from lightning_linf.partition.structure import PartitionName, check_structure, structural
 from lightning_linf.partition.table import table
 
 
@@ -99,16 +99,13 @@ class Partition:
             ValueError: If a name is unknown, nothing is trainable, or parameters have no place: all
                 that lack an argument are named.
         """
-        for argument, value, known in (
-            ("name", name, get_args(PartitionName)),
-            ("fused_qkv", fused_qkv, (*get_args(FusedQKV), None)),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"Partition.of: expected `{argument}` to be one of "
-                    f"{', '.join(map(repr, known))}, got {value!r}. Give one of them, or see "
-                    "Partition.by_regex and Partition.by_function."
-                )
+        if name not in get_args(PartitionName):
+            raise ValueError(
+                "Partition.of: expected `name` to be one of "
+                f"{', '.join(map(repr, get_args(PartitionName)))}, got {name!r}. Give one of "
+                "them, or see Partition.by_regex and Partition.by_function."
+            )
+        check_structure("Partition.of", output_dims, fused_qkv)
         named = trainable("of", module, parameters)
         return cls(
             name,

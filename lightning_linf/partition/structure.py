@@ -1,7 +1,9 @@
 """Blocks from the structure of a module: by the types of its submodules, not by their names."""
 
+import re
 from collections.abc import Mapping
-from typing import Literal
+from numbers import Integral
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -11,6 +13,21 @@ from lightning_linf.partition.orientation import rows_or_columns
 from lightning_linf.partition.pieces import Piece, owners, whole
 
 PartitionName = Literal["coordinate", "row", "column", "head", "tensor", "module", "global"]
+
+
+def check_structure(caller: str, output_dims: object, fused_qkv: object) -> None:
+    """Raise a ValueError unless these can be given to :meth:`~lightning_linf.Partition.of`."""
+    orders = get_args(FusedQKV)
+    if fused_qkv is not None and fused_qkv not in orders:
+        raise ValueError(
+            f"{caller}: expected `fused_qkv` to be one of {', '.join(map(repr, orders))} or None, "
+            f"got {fused_qkv!r}."
+        )
+    if output_dims is not None and not _are_dims_by_pattern(output_dims):
+        raise ValueError(
+            f"{caller}: expected `output_dims` to give dimensions by regular expressions, got "
+            f"{output_dims!r}. Write, say, {{'router': 0}}."
+        )
 
 
 def structural(
@@ -34,3 +51,14 @@ def structural(
     if name == "module":
         return [(id(owned[id(p)][0].module), whole(p.shape)) for p in named.values()]
     return [(None, layout) for layout in rows_or_columns(name, named, owned, output_dims)]
+
+
+def _are_dims_by_pattern(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    try:
+        for pattern in value:
+            re.compile(pattern)
+    except (TypeError, re.error):
+        return False
+    return all(isinstance(dim, Integral) for dim in value.values())

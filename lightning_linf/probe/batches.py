@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_linf.probe.errors import ProbeError
-from lightning_linf.probe.isolation import is_machinery
+from lightning_linf.probe.isolation import is_machinery, slots_of
 
 _ATOMS = (int, float, complex, str, bytes, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, deque)
@@ -139,13 +139,5 @@ def _parts(batch: Any) -> Iterator[Any]:
         elif isinstance(value, nn.Module) or is_machinery(value):
             yield value
             continue
-        pending += _attributes(value)
-
-
-def _attributes(value: Any) -> Iterator[Any]:
-    yield from getattr(value, "__dict__", {}).values()
-    for cls in type(value).__mro__:
-        names = cls.__dict__.get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else names:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                yield getattr(value, name)
+        pending += getattr(value, "__dict__", {}).values()
+        pending += (item for _, item in slots_of(value))

@@ -9,5 +9,9 @@ class ProbeMemoryError(ProbeError):
     """A rank has too little memory for a probe; raised on all of them."""
 
 
+class RefusedLossError(ProbeError):
+    """A loss is no function or its products are wrong, and will be: what it is, not where."""
+
+
 class RestoreError(RuntimeError):
     """A module could not be put back as it was: training on would be another training."""

@@ -32,7 +32,7 @@ from lightning_linf.functional.noise import (
 )
 from lightning_linf.partition import Partition
 from lightning_linf.partition.attention import FusedQKV
-from lightning_linf.partition.structure import PartitionName
+from lightning_linf.partition.structure import PartitionName, check_structure
 from lightning_linf.probe.arguments import check_callable, check_whole
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.brackets import Halves, bracket_smoothness, checked_products
@@ -118,6 +118,7 @@ def measure_geometry(
     module = unwrapped("measure_geometry", module)
     batches = list_batches("measure_geometry", "batches", batches)
     check_callable("measure_geometry", "on_hvps", on_hvps)
+    check_structure("measure_geometry", output_dims, fused_qkv)
     if isinstance(partitions, (str, Partition)):
         raise ValueError(
             f"measure_geometry: expected a list of `partitions`, got {partitions!r}. Write "

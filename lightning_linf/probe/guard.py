@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.random import derive_seed, normal
-from lightning_linf.probe.errors import ProbeError, RestoreError
+from lightning_linf.probe.errors import RefusedLossError, RestoreError
 from lightning_linf.probe.kernels import check_graph, gradients_of, graph_traits
 from lightning_linf.probe.parameters import ParameterVector
 
@@ -59,8 +59,8 @@ def check_loss(evaluate: Evaluate, vector: ParameterVector) -> str | None:
         backward of the user's. None if they do not differ.
 
     Raises:
-        ProbeError: If the two losses differ (by 1e-5 on the CPU, else 1e-3); or if the change of
-            the gradient differs from H v otherwise, by more than 1 % (5 % for a module that
+        RefusedLossError: If the two losses differ (by 1e-5 on the CPU, else 1e-3); or if the change
+            of the gradient differs from H v otherwise, by more than 1 % (5 % for a module that
             computes in float32 even if its parameters and batch are float64).
     """
     sizes = _same_loss(evaluate, vector)
@@ -77,7 +77,7 @@ def check_loss(evaluate: Evaluate, vector: ParameterVector) -> str | None:
             "of its own. What is measured is the second derivative that autograd takes, with all "
             "that is detached held constant."
         )
-    raise ProbeError(
+    raise RefusedLossError(
         "probe: expected H v to be the change of the gradient along v, but for a random v they "
         f"differ by {mismatch.relative:.1%}. An operation in the loss has a backward that leaves "
         "autograd (a custom autograd.Function that computes with detached values or NumPy, a fused "
@@ -91,7 +91,7 @@ def _same_loss(evaluate: Evaluate, vector: ParameterVector) -> list[float]:
     first, second = loss.item(), evaluate(vector, None)[1].item()
     tolerance = 1e-5 if vector.device.type == "cpu" else 1e-3  # GPUs add up in any order
     if abs(first - second) > tolerance * max(abs(first), abs(second)):
-        raise ProbeError(
+        raise RefusedLossError(
             f"probe: expected the same loss twice at one point, got {first:g} and {second:g}. "
             "Evaluating it changes something outside the module that it depends on (a global, a "
             "closure, an iterator, a file). Define probe_loss(batch) that depends on nothing else."

@@ -15,8 +15,10 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.quasirandom import SobolEngine
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_linf.probe.errors import ProbeError, RestoreError
 from lightning_linf.probe.tensor_values import TensorValues
@@ -44,6 +46,8 @@ class Isolation:
     def __init__(self, module: nn.Module, *, refuse_iterators: bool) -> None:
         self.slots: list[tuple[Any, Any, Tensor]] = []
         """Container, key and tensor of every place that holds a parameter or a buffer."""
+        self.training_parts: list[Optimizer | LRScheduler] = []
+        """Optimizers and schedules that it holds, which change what is outside the module."""
         self._module = module
         self._random = capture_random()
         # Containers first: with the module's own tensors back in its tables, a failure further
@@ -114,10 +118,18 @@ class Isolation:
                         raise ProbeError("the position of an iterator cannot be put back")
                 elif isinstance(value, nn.Module):
                     own.update(id(buffer) for buffer in value._buffers.values())
+                elif isinstance(value, (Optimizer, LRScheduler)):
+                    self.training_parts.append(value)
+                elif is_source(value):
+                    self._containers.append((path, _capture_container(value.__dict__)))
                 if isinstance(value, _MUTABLE) or has_state(value):
                     if hasattr(value, "__dict__"):
                         pending.append((path, value.__dict__))
-                    self._walk_slots(path, value, pending)
+                    for name, item in slots_of(value):
+                        step = partial(object.__setattr__, value, name, item)
+                        self._containers.append((f"{path}.{name}", step))
+                        is_tensor = isinstance(item, Tensor)
+                        pending.append((f"{path}.{name}", [item] if is_tensor else item))
             except Exception as error:
                 raise ProbeError(
                     f"probe: expected module state that can be put back, but {path} "
@@ -133,16 +145,6 @@ class Isolation:
                 values[id(tensor)] = f"{path}.{key}", tensor
         self._tensors.add(values.values())
 
-    def _walk_slots(self, path: str, value: Any, pending: list[tuple[str, Any]]) -> None:
-        for cls in type(value).__mro__:
-            names = cls.__dict__.get("__slots__", ())
-            for name in (names,) if isinstance(names, str) else names:
-                if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                    item = getattr(value, name)
-                    step = partial(object.__setattr__, value, name, item)
-                    self._containers.append((f"{path}.{name}", step))
-                    pending.append((f"{path}.{name}", [item] if isinstance(item, Tensor) else item))
-
 
 @contextmanager
 def untouched(module: nn.Module, *, refuse_iterators: bool = False) -> Iterator[Isolation]:
@@ -155,9 +157,9 @@ def untouched(module: nn.Module, *, refuse_iterators: bool = False) -> Iterator[
     are dummies.
 
     The *values* of parameters and buffers are not copied: whoever runs the module puts other
-    tensors into ``slots``. Left alone are data sets, loggers, objects that hold locks or threads,
-    read-only and memory-mapped arrays, and all that is outside the module (globals, closures,
-    files); of the trainer see :class:`~lightning_linf.probe.trainer_state.TrainerState`.
+    tensors into ``slots``. Left alone are what data sets hold, loggers, objects that hold locks or
+    threads, read-only and memory-mapped arrays, and all that is outside the module (globals,
+    closures, files); of the trainer see :class:`~lightning_linf.probe.trainer_state.TrainerState`.
 
     Args:
         module: Any module; a LightningModule may be attached to a trainer.
@@ -185,14 +187,27 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``self.log``."""
 
 
+def slots_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Give names and values of the ``__slots__`` of an object that are set."""
+    for cls in type(value).__mro__:
+        names = cls.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                yield name, getattr(value, name)
+
+
 def has_state(value: Any) -> bool:
     """Whether the attributes of an object are part of a module's state."""
     if isinstance(value, _STATE):
         return True
-    attributes = getattr(value, "__dict__", {})
-    if any(_package(attribute) in _THREADING for attribute in attributes.values()):
-        return False  # another thread may be at work on it, whose progress is not ours to undo
-    return not is_machinery(value) and not isinstance(value, np.ndarray)
+    if _has_threads(value) or is_machinery(value):
+        return False
+    return not isinstance(value, np.ndarray)
+
+
+def is_source(value: Any) -> bool:
+    """Whether an object gives samples: its attributes are state, what they hold is data."""
+    return isinstance(value, (Dataset, DataLoader, Sampler)) and not _has_threads(value)
 
 
 def is_machinery(value: Any) -> bool:
@@ -200,6 +215,12 @@ def is_machinery(value: Any) -> bool:
     if isinstance(value, (Dataset, DataLoader)) or is_either(value, LightningDataModule, Trainer):
         return True
     return _package(value) in _NOT_STATE and not isinstance(value, _STATE)
+
+
+def _has_threads(value: Any) -> bool:
+    """Whether another thread may be at work on an object, whose progress is not ours to undo."""
+    attributes = getattr(value, "__dict__", {})
+    return any(_package(attribute) in _THREADING for attribute in attributes.values())
 
 
 def _package(value: Any) -> str:

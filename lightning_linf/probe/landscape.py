@@ -179,7 +179,7 @@ class Landscape:
                 self._isolation = stack.enter_context(
                     untouched(self.module, refuse_iterators=self._calls_training_step)
                 )
-                self._trainer_state = TrainerState(self.module)
+                self._trainer_state = TrainerState(self.module, self._isolation.training_parts)
                 device = self.parameters.device
                 stack.enter_context(twice_differentiable(self.module, device))
                 self._stack = stack.pop_all()

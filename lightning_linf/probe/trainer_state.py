@@ -2,7 +2,7 @@
 
 import operator
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_linf.probe.errors import RestoreError
-from lightning_linf.probe.isolation import has_state
+from lightning_linf.probe.isolation import has_state, is_source, slots_of
+from lightning_linf.probe.tensor_values import TensorValues
 
 _ATOMS = (int, float, complex, str, bytes, type(None), type)
 _MUTABLE = (dict, list, set, deque)
@@ -23,30 +24,26 @@ class TrainerState:
 
     That is, of the trainer itself, its loops and their progress, ``callback_metrics`` and its like,
     optimizers, learning rate schedulers, callbacks and datamodule: every attribute, and what is
-    reachable from it through containers and plain objects.
+    reachable from it through containers and plain objects. Of data sets, loaders and samplers it is
+    their attributes alone.
+
+    Args:
+        module: Any module.
+        held: Optimizers and schedulers that the module itself holds, with a trainer or without.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, held: Sequence[Optimizer | LRScheduler] = ()) -> None:
         self._containers: list[Any] = []
-        self._small: list[Tensor] = []
+        self._slots: list[tuple[Any, str]] = []
+        self._small: list[tuple[str, Tensor]] = []
         self._large: list[tuple[str, Tensor]] = []
-        self._optimizers: list[Optimizer] = []
         trainer: Any = getattr(module, "_trainer", None)
-        if getattr(trainer, "fit_loop", None) is None:  # none, or not Lightning's
-            return
-        self._optimizers = list(trainer.optimizers)
-        parts = [
-            *trainer.optimizers,
-            *trainer.lr_scheduler_configs,
-            *(c for c in trainer.callbacks if not _is_ours(c)),
-            getattr(trainer, "datamodule", None),
-            trainer.fit_loop,
-            trainer._logger_connector,  # holds callback_metrics
-            trainer,
-        ]
-        self._parts = {id(part) for part in parts}
+        is_lightnings = getattr(trainer, "fit_loop", None) is not None
+        parts = [*(_parts(trainer) if is_lightnings else ()), *held]
+        self._parts = {id(part): part for part in parts}
+        self._optimizers = [p for p in self._parts.values() if isinstance(p, Optimizer)]
         seen = {id(module)}  # whose own state is put back elsewhere
-        for optimizer in trainer.optimizers:  # too many for a name each
+        for optimizer in self._optimizers:  # too many for a name each
             seen |= {id(optimizer.state), *(id(p) for p in _parameters(optimizer))}
         for part in parts:
             self._walk(type(part).__name__, part, seen)
@@ -64,19 +61,21 @@ class TrainerState:
             RestoreError: On leaving, if one of these was changed in place.
         """
         items = [_items(container) for container in self._containers]
-        small = [(t, t._version, t.detach().clone()) for t in self._small]
+        slots = [(value, name, getattr(value, name)) for value, name in self._slots]
+        small = TensorValues()  # put back unseen: BatchNorm's statistics change without a version
+        small.add(self._small)
         versions = [t._version for _, t in self._large]
-        optimizers = [_OptimizerTensors(optimizer) for optimizer in self._optimizers]
+        optimizers = [_OptimizerState(optimizer) for optimizer in self._optimizers]
         try:
             yield
         finally:
             for container, saved in zip(self._containers, items, strict=True):
                 if not _is_same(_items(container), saved):
                     _put_back(container, saved)
-            for tensor, version, value in small:
-                if tensor._version != version:
-                    tensor.data.copy_(value)
-            changed = [
+            for value, name, item in slots:
+                object.__setattr__(value, name, item)
+            changed = small.restore()
+            changed += [
                 path
                 for (path, tensor), version in zip(self._large, versions, strict=True)
                 if tensor._version != version
@@ -96,16 +95,24 @@ class TrainerState:
             if isinstance(value, _MUTABLE):
                 self._containers.append(value)
             if isinstance(value, Tensor):
-                if value.numel() <= _MOST_ENTRIES and not value.is_inference():
-                    self._small.append(value)
+                if value.numel() <= _MOST_ENTRIES:
+                    self._small.append((path, value))
                 elif not value.is_inference():
                     self._large.append((path, value))
             elif isinstance(value, dict):
                 items = dict.items(value)
             elif isinstance(value, (list, tuple, set, frozenset, deque)):
                 items = enumerate(value)
-            elif hasattr(value, "__dict__") and self._is_walked(value):
-                pending.append((path, value.__dict__))
+            elif is_source(value):
+                self._containers.append(value.__dict__)  # but not millions of samples in them
+                names = ("dataset", "batch_sampler", "sampler")
+                items = ((name, value.__dict__.get(name)) for name in names)
+            elif self._is_walked(value):
+                slots = dict(slots_of(value))
+                self._slots += [(value, name) for name in slots]
+                items = slots.items()
+                if hasattr(value, "__dict__"):
+                    pending.append((path, value.__dict__))
             pending += [(f"{path}.{k}", item) for k, item in items if not isinstance(item, _ATOMS)]
 
     def _is_walked(self, value: Any) -> bool:
@@ -114,15 +121,15 @@ class TrainerState:
         return ".loops." in type(value).__module__ or has_state(value)
 
 
-class _OptimizerTensors:
-    """Parameters, gradients and moments of an optimizer, before an evaluation."""
+class _OptimizerState:
+    """Parameters, gradients, moments and counts of an optimizer, before an evaluation."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._params = _parameters(optimizer)
         self._gradients = [p.grad for p in self._params]
-        self._tensors = self._present()
-        self._versions = [t._version for t in self._tensors]
+        self._values = self._present()
+        self._versions = _versions(self._values)
 
     def restore(self) -> list[str]:
         """Put back gradients that were replaced; tell whether anything else has changed."""
@@ -130,15 +137,30 @@ class _OptimizerTensors:
             if p.grad is not gradient:
                 p.grad = gradient
         present = self._present()
-        if _is_same(present, self._tensors) and [t._version for t in present] == self._versions:
+        if _is_same(present, self._values) and _versions(present) == self._versions:
             return []
         return [f"what {type(self._optimizer).__name__} steps or keeps"]
 
-    def _present(self) -> list[Tensor]:
+    def _present(self) -> list[Any]:
         states = [s for s in self._optimizer.state.values() if isinstance(s, dict)]
-        moments = [moment for state in states for moment in state.values()]
-        every = (*self._params, *self._gradients, *moments)
-        return [t for t in every if isinstance(t, Tensor) and not t.is_inference()]
+        return [*self._params, *self._gradients, *(value for s in states for value in s.values())]
+
+
+def _parts(trainer: Any) -> list[Any]:
+    return [
+        *trainer.optimizers,
+        *trainer.lr_scheduler_configs,
+        *(c for c in trainer.callbacks if not _is_ours(c)),
+        getattr(trainer, "datamodule", None),
+        trainer.train_dataloader,
+        trainer.fit_loop,
+        trainer._logger_connector,  # holds callback_metrics
+        trainer,
+    ]
+
+
+def _versions(values: list[Any]) -> list[int]:
+    return [v._version for v in values if isinstance(v, Tensor) and not v.is_inference()]
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
