@@ -176,7 +176,11 @@ def test_ends_hold_the_norm_at_the_default_budget_on_many_matrices(name):
             matrix, partition = MATRICES[name](dim), partition_of(labels(dim))
             found = operator_norm_by_restarts(matrix, partition, num_steps=60)
             result = operator_norm(matrix.mv, normal(dim), partition)
-            assert 0.75 * found <= result.lower <= found * 1.005, (dim, kind)
+            # An actual direction reaches the lower end, now and then one that no restart finds.
+            assert block_norm(result.direction, partition) < 1 + 1e-9
+            reached = float(dual_block_norm(matrix @ result.direction, partition))
+            assert result.lower == pytest.approx(reached)
+            assert 0.75 * found <= result.lower <= found * 1.01, (dim, kind)
             assert result.upper >= 0.9 * found, (dim, kind)
 
 

@@ -80,7 +80,8 @@ def test_sums_and_products_are_those_of_the_joined_batch(tmp_path, precision):
 
     def noise(batches, **options):
         with Landscape(module, batches, loss=loss, **options) as landscape:
-            return measure_noise(landscape).squares.sum(0)
+            sums = measure_noise(landscape)
+            return sums.squares.sum(0) * sums.scale**2
 
     def on_rank(rank):
         shard(module, **options)
