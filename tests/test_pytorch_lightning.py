@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import strategies
 from lightning.pytorch.cli import LightningCLI
 from lightning_utilities.core import rank_zero
+from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning import strategies as other_strategies
 from pytorch_lightning.cli import LightningCLI as OtherCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -34,6 +35,10 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
     "ignore:.*smaller than the logging interval:UserWarning",
     "ignore:.*resuming from a checkpoint that ended before the epoch:UserWarning",
+)
+needs_callbacks = pytest.mark.skipif(
+    not RequirementCache("pytorch-lightning>=2.6"),
+    reason="pytorch_lightning below 2.6 takes callbacks of its own class only",
 )
 PACKAGES = {"lightning": lightning, "pytorch_lightning": pytorch_lightning}
 CLIS = {"lightning": LightningCLI, "pytorch_lightning": OtherCLI}
@@ -94,6 +99,7 @@ def numbers(monitor):
     return [{k: repr(v) for k, v in entry.items() if k not in left} for entry in monitor.history]
 
 
+@needs_callbacks
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_monitors_measure_the_same_in_both_packages(precision):
     found = {}
@@ -105,6 +111,7 @@ def test_monitors_measure_the_same_in_both_packages(precision):
     assert [len(history) for history in found["lightning"]] == [8, 4, 4]
 
 
+@needs_callbacks
 def test_training_with_monitors_is_bit_identical():
     _, watched = fit("pytorch_lightning", monitors())
     _, plain = fit("pytorch_lightning")
@@ -112,6 +119,7 @@ def test_training_with_monitors_is_bit_identical():
         assert torch.equal(p, q)
 
 
+@needs_callbacks
 @pytest.mark.parametrize("make", [TensorBoardLogger, CSVLogger])
 def test_records_lie_beside_what_the_logger_writes(tmp_path, make):
     callbacks = monitors()
@@ -126,6 +134,7 @@ def test_records_lie_beside_what_the_logger_writes(tmp_path, make):
             assert monitor.record_tag.encode() in events.read_bytes()
 
 
+@needs_callbacks
 def test_the_scale_of_a_gradient_scaler_is_found():
     plugins = {
         "lightning": lightning.pytorch.plugins, "pytorch_lightning": pytorch_lightning.plugins
@@ -160,6 +169,7 @@ def test_a_module_is_trained_in_another_geometry(how):
     assert torch.equal(weights["lightning"], weights["pytorch_lightning"])
 
 
+@needs_callbacks
 def test_a_swap_is_made_again_when_a_run_is_resumed(tmp_path):
     weights = {}
     for package in PACKAGES:
@@ -183,6 +193,7 @@ def test_strategies_that_cannot_work_are_refused_under_both_names():
                 callback.setup(trainer, net_of("pytorch_lightning")(), "fit")
 
 
+@needs_callbacks
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jsonargparse, at Lightning's calls
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_optimizer_of_a_command_line_is_swapped(package, monkeypatch):
