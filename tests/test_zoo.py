@@ -19,7 +19,10 @@ from lightning_linf.callbacks import (
     GradientNoiseMonitor,
     LinfSmoothnessMonitor,
 )
+from lightning_linf.functional import lambda_max
+from lightning_linf.functional.random import normal
 from lightning_linf.partition.placement import PlacementError
+from lightning_linf.probe import Landscape
 
 pytestmark = [
     pytest.mark.zoo,
@@ -436,3 +439,21 @@ def test_heads_are_those_of_the_configuration(make):
     if network.options:
         with pytest.raises(PlacementError, match="expected `fused_qkv` for "):
             Partition.of(network.module, "head")
+
+
+def test_lambda_max_reaches_the_largest_eigenvalue(make):
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    network = make()
+    with Landscape(network.module, [network.batch], loss=network.loss) as landscape:
+        d = landscape.parameters.num_params
+
+        def product(vector):
+            return landscape.hvp(torch.from_numpy(vector.ravel()).float()).double().numpy()
+
+        operator = linalg.LinearOperator((d, d), matvec=product, dtype="float64")
+        (exact,) = linalg.eigsh(operator, k=1, tol=1e-5, return_eigenvectors=False)
+        for seed in range(4):
+            found = lambda_max(landscape.hvp, normal(d, seed=seed), max_hvps=40)
+            # Products of float32 leave some 1e-5.
+            assert found.value + found.residual > (1 - 1e-4) * abs(exact)
+            assert found.value < (1 + 1e-4) * abs(exact)
