@@ -25,9 +25,8 @@ def table(
     num_blocks: int,
 ) -> Group:
     """Show one row per tensor, what was assumed, and what one float32 per block needs."""
-    sharing = Counter(
-        layout.first for layout in layouts if layout.num_blocks
-    )  # only whole tensors share
+    # Only whole tensors share, and those without entries have no block.
+    sharing = Counter(layout.first for layout in layouts if layout.num_blocks)
     entries: Counter[int] = Counter()
     for layout, shape in zip(layouts, shapes, strict=True):
         entries[layout.first] += shape.numel()
@@ -42,9 +41,8 @@ def table(
         else:
             blocks, size = f"{layout.num_blocks:,}", _range(layout)
         mark = " *" if layout.is_assumed else ""
-        grid.add_row(
-            Text(key + mark), Text(str(tuple(shape))), blocks, size
-        )  # Text: [] is no markup
+        shown = Text(key + mark), Text(str(tuple(shape)))  # Text: [] is no markup
+        grid.add_row(*shown, blocks, size)
     num_params = entries.total()
     summary = (
         f"{name}: {num_blocks:,} blocks of {num_params:,} parameters; one float32 per block "

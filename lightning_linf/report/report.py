@@ -93,8 +93,9 @@ class GeometryReport:
     settings: dict[str, Scalar]  # what it was measured with
     num_hvps: int
     seconds: float
-    # By how much two halves of the batches exceed `one_one_norm`, relative: the choice of batches
-    # overstates it by 1 to 2.4 times this (`functional/batch_excess.py`). None with one batch.
+    # By how much two halves of the batches exceed `one_one_norm`, relative. What the choice of
+    # batches adds to it is roughly 1 to 2.4 times this, more if they are few
+    # (`functional/batch_excess.py`). None with one batch.
     one_one_norm_batch_excess: float | None = None
 
     def __post_init__(self) -> None:

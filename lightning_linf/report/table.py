@@ -129,11 +129,15 @@ def _batch_part(report: "GeometryReport") -> str:
             else "(1,1)-norm: overstates that of the data, by how much was not measured"
         )
     if excess <= 0:
-        return "(1,1)-norm: two halves of the batches do not exceed it, so batches add little to it"
+        return (
+            "(1,1)-norm: two halves of the batches do not exceed it, so what their choice adds is "
+            "not seen"
+        )
     most = excess * SLOWEST
     return (
-        f"(1,1)-norm: by the choice of batches {100 * excess:.0f} to {100 * most:.0f} % too large "
-        f"(two halves of them exceed it by {100 * excess:.0f} %)"
+        f"(1,1)-norm: by the choice of batches {100 * excess:.0f} to {100 * most:.0f} % too large, "
+        "roughly, and more if they are few (two halves of them exceed it by "
+        f"{100 * excess:.0f} %)"
     )
 
 
