@@ -20,7 +20,7 @@ test-all: $(VENV)/dev.stamp  ## the slow ones too; those marked gpu where there 
 	$(BIN)/python $(PYTEST) -m 'not zoo' $(ARGS)
 
 test-zoo: $(VENV)/zoo.stamp  ## networks of transformers and torch_geometric; timm's where it is installed
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m zoo tests/test_zoo.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m zoo tests/suite/test_zoo.py $(ARGS)
 
 # torch: no index that we reach has old builds for the CPU, and the compiler of a new one needs more
 # of typing_extensions than it says.

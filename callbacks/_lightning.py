@@ -10,7 +10,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_linf.twins import is_either
+from lightning_linf.lightning_packages import is_either
 
 
 def logged_step(trainer: Trainer) -> int:

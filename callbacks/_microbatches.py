@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_linf.distributed.ranks import Ranks
+from lightning_linf.distributed.shards import is_counted_here, is_sharded, local_grad
 from lightning_linf.functional.noise import (
     Noise,
     NoiseSums,
@@ -17,8 +19,6 @@ from lightning_linf.functional.noise import (
     noise_merge,
     noise_update,
 )
-from lightning_linf.functional.shards import is_counted_here, is_sharded, local_grad
-from lightning_linf.probe.ranks import Ranks
 
 
 class Microbatches:

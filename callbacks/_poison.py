@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_linf.functional.shards import local
+from lightning_linf.distributed.shards import local
 
 
 def poisoned_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> str | None:

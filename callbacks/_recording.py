@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lightning_linf import record
 from lightning_linf.callbacks._lightning import shown_hyperparameters
+from lightning_linf.lightning_packages import is_either
 from lightning_linf.record import LogHistogram, Record
 from lightning_linf.tensorboard import layout
 from lightning_linf.tensorboard.writer import write_record
-from lightning_linf.twins import is_either
 
 
 def make_record(

@@ -19,6 +19,8 @@ from lightning_linf.callbacks._monitor import (
     named_optimized_parameters,
 )
 from lightning_linf.callbacks._poison import poisoned_state
+from lightning_linf.distributed.ranks import Ranks
+from lightning_linf.distributed.shards import is_counted_here, is_sharded, local_grad
 from lightning_linf.functional.heterogeneity import (
     QUANTILES,
     Heterogeneity,
@@ -28,8 +30,6 @@ from lightning_linf.functional.heterogeneity import (
     log10_histogram,
     merge_tensors,
 )
-from lightning_linf.functional.shards import is_counted_here, is_sharded, local_grad
-from lightning_linf.probe.ranks import Ranks
 
 _MEDIAN = QUANTILES.index(0.5)
 

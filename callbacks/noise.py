@@ -21,11 +21,11 @@ from lightning_linf.callbacks._monitor import (
     OnError,
     named_optimized_parameters,
 )
+from lightning_linf.distributed.ranks import Ranks
+from lightning_linf.distributed.shards import is_sharded
 from lightning_linf.functional.noise import Noise
-from lightning_linf.functional.shards import is_sharded
+from lightning_linf.lightning_packages import either, is_either
 from lightning_linf.probe.objective import batch_weight
-from lightning_linf.probe.ranks import Ranks
-from lightning_linf.twins import either, is_either
 
 
 class GradientNoiseMonitor(GeometryMonitor):

@@ -27,7 +27,9 @@ from lightning_linf.callbacks._progress import probe_progress
 from lightning_linf.callbacks._scalars import scalars_of
 from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
-from lightning_linf.functional.gathering import gather
+from lightning_linf.distributed.gathering import gather
+from lightning_linf.distributed.ranks import Ranks
+from lightning_linf.lightning_packages import is_either
 from lightning_linf.partition import Partition
 from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName, check_structure
@@ -39,12 +41,10 @@ from lightning_linf.probe.arguments import (
     check_whole,
 )
 from lightning_linf.probe.brackets import OPERATOR_HVPS
-from lightning_linf.probe.geometry import measure_noise
 from lightning_linf.probe.landscape import Mode
+from lightning_linf.probe.measure import measure_noise
 from lightning_linf.probe.partitions import choose_partitions
-from lightning_linf.probe.ranks import Ranks
 from lightning_linf.report import GeometryReport
-from lightning_linf.twins import is_either
 
 
 class LinfSmoothnessMonitor(GeometryMonitor):

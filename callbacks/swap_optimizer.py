@@ -11,12 +11,12 @@ from torch.nn.parameter import UninitializedParameter
 from typing_extensions import override
 
 from lightning_linf.callbacks._lightning import is_dev_run
-from lightning_linf.mixin import GeometryMixin
-from lightning_linf.optim.geometry import Geometry
-from lightning_linf.optim.reparameterized import has_foreign_state
+from lightning_linf.optim.reparameterized.reparameterized import has_foreign_state
 from lightning_linf.probe.arguments import check_whole
-from lightning_linf.restoring import before_restoring, end_restoring
-from lightning_linf.swap import check_strategy, chosen_optimizers, swap_optimizers
+from lightning_linf.swap.geometry import Geometry
+from lightning_linf.swap.mixin import GeometryMixin
+from lightning_linf.swap.restoring import before_restoring, end_restoring
+from lightning_linf.swap.trainer import check_strategy, chosen_optimizers, swap_optimizers
 
 
 class SwapOptimizer(Callback):

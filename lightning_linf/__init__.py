@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from lightning_linf.callbacks import GradientNoiseMonitor as GradientNoiseMonitor
     from lightning_linf.callbacks import LinfSmoothnessMonitor as LinfSmoothnessMonitor
     from lightning_linf.callbacks import SwapOptimizer as SwapOptimizer
-    from lightning_linf.mixin import GeometryMixin as GeometryMixin
-    from lightning_linf.optim import Geometry as Geometry
     from lightning_linf.partition import Partition as Partition
     from lightning_linf.probe import Landscape as Landscape
     from lightning_linf.probe import measure_geometry as measure_geometry
@@ -22,10 +20,12 @@ if TYPE_CHECKING:
     from lightning_linf.reparam import Rotation as Rotation
     from lightning_linf.reparam import Scaling as Scaling
     from lightning_linf.report import GeometryReport as GeometryReport
+    from lightning_linf.swap import Geometry as Geometry
+    from lightning_linf.swap import GeometryMixin as GeometryMixin
 
 _HOMES = {
-    "Geometry": "lightning_linf.optim",
-    "GeometryMixin": "lightning_linf.mixin",
+    "Geometry": "lightning_linf.swap",
+    "GeometryMixin": "lightning_linf.swap",
     "GeometryReport": "lightning_linf.report",
     "GradientHeterogeneityMonitor": "lightning_linf.callbacks",
     "GradientNoiseMonitor": "lightning_linf.callbacks",

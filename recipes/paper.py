@@ -79,8 +79,8 @@ _RESNET = f"--max-steps 100 --num-probes 8 --widen 1 --seeds 3 {_CPU}"
 RESNET = Study(
     "ResNet-18",
     "A thin ResNet-18 on scikit-learn's handwritten digits, at two batch sizes. Such trainings "
-    "enlarge rounding: `tests/test_recipe_resnet.py` holds SGD and rotated SGD to be equal to "
-    "rounding for the first steps, no longer.",
+    "enlarge rounding: `tests/recipes/test_recipe_resnet.py` holds SGD and rotated SGD to be equal "
+    "to rounding for the first steps, no longer.",
     f"resnet.py compare --name resnet --batch-sizes [16,64] --variants control {_RESNET}",
     {"resnet-batch16": "resnet-batch16", "resnet-batch64": "resnet-batch64"},
 )

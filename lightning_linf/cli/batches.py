@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_linf.cli.errors import UsageError
-from lightning_linf.twins import counterpart, either, is_either
+from lightning_linf.lightning_packages import counterpart, either, is_either
 
 Split = Literal["train", "val"]
 

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_linf.cli.arguments import ClassArguments
 from lightning_linf.cli.content import read_content
 from lightning_linf.cli.errors import UsageError
-from lightning_linf.twins import either
+from lightning_linf.lightning_packages import either
 
 PartT = TypeVar("PartT", LightningModule, LightningDataModule)
 _LIGHTNINGS = ("lightning", "pytorch_lightning")

@@ -216,9 +216,9 @@ def _measure(options: Namespace, classes: dict[str, ClassArguments]) -> Geometry
 def _measure_module(
     options: Namespace, module: "LightningModule", batches: Sequence[Any]
 ) -> GeometryReport:
+    from lightning_linf.errors import ProbeError
     from lightning_linf.probe import measure_geometry
     from lightning_linf.probe.brackets import OPERATOR_HVPS
-    from lightning_linf.probe.errors import ProbeError
 
     asked = options.partitions or ("row", "tensor")
     num_partitions = len({*asked, "coordinate", "global"})

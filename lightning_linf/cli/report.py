@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_linf.cli.errors import UsageError
-from lightning_linf.page.figures import save_figures
-from lightning_linf.page.page import make_page
-from lightning_linf.page.runs import RunError, load
+from lightning_linf.html.figures import save_figures
+from lightning_linf.html.page import make_page
 from lightning_linf.report import files
+from lightning_linf.runs.load import RunError, load
 
 _OUTPUT = "report: expected --output"
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_linf.optim.blockwise_adam import BlockwiseAdam
+from lightning_linf.optim.blockwise.blockwise_adam import BlockwiseAdam
 
 
 class AdaSGD(BlockwiseAdam):

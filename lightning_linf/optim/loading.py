@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_linf.functional.shards import is_sharded
+from lightning_linf.distributed.shards import is_sharded
 
 Saved = dict[str, Any]
 COUNTS = ("step", "exp_avg_sq_step")  # in the state of a parameter

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from lightning_linf.functional.shards import local, local_grad
+from lightning_linf.distributed.shards import local, local_grad
 from lightning_linf.optim.arguments import check_decay, check_nonnegative, refuse_sparse
 from lightning_linf.optim.loading import (
     check_shape,

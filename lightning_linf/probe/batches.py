@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_linf.probe.errors import ProbeError
+from lightning_linf.errors import ProbeError
 from lightning_linf.probe.isolation import is_machinery, slots_of
 
 _ATOMS = (int, float, complex, str, bytes, type(None))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_linf.errors import ProbeError
 from lightning_linf.functional.batch_excess import batch_excess, excess_of_halves
 from lightning_linf.functional.block_cross_fit import block_cauchy, block_cross_fit_compute
 from lightning_linf.functional.blocks import wide_dtype
@@ -19,7 +20,6 @@ from lightning_linf.functional.cross_fit import (
 from lightning_linf.functional.operator_norm import LEAST_BUDGET, OperatorNorm, operator_norm
 from lightning_linf.functional.random import cauchy, derive_seed, normal
 from lightning_linf.partition import Partition
-from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.report import BlockSmoothness
 

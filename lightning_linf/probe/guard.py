@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_linf.errors import RefusedLossError, RestoreError
 from lightning_linf.functional.random import derive_seed, normal
-from lightning_linf.probe.errors import RefusedLossError, RestoreError
 from lightning_linf.probe.kernels import check_graph, gradients_of, graph_traits
 from lightning_linf.probe.parameters import ParameterVector
 

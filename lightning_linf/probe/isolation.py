@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.quasirandom import SobolEngine
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_linf.probe.errors import ProbeError, RestoreError
+from lightning_linf.errors import ProbeError, RestoreError
+from lightning_linf.lightning_packages import is_either
 from lightning_linf.probe.tensor_values import TensorValues
-from lightning_linf.twins import is_either
 
 # Objects of these packages are machinery or data that is reachable from a module but not part of
 # its state, except for modules, tensors and generators.

@@ -13,8 +13,8 @@ from torch.nn.utils.parametrizations import _WeightNorm  # no public name for wh
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
+from lightning_linf.errors import ProbeError
 from lightning_linf.functional.full_precision import full_float32_precision
-from lightning_linf.probe.errors import ProbeError
 
 # By the beginnings of their nodes' names; the gradient jumps there.
 _KINKS = (

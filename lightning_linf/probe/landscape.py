@@ -13,8 +13,11 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_linf.distributed.ranks import Ranks
+from lightning_linf.errors import ProbeError
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.random import derive_seed
+from lightning_linf.lightning_packages import is_either
 from lightning_linf.probe.arguments import (
     check_callable,
     check_choice,
@@ -23,7 +26,6 @@ from lightning_linf.probe.arguments import (
 )
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.batches import clone_tensor, copy_batch
-from lightning_linf.probe.errors import ProbeError
 from lightning_linf.probe.guard import check_loss
 from lightning_linf.probe.isolation import Isolation, untouched
 from lightning_linf.probe.kernels import (
@@ -35,14 +37,12 @@ from lightning_linf.probe.kernels import (
 )
 from lightning_linf.probe.objective import batch_weight, make_objective
 from lightning_linf.probe.parameters import ParameterVector
-from lightning_linf.probe.ranks import Ranks
 from lightning_linf.probe.train_only import require_no_loss_in_training
 from lightning_linf.probe.trainer_state import TrainerState
 from lightning_linf.probe.training_dtype import training_dtype
 from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
 from lightning_linf.probe.unwrapped import unwrapped
 from lightning_linf.reparam import Reparameterization
-from lightning_linf.twins import is_either
 
 Mode = Literal["eval", "train"]
 

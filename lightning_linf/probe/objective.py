@@ -7,9 +7,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
+from lightning_linf.errors import ProbeError
+from lightning_linf.lightning_packages import is_either
 from lightning_linf.probe.batches import num_samples
-from lightning_linf.probe.errors import ProbeError
-from lightning_linf.twins import is_either
 
 Objective: TypeAlias = Callable[[Any, int], Tensor]
 

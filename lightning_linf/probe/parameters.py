@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_linf.errors import ProbeError
 from lightning_linf.partition.pieces import trainable_parameters
-from lightning_linf.probe.errors import ProbeError
 
 
 class ParameterVector:

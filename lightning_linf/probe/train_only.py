@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from lightning_linf.probe.errors import ProbeError, RestoreError
-from lightning_linf.probe.ranks import is_out_of_memory
+from lightning_linf.distributed.ranks import is_out_of_memory
+from lightning_linf.errors import ProbeError, RestoreError
 
 
 def require_no_loss_in_training(

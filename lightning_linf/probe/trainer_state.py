@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_linf.probe.errors import RestoreError
+from lightning_linf.errors import RestoreError
 from lightning_linf.probe.isolation import has_state, is_source, slots_of
 from lightning_linf.probe.tensor_values import TensorValues
 

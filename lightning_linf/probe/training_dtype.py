@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_linf.twins import is_either
+from lightning_linf.lightning_packages import is_either
 
 _TRUE = ("64-true", "bf16-true", "16-true")  # with these a Trainer sets torch's default dtype
 

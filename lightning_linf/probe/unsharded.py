@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_linf.functional.gathering import gather
-from lightning_linf.functional.shards import is_sharded
-from lightning_linf.probe.errors import ProbeError
+from lightning_linf.distributed.gathering import gather
+from lightning_linf.distributed.shards import is_sharded
+from lightning_linf.errors import ProbeError
 
 _FULLY_SHARD, _TENSOR_PARALLEL = "torch.distributed.fsdp", "torch.distributed.tensor"
 

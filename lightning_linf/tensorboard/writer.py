@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from lightning_linf import tags
+from lightning_linf.panels.table import lay_out
 from lightning_linf.record import SCHEMA_VERSION, LogHistogram, Record
 from lightning_linf.tensorboard import PLUGIN_NAME
-from lightning_linf.tensorboard.table import lay_out
 
 
 def write_record(writer: Any, record: Record) -> None:

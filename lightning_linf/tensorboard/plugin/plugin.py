@@ -10,8 +10,9 @@ from tensorboard.backend.http_util import Respond
 from tensorboard.plugins.base_plugin import FrontendMetadata, TBPlugin
 from werkzeug.wrappers import Request
 
-from lightning_linf.tensorboard import PLUGIN_NAME, panels
-from lightning_linf.tensorboard.plugin.files import STATIC
+from lightning_linf.panels import payload
+from lightning_linf.panels.files import STATIC
+from lightning_linf.tensorboard import PLUGIN_NAME
 from lightning_linf.tensorboard.plugin.source import Source
 
 _TYPES = {
@@ -88,11 +89,11 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
 
     def _read_layers(self, ctx: Any, experiment: str, query: _Query) -> Any:
         table, note = self._source.table(ctx, experiment, query["run"], query["tag"])
-        return {**panels.layers(table, query["column"]), "note": note}
+        return {**payload.layers(table, query["column"]), "note": note}
 
     def _read_fan(self, ctx: Any, experiment: str, query: _Query) -> Any:
         table, note = self._source.table(ctx, experiment, query["run"], query["tag"])
-        return {**panels.fan(table, query["column"], int(query["row"])), "note": note}
+        return {**payload.fan(table, query["column"], int(query["row"])), "note": note}
 
 
 def _json_app(read: _Reader) -> Any:

@@ -9,10 +9,11 @@ from typing import Any
 
 from tensorboard.data.provider import RunTagFilter
 
+from lightning_linf.panels import payload
+from lightning_linf.panels.table import Metadata, Table, stack, tag_of_record
 from lightning_linf.tags import PREFIX
-from lightning_linf.tensorboard import PLUGIN_NAME, panels
+from lightning_linf.tensorboard import PLUGIN_NAME
 from lightning_linf.tensorboard.plugin.bounded import bounded
-from lightning_linf.tensorboard.table import Metadata, Table, stack, tag_of_record
 
 _MAX_EVENTS = 1_000_000  # the provider wants a number; TensorBoard's own flag is what limits
 _MAX_BYTES = 200 * 2**20  # of an answer of the fast reader, which refuses 256 MiB
@@ -89,7 +90,7 @@ class Source:
             tag: [(datum.step, datum.value) for datum in data]
             for tag, data in read.get(run, {}).items()
         }
-        return {"curves": panels.curves(points)}
+        return {"curves": payload.curves(points)}
 
     def table(self, ctx: Any, experiment: str, run: str, tag: str) -> _Result:
         """Read a table of a run, thinned out, and a note on what was left out of it.
@@ -139,7 +140,7 @@ class Source:
             f"so large a table that at most {most} steps are read" if len(events) == most else None
         )
         notes = "; ".join(note for note in (broken, sampled) if note)
-        return table.thinned(panels.MAX_STEPS), notes or None
+        return table.thinned(payload.MAX_STEPS), notes or None
 
 
 def _present(by_tag: Mapping[str, Any]) -> tuple[dict[str, tuple[str, Any, Metadata]], list[str]]:

@@ -1,0 +1,1 @@
+"""Sharded tensors and what ranks tell each other: one process's view of many."""

@@ -1,0 +1,114 @@
+"""What ranks tell each other while they probe together."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from lightning.pytorch.utilities.memory import is_oom_error
+from torch import Tensor
+
+from lightning_linf.errors import ProbeError, ProbeMemoryError
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class Ranks:
+    """Sums over ranks in which a failure of one is a failure of all, instead of a hang.
+
+    Every pass over batches, and entering and leaving a landscape, make one call of :meth:`agree`,
+    so a rank that fails anywhere meets the others in it.
+
+    Args:
+        reduce: Sums a tensor over ranks and returns it. None: there is one rank.
+        device: Of the tensors to sum.
+    """
+
+    def __init__(self, reduce: Callable[[Tensor], Tensor] | None, device: torch.device) -> None:
+        self.is_alone = reduce is None
+        self.all_know = False
+        """Whether a failure, on this or another rank, is known to all."""
+        self._reduce = reduce
+        self._device = device
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank, 0 if it is alone."""
+        return torch.distributed.get_rank() if self._reduce is not None and _has_ranks() else 0
+
+    def start(self) -> None:
+        """Forget failures of earlier visits."""
+        self.all_know = False
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add a tensor over ranks, perhaps in place."""
+        return values if self._reduce is None else self._reduce(values)
+
+    def together(self, work: Callable[[], _T]) -> _T:
+        """Do what may fail on one rank alone, and fail on all if it does.
+
+        Raises:
+            ProbeError: As :meth:`agree`.
+            Exception: What ``work`` raises here.
+        """
+        failure: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        try:
+            self.agree(failure)
+        finally:
+            del failure  # its traceback holds this frame, and with it what work has made
+        return result
+
+    def agree(
+        self,
+        failure: BaseException | None,
+        weight: float = 1.0,
+        loss: float = 0.0,
+        *,
+        silent: bool = False,
+    ) -> tuple[float, float]:
+        """Add up weights and weighted losses over ranks; raise on all if one failed.
+
+        Raises:
+            ProbeMemoryError: If a rank has run out of memory.
+            ProbeError: If another rank failed; this rank's own ``failure`` is raised as it is.
+                Neither is if ``silent`` and this rank failed.
+        """
+        failed = float(failure is not None)
+        starved = float(failure is not None and is_out_of_memory(failure))
+        first_failed = failed if self.rank == 0 else 0.0
+        if self._reduce is not None:
+            dtype = torch.float32 if self._device.type == "mps" else torch.float64
+            numbers = [weight, loss, failed, starved, first_failed]
+            totals = torch.tensor(numbers, dtype=dtype, device=self._device)
+            weight, loss, failed, starved, first_failed = self._reduce(totals).tolist()
+        self.all_know = failed > 0
+        if failure is not None and not first_failed:  # what rank 0 says, it cannot know
+            _log.warning(f"probe: failed on rank {self.rank}. {type(failure).__name__}: {failure}")
+        if failure is not None and silent:
+            return weight, loss
+        if starved:
+            where = "another rank" if failure is None else f"this rank ({failure})"
+            raise ProbeMemoryError(
+                f"probe: out of memory on {where}. Probe fewer samples: define probe_loss(batch) "
+                "that takes a part of the batch, and probe_weight(batch) that counts it."
+            ) from failure
+        if failure is not None:
+            raise failure
+        if failed:
+            raise ProbeError("probe: another rank failed, and logs the cause.")
+        return weight, loss
+
+
+def _has_ranks() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device, or such an error was agreed upon."""
+    kinds = (MemoryError, torch.OutOfMemoryError, ProbeMemoryError)
+    return isinstance(error, kinds) or is_oom_error(error)

@@ -1,0 +1,111 @@
+"""The HTML file itself: words and tables, then the panels with their data inside."""
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from lightning_linf.html.script import bundle
+from lightning_linf.html.words import HEAD, LEGEND, Summary, summarize
+from lightning_linf.panels import payload
+from lightning_linf.panels.files import STATIC
+from lightning_linf.runs.run import MAX_STEPS, Run
+
+# Nothing is fetched from anywhere, whatever a run is called.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+
+
+def make_page(runs: Sequence[Run]) -> str:
+    """Write runs as one HTML page that needs no other file, of characters that UTF-8 has."""
+    style = "".join(
+        (STATIC / name).read_text(encoding="utf-8")
+        for name in ("vendor/uPlot.min.css", "style.css")
+    )
+    # A script element ends at "</script", and not even there after "<!--<script".
+    data = json.dumps(_data(runs), allow_nan=False).replace("<", "\\u003c")
+    words = "".join(_words(run, summarize(run.scalars)) for run in runs)
+    title = f"Geometry of {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}"
+    page = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width">
+<title>{html.escape(title)}</title>
+<style>
+{style}</style>
+</head>
+<body class="report">
+<h1>{html.escape(title)}</h1>
+<p class="muted">Made by lightning_linf {version("lightning-linf")}.</p>
+{words}
+<p class="muted">{html.escape(LEGEND)}</p>
+<div id="panels"></div>
+<noscript><p>The panels need JavaScript; what is above does not.</p></noscript>
+<script type="application/json" id="data">{data}</script>
+<script type="module">
+{bundle(STATIC / "report.js")}</script>
+</body>
+</html>
+"""
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _words(run: Run, summary: Summary | None) -> str:
+    name = html.escape(run.name)
+    if summary is None:
+        return (
+            f'<section class="panel words"><h2>{name}</h2><p>No verdict: its smoothness was not '
+            "measured (LinfSmoothnessMonitor does).</p></section>\n"
+        )
+    sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in summary.sentences)
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in HEAD)
+    body = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in summary.rows)
+    return (
+        f'<section class="panel words"><h2>{name}</h2>'
+        f'<p class="muted">At step {summary.step:,}, the last whole measurement.</p>{sentences}'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}: table">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        "</div></section>\n"
+    )
+
+
+def _cells(row: Sequence[str]) -> Iterable[str]:
+    yield f'<th scope="row">{html.escape(row[0])}</th>'
+    yield from (f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+
+
+def _data(runs: Sequence[Run]) -> dict[str, Any]:
+    """Collect what the panels would ask a server for."""
+    listed = [
+        {
+            "name": run.name,
+            "scalars": sorted(run.scalars),
+            "tables": {tag: table.metadata.to_json() for tag, table in run.tables.items()},
+        }
+        for run in runs
+    ]
+    return {
+        "runs": {"runs": listed, "notes": [note for run in runs for note in run.notes]},
+        "scalars": {
+            run.name: {"curves": payload.curves(run.scalars, most=MAX_STEPS)} for run in runs
+        },
+        "tables": {run.name: _tables(run) for run in runs},
+    }
+
+
+def _tables(run: Run) -> dict[str, Any]:
+    """By tag and column: all layers, or the fans of all rows."""
+    result: dict[str, Any] = {}
+    for tag, table in run.tables.items():
+        num_rows = table.metadata.shape[0]
+        result[tag] = {
+            column.name: payload.layers(table, column.name)
+            if column.width == 1
+            else [payload.fan(table, column.name, row) for row in range(num_rows)]
+            for column in table.metadata.columns
+        }
+    return result

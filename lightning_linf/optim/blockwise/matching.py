@@ -1,0 +1,134 @@
+"""The parameters of an optimizer matched with the blocks of a partition."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_linf.distributed.shards import is_flattened
+from lightning_linf.optim.blockwise.unit import Unit
+from lightning_linf.partition import Partition
+from lightning_linf.partition.layouts import IndexLayout, Layout
+from lightning_linf.partition.pieces import nothing, whole
+from lightning_linf.partition.structure import PartitionName
+
+NAMES = ("coordinate", "tensor", "global")  # partitions that need no module
+
+
+def check_partition(optimizer: str, partition: object) -> None:
+    """Raise a ValueError unless it is a Partition or the name of one that needs no module."""
+    if isinstance(partition, Partition) or partition in NAMES:
+        return
+    if partition in get_args(PartitionName):
+        remedy = f"Build Partition.of(module, {partition!r}) and pass it."
+    else:
+        remedy = "See Partition.of, Partition.by_regex and Partition.by_function."
+    raise ValueError(
+        f"{optimizer}: expected `partition` to be one of {', '.join(map(repr, NAMES))} or a "
+        f"Partition, got {partition!r}. {remedy}"
+    )
+
+
+def check_params(optimizer: str, params: Iterable[Tensor]) -> None:
+    """Raise a ValueError for parameters whose blocks have no mean square here."""
+    for p in params:
+        if isinstance(p, UninitializedParameter):
+            got, remedy = "a lazy one", "Run the module once before you build the optimizer"
+        elif is_flattened(p):
+            got, remedy = "one flattened by FullyShardedDataParallel", "Shard it by fully_shard"
+        elif p.is_complex():
+            got, remedy = f"{p.dtype}", "Optimize its real and imaginary parts"
+        else:
+            continue
+        raise ValueError(
+            f"{optimizer}: expected initialized, real parameters in their own shapes, got {got}. "
+            f"{remedy}."
+        )
+
+
+def match(
+    optimizer: str, groups: Sequence[Mapping[str, Any]], partition: str | Partition
+) -> list[Unit]:
+    """Find the units of an optimizer's parameter groups, in the order of their first parameters.
+
+    Raises:
+        ValueError: If the parameters are not those of a Partition.
+    """
+    params = [(p, index) for index, group in enumerate(groups) for p in group["params"]]
+    layouts = _layouts(optimizer, groups, [p for p, _ in params], partition)
+    units: dict[object, Unit] = {}
+    for (p, index), layout in zip(params, layouts, strict=True):
+        if p.numel() == 0:
+            units[p] = Unit(nothing(), [p], [index])
+            continue
+        if layout is None:  # frozen, so it has no place in the partition; thawed, it is one block
+            units[p] = Unit(whole(p.shape), [p], [index])
+            continue
+        unit = units.setdefault(layout.first, Unit(layout, [], []))
+        unit.params.append(p)
+        unit.groups.append(index)
+    for unit in units.values():
+        unit.shard()
+    return list(units.values())
+
+
+def _layouts(
+    optimizer: str,
+    groups: Sequence[Mapping[str, Any]],
+    params: list[Tensor],
+    partition: str | Partition,
+) -> Sequence[Layout | IndexLayout | None]:
+    """Lay out every parameter; those with the same ``first`` share their block."""
+    shapes = [p.shape for p in params]
+    if isinstance(partition, Partition):
+        names = [name for group in groups for name in group.get("param_names", ())]
+        if names:
+            return _by_name(optimizer, names, params, partition)
+        return _in_order(optimizer, shapes, partition)
+    keep = (0,) if partition == "coordinate" else ()
+    return [
+        Layout((shape.numel(),), keep, first=0 if partition == "global" else index)
+        for index, shape in enumerate(shapes)
+    ]
+
+
+def _by_name(
+    optimizer: str, names: Sequence[str], params: Sequence[Tensor], partition: Partition
+) -> Sequence[Layout | IndexLayout | None]:
+    expected = dict(zip(partition.names, partition.shapes, strict=True))
+    for name, p in zip(names, params, strict=True):
+        shape = p.shape
+        if expected.get(name) != shape and (name in expected or p.requires_grad):
+            there = f"has {tuple(expected[name])} there" if name in expected else "is not in it"
+            raise ValueError(
+                f"{optimizer}: expected parameters of {partition!r}, got {name} of shape "
+                f"{tuple(shape)}, which {there}. Build the Partition from the module whose "
+                "named_parameters() you pass, after freezing."
+            )
+    missing = [name for name in expected if name not in set(names)]
+    if missing:
+        raise ValueError(
+            f"{optimizer}: expected all parameters of {partition!r}, got all but "
+            f"{', '.join(missing[:5])}{' and others' if missing[5:] else ''}. Build the Partition "
+            "with `parameters=` set to those that you optimize."
+        )
+    layouts = dict(zip(partition.names, partition.layouts, strict=True))
+    return [layouts.get(name) for name in names]
+
+
+def _in_order(
+    optimizer: str, shapes: list[torch.Size], partition: Partition
+) -> Sequence[Layout | IndexLayout]:
+    if shapes == partition.shapes:
+        return partition.layouts
+    pairs = zip(shapes, partition.shapes, strict=False)
+    place = next(
+        (i for i, (a, b) in enumerate(pairs) if a != b), min(len(shapes), len(partition.shapes))
+    )
+    raise ValueError(
+        f"{optimizer}: expected the {len(partition.shapes)} parameters of {partition!r} in its "
+        f"order, got {len(shapes)} without names, of which number {place} differs in shape. Pass "
+        "model.named_parameters(), or parameter groups of named parameters."
+    )

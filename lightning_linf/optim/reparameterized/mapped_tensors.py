@@ -1,0 +1,151 @@
+"""Tensors of an optimizer that have coordinates of their own."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_linf.distributed.gathering import gather, part_of, shard_like
+from lightning_linf.distributed.shards import from_local, is_flattened, is_sharded, local
+from lightning_linf.reparam import BoundReparameterization
+
+
+class MappedTensors:
+    """The tensors of one parameter group that have coordinates phi of their own.
+
+    During a step the phi are parts of one vector. Between steps they have shapes, but no memory.
+    Those of sharded tensors are sharded alike: they have memory of their own, this rank's part, and
+    the vector, which every rank has, is gathered from them.
+    """
+
+    def __init__(self, thetas: list[Tensor], bound: BoundReparameterization) -> None:
+        self.thetas = thetas
+        self.bound = bound
+        self.inverse = bound.inverse()
+        self.sizes = [theta.numel() for theta in thetas]
+        self.vector = self.before = self.inverse.apply(self.join(thetas))
+        self.phis = [
+            nn.Parameter(shard_like(part, theta) if is_sharded(theta) else part)
+            for part, theta in zip(self.split(self.vector), thetas, strict=True)
+        ]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of phi: wide enough for all, and for optimizer states."""
+        dtype = torch.float32
+        for theta in self.thetas:
+            dtype = torch.promote_types(dtype, theta.dtype)
+        return dtype
+
+    def join(self, tensors: Iterable[Tensor]) -> Tensor:
+        """Flatten and join a tensor for each theta. Shape: (d,)."""
+        dtype = self.dtype
+        wholes = gather([tensor.detach() for tensor in tensors])
+        return torch.cat([tensor.reshape(-1).to(dtype) for tensor in wholes])
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Cut a vector (d,) into a whole tensor for each theta."""
+        parts = vector.split_with_sizes(self.sizes)
+        return [part.view(theta.shape) for part, theta in zip(parts, self.thetas, strict=True)]
+
+    def follow(self) -> None:
+        """Have phi in the dtype and on the device of the weights, which may have changed."""
+        for phi, theta in zip(self.phis, self.thetas, strict=True):
+            if (phi.dtype, phi.device) == (self.dtype, theta.device):
+                continue
+            if is_sharded(phi):  # torch does not heed phi.data = ...
+                part = torch.zeros_like(local(theta), dtype=self.dtype)
+                new = nn.Parameter(from_local(part, theta))
+                torch.utils.swap_tensors(phi, new)  # type: ignore[no-untyped-call]  # is torch's
+            else:
+                phi.data = theta.new_zeros((), dtype=self.dtype).expand(phi.shape)
+
+    def read(self) -> None:
+        """Set phi to the coordinates of the weights."""
+        self.follow()
+        self.before = self.inverse.apply(self.join(self.thetas))
+        self.vector = self.before.clone()
+        for phi, part in zip(self.phis, self.split(self.vector), strict=True):
+            if is_sharded(phi):
+                local(phi).copy_(part_of(part, phi))
+            else:
+                phi.data = part  # keeps phi the same object, as the inner optimizer knows it
+
+    def write(self) -> None:
+        """Add to the weights what has been added to phi."""
+        parts = self.split(self.vector)
+        for phi, part, gathered in zip(self.phis, parts, gather(self.phis), strict=True):
+            if is_sharded(phi):
+                part.copy_(gathered)
+            elif phi.data_ptr() != part.data_ptr():  # the inner optimizer has set phi.data
+                part.copy_(phi)
+        moves = self.bound.apply(self.vector - self.before)
+        for theta, move in zip(self.thetas, self.split(moves), strict=True):
+            local(theta).add_(part_of(move, theta))
+        self.before.copy_(self.vector)
+
+    def read_gradients(self, mixes_tensors: bool) -> None:
+        """Set the gradient with respect to phi."""
+        gradients = [theta.grad for theta in self.thetas]
+        if all(gradient is None for gradient in gradients):
+            for phi in self.phis:
+                phi.grad = None
+            return
+        if any(g is not None and g.layout != torch.strided for g in gradients):
+            raise RuntimeError(
+                "Reparameterized: expected dense gradients, got a sparse one. Use sparse=False in "
+                "its embedding, or leave it out of the map with `only`."
+            )
+        if mixes_tensors and not all(theta.requires_grad for theta in self.thetas):
+            raise RuntimeError(
+                "Reparameterized: expected that every parameter which took part at the start still "
+                "requires grad, got a frozen one, which a map that mixes tensors would move. "
+                "Freeze it before you make the optimizer, or use a scope such as 'tensor'."
+            )
+        gradient = self.bound.apply_transpose(
+            self.join(
+                local(theta).new_zeros(theta.shape) if grad is None else grad
+                for theta, grad in zip(self.thetas, gradients, strict=True)
+            )
+        )
+        for phi, grad, part in zip(self.phis, gradients, self.split(gradient), strict=True):
+            if grad is None and not mixes_tensors:
+                phi.grad = None
+            else:
+                phi.grad = shard_like(part, phi) if is_sharded(phi) else part
+
+    def forget(self) -> None:
+        """Free what only a step needs."""
+        empty = self.vector.new_zeros(())
+        self.vector = self.before = empty
+        for phi in self.phis:
+            phi.grad = None
+            if not is_sharded(phi):
+                phi.data = empty.expand(phi.shape)
+
+
+def check_thetas(tensors: Sequence[Tensor]) -> None:
+    """Raise a ValueError for tensors that no map can change."""
+    if any(isinstance(tensor, UninitializedParameter) for tensor in tensors):
+        raise ValueError(
+            "Reparameterized: expected initialized parameters, got a lazy one. Run the module once "
+            "before you build the optimizer: under Lightning, in `configure_model` or earlier."
+        )
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        raise ValueError(
+            "Reparameterized: expected the parameters of a group on one device, got "
+            f"{', '.join(sorted(map(str, devices)))}. Make a group for each device."
+        )
+    for tensor in tensors:
+        if is_flattened(tensor):
+            raise ValueError(
+                "Reparameterized: expected parameters in their own shapes, got one flattened by "
+                "FullyShardedDataParallel. Shard it by fully_shard."
+            )
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"Reparameterized: expected real floating parameters, got {tensor.dtype}. Hold "
+                "real and imaginary parts as parameters of their own."
+            )

@@ -1,0 +1,48 @@
+"""Read `geometry.jsonl`."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from lightning_linf import record
+from lightning_linf.runs.run import Run
+from lightning_linf.runs.series import Points, Series
+from lightning_linf.panels.table import Array, lay_out
+
+
+def read_records(run: Run, path: Path) -> None:
+    """Add all that a file holds to a run, with notes on what cannot be read."""
+    scalars: defaultdict[str, Points] = defaultdict(Points)
+    tables: defaultdict[str, list[Series]] = defaultdict(list)
+    num_broken: defaultdict[str, int] = defaultdict(int)
+    with open(path, "rb") as file:
+        reader = record.Reader(file)
+
+        def read(series: Series, _: int, place: int) -> Array | None:
+            try:
+                return lay_out(reader.at(place))[0]
+            except ValueError:  # a training has cut the file meanwhile
+                return None
+
+        for place, entry in reader:
+            for tag, value in entry.scalars.items():
+                scalars[tag].add(entry.step, value)
+            if not entry.columns:
+                continue
+            try:
+                _, metadata = lay_out(entry)
+            except ValueError:  # rows of several widths, or none
+                num_broken[entry.tag] += 1
+                continue
+            kinds = tables[entry.tag]
+            series = next((one for one in kinds if one.metadata == metadata), None)
+            if series is None:
+                kinds.append(series := Series(entry.tag, metadata))
+            series.add(entry.step, 0, place)
+            series.latest = place
+        run.scalars.update(scalars)
+        for note in reader.notes():
+            run.note(note)
+        for tag, number in num_broken.items():
+            run.note(f"{tag}: {number} records that make no table left out")
+        for tag, kinds in tables.items():
+            run.add_table(tag, kinds, read)

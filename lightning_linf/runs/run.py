@@ -1,0 +1,45 @@
+"""A run as the page shows it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lightning_linf.runs.series import Point, Series
+from lightning_linf.panels.table import Table, stack
+
+MAX_STEPS = 250  # of each run in the file, which holds all layers and quantities
+
+
+@dataclass
+class Run:
+    """Everything that was measured in one training."""
+
+    name: str
+    scalars: dict[str, Sequence[Point]] = field(default_factory=dict)  # by tag
+    tables: dict[str, Table] = field(default_factory=dict)  # by tag, of at most MAX_STEPS steps
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Say what was left out."""
+        self.notes.append(f"{self.name}: {text}")
+
+    def add_table(
+        self, tag: str, kinds: Sequence[Series], read: Callable[[Series, int, int], Any]
+    ) -> None:
+        """Read the table of the present parameters, thinned out.
+
+        Args:
+            tag: Of its records.
+            kinds: What was found of it: a series for each set of parameters.
+            read: Gives the array of a series at a place in a file of this number.
+        """
+        *others, present = sorted(kinds, key=lambda series: series.latest)
+        num_steps, chosen = present.evenly(MAX_STEPS)
+        rows = ((step, read(present, file, place)) for step, file, place in chosen)
+        table, note = stack(present.metadata, rows)
+        if table.steps:
+            self.tables[tag] = replace(table, num_steps=num_steps)
+        if note:
+            self.note(f"{tag}: {note}")
+        if num_other := sum(map(len, others)):
+            self.note(f"{tag}: {num_other} records of other parameters left out")

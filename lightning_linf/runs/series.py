@@ -1,0 +1,86 @@
+"""What a run holds while it is read: few bytes a record, however large its files are."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+from lightning_linf.panels.table import Metadata, thin
+
+Point = tuple[int, float]
+
+
+class Points(Sequence[Point]):
+    """Steps and values of one scalar, in the order of the files; 16 bytes each."""
+
+    def __init__(self) -> None:
+        self._steps, self._values = array("q"), array("d")
+
+    def add(self, step: int, value: float) -> None:
+        """Append a point."""
+        self._steps.append(step)
+        self._values.append(value)
+
+    def cut(self, step: int) -> None:
+        """Forget all points from a step on."""
+        kept = [i for i, one in enumerate(self._steps) if one < step]
+        self._steps = array("q", (self._steps[i] for i in kept))
+        self._values = array("d", (self._values[i] for i in kept))
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Point]:
+        return zip(self._steps, self._values, strict=True)
+
+    @overload
+    def __getitem__(self, index: int) -> Point: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Point]: ...
+
+    def __getitem__(self, index: int | slice) -> Point | list[Point]:
+        if isinstance(index, slice):
+            return list(zip(self._steps[index], self._values[index], strict=True))
+        return self._steps[index], self._values[index]
+
+
+class Series:
+    """Where the arrays of one table lie, 24 bytes each: those that are shown are read again."""
+
+    def __init__(self, tag: str, metadata: Metadata) -> None:
+        self.tag = tag  # in event files that of the series, in others the record's
+        self.metadata = metadata
+        self.latest = 0.0  # when it was last added to, to be compared with others of the tag
+        self._steps, self._files, self._places = array("q"), array("q"), array("q")
+
+    def add(self, step: int, file: int, place: int) -> None:
+        """Append an array, which lies at a place in the file of this number."""
+        self._steps.append(step)
+        self._files.append(file)
+        self._places.append(place)
+
+    def cut(self, step: int) -> None:
+        """Forget all arrays from a step on."""
+        kept = [i for i, one in enumerate(self._steps) if one < step]
+        for column in (self._steps, self._files, self._places):
+            column[:] = array("q", (column[i] for i in kept))
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def evenly(self, most: int) -> tuple[int, list[tuple[int, int, int]]]:
+        """Choose steps evenly, the first and the last among them; of one step the later array.
+
+        Returns:
+            The number of all steps; step, file and place of those chosen.
+        """
+        steps = np.array(self._steps)
+        order = np.argsort(steps, kind="stable")
+        is_last = np.append(np.diff(steps[order]) != 0, True)[: len(steps)]
+        distinct = order[is_last]
+        chosen = distinct[thin(len(distinct), most)]
+        return len(distinct), [
+            (self._steps[i], self._files[i], self._places[i]) for i in chosen.tolist()
+        ]

@@ -1,0 +1,245 @@
+"""Replace the optimizers of a running Trainer."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from lightning_linf.lightning_packages import is_either
+from lightning_linf.optim.reparameterized.reparameterized import Reparameterized, has_foreign_state
+from lightning_linf.swap.carry import carry_state
+from lightning_linf.swap.geometry import Geometry
+from lightning_linf.swap.groups import betas_note, decay_note
+
+# Hooks between the forward pass and the end of the optimizer's step.
+_WITHIN_A_STEP = {
+    *("training_step", "on_before_backward", "backward", "on_after_backward"),
+    *("on_before_zero_grad", "optimizer_zero_grad", "configure_gradient_clipping"),
+    *("on_before_optimizer_step", "optimizer_step", "lr_scheduler_step", "configure_optimizers"),
+}
+_KNOWN_SCHEDULERS = (LRScheduler, ReduceLROnPlateau)
+_RATES = ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "eta_min")  # that torch's schedulers keep
+
+
+def swap_optimizers(
+    trainer: Trainer,
+    module: LightningModule,
+    geometry: Geometry,
+    *,
+    carry: bool = True,
+    index: int | None = None,
+) -> str:
+    """Replace a trainer's optimizers by the chosen one; schedulers and checkpoints follow.
+
+    If anything fails, all is left as it was.
+
+    Args:
+        trainer: A trainer that is fitting.
+        module: The module it fits.
+        geometry: What to replace them by.
+        carry: Carry momentum and second moments over
+            (:func:`~lightning_linf.swap.carry_state`); else the new ones start anew.
+        index: Of the optimizer to replace, if the module has several. Default: all of them.
+
+    Returns:
+        What was done, in words; it is logged, too.
+
+    Raises:
+        MisconfigurationException: If the trainer is not fitting this module, has no optimizers of
+            its own to replace, is in the middle of a step, or shards by FSDPStrategy or DeepSpeed.
+        ValueError: If ``geometry`` does not fit the parameters or a scheduler, or there is no such
+            ``index``.
+    """
+    _check(trainer, module, geometry)
+    lines, swaps = [], {}
+    for old in chosen_optimizers("swap_optimizers", trainer, index):
+        new = geometry.make(old, module)
+        carried = "there was no state to carry" if not old.state else "its state starts anew"
+        if carry and old.state:
+            carried = carry_state(old, new)
+        swaps[old] = new
+        notes = betas_note(old, new) + decay_note(old, new)
+        lines.append(f"{_describe(old)} -> {_describe(new)}; {carried}{notes}")
+    _replace(trainer, module, geometry, swaps)
+    done = "; ".join(lines)
+    # Those swaps are made again at a time when a resumed trainer has not restored its counters.
+    is_start = module._current_fx_name in ("on_fit_start", None)
+    when = "at the start" if is_start else f"at step {trainer.global_step}"
+    rank_zero_info(f"Optimizer swapped {when}: {done}.")
+    return done
+
+
+def chosen_optimizers(caller: str, trainer: Trainer, index: int | None) -> list[Optimizer]:
+    """Give the trainer's optimizer with a number, or all; a ValueError if there is none such."""
+    optimizers = list(trainer.optimizers)
+    if index is None:
+        return optimizers
+    if not 0 <= index < len(optimizers):
+        raise ValueError(
+            f"{caller}: expected `index` of one of {len(optimizers)} optimizers, got "
+            f"{index}. Count from 0, in the order of configure_optimizers."
+        )
+    return [optimizers[index]]
+
+
+def check_strategy(caller: str, trainer: Trainer) -> None:
+    """Raise a MisconfigurationException for strategies whose parameters have lost their shapes."""
+    if is_either(trainer.strategy, DeepSpeedStrategy, FSDPStrategy):
+        raise MisconfigurationException(
+            f"{caller}: expected whole parameters (one device, DDP) or DTensors, got "
+            f"{type(trainer.strategy).__name__}, whose optimizers step flat parts of other shapes. "
+            "Use ModelParallelStrategy, and fully_shard in configure_model."
+        )
+
+
+def _check(trainer: Trainer, module: LightningModule, geometry: Geometry) -> None:
+    if not isinstance(geometry, Geometry):
+        raise ValueError(
+            f"swap_optimizers: expected a Geometry, got {geometry!r}. Write, say, Geometry('adam')."
+        )
+    check_strategy("swap_optimizers", trainer)
+    problem = None
+    is_fitting = trainer.state.fn == TrainerFn.FITTING
+    if not is_fitting or trainer.state.status != TrainerStatus.RUNNING:
+        problem = (
+            "a trainer that is fitting, whose optimizers exist, got "
+            f"one that is {trainer.state.status.value}. Swap in a hook such as "
+            "on_train_batch_start, or by the callback SwapOptimizer"
+        )
+    elif module is not trainer.lightning_module:
+        problem = (
+            "the module that the trainer fits, got another "
+            f"{type(module).__name__}. Pass trainer.lightning_module"
+        )
+    elif not trainer.optimizers or not any(
+        group["params"] and group.get("lr") is not None
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+    ):
+        problem = (
+            "optimizers with learning rates to replace, got none. Return one from "
+            "configure_optimizers"
+        )
+    elif any(map(has_foreign_state, trainer.optimizers)):
+        problem = (
+            "an optimizer with a state in its own coordinates, got one with the state of a run in "
+            "others. Resume with the callbacks, at the same steps, and the class of that run"
+        )
+    # Lightning names the hook it is in for `self.log`; public names tell no more than the loop.
+    elif module._current_fx_name in _WITHIN_A_STEP:
+        problem = (
+            f"to be called between optimizer steps, got called in {module._current_fx_name}. Use "
+            "on_train_batch_start, or the callback SwapOptimizer"
+        )
+    if problem is not None:
+        raise MisconfigurationException(f"swap_optimizers: expected {problem}.")
+
+
+def _replace(
+    trainer: Trainer,
+    module: LightningModule,
+    geometry: Geometry,
+    swaps: Mapping[Optimizer, Optimizer],
+) -> None:
+    """Put the new optimizers everywhere, or nowhere."""
+    optimizers = list(trainer.optimizers)
+    parts = [p for config in trainer.lr_scheduler_configs for p in _parts(config.scheduler)]
+    before = [(part, dict(vars(part))) for part in parts]
+    try:
+        trainer.strategy.optimizers = [swaps.get(old, old) for old in optimizers]
+        for part in parts:
+            _follow(part, swaps, geometry)
+        _verify(trainer, module, swaps)
+    except BaseException:
+        trainer.strategy.optimizers = optimizers
+        for part, attributes in before:
+            vars(part).update(attributes)
+        raise
+
+
+def _parts(scheduler: Any) -> Iterator[Any]:
+    """Yield a scheduler and those within it."""
+    yield scheduler
+    for value in vars(scheduler).values():
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, LRScheduler):
+                yield from _parts(part)
+
+
+def _follow(scheduler: Any, swaps: Mapping[Optimizer, Optimizer], geometry: Geometry) -> None:
+    """Point one scheduler at the new optimizer, and scale what it knows of learning rates."""
+    held = {k: v for k, v in vars(scheduler).items() if isinstance(v, Optimizer) and v in swaps}
+    if held and geometry.lr is not None and not isinstance(scheduler, _KNOWN_SCHEDULERS):
+        raise ValueError(
+            f"swap_optimizers: expected a scheduler of torch beside `lr`, got "
+            f"{type(scheduler).__name__}, which keeps learning rates of its own and would set them "
+            "again. Leave `lr` out, and set the rates there."
+        )
+    for name, old in held.items():
+        new = swaps[old]
+        if getattr(scheduler, "cycle_momentum", False):
+            if not {"betas", "momentum"} & new.defaults.keys():
+                raise ValueError(
+                    "swap_optimizers: expected an optimizer with momentum under "
+                    f"{type(scheduler).__name__}(cycle_momentum=True), got {_describe(new)}. Set "
+                    "cycle_momentum=False."
+                )
+            scheduler.use_beta1 = "betas" in new.defaults
+        setattr(scheduler, name, new)
+        _announce_steps(new)
+        factor = geometry.lr_factor(old)
+        for key in _RATES if factor != 1.0 else ():
+            rates = getattr(scheduler, key, None)
+            if isinstance(rates, (list, tuple)):
+                setattr(scheduler, key, [rate * factor for rate in rates])
+            elif rates is not None:
+                setattr(scheduler, key, rates * factor)
+
+
+def _announce_steps(optimizer: Optimizer) -> None:
+    """Let torch see that the optimizer steps before its scheduler, as when that is made."""
+    initial = [group.pop("initial_lr", None) for group in optimizer.param_groups]
+    LambdaLR(optimizer, lambda _: 1.0)  # without initial_lr it leaves lr as it is
+    for group, rate in zip(optimizer.param_groups, initial, strict=True):
+        del group["initial_lr"]
+        if rate is not None:
+            group["initial_lr"] = rate
+
+
+def _verify(
+    trainer: Trainer, module: LightningModule, swaps: Mapping[Optimizer, Optimizer]
+) -> None:
+    wrapped = module.optimizers(use_pl_optimizer=True)
+    stepped = [
+        getattr(each, "optimizer", each)
+        for each in (wrapped if isinstance(wrapped, list) else [wrapped])
+    ]
+    live = [*trainer.optimizers, *stepped]
+    if any(old in live for old in swaps) or not all(
+        new in trainer.optimizers and new in stepped for new in swaps.values()
+    ):
+        raise MisconfigurationException(
+            "swap_optimizers: expected the trainer to step the new optimizer, got the old one "
+            f"still in place under {type(trainer.strategy).__name__}. Use another strategy."
+        )
+    for config in trainer.lr_scheduler_configs:
+        if config.scheduler.optimizer in swaps:
+            raise MisconfigurationException(
+                "swap_optimizers: expected the optimizer of a scheduler as an attribute of it, or "
+                f"of a scheduler of torch in it, got neither in {type(config.scheduler).__name__}. "
+                "Let it keep its optimizer as `self.optimizer`."
+            )
+
+
+def _describe(optimizer: Optimizer) -> str:
+    if isinstance(optimizer, Reparameterized):
+        return f"{_describe(optimizer.inner)} under {optimizer.reparameterization!r}"
+    partition = getattr(optimizer, "partition", None)
+    name = partition if isinstance(partition, str) else getattr(partition, "name", None)
+    return type(optimizer).__name__ + (f"({name})" if name else "")

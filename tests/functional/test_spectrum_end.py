@@ -1,0 +1,121 @@
+"""How often the stated end of a spectrum lies below the truth, against known eigenvalues."""
+
+import math
+
+import pytest
+import torch
+from support import networks
+
+from lightning_linf.functional import lambda_max
+from lightning_linf.functional.lambda_max import lanczos
+from lightning_linf.functional.operator_norm import operator_norm
+from lightning_linf.functional.random import normal
+from lightning_linf.functional.spectrum_end import FAILURE, least_mass, spectrum_end
+
+CLOSE = {
+    "two of either sign": [1.0, -0.96],
+    "three of either sign": [-1.0, 0.99, -0.97],
+    "a cluster": [1.0, 0.99, 0.975, 0.96, 0.945],
+    "double": [1.0, 1.0, 0.9],
+    "a slope of either sign": [(-1) ** k * (1 - 0.025 * k) for k in range(16)],
+}
+
+
+def spectrum(top, dim=2_000):
+    values = torch.linspace(-0.3, 0.3, dim, dtype=torch.float64)
+    values[: len(top)] = torch.tensor(top, dtype=torch.float64)
+    return values
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", CLOSE)
+def test_end_holds_the_largest_of_close_eigenvalues(name, dtype):
+    values = spectrum(CLOSE[name]).to(dtype)
+    results = [
+        lambda_max(lambda v: values * v, normal(2_000, seed=seed, dtype=dtype), max_hvps=32)
+        for seed in range(60)
+    ]
+    missed = sum(found.value + found.residual < 1 - 1e-6 for found in results)
+    assert missed <= 1  # 0.15 are expected at most
+    # All but the slope settle to 1 % within the budget; an end at 2 would hold, and say nothing.
+    assert max(found.value + found.residual for found in results) < 1.06
+
+
+@pytest.mark.slow
+def test_failures_are_as_rare_as_stated():
+    values, num_starts = spectrum(CLOSE["a cluster"], 500), 8_000
+    missed = 0
+    for seed in range(num_starts):
+        found = lambda_max(
+            lambda v: values * v, normal(500, seed=seed, dtype=torch.float64), max_hvps=24, tol=1e-3
+        )
+        missed += found.value + found.residual < 1 - 1e-6
+    # 4 standard errors of a binomial share
+    assert missed <= num_starts * FAILURE + 4 * math.sqrt(num_starts * FAILURE)
+
+
+def test_end_is_that_of_the_measure_with_most_mass_beyond():
+    # A measure of three points, from two products: with the third's own mass the bound is sharp.
+    points = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    masses = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    seen = []
+
+    def hvp(vector):
+        seen.append(vector)
+        return points * vector
+
+    krylov = lanczos(hvp, masses.sqrt(), max_hvps=2, tol=0.0, keep_basis=True)
+    basis = torch.stack([*seen])
+    small = basis @ (points[:, None] * basis.T)
+    end = spectrum_end(
+        small.diag().tolist(), [float(small[0, 1]), krylov.beta], float(krylov.values[-1]), 0.1
+    )
+    assert float(krylov.values[-1]) < 1.99
+    assert 2.0 <= end < 2.002  # 1e-3 of its distance: what bisection leaves
+
+
+@pytest.mark.parametrize("dim", [2, 3, 10, 1_000])
+def test_random_unit_vectors_have_the_least_mass_as_often_as_stated(dim):
+    vectors = torch.randn(40_000, dim, dtype=torch.float64)
+    shares = vectors[:, 0].square() / vectors.square().sum(dim=1)
+    missed = float((shares < least_mass(dim, 0.1)).double().mean())
+    assert missed < 0.1 + 4 * math.sqrt(0.1 * 0.9 / 40_000)
+
+
+def test_rounding_that_repeats_an_eigenvalue_does_not_lift_the_end():
+    values = spectrum([1.0]).float()
+    ends = [
+        lanczos(lambda v: values * v, normal(2_000, seed=3), max_hvps=k, tol=0.0).upper
+        for k in range(12, 40)
+    ]
+    assert max(ends) < 1.001
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_upper_ends_hold_the_eigenvalues_behind_them_on_networks(seed):
+    make = networks.ALL["conv" if seed % 3 == 0 else "mlp"]
+    module, batch, loss = make() if seed < 2 else networks.random_mlp(seed)
+    matrix = networks.dense_hessian(module, lambda: loss(module, batch)).detach()
+    dim = len(matrix)
+    exact = float(torch.linalg.eigvalsh(matrix).abs().max())
+    found = lambda_max(matrix.mv, normal(dim, seed=seed, dtype=torch.float64))
+    assert found.value <= exact * (1 + 1e-9)
+    assert exact <= (found.value + found.residual) * (1 + 1e-9)
+    for labels in (torch.zeros(dim, dtype=torch.int64), torch.arange(dim), torch.arange(dim) // 7):
+        partition = networks.partition_of(labels)
+        start = normal(dim, seed=seed, dtype=torch.float64)
+        result = operator_norm(matrix.mv, start, partition, seed=seed)
+        scale = partition.expand((partition.sizes(result.shares) / result.shares).sqrt())
+        scaled = scale[:, None] * matrix * scale
+        behind = float(torch.linalg.eigvalsh(scaled).abs().max())
+        assert result.upper >= behind * (1 - 1e-9)
+
+
+def test_one_block_does_not_rest_on_the_given_start():
+    values = spectrum([1.0, 0.97, 0.5], 300)
+    start = torch.zeros(300, dtype=torch.float64)
+    start[1] = 1.0  # an eigenvector, of a smaller eigenvalue
+    partition = networks.partition_of(torch.zeros(300, dtype=torch.int64))
+    result = operator_norm(lambda v: values * v, start, partition)
+    assert result.lower > 0.98 * 300
+    assert result.upper >= 300 * (1 - 1e-9)

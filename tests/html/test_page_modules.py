@@ -1,0 +1,231 @@
+"""The page's modules by themselves in a browser, on data made for what each must not get wrong."""
+
+import csv
+import io
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from support.chromium import chromium, needs_chromium
+
+from lightning_linf.panels.files import STATIC
+
+pytestmark = [pytest.mark.slow, needs_chromium]
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serve files and say nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A page of the static folder's origin, whose modules it can import."""
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=STATIC)) as server,
+        chromium(tmp_path_factory.mktemp("downloads")) as page,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.address = f"http://127.0.0.1:{server.server_port}/"
+        yield page
+        server.shutdown()
+
+
+@pytest.fixture
+def page(browser):
+    browser.size(1280)
+    browser.complaints.clear()
+    browser.open(browser.address + "vendor/manifest.json")
+    browser.wait("document.readyState === 'complete' && location.pathname.length > 1")
+    style = browser.address + "style.css"
+    browser.run(f"""new Promise((done) => {{
+        document.body.replaceChildren();
+        document.documentElement.dataset.theme = "light";
+        const link = document.createElement("link");
+        Object.assign(link, {{ rel: "stylesheet", href: "{style}", onload: done }});
+        document.head.append(link);
+    }})""")
+    yield browser
+    assert browser.complaints == []
+
+
+def load(page, module, code):
+    """Run code with the exports of a module as `m`."""
+    return page.run(f'(async () => {{ const m = await import("/{module}.js"); {code} }})()')
+
+
+def make_app(page, steps=(1, 2, 3), values=((1, 2), (3, 4), (5, 6))):
+    """Show the app on a source that a test can change, as `app` and `source`."""
+    data = {"steps": steps, "values": values, "num_steps": len(steps)}
+    column = {"name": "density", "width": 1, "label": "density", "unit": "", "levels": []}
+    table = {"tensors": ["body.weight", "head"], "whole": False, "columns": [column]}
+    scalars = ["geometry/advantage_lower/coordinate", "geometry/advantage_upper/coordinate"]
+    run = {"name": "run", "scalars": scalars, "tables": {"geometry/a": table}, "changed": 1}
+    load(
+        page,
+        "app",
+        f"""
+        const curve = {{ steps: {json.dumps(steps)}, values: [1, 2, 3], num_steps: 3 }};
+        window.source = {{
+            run: {json.dumps(run)},
+            runs: async () => ({{ runs: [window.source.run], notes: [] }}),
+            scalars: async (run) => new Map({json.dumps(scalars)}.map((tag) => [tag, curve])),
+            layers: async () => ({json.dumps(data)}),
+        }};
+        window.app = new m.App(document.body, window.source);
+        """,
+    )
+
+
+def test_an_error_at_a_reload_keeps_what_is_drawn(page):
+    make_app(page)
+    assert page.run("document.querySelector('.notes').hidden")
+    page.run("app.reload()")
+    page.wait("document.querySelector('#heatmap canvas')")
+    page.run("window.good = source.runs; source.runs = async () => { throw new Error('gone'); }")
+    page.run("app.reload()")
+    assert page.run("document.querySelector('.notes').textContent") == (
+        "The data cannot be read: gone"
+    )
+    assert not page.run("document.querySelector('.layout').hidden")
+    assert page.run("document.querySelector('.empty').hidden")
+    page.run("source.runs = window.good; app.reload()")
+    page.wait("document.querySelector('.notes').hidden")
+
+
+def test_an_error_at_the_first_reading_is_not_called_an_empty_folder(page):
+    make_app(page)
+    page.run("source.runs = async () => { throw new Error('gone'); }; app.reload()")
+    assert page.wait("document.querySelector('.notes li')?.textContent").endswith("gone")
+    assert page.run("document.querySelector('.empty').hidden")
+
+
+def test_a_verdict_is_of_a_step_with_both_ends(page):
+    make_app(page)
+    page.run("""{
+        const [lower, upper] = source.run.scalars;
+        const curve = (steps) => ({ steps, values: steps.map((s) => s + 0.25), num_steps: 3 });
+        source.scalars = async () => new Map([[lower, curve([1, 2, 3])], [upper, curve([1, 2])]]);
+        app.reload();
+    }""")
+    card = page.wait("document.querySelector('article.verdict')?.innerText")
+    assert "at step 2" in card
+    assert "2.25" in card
+
+
+def test_a_logarithm_has_no_colour_for_zero_and_below(page):
+    places = load(
+        page,
+        "layers",
+        """const choice = new m.LayerChoice();
+        choice.log = true;
+        const { place } = choice.position([0, 1, 10, 100]);
+        return [0, -1, 1, 10, 100].map((value) => String(place(value)));""",
+    )
+    assert places[:2] == ["NaN", "NaN"]
+    assert [float(place) for place in places[2:]] == pytest.approx([0, 0.5, 1])
+
+
+@pytest.mark.parametrize("value", [1, 2, 0.05])
+def test_a_log_chart_of_equal_values_is_drawn(page, value):
+    low, high = load(
+        page,
+        "chart",
+        f"""const parent = document.body.appendChild(document.createElement("div"));
+        const lines = [{{ steps: [1, 2], values: [{value}, {value}] }}];
+        const curves = [{{ label: "a", color: "#2563eb", lines }}];
+        const plot = m.drawChart(parent, {{ curves, log: true, label: "l", unit: "u" }});
+        await new Promise(requestAnimationFrame);
+        return [plot.scales.y.min, plot.scales.y.max];""",
+    )
+    assert low < value < high
+
+
+@pytest.mark.parametrize("selector", ["#verdict .chart", "#heatmap canvas"])
+def test_focus_and_place_survive_a_reload(page, selector):
+    make_app(page)
+    page.run("app.reload()")
+    page.wait("document.querySelector('#heatmap canvas')")
+    page.run(f"document.querySelector('{selector}').focus({{ preventScroll: true }})")
+    page.run("scrollTo(0, 40)")
+    page.run("{ window.before = document.activeElement; }")
+    page.run("source.run.changed = 2; app.reload()")
+    assert page.run("!before.isConnected")  # it was drawn anew
+    assert page.run(f"document.activeElement === document.querySelector('{selector}')")
+    assert page.run("scrollY") == 40
+
+
+def test_only_a_cell_of_the_map_chooses_a_step(page):
+    make_app(page)
+    page.run("app.reload()")
+    page.wait("document.querySelector('#heatmap canvas')")
+    page.run("document.querySelector('#heatmap').scrollIntoView()")
+    box = page.run("document.querySelector('#heatmap canvas').getBoundingClientRect().toJSON()")
+    step = "document.querySelector('#bars output').textContent"
+    page.move(box["right"] - 5, box["y"] + 35, click=True)
+    assert page.run(step) == "3"
+    page.move(box["right"] - 1.5 * box["width"] / 4, box["y"] + 35)  # over the second column
+    page.move(box["x"] + 3, box["y"] + 35, click=True)  # a name
+    assert page.run(step) == "3"
+    page.move(box["x"] + box["width"] / 2, box["y"] + 5, click=True)  # the key
+    assert page.run(step) == "3"
+
+
+def test_only_what_keys_move_is_a_tab_stop(page):
+    make_app(page)
+    page.run("app.reload()")
+    page.wait("document.querySelector('#heatmap canvas')")
+    assert page.run("document.querySelector('#bars canvas').tabIndex") == -1
+    assert page.run("document.querySelector('#heatmap canvas').tabIndex") == 0
+
+
+def test_a_long_legend_takes_several_lines_of_a_picture(page):
+    heights, is_inked = load(
+        page,
+        "download",
+        """const chart = document.createElement("canvas");
+        Object.assign(chart, { width: 600, height: 50 });
+        const entries = Array.from({ length: 12 }, (_, i) => (
+            { label: `a run with a long name ${i}`, color: i === 11 ? "#ff0000" : "#0000ff" }));
+        const images = [1, 12].map((n) => m.toImage("title", entries.slice(0, n), [chart]));
+        const last = images[1];
+        const { data } = last.getContext("2d").getImageData(0, 0, last.width, last.height);
+        const pixels = new Uint32Array(data.buffer);
+        return [images.map(({ height }) => height), pixels.includes(0xff0000ff)];""",
+    )
+    assert heights[1] > heights[0] + 60
+    assert is_inked  # the last entry's colour
+
+
+def test_a_csv_file_holds_no_formulas_and_negative_numbers_stay_numbers(page):
+    names = [
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "\uff1d1",  # full width
+        'a"b',
+        "a,b",
+        "a-b",
+        "",
+        "1",
+    ]
+    numbers = [-1.5, -1e-7, 0, 2]
+    text = load(
+        page,
+        "download",
+        f"return m.toCsv({{ columns: ['=c', 'step'], rows: [{json.dumps(names)}, "
+        f"[...{json.dumps(numbers)}, -Infinity, NaN]] }});",
+    )
+    heading, row, values = csv.reader(io.StringIO(text, newline=""))
+    assert heading == ["'=c", "step"]
+    assert row == ["'" + name for name in names[:8]] + names[8:]
+    assert [float(value) for value in values[:4]] == numbers
+    assert values[4:] == ["-Infinity", "NaN"]

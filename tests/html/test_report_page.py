@@ -1,0 +1,399 @@
+"""The report of runs: what it reads, its words, and the page in a browser."""
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+from support.chromium import chromium, needs_chromium
+from support.short_run import IGNORED_WARNINGS, train, train_into
+
+from lightning_linf import record, tags
+from lightning_linf.cli import main
+from lightning_linf.html.page import make_page
+from lightning_linf.html.script import bundle
+from lightning_linf.html.words import HEAD, summarize
+from lightning_linf.panels.files import STATIC
+from lightning_linf.report import Interval
+from lightning_linf.report.table import number, with_error
+from lightning_linf.runs.load import Run, RunError, load
+
+pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a run of event files and one of CSV, and their monitors."""
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    folder = tmp_path_factory.mktemp("runs")
+    _, first = train_into(folder, "events")
+    (folder / "events" / record.FILE_NAME).unlink()
+    _, second = train([CSVLogger(folder, name="csv", version="one")], seed=1)
+    return folder, {"events": first, "csv/one": second}
+
+
+def test_event_files_and_jsonl_give_the_same(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    train_into(tmp_path, "a")
+    (from_file,) = load([tmp_path])
+    (tmp_path / "a" / record.FILE_NAME).unlink()
+    (from_events,) = load([tmp_path])
+    assert from_file.name == from_events.name == "a"
+    assert from_file.notes == from_events.notes == []
+    assert from_file.scalars.keys() == from_events.scalars.keys()
+    for tag, points in from_file.scalars.items():
+        np.testing.assert_allclose(points, from_events.scalars[tag], rtol=1e-6, equal_nan=True)
+    assert from_file.tables.keys() == from_events.tables.keys()
+    for tag, table in from_file.tables.items():
+        other = from_events.tables[tag]
+        assert (table.metadata, table.steps) == (other.metadata, other.steps)
+        np.testing.assert_allclose(table.values, other.values, rtol=1e-6, equal_nan=True)
+
+
+def test_runs_are_found_below_the_folders_and_named_by_what_tells_them_apart(trained):
+    folder, _ = trained
+    assert [run.name for run in load([folder])] == ["csv/one", "events"]
+    assert [run.name for run in load([folder / "events"])] == ["events"]
+    assert [run.name for run in load([folder / "events", folder / "csv" / "one"])] == [
+        "csv/one",
+        "events",
+    ]
+    assert len(load([folder, folder])) == 2  # each once
+
+
+def test_words_are_those_of_the_geometry_report(trained):
+    folder, monitors = trained
+    # Not that of event files, whose float32 can round the other way.
+    for run in load([folder / "csv"]):
+        run.name = "csv/one"
+        report = monitors[run.name][2].last_report
+        summary = summarize(run.scalars)
+        assert summary.step == monitors[run.name][2].history[-1]["step"]
+        assert summary.sentences[0] == report.verdict
+        open_ends = report.recommend(0.9).not_converged
+        listed = re.search(r"Not converged, so less sure: ([^.]*)\.", summary.sentences[1])
+        assert (listed[1].split(", ") if listed else []) == open_ends
+        advice = report.recommend(0.9)
+        subject = {
+            "coordinate": "keep one second moment per parameter, as Adam does",
+            "global": f"One second moment for all parameters keeps {advice.share}",
+        }
+        other = f"Second moments by {advice.partition} keep {advice.share}"
+        assert subject.get(advice.partition, other) in summary.sentences[1]
+        rows = {row[0]: dict(zip(HEAD, row, strict=True)) for row in summary.rows}
+        assert list(rows) == ["coordinate", "row", "tensor", "global"]
+        for name, row in rows.items():
+            block = report.smoothness[name]
+            d = report.num_params
+            assert row["N(Φ)/d"] == str(Interval(block.lower / d, block.operator_upper / d))
+            error = block.upper_relative_error if name == "coordinate" else 0.0
+            assert row["H(Φ)/d"].removeprefix("≤ ") == with_error(block.upper / d, error)
+            assert row["advantage"] == str(report.advantage[name])
+            assert row["of Adam's decrease"] == str(advice.shares[name])
+            assert row["R²"] == number(report.r_squared[name])
+
+
+def test_a_run_without_smoothness_has_no_verdict(tmp_path):
+    run = Run("a", scalars={tags.DENSITY: [(1, 0.5)]})
+    assert summarize(run.scalars) is None
+    assert "No verdict" in make_page([run])
+
+
+class Addresses(HTMLParser):
+    """Collect what a page would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("src", "href", "srcset")]
+
+
+def test_page_is_one_file_and_names_cannot_break_it(trained):
+    folder, _ = trained
+    run = load([folder])[0]
+    run.name = "<!--<script></script><b>&\u2028"
+    page = make_page([run])
+    parser = Addresses()
+    parser.feed(page)
+    assert parser.found == []
+    assert "default-src 'none'" in page
+    assert re.search(r'class="scroll" tabindex="0" role="region" aria-label="[^"]+: table"', page)
+    assert "<b>" not in page.partition("<body")[2].partition("<script")[0]
+    embedded = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1]
+    assert "<" not in embedded
+    assert json.loads(embedded)["runs"]["runs"][0]["name"] == run.name
+
+
+def test_records_of_other_parameters_are_left_out_with_a_note(tmp_path):
+    for step, names in ((1, ["a"]), (2, ["a", "b"]), (3, ["a", "b"])):
+        columns = {"density": [float(step)] * len(names)}
+        one = record.Record(step, "geometry/heterogeneity_per_tensor", {}, names, columns)
+        record.append(tmp_path / record.FILE_NAME, one)
+    (run,) = load([tmp_path])
+    assert run.tables["geometry/heterogeneity_per_tensor"].steps == [2, 3]
+    tag = "geometry/heterogeneity_per_tensor"
+    assert run.notes == [f"{tmp_path.name}: {tag}: 1 records of other parameters left out"]
+
+
+def test_event_files_of_other_parameters_give_what_the_tab_gives(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    from test_panels import TAG, other_parameters
+
+    other_parameters(tmp_path)
+    (run,) = load([tmp_path])
+    assert run.tables[TAG].metadata.tensors == ["c", "d", "e"]
+    assert run.tables[TAG].values[:, :, 0].tolist() == [[5.0, 6.0, 7.0]]
+    assert run.notes == [f"{tmp_path.name}: {TAG}: 2 records of other parameters left out"]
+
+
+def write_lines(folder, *changes):
+    """Write a whole measurement, and after it lines that differ from it by ``changes``."""
+    of = tags.of_partition
+    brackets = [tags.OPERATOR_NORM_LOWER, tags.OPERATOR_NORM_UPPER]
+    brackets += [tags.ADVANTAGE_LOWER, tags.ADVANTAGE_UPPER]
+    line = {
+        "step": 1,
+        "schema": 1,
+        "tag": "geometry/heterogeneity_per_tensor",
+        "scalars": dict.fromkeys(
+            [
+                *(tags.LAMBDA_MAX, tags.LAMBDA_MAX_ERROR, tags.ONE_ONE_NORM_PER_PARAM),
+                *(of(tag, name) for tag in brackets for name in ("coordinate", "row")),
+            ],
+            1.5,
+        ),
+        "tensors": ["a", "b"],
+        "columns": {"density": [1.0, 2.0]},
+        "whole": {"density": 3.0},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [line, *({**line, "step": 2, **change} for change in changes)]
+    text = "".join(json.dumps(one) + "\n" for one in lines)
+    (folder / record.FILE_NAME).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": float("inf")},
+        {"columns": {"density": [1.0, [2.0]]}},
+        {"columns": {"log10_quantiles": [[1.0, 2.0], [3.0]]}},
+        {"columns": {"log10_quantiles": [[1.0, 2.0], [3.0, 4.0]]}},  # of other levels
+        {"columns": {"density": [[], []]}},
+        {"whole": {"density": [1.0, 2.0]}},
+        {"tensors": [], "columns": {"density": []}},
+        {"tensors": "ab", "columns": 3},
+    ],
+)
+def test_a_malformed_record_is_left_out_with_a_note(tmp_path, capsys, change):
+    write_lines(tmp_path / "run", change)
+    output = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "run"), "-o", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("Note: run: ") == 1
+    (run,) = load([tmp_path / "run"])
+    assert run.tables["geometry/heterogeneity_per_tensor"].steps == [1]
+
+
+def test_a_step_that_lacks_a_part_gives_no_verdict_or_the_one_before(tmp_path):
+    write_lines(tmp_path)
+    (run,) = load([tmp_path])
+    whole = summarize(run.scalars)
+    assert whole.step == 1
+    upper_of_row = tags.of_partition(tags.ADVANTAGE_UPPER, "row")
+    of_row = [tag for tag in run.scalars if tag.endswith("/row")]
+    for missing in ([tags.LAMBDA_MAX_ERROR], [upper_of_row], of_row):
+        torn = {
+            tag: points if tag in missing else [*points, (2, 1.5)]
+            for tag, points in run.scalars.items()
+        }
+        assert summarize(torn) == whole
+    of = tags.of_partition
+    some = {tags.LAMBDA_MAX: [(1, 1.0)], of(tags.ADVANTAGE_LOWER, "coordinate"): [(1, 1.0)]}
+    assert summarize(some) is None
+
+
+def test_names_that_are_no_text_are_written_in_ascii(tmp_path):
+    try:
+        folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff"))
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    columns = {"density": [1.0]}
+    lone = record.Record(1, "geometry/\ud800", {}, ["\ud800"], columns)
+    (folder / record.FILE_NAME).write_text(json.dumps(json.loads(lone.to_line())) + "\n{\n")
+    output = tmp_path / "report.html"
+    run = [
+        sys.executable,
+        "-c",
+        "import sys; from lightning_linf.cli import main; sys.exit(main())",
+    ]
+    command = [*run, "report", str(folder), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 0, done.stderr
+    assert b"Note: bad\\xff: geometry.jsonl: skipped 1 line" in done.stdout
+    assert "<h1>Geometry of bad\\xff</h1>" in output.read_text(encoding="utf-8")
+
+
+def test_a_run_and_one_below_it_have_two_names(tmp_path):
+    write_lines(tmp_path / "a")
+    write_lines(tmp_path / "a" / "a")
+    assert [run.name for run in load([tmp_path / "a"])] == ["a", "a/a"]
+    assert [run.name for run in load([tmp_path])] == ["a", "a/a"]
+
+
+def test_a_run_that_cannot_be_read_keeps_its_notes(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / record.FILE_NAME).write_text("{\n{\n")
+    note = "bad: geometry.jsonl: skipped 2 lines that cannot be read (line 1)"
+    with pytest.raises(RunError, match=re.escape(f" {note}.")):
+        load([tmp_path])
+    write_lines(tmp_path / "good")
+    assert [run.notes for run in load([tmp_path])] == [[note], []]
+
+
+def test_without_tensorboard_event_files_are_noted_and_the_rest_is_read(tmp_path, monkeypatch):
+    write_lines(tmp_path / "good")
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "events.out.tfevents.1.x.1").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.tensorflow_stub.pywrap_tensorflow", None)
+    events, good = load([tmp_path])
+    assert good.scalars
+    (note,) = events.notes
+    assert "pip install 'lightning-linf[tensorboard]'" in note
+    with pytest.raises(RunError, match="pip install"):
+        load([tmp_path / "events"])
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (subprocess.TimeoutExpired("chromium", 120), "to draw within 120 seconds"),
+        (PermissionError(13, "Permission denied", "/opt/chromium"), "'/opt/chromium'"),
+    ],
+)
+def test_a_browser_that_fails_is_refused_in_one_line(tmp_path, monkeypatch, capsys, error, message):
+    def fail(*args, **kwargs):
+        raise error
+
+    write_lines(tmp_path / "run")
+    monkeypatch.setattr(shutil, "which", lambda name: "/opt/chromium")
+    monkeypatch.setattr(subprocess, "run", fail)
+    output = str(tmp_path / "report.html")
+    command = ["report", str(tmp_path / "run"), "-o", output, "--png", str(tmp_path / "png")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: report: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_folders_without_data_are_refused(tmp_path, make):
+    folder = tmp_path / "runs"
+    if make:
+        folder.mkdir()
+    with pytest.raises(RunError, match="got none" if make else "to be a folder"):
+        load([folder])
+
+
+def test_command_writes_the_report(trained, tmp_path, capsys):
+    folder, _ = trained
+    output = tmp_path / "report.html"
+    assert main(["report", str(folder), "-o", str(output)]) == 0
+    assert capsys.readouterr().out == f"Report of 2 runs: {output}\n"
+    assert "<h1>Geometry of 2 runs</h1>" in output.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("runs", "output", "message"),
+    [
+        ("nothing", "report.html", "error: report: expected RUN_DIR to be a folder"),
+        (".", "report.html", "error: report: expected geometry data in"),
+        (".", ".", "error: report: expected --output to be a file"),
+        (".", "no/report.html", "error: report: expected --output to be a file"),
+    ],
+)
+def test_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, runs, output, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", runs, "-o", output]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+
+
+def test_figures_without_a_browser_are_refused_in_words(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    output = tmp_path / "report.html"
+    command = ["report", str(trained[0]), "-o", str(output), "--png", str(tmp_path / "png")]
+    assert main(command) == 2
+    assert "Install one, or open the report and use the PNG button" in capsys.readouterr().err
+    assert output.is_file()
+
+
+def test_bundle_holds_each_module_once_and_refuses_other_forms(tmp_path):
+    script = bundle(STATIC / "report.js")
+    assert script.count("const module_dom = ") == 1
+    assert script.index("const module_dom") < script.index("const module_chart")
+    (tmp_path / "a.js").write_text('export * from "./b.js";\n')
+    with pytest.raises(ValueError, match=r"a\.js has an import or export of another form"):
+        bundle(tmp_path / "a.js")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_report_draws_whatever_a_run_is_called_and_in_a_frame_of_another_origin(tmp_path):
+    write_lines(tmp_path / "run")
+    (run,) = load([tmp_path])
+    run.name = "<!--<script></script>"
+    (tmp_path / "report.html").write_text(make_page([run]), encoding="utf-8")
+    frame = tmp_path / "frame.html"  # no file shares its origin with another
+    frame.write_text('<iframe src="report.html" width="1200" height="900"></iframe>')
+    with chromium(tmp_path) as page:
+        page.open((tmp_path / "report.html").as_uri())
+        page.wait("document.querySelectorAll('.panel canvas').length >= 4")
+        assert page.run("document.querySelector('article.verdict h3').innerText") == run.name
+        page.open(frame.as_uri())
+        page.wait("document.querySelector('iframe')")
+        end = time.monotonic() + 20
+        while str(page.send("DOM.getDocument", depth=-1, pierce=True)).count("'CANVAS'") < 4:
+            assert time.monotonic() < end, page.complaints
+            time.sleep(0.1)
+        assert page.complaints == []
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_report_draws_every_panel_and_asks_nobody(trained, tmp_path):
+    output = tmp_path / "report.html"
+    folder = tmp_path / "png"
+    assert main(["report", str(trained[0]), "-o", str(output), "--png", str(folder)]) == 0
+    names = ["bars", "fan", "heatmap", "smoothness", "verdict"]
+    assert [file.stem for file in sorted(folder.iterdir())] == names
+    for file in folder.iterdir():
+        width, height = struct.unpack(">II", file.read_bytes()[16:24])
+        assert width > 600
+        assert height > 300
+    with chromium(tmp_path) as page:
+        page.open(output.as_uri())
+        page.wait("document.querySelectorAll('.panel canvas').length >= 5")
+        cards = page.wait(
+            "[...document.querySelectorAll('article.verdict')].map((c) => c.innerText)"
+        )
+        for card, run in zip(cards, load([trained[0]]), strict=True):
+            assert run.name in card
+            last = run.scalars[tags.of_partition(tags.ADVANTAGE_LOWER, "coordinate")][-1]
+            assert f"at step {last[0]}" in card
+        assert page.complaints == []
+        assert [url for url in page.requests if not url.startswith("file:")] == []

@@ -1,0 +1,418 @@
+"""What the panels read: tables, routes, files; without a browser and without a server process."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support.short_run import IGNORED_WARNINGS, train_into
+
+pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.util.tensor_util import make_tensor_proto
+from torch.utils.tensorboard import SummaryWriter
+from werkzeug.test import Client
+
+from lightning_linf import tags
+from lightning_linf.html.words import COARSE_TO_FINE
+from lightning_linf.panels import payload
+from lightning_linf.panels.files import STATIC
+from lightning_linf.panels.table import Metadata, lay_out, stack, thin
+from lightning_linf.record import Record, SchemaError
+from lightning_linf.tensorboard.plugin import source
+from lightning_linf.tensorboard.plugin.loader import GeometryLoader
+from lightning_linf.tensorboard.plugin.plugin import GeometryPlugin
+from lightning_linf.tensorboard.writer import write_record
+
+pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
+TAG = "geometry/heterogeneity_per_tensor"
+
+
+class Plugin:
+    """The plugin's routes as TensorBoard mounts them, over an in-process reader."""
+
+    def __init__(self, logdir):
+        self.multiplexer = EventMultiplexer(tensor_size_guidance={"geometry": 0})
+        self.logdir = logdir
+        self.reload()
+        provider = MultiplexerDataProvider(self.multiplexer, str(logdir))
+        self.plugin = GeometryPlugin(TBContext(data_provider=provider, logdir=str(logdir)))
+        self.apps = self.plugin.get_plugin_apps()
+
+    def reload(self):
+        self.multiplexer.AddRunsFromDirectory(str(self.logdir))
+        self.multiplexer.Reload()
+
+    def request(self, route, method="GET", **query):
+        key = "/static/*" if route.startswith("/static/") else route
+        client = Client(self.apps[key])
+        response = client.open(f"/data/plugin/geometry{route}", query_string=query, method=method)
+        if response.content_type.startswith("application/json") and key != "/static/*":
+            return response.status_code, json.loads(response.data)
+        return response.status_code, response.data
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Event files of a real training, and its monitors."""
+    folder = tmp_path_factory.mktemp("runs")
+    _, monitors = train_into(folder, "a")
+    writer = SummaryWriter(str(folder / "other"))
+    writer.add_scalar("loss", 1.0, 0)
+    writer.close()
+    return folder, monitors
+
+
+def entry(step, values, names=("a", "b"), **changes):
+    return Record(step, TAG, {}, names, {"density": values}, **changes)
+
+
+def write(folder, *records):
+    writer = SummaryWriter(str(folder))
+    for one in records:
+        write_record(writer, one)
+    writer.close()
+
+
+def write_event(folder, content, array, tag=TAG, step=0):
+    """Write an event of this plugin's name, whatever it holds."""
+    plugin_data = SummaryMetadata.PluginData(plugin_name="geometry", content=content)
+    metadata = SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR)
+    value = Summary.Value(tag=tag, tensor=make_tensor_proto(array), metadata=metadata)
+    writer = SummaryWriter(str(folder))
+    writer._get_file_writer().add_summary(Summary(value=[value]), step)
+    writer.close()
+
+
+def test_routes_give_what_the_monitors_measured(trained):
+    folder, (heterogeneity, noise, smoothness) = trained
+    plugin = Plugin(folder)
+    status, listed = plugin.request("/runs")
+    assert status == 200
+    assert listed["notes"] == []
+    (run,) = listed["runs"]  # without the one that has no geometry data
+    assert run["name"] == "a"
+    assert set(run["tables"]) == {m.record_tag for m in (heterogeneity, noise, smoothness)}
+    assert run["tables"][TAG]["tensors"] == heterogeneity.history[0]["tensor_names"]
+
+    _, curves = plugin.request("/scalars", run="a")
+    assert sorted(curves["curves"]) == run["scalars"]
+    curve = curves["curves"][tags.LAMBDA_MAX]
+    assert curve["steps"] == [one["step"] for one in smoothness.history] == [3, 7]
+    assert curve["values"] == pytest.approx(
+        [one["lambda_max"] for one in smoothness.history], rel=1e-5
+    )
+
+    _, layers = plugin.request("/layers", run="a", tag=TAG, column="gini")
+    assert layers["steps"] == [1, 3, 5, 7]
+    assert layers["note"] is None
+    measured = [one["per_tensor"]["gini"].tolist() for one in heterogeneity.history]
+    np.testing.assert_allclose(layers["values"], measured, rtol=1e-5)
+
+    rows = len(heterogeneity.history[0]["tensor_names"])
+    _, fan = plugin.request("/fan", run="a", tag=TAG, column="log10_quantiles", row=rows)
+    medians = [row[3] for row in fan["values"]]
+    expected = [one["median_log10_grad"] for one in heterogeneity.history]
+    assert medians == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("route", "query", "status", "error"),
+    [
+        ("/scalars", {"run": "none"}, 404, "no such data"),
+        ("/scalars", {"run": "other"}, 404, "no such data"),
+        ("/scalars", {"run": "../a"}, 404, "no such data"),
+        ("/scalars", {}, 400, "expected an argument `run`"),
+        ("/layers", {"run": "a", "tag": "loss", "column": "gini"}, 404, "no such data"),
+        ("/layers", {"run": "a", "tag": TAG, "column": "none"}, 404, "no such data"),
+        ("/layers", {"run": "a", "tag": TAG}, 400, "expected an argument `column`"),
+        ("/layers", {"run": "a", "tag": TAG, "column": "log10_quantiles"}, 400, "single numbers"),
+        ("/fan", {"run": "a", "tag": TAG, "column": "gini", "row": "99"}, 404, "no such data"),
+        ("/fan", {"run": "a", "tag": TAG, "column": "gini", "row": "-1"}, 404, "no such data"),
+        ("/fan", {"run": "a", "tag": TAG, "column": "gini", "row": "x"}, 400, "'x'"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_words(trained, route, query, status, error):
+    got, content = Plugin(trained[0]).request(route, **query)
+    assert got == status
+    assert error in content["error"]
+
+
+def test_only_get_is_answered(trained):
+    assert Plugin(trained[0]).request("/runs", method="POST")[0] == 405
+
+
+def test_static_files_are_those_of_the_folder_and_no_others(tmp_path):
+    plugin = Plugin(tmp_path)
+    assert plugin.plugin.frontend_metadata().es_module_path == "/static/index.js"
+    for name in ("index.js", "style.css", "vendor/uPlot.esm.js", "vendor/LICENSE.txt"):
+        assert plugin.request(f"/static/{name}") == (200, (STATIC / name).read_bytes())
+    for name in (
+        "",
+        "nothing.js",
+        "../plugin.py",
+        "vendor/../../plugin.py",
+        "..%2fplugin.py",
+        "%2e%2e/plugin.py",
+        "/etc/passwd",
+        "vendor",
+    ):
+        assert plugin.request(f"/static/{name}")[0] == 404, name
+
+
+def test_records_of_a_later_schema_and_broken_ones_are_noted(tmp_path):
+    good = json.dumps({"schema": 1, **lay_out(entry(0, [1.0, 2.0]))[1].to_json()})
+    write(tmp_path / "good", entry(3, [1.0, 2.0]))
+    write_event(tmp_path / "later", good.replace('"schema": 1', '"schema": 2').encode(), [[1.0]])
+    write_event(tmp_path / "text", b"\xff not JSON", [[1.0]])
+    write_event(tmp_path / "empty", b"{}", [[1.0]])
+    write_event(tmp_path / "columns", good.replace('"width": 1', '"width": "x"').encode(), [[1.0]])
+    write_event(tmp_path / "shape", good.encode(), np.ones((5, 7)))
+    write_event(tmp_path / "words", good.encode(), np.array([["a"], ["b"]]))
+    plugin = Plugin(tmp_path)
+    _, listed = plugin.request("/runs")
+    assert [run["name"] for run in listed["runs"]] == ["good", "shape", "words"]
+    assert len(listed["notes"]) == 4
+    notes = dict(zip(("columns", "empty", "later", "text"), sorted(listed["notes"]), strict=True))
+    assert all(note.startswith(f"{run}: {TAG} left out") for run, note in notes.items())
+    assert "schema 2 is newer than 1: update lightning_linf" in notes["later"]
+    for run in ("shape", "words"):
+        _, layers = plugin.request("/layers", run=run, tag=TAG, column="density")
+        assert layers["values"] == []
+        assert layers["note"] == "1 broken record left out"
+    assert plugin.request("/layers", run="good", tag=TAG, column="density")[1]["values"] == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"[" * 100_000, "RecursionError"),
+        (b'"levels": [NaN]', "finite numbers"),
+        (b'"levels": [Infinity]', "finite numbers"),
+        (b'"levels": ["x"]', "finite numbers"),
+        (b'"levels": [' + b"9" * 400 + b"]", "OverflowError"),
+        (b'"width": ' + b"9" * 40, "`width` from 1 to"),
+    ],
+)
+def test_no_event_can_empty_the_tab(tmp_path, content, error):
+    if content.startswith(b'"'):
+        good = json.dumps({"schema": 1, **lay_out(entry(0, [1.0, 2.0]))[1].to_json()}).encode()
+        field, _, _ = content.partition(b":")
+        content = re.sub(field + rb": (\[\]|1)", content, good)
+    write(tmp_path / "good", entry(3, [1.0, 2.0]))
+    write_event(tmp_path / "bad", content, [[1.0], [2.0]])
+    status, listed = Plugin(tmp_path).request("/runs")
+    assert status == 200
+    assert [run["name"] for run in listed["runs"]] == ["good"]
+    (note,) = listed["notes"]
+    assert error in note
+
+
+def other_parameters(folder):
+    """Write records of two parameters, then of others, as after a change of the model."""
+    write(folder, entry(1, [1.0, 2.0]), entry(2, [3.0, 4.0], ("c", "d")))
+    write(folder, entry(3, [5.0, 6.0, 7.0], ("c", "d", "e")))
+
+
+def test_numbers_never_stand_at_names_of_other_parameters(tmp_path):
+    other_parameters(tmp_path / "a")
+    plugin = Plugin(tmp_path)
+    _, listed = plugin.request("/runs")
+    (run,) = listed["runs"]
+    assert list(run["tables"]) == [TAG]
+    assert run["tables"][TAG]["tensors"] == ["c", "d", "e"]
+    _, layers = plugin.request("/layers", run="a", tag=TAG, column="density")
+    assert (layers["steps"], layers["values"]) == ([3], [[5, 6, 7]])
+    left_out = f"a: {TAG}: records of other parameters left out, the last at step "
+    assert listed["notes"] == [f"{left_out}1", f"{left_out}2"]
+
+
+def test_an_event_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "a", entry(0, [1.0, 2.0]))
+    plugin = Plugin(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise TypeError("Unsupported tensor type: 99")
+
+    monkeypatch.setattr(plugin.plugin._source._provider, "read_tensors", fail)
+    status, content = plugin.request("/layers", run="a", tag=TAG, column="density")
+    assert status == 400
+    assert f"a: {TAG}@" in content["error"]
+    assert "`lightning-linf report` leaves it out" in content["error"]
+
+
+def test_whatever_the_reader_raises_the_page_can_say_it(tmp_path, monkeypatch):
+    write(tmp_path / "a", entry(0, [1.0, 2.0]))
+    plugin = Plugin(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("received message larger than max")
+
+    monkeypatch.setattr(plugin.plugin._source._provider, "read_tensors", fail)
+    status, content = plugin.request("/layers", run="a", tag=TAG, column="density")
+    assert status == 500
+    assert content["error"].endswith("RuntimeError: received message larger than max")
+
+
+def test_of_a_huge_table_some_steps_are_read_and_the_page_says_so(tmp_path, monkeypatch):
+    write(tmp_path / "a", *(entry(step, [1.0, 2.0]) for step in range(9)))
+    monkeypatch.setattr(source, "_MAX_BYTES", 4 * 4 * 2)  # four tables of two numbers
+    _, layers = Plugin(tmp_path).request("/layers", run="a", tag=TAG, column="density")
+    assert len(layers["steps"]) == 4
+    assert layers["note"] == "so large a table that at most 4 steps are read"
+
+
+def test_a_table_is_read_again_only_when_something_was_added(tmp_path, monkeypatch):
+    writer = SummaryWriter(str(tmp_path / "a"))
+    write_record(writer, entry(0, [1.0, 2.0]))
+    writer.flush()
+    plugin = Plugin(tmp_path)
+    reads = []
+    provider = plugin.plugin._source._provider
+    read = provider.read_tensors
+    monkeypatch.setattr(
+        provider, "read_tensors", lambda *args, **kwargs: reads.append(1) or read(*args, **kwargs)
+    )
+    query = {"run": "a", "tag": TAG, "column": "density"}
+    assert plugin.request("/layers", **query) == plugin.request("/layers", **query)
+    assert len(reads) == 1
+    write_record(writer, entry(1, [3.0, 4.0]))
+    writer.close()
+    plugin.reload()
+    assert plugin.request("/layers", **query)[1]["steps"] == [0, 1]
+    assert len(reads) == 2
+
+
+def test_numbers_that_are_none_travel_as_null_and_infinity(tmp_path):
+    write(tmp_path / "a", entry(0, [np.nan, -np.inf]))
+    _, layers = Plugin(tmp_path).request("/layers", run="a", tag=TAG, column="density")
+    assert layers["values"] == [[None, "-Infinity"]]
+
+
+def test_long_runs_are_thinned_to_first_last_and_between():
+    metadata = lay_out(entry(0, [1.0, 2.0]))[1]
+    rows = [(step, np.full((2, 1), step, np.float32)) for step in range(10_000)]
+    table, note = stack(metadata, reversed(rows))  # sorted by step
+    assert note is None
+    shown = payload.layers(table.thinned(payload.MAX_STEPS), "density")
+    assert shown["num_steps"] == 10_000
+    assert len(shown["steps"]) == len(set(shown["steps"])) == payload.MAX_STEPS
+    assert (shown["steps"][0], shown["steps"][-1]) == (0, 9_999)
+    assert [row[0] for row in shown["values"]] == shown["steps"]
+    gaps = np.diff(shown["steps"])
+    assert gaps.max() - gaps.min() <= 1
+    curves = payload.curves({"x": [(step, 1.0) for step in range(2000)]})
+    assert (len(curves["x"]["steps"]), curves["x"]["num_steps"]) == (500, 2000)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 499, 500, 501, 1000])
+def test_thinning_keeps_all_or_exactly_as_many_as_asked(num_steps):
+    kept = thin(num_steps, 500)
+    assert len(kept) == min(num_steps, 500)
+    assert kept == sorted(set(kept))
+
+
+def test_of_two_records_of_a_step_the_later_one_counts():
+    metadata = lay_out(entry(0, [1.0, 2.0]))[1]
+    rows = [(5, np.float32([[1], [1]])), (5, np.float32([[2], [2]]))]
+    table, _ = stack(metadata, rows)
+    assert table.steps == [5]
+    assert table.values.tolist() == [[[2.0], [2.0]]]
+
+
+def test_the_row_of_all_parameters_lacks_only_what_was_not_measured():
+    one = entry(0, [1.0, 2.0], whole={"gini": 3.0})
+    array, metadata = lay_out(one)
+    assert metadata.whole
+    np.testing.assert_array_equal(array, np.float32([[1.0], [2.0], [np.nan]]))
+
+
+def test_metadata_of_an_unknown_kind_are_refused():
+    with pytest.raises(SchemaError, match="schema 9 is newer than 1"):
+        Metadata.from_event(b'{"schema": 9}')
+    with pytest.raises(ValueError, match="broken metadata"):
+        Metadata.from_event(b"[1, 2]")
+
+
+def test_all_records_are_kept_unless_the_user_says_how_many():
+    class Flags:
+        samples_per_plugin = None
+
+    GeometryLoader().fix_flags(Flags)
+    assert Flags.samples_per_plugin == {"geometry": 0}
+    Flags.samples_per_plugin = {"geometry": 7, "images": 3}
+    GeometryLoader().fix_flags(Flags)
+    assert Flags.samples_per_plugin == {"geometry": 7, "images": 3}
+
+
+def test_plugin_loads_neither_torch_nor_lightning():
+    code = (
+        "import sys\n"
+        "import lightning_linf.tensorboard.plugin\n"
+        "from lightning_linf.tensorboard.plugin.loader import GeometryLoader\n"
+        "from tensorboard.plugins.base_plugin import TBContext\n"
+        "GeometryLoader().load(TBContext()).get_plugin_apps()\n"
+        "heavy = {'torch', 'lightning', 'torchmetrics', 'tensorflow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_tensorboard_finds_the_plugin_by_its_entry_point():
+    from tensorboard.default import get_dynamic_plugins
+
+    assert GeometryLoader in get_dynamic_plugins()
+
+
+def test_vendored_files_are_those_of_the_manifest():
+    folder = STATIC / "vendor"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    hashes = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.iterdir()
+        if file.name != "manifest.json"
+    }
+    assert hashes == manifest["sha256"]
+    assert f"v{manifest['version']}" in (folder / "uPlot.esm.js").read_text()
+    assert "MIT License" in (folder / "LICENSE.txt").read_text()
+
+
+def test_panels_and_words_put_partitions_in_one_order():
+    pattern = r"^const ORDER = (\[.*\]);$"
+    order = re.search(pattern, (STATIC / "names.js").read_text(), re.MULTILINE)
+    assert ("global", *reversed(json.loads(order[1]))) == COARSE_TO_FINE
+
+
+def luminance(color):
+    """Of a colour #rrggbb, as WCAG 2 defines it."""
+    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("ink", "paper"),
+    [
+        *((ink, paper) for ink in ("text", "muted") for paper in ("page", "card", "soft")),
+        ("accent", "accent-soft"),
+        ("warn", "warn-soft"),
+    ],
+)
+def test_text_can_be_told_from_its_background(theme, ink, paper):
+    rule = re.findall(r":root[^{]*\{([^}]*)\}", (STATIC / "style.css").read_text())[theme]
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", rule))
+    dark, bright = sorted((luminance(colors[ink]), luminance(colors[paper])))
+    assert (bright + 0.05) / (dark + 0.05) >= 4.5  # level AA
+
+
+def test_page_refers_to_no_other_origin():
+    for file in (*STATIC.glob("*.js"), *STATIC.glob("*.css")):
+        assert not re.search(r"(https?:)?//[\w.]+\.\w+", file.read_text()), file.name
