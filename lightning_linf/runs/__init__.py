@@ -1,0 +1,1 @@
+"""Read what the monitors wrote into folders of runs, whichever logger wrote it."""
