@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_linf import Partition
-from lightning_linf.partition.structure import PartitionName
+from lightning_linf.partition_names import PartitionName
 
 PARTITIONS: tuple[PartitionName, ...] = ("row", "tensor")
 DIM = 1000  # of the spectra

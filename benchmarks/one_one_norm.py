@@ -32,7 +32,7 @@ from lightning_linf.functional import (
     one_one_norm,
 )
 from lightning_linf.functional.block_cross_fit import block_cauchy, block_smoothness
-from lightning_linf.partition.structure import PartitionName
+from lightning_linf.partition_names import PartitionName
 
 BAR_PROBES = 16  # at which estimators are compared with the bar, which is:
 BAR_RATIO = 1.1  # RMSE over the better of the plain mean and the full correction

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_linf import tags
+from lightning_linf import quantities
 from lightning_linf.record import Record
 from lightning_linf.tensorboard.writer import write_record
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # whose browser an
 from chromium import READY, Page, chromium  # found there
 from tensorboard_process import TensorBoard, tensorboard
 
-TAG = tags.PREFIX + "heterogeneity_per_tensor"
+TAG = quantities.HETEROGENEITY.record_tag
 QUANTITIES = ("density", "gini", "top1_energy", "zero_fraction")
 NUM_REQUESTS = 5
 # Run before anything else in the page: the longest time for which it answered nothing.
@@ -45,14 +45,13 @@ def write_run(folder: Path, num_layers: int, num_steps: int) -> None:
     generator = np.random.default_rng(0)
     names = [f"transformer.h.{i // 4}.mlp.{i % 4}.weight" for i in range(num_layers)]
     partitions = ("coordinate", "row", "tensor")
-    of = tags.of_partition
     curves = [
-        *(tags.LAMBDA_MAX, tags.ONE_ONE_NORM_PER_PARAM),
-        *(of(tags.ADVANTAGE_LOWER, name) for name in partitions),
-        *(of(tags.ADVANTAGE_UPPER, name) for name in partitions),
-        *(of(tags.OPERATOR_NORM_LOWER, name) for name in partitions),
-        *(of(tags.OPERATOR_NORM_UPPER, name) for name in partitions),
-        *(of(tags.SMOOTHNESS_UPPER, name) for name in partitions[1:]),
+        *(quantities.LAMBDA_MAX.tag, quantities.ONE_ONE_NORM_PER_PARAM.tag),
+        *(quantities.ADVANTAGE_LOWER.of(name) for name in partitions),
+        *(quantities.ADVANTAGE_UPPER.of(name) for name in partitions),
+        *(quantities.OPERATOR_NORM_LOWER.of(name) for name in partitions),
+        *(quantities.OPERATOR_NORM_UPPER.of(name) for name in partitions),
+        *(quantities.SMOOTHNESS_UPPER.of(name) for name in partitions[1:]),
     ]
     writer = SummaryWriter(str(folder))
     level = generator.random((num_layers + 1, 1))

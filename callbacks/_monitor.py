@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_linf import tags
+from lightning_linf import quantities
 from lightning_linf.callbacks import _recording
 from lightning_linf.callbacks._lightning import is_dev_run, logged_step
 from lightning_linf.callbacks._unmeasured import why_nothing
@@ -81,7 +81,7 @@ class GeometryMonitor(Callback):
         caller = type(self).__name__
         check_whole(caller, "every_n_steps", every_n_steps, 1)
         check_choice(caller, "on_error", on_error, get_args(OnError))
-        tags.check_name(caller, name)
+        quantities.check_name(caller, name)
         self.name = name
         self.every_n_steps = every_n_steps
         self.on_error = on_error
@@ -209,13 +209,13 @@ class GeometryMonitor(Callback):
         if self.history and self.history[-1]["tensor_names"] == tensor_names:
             tensor_names = self.history[-1]["tensor_names"]  # one list for all records
         columns = {name: column.detach().float().cpu() for name, column in per_tensor.items()}
-        entry = {tag.removeprefix(tags.PREFIX) + suffix: value for tag, value in scalars.items()}
+        entry = {tag.removeprefix(quantities.PREFIX) + suffix: v for tag, v in scalars.items()}
         self.history.append(
             {"step": step, **entry, "tensor_names": tensor_names, "per_tensor": columns}
         )
         del self.history[: -self.max_history]
         self._num_measured += 1
-        tagged = {tags.of_monitor(tag, self.name) + suffix: v for tag, v in scalars.items()}
+        tagged = {quantities.of_monitor(tag, self.name) + suffix: v for tag, v in scalars.items()}
         trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in tagged.items()})
         for logger in trainer.loggers:
             with self._errors_handled(trainer, f"log to {type(logger).__name__}"):

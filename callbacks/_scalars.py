@@ -1,8 +1,6 @@
 """What is logged of a geometry report."""
 
-from functools import partial
-
-from lightning_linf import tags
+from lightning_linf import quantities
 from lightning_linf.report import GeometryReport
 
 
@@ -10,35 +8,34 @@ def scalars_of(report: GeometryReport) -> dict[str, float]:
     """Give numbers by tag, without what follows from another tag."""
     d = report.num_params
     scalars = {
-        tags.ONE_ONE_NORM_PER_PARAM: report.one_one_norm_per_param,
-        tags.LAMBDA_MAX: report.lambda_max,
-        tags.SMOOTHNESS_RATIO: report.ratio,
-        tags.ONE_ONE_NORM_ERROR: report.one_one_norm_relative_error,
-        tags.LAMBDA_MAX_ERROR: report.lambda_max_relative_error,
-        tags.PROBE_LOSS: report.loss,
-        tags.PROBE_HVPS: float(report.num_hvps),
+        quantities.ONE_ONE_NORM_PER_PARAM.tag: report.one_one_norm_per_param,
+        quantities.LAMBDA_MAX.tag: report.lambda_max,
+        quantities.SMOOTHNESS_RATIO.tag: report.ratio,
+        quantities.ONE_ONE_NORM_ERROR.tag: report.one_one_norm_relative_error,
+        quantities.LAMBDA_MAX_ERROR.tag: report.lambda_max_relative_error,
+        quantities.PROBE_LOSS.tag: report.loss,
+        quantities.PROBE_HVPS.tag: float(report.num_hvps),
     }
     if report.one_one_norm_batch_excess is not None:
-        scalars[tags.ONE_ONE_NORM_BATCH_EXCESS] = report.one_one_norm_batch_excess
+        scalars[quantities.ONE_ONE_NORM_BATCH_EXCESS.tag] = report.one_one_norm_batch_excess
     for name, block in report.smoothness.items():
-        of = partial(tags.of_partition, partition=name)
         if report.secant is not None:
-            scalars[of(tags.SECANT)] = report.secant[name] / d
+            scalars[quantities.SECANT.of(name)] = report.secant[name] / d
         if report.noise is not None:
-            scalars[of(tags.NOISE)] = report.noise.block_noise[name] / d
-        scalars[of(tags.CONVERGED)] = float(block.converged)
+            scalars[quantities.NOISE.of(name)] = report.noise.block_noise[name] / d
+        scalars[quantities.CONVERGED.of(name)] = float(block.converged)
         if name == "global":
             continue
-        scalars[of(tags.OPERATOR_NORM_LOWER)] = block.lower / d
-        scalars[of(tags.OPERATOR_NORM_UPPER)] = block.operator_upper / d
-        scalars[of(tags.ADVANTAGE_LOWER)] = report.advantage[name].lower
-        scalars[of(tags.ADVANTAGE_UPPER)] = report.advantage[name].upper
-        scalars[of(tags.STEP_ADVANTAGE)] = report.step_advantage[name]
+        scalars[quantities.OPERATOR_NORM_LOWER.of(name)] = block.lower / d
+        scalars[quantities.OPERATOR_NORM_UPPER.of(name)] = block.operator_upper / d
+        scalars[quantities.ADVANTAGE_LOWER.of(name)] = report.advantage[name].lower
+        scalars[quantities.ADVANTAGE_UPPER.of(name)] = report.advantage[name].upper
+        scalars[quantities.STEP_ADVANTAGE.of(name)] = report.step_advantage[name]
         if name != "coordinate":
-            scalars[of(tags.SMOOTHNESS_UPPER)] = block.upper / d
-            scalars[of(tags.R_SQUARED)] = report.r_squared[name]
+            scalars[quantities.SMOOTHNESS_UPPER.of(name)] = block.upper / d
+            scalars[quantities.R_SQUARED.of(name)] = report.r_squared[name]
     if report.noise is not None:
-        scalars[tags.NOISE_TRACE] = report.noise.trace
-        scalars[tags.NOISE_SCALE] = report.noise.noise_scale
-        scalars[tags.NOISE_TRACE_ERROR] = report.noise.trace_relative_error
+        scalars[quantities.NOISE_TRACE.tag] = report.noise.trace
+        scalars[quantities.NOISE_SCALE.tag] = report.noise.noise_scale
+        scalars[quantities.NOISE_TRACE_ERROR.tag] = report.noise.trace_relative_error
     return scalars

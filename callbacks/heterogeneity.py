@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_linf import tags
+from lightning_linf import quantities
 from lightning_linf.callbacks._lightning import (
     gradient_scale,
     logged_step,
@@ -73,7 +73,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         ... )
     """
 
-    record_tag = tags.PREFIX + "heterogeneity_per_tensor"
+    record_tag = quantities.HETEROGENEITY.record_tag
 
     def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
         super().__init__(every_n_steps, on_error, name)
@@ -113,12 +113,12 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         merged = merge_tensors(sums)
         each, whole = heterogeneity_compute(sums), heterogeneity_compute(merged)
         scalars = {
-            tags.DENSITY: float(whole.density),
-            tags.GINI: float(whole.gini),
-            tags.TOP_ENERGY: float(whole.top_energy),
-            tags.ZERO_FRACTION: float(whole.zero_fraction),
-            tags.MEDIAN_LOG10_GRAD: float(whole.log10_quantiles[_MEDIAN]),
-            tags.NUM_NONFINITE: float(whole.num_inf + whole.num_nan),
+            quantities.DENSITY.tag: float(whole.density),
+            quantities.GINI.tag: float(whole.gini),
+            quantities.TOP_ENERGY.tag: float(whole.top_energy),
+            quantities.ZERO_FRACTION.tag: float(whole.zero_fraction),
+            quantities.MEDIAN_LOG10_GRAD.tag: float(whole.log10_quantiles[_MEDIAN]),
+            quantities.NUM_NONFINITE.tag: float(whole.num_inf + whole.num_nan),
         }
         self.record(
             trainer,
@@ -161,11 +161,11 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
 
 def _columns(result: Heterogeneity) -> dict[str, Tensor]:
     return {
-        "density": result.density,
-        "gini": result.gini,
-        "top1_energy": result.top_energy,
-        "zero_fraction": result.zero_fraction,
-        "log10_quantiles": result.log10_quantiles,
+        quantities.DENSITY.name: result.density,
+        quantities.GINI.name: result.gini,
+        quantities.TOP_ENERGY.name: result.top_energy,
+        quantities.ZERO_FRACTION.name: result.zero_fraction,
+        quantities.LOG10_QUANTILES.name: result.log10_quantiles,
     }
 
 

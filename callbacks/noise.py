@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_linf import tags
+from lightning_linf import quantities
 from lightning_linf.callbacks._lightning import logged_step, loss_scale, sum_over_ranks
 from lightning_linf.callbacks._microbatches import Microbatches, ShardedMicrobatches, num_real
 from lightning_linf.callbacks._monitor import (
@@ -78,7 +78,7 @@ class GradientNoiseMonitor(GeometryMonitor):
         >>> trainer = Trainer(callbacks=[monitor], accumulate_grad_batches=8, logger=False)
     """
 
-    record_tag = tags.PREFIX + "noise_per_tensor"
+    record_tag = quantities.NOISE_OF_GRADIENT.record_tag
     _what_is_needed = (
         "two microbatches with finite gradients. Accumulate gradients over more batches."
     )
@@ -171,15 +171,15 @@ class GradientNoiseMonitor(GeometryMonitor):
         named = _parameters(trainer, pl_module)
         d = sum(num_real(p) for p in named.values())
         scalars = {
-            tags.NOISE_TRACE: float(noise.trace),
-            tags.NOISE_TRACE_ERROR: float(noise.trace_relative_error),
-            tags.NOISE_SCALE: float(noise.noise_scale),
+            quantities.NOISE_TRACE.tag: float(noise.trace),
+            quantities.NOISE_TRACE_ERROR.tag: float(noise.trace_relative_error),
+            quantities.NOISE_SCALE.tag: float(noise.noise_scale),
         }
         for name, value in noise.block_noise.items():
-            scalars[tags.of_partition(tags.NOISE, name)] = float(value) / d
+            scalars[quantities.NOISE.of(name)] = float(value) / d
         columns = {
-            "trace_share": noise.tensor_trace / noise.trace,
-            "signal_to_noise": noise.tensor_signal_to_noise,
+            quantities.TRACE_SHARE.name: noise.tensor_trace / noise.trace,
+            quantities.SIGNAL_TO_NOISE.name: noise.tensor_signal_to_noise,
         }
         self.record(trainer, scalars, columns, list(named))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_linf import tags
+from lightning_linf import quantities
 from lightning_linf.callbacks._budget import TimeBudget
 from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._lightning import loss_scale, sum_over_ranks
@@ -31,8 +31,8 @@ from lightning_linf.distributed.gathering import gather
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.partition import Partition
-from lightning_linf.partition.attention import FusedQKV
-from lightning_linf.partition.structure import PartitionName, check_structure
+from lightning_linf.partition.structure import check_structure
+from lightning_linf.partition_names import FusedQKV, PartitionName
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
 from lightning_linf.probe.arguments import (
     check_callable,
@@ -123,7 +123,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         >>> trainer = Trainer(callbacks=[LinfSmoothnessMonitor(every_n_steps=500)], logger=False)
     """
 
-    record_tag = tags.PREFIX + "smoothness_per_tensor"
+    record_tag = quantities.SMOOTHNESS.record_tag
 
     def __init__(
         self,
@@ -351,11 +351,14 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         rows = report.per_tensor.values()
         columns = {
             name: torch.tensor([row[name] for row in rows])
-            for name in ("one_one_norm_share", "signal_to_noise")
+            for name in (quantities.ONE_ONE_NORM_SHARE.name, quantities.SIGNAL_TO_NOISE.name)
             if all(name in row for row in rows)
         }
         seconds = self._budget.seconds_of_probe(pl_module.device)
-        cost = {tags.PROBE_SECONDS: seconds, tags.PROBE_OVERHEAD: self._budget.overhead(seconds)}
+        cost = {
+            quantities.PROBE_SECONDS.tag: seconds,
+            quantities.PROBE_OVERHEAD.tag: self._budget.overhead(seconds),
+        }
         self.record(trainer, {**scalars_of(report), **cost}, columns, list(report.per_tensor))
 
     def _last_step(self, landscape: Landscape) -> Tensor | None:

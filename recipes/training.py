@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from lightning_linf import Geometry, SwapOptimizer
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
+from lightning_linf.partition_names import PartitionName
 from report import LossHistory, print_report
 from settings import check_fields, find_checkpoint, refuse_unless
 
@@ -36,9 +37,7 @@ class TrainingConfig:
     """Optimizer steps."""
     optimizer: Literal["adam", "adamw", "sgd", "adasgd", "blockwise_adam", "signum"] = "adamw"
     """adasgd has one g^2 for all parameters, blockwise_adam one a block; sgd: momentum betas[0]."""
-    partition: (
-        Literal["coordinate", "row", "column", "head", "tensor", "module", "global"] | None
-    ) = None
+    partition: PartitionName | None = None
     """Blocks of blockwise_adam; by default tensor."""
     rotation: Literal["global", "tensor", "row", "column"] | None = None
     """Random rotation to run in; global: of all matrices, of all vectors; row: of stored rows."""

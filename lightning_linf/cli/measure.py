@@ -16,15 +16,13 @@ from rich.progress import Progress
 
 from lightning_linf.cli.arguments import ClassArguments, parse
 from lightning_linf.cli.errors import UsageError
+from lightning_linf.partition_names import DEFAULT, ENDS, FusedQKV, PartitionName
 from lightning_linf.report import GeometryReport, files
 from lightning_linf.report.table import ReportView
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
-# Those of lightning_linf.partition, which would import torch before --help is shown.
-PartitionName = Literal["coordinate", "row", "column", "head", "tensor", "module", "global"]
-FusedQKV = Literal["qkv_head", "head_qkv"]
 _TEXT_WIDTH = 100  # of what is not written to a terminal
 
 
@@ -220,8 +218,7 @@ def _measure_module(
     from lightning_linf.probe import measure_geometry
     from lightning_linf.probe.brackets import OPERATOR_HVPS
 
-    asked = options.partitions or ("row", "tensor")
-    num_partitions = len({*asked, "coordinate", "global"})
+    num_partitions = len({*(options.partitions or DEFAULT), *ENDS})
     most_hvps = (options.num_probes + OPERATOR_HVPS) * num_partitions
     if options.max_hvps is not None:
         most_hvps = min(most_hvps, options.max_hvps)

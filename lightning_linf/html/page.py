@@ -89,7 +89,11 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
         for run in runs
     ]
     return {
-        "runs": {"runs": listed, "notes": [note for run in runs for note in run.notes]},
+        "runs": {
+            "runs": listed,
+            "notes": [note for run in runs for note in run.notes],
+            "vocabulary": payload.vocabulary(),
+        },
         "scalars": {
             run.name: {"curves": payload.curves(run.scalars, most=MAX_STEPS)} for run in runs
         },

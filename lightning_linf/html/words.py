@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_linf import tags
+from lightning_linf import quantities
+from lightning_linf.partition_names import FINE_TO_COARSE
+from lightning_linf.quantity import PartitionScalar
 from lightning_linf.report import Interval
 from lightning_linf.report.advice import verdict
 from lightning_linf.report.interval import divide
@@ -12,14 +14,17 @@ from lightning_linf.report.table import number, with_error
 
 KEEP = 0.9  # of Adam's promised decrease, by the partition that is recommended
 # From few blocks to many; a partition of the user's own stands before the first with rows.
-COARSE_TO_FINE = ("global", "module", "tensor", "head", "column", "row", "coordinate")
+COARSE_TO_FINE = tuple(reversed(FINE_TO_COARSE))
 _LOOK_BACK = 100  # measurements, for the last one that is whole
-_of = tags.of_partition
 _Values = Mapping[str, float]  # of one step, by tag
-_NEEDED = (tags.LAMBDA_MAX, tags.LAMBDA_MAX_ERROR, tags.ONE_ONE_NORM_PER_PARAM)
+_NEEDED = (
+    quantities.LAMBDA_MAX.tag,
+    quantities.LAMBDA_MAX_ERROR.tag,
+    quantities.ONE_ONE_NORM_PER_PARAM.tag,
+)
 _BRACKETS = (  # by partition
-    *(tags.OPERATOR_NORM_LOWER, tags.OPERATOR_NORM_UPPER),
-    *(tags.ADVANTAGE_LOWER, tags.ADVANTAGE_UPPER),
+    *(quantities.OPERATOR_NORM_LOWER, quantities.OPERATOR_NORM_UPPER),
+    *(quantities.ADVANTAGE_LOWER, quantities.ADVANTAGE_UPPER),
 )
 HEAD = ("partition", "N(Φ)/d", "H(Φ)/d", "advantage", "along g", "of Adam's decrease", "R²")
 
@@ -55,8 +60,8 @@ def summarize(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Summary | N
     names = sorted([*_partitions(last), "global"], key=_coarseness)
     shares = {name: _share(last, name) for name in names}
     rows = [_row(last, name, shares[name]) for name in reversed(names)]
-    along = last.get(_of(tags.STEP_ADVANTAGE, "coordinate"), math.nan)
-    not_converged = [name for name in names if not last.get(_of(tags.CONVERGED, name), 1.0)]
+    along = last.get(quantities.STEP_ADVANTAGE.of("coordinate"), math.nan)
+    not_converged = [name for name in names if not last.get(quantities.CONVERGED.of(name), 1.0)]
     ends = [name for name in ("coordinate", "global") if name in not_converged]
     sentences = [
         verdict(_advantage(last, "coordinate"), ends, along),
@@ -67,7 +72,7 @@ def summarize(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Summary | N
 
 def _last_whole(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[int | None, _Values]:
     """Find the last step with all that a summary needs; a kill can leave a part of a step."""
-    steps = sorted({step for step, _ in scalars.get(tags.LAMBDA_MAX, ())})[-_LOOK_BACK:]
+    steps = sorted({step for step, _ in scalars.get(quantities.LAMBDA_MAX.tag, ())})[-_LOOK_BACK:]
     looked_at = set(steps)
     by_tag = {
         tag: {step: value for step, value in points if step in looked_at}
@@ -78,7 +83,7 @@ def _last_whole(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[int
     for step, values, previous in reversed(list(zip(steps, measured, before, strict=False))):
         names = _partitions(values)
         lacks_some = set(names) < set(_partitions(previous))
-        needed = [*_NEEDED, *(_of(tag, name) for tag in _BRACKETS for name in names)]
+        needed = [*_NEEDED, *(end.of(name) for end in _BRACKETS for name in names)]
         if "coordinate" in names and not lacks_some and all(tag in values for tag in needed):
             return step, values
     return None, {}
@@ -89,7 +94,7 @@ def _partitions(values: _Values) -> list[str]:
     return sorted(
         {
             tag.removeprefix(start)
-            for start in (_of(tag, "") for tag in _BRACKETS)
+            for start in (end.of("") for end in _BRACKETS)
             for tag in values
             if tag.startswith(start)
         }
@@ -104,16 +109,18 @@ def _coarseness(name: str) -> tuple[int, str]:
 def _advantage(last: Mapping[str, float], name: str) -> Interval:
     if name == "global":
         return Interval(1.0, 1.0)
-    return Interval(last[_of(tags.ADVANTAGE_LOWER, name)], last[_of(tags.ADVANTAGE_UPPER, name)])
+    return Interval(
+        last[quantities.ADVANTAGE_LOWER.of(name)], last[quantities.ADVANTAGE_UPPER.of(name)]
+    )
 
 
 def _operator_norm(last: Mapping[str, float], name: str) -> Interval:
     """Bracket N(Phi) / d."""
     if name != "global":
-        low, high = tags.OPERATOR_NORM_LOWER, tags.OPERATOR_NORM_UPPER
-        return Interval(last[_of(low, name)], last[_of(high, name)])
-    lower = last[tags.LAMBDA_MAX]
-    return Interval(lower, lower * (1 + last[tags.LAMBDA_MAX_ERROR]))
+        low, high = quantities.OPERATOR_NORM_LOWER, quantities.OPERATOR_NORM_UPPER
+        return Interval(last[low.of(name)], last[high.of(name)])
+    lower = last[quantities.LAMBDA_MAX.tag]
+    return Interval(lower, lower * (1 + last[quantities.LAMBDA_MAX_ERROR.tag]))
 
 
 def _share(last: Mapping[str, float], name: str) -> Interval:
@@ -129,7 +136,7 @@ def _share(last: Mapping[str, float], name: str) -> Interval:
 def _scaled_dual(last: Mapping[str, float], name: str) -> float:
     """Undo an advantage's division by N(Phi): dual_Phi(g)^2 times what all partitions share."""
     if name == "global":
-        return last[tags.LAMBDA_MAX]
+        return last[quantities.LAMBDA_MAX.tag]
     return _advantage(last, name).lower * _operator_norm(last, name).upper
 
 
@@ -155,22 +162,23 @@ def _advice(
 
 
 def _row(last: Mapping[str, float], name: str, share: Interval) -> list[str]:
-    def cell(tag: str) -> str:
-        value = last.get(_of(tag, name))
+    def cell(quantity: PartitionScalar) -> str:
+        value = last.get(quantity.of(name))
         return "-" if value is None or math.isnan(value) else number(value)
 
     smoothness = {
         "coordinate": with_error(
-            last[tags.ONE_ONE_NORM_PER_PARAM], last.get(tags.ONE_ONE_NORM_ERROR, 0.0)
+            last[quantities.ONE_ONE_NORM_PER_PARAM.tag],
+            last.get(quantities.ONE_ONE_NORM_ERROR.tag, 0.0),
         ),
         "global": f"≤ {number(_operator_norm(last, name).upper)}",
-    }.get(name, f"≤ {cell(tags.SMOOTHNESS_UPPER)}")
+    }.get(name, f"≤ {cell(quantities.SMOOTHNESS_UPPER)}")
     return [
         name,
         str(_operator_norm(last, name)),
         smoothness,
         str(_advantage(last, name)),
-        "1" if name == "global" else cell(tags.STEP_ADVANTAGE),
+        "1" if name == "global" else cell(quantities.STEP_ADVANTAGE),
         str(share),
-        {"coordinate": "1", "global": "0"}.get(name) or cell(tags.R_SQUARED),
+        {"coordinate": "1", "global": "0"}.get(name) or cell(quantities.R_SQUARED),
     ]

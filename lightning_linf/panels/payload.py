@@ -7,8 +7,30 @@ from typing import Any
 import numpy as np
 
 from lightning_linf.panels.table import Table, thin
+from lightning_linf.partition_names import FINE_TO_COARSE
+from lightning_linf.quantities import ALL, PREFIX
+from lightning_linf.quantity import PartitionScalar
 
 MAX_STEPS = 500  # of what the browser gets: about one every two pixels
+
+
+def vocabulary() -> dict[str, Any]:
+    """Tell the panels what quantities and partitions are called."""
+    return {
+        "prefix": PREFIX,
+        "quantities": {
+            quantity.name: {
+                "unit": quantity.unit,
+                "monitor": quantity.monitors[0].name,
+                "by_partition": isinstance(quantity, PartitionScalar),
+            }
+            for quantity in ALL
+        },
+        "partitions": [
+            {"name": name, "optimizer": meaning.optimizer}
+            for name, meaning in FINE_TO_COARSE.items()
+        ],
+    }
 
 
 def curves(scalars: Mapping[str, Iterable[tuple[int, float]]], most: int = MAX_STEPS) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_linf import quantities
 from lightning_linf.record import SCHEMA_VERSION, Record, SchemaError
-from lightning_linf.record.quantities import quantity
 
 Array = npt.NDArray[np.float32]
 _MAX_WIDTH = 1000  # far more than quantiles need
@@ -141,8 +141,8 @@ def lay_out(record: Record) -> tuple[Array, Metadata]:
             last = np.atleast_1d(np.asarray(record.whole.get(name, missing), dtype=np.float32))
             part = np.concatenate([part, last[None]])
         parts.append(part)
-        label, unit, levels = quantity(name)
-        columns.append(Column(name, part.shape[1], label, unit, list(levels)))
+        about = quantities.column(name)
+        columns.append(Column(name, part.shape[1], about.label, about.unit, list(about.levels)))
     metadata = Metadata(list(record.tensors), bool(record.whole), columns)
     return np.concatenate(parts, axis=1), metadata
 

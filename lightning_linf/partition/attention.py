@@ -1,7 +1,6 @@
 """Attention recognised by its structure, and its parameters split by head."""
 
 from collections.abc import Collection, Sequence
-from typing import Literal
 
 from torch import nn
 
@@ -17,8 +16,7 @@ from lightning_linf.partition.projections import (
     output_beside,
     read,
 )
-
-FusedQKV = Literal["qkv_head", "head_qkv"]
+from lightning_linf.partition_names import FusedQKV
 
 # What is wrong with attention modules, {} standing for those that have it.
 _PARAMETRIZED = (

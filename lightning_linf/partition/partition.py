@@ -7,11 +7,11 @@ import torch
 from rich.console import Console, Group
 from torch import Tensor, nn
 
-from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.pieces import Piece, labelled, matched, nothing, number, trainable
-from lightning_linf.partition.structure import PartitionName, check_structure, structural
+from lightning_linf.partition.structure import check_structure, structural
 from lightning_linf.partition.table import table
+from lightning_linf.partition_names import FusedQKV, PartitionName
 
 
 class Partition:

@@ -3,16 +3,15 @@
 import re
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import nn
 
-from lightning_linf.partition.attention import FusedQKV, by_head
+from lightning_linf.partition.attention import by_head
 from lightning_linf.partition.layouts import Layout
 from lightning_linf.partition.orientation import rows_or_columns
 from lightning_linf.partition.pieces import Piece, owners, whole
-
-PartitionName = Literal["coordinate", "row", "column", "head", "tensor", "module", "global"]
+from lightning_linf.partition_names import FusedQKV, PartitionName
 
 
 def check_structure(caller: str, output_dims: object, fused_qkv: object) -> None:

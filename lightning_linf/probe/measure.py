@@ -32,8 +32,8 @@ from lightning_linf.functional.noise import (
     noise_update,
 )
 from lightning_linf.partition import Partition
-from lightning_linf.partition.attention import FusedQKV
-from lightning_linf.partition.structure import PartitionName, check_structure
+from lightning_linf.partition.structure import check_structure
+from lightning_linf.partition_names import FusedQKV, PartitionName
 from lightning_linf.probe.arguments import check_callable, check_whole
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.brackets import Halves, bracket_smoothness, checked_products

@@ -6,11 +6,8 @@ from typing import Any
 from torch import nn
 
 from lightning_linf.partition import Partition
-from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.placement import PlacementError
-from lightning_linf.partition.structure import PartitionName
-
-_DEFAULT: tuple[PartitionName, ...] = ("coordinate", "row", "tensor", "global")
+from lightning_linf.partition_names import DEFAULT, ENDS, FusedQKV, PartitionName
 
 
 def choose_partitions(
@@ -33,10 +30,9 @@ def choose_partitions(
     Raises:
         ValueError: If two have one name, or a parameter has no place.
     """
-    names: tuple[PartitionName, ...] = ("coordinate", "global")
     given = {choice.name if isinstance(choice, Partition) else choice for choice in partitions}
     chosen: dict[str, Partition] = {}
-    for choice in (*partitions, *(name for name in names if name not in given)):
+    for choice in (*partitions, *(name for name in ENDS if name not in given)):
         partition = (
             choice
             if isinstance(choice, Partition)
@@ -77,7 +73,7 @@ def default_partitions(
         ValueError: If an argument has a wrong value.
     """
     made, reasons = [], []
-    for name in _DEFAULT:
+    for name in DEFAULT:
         try:
             made.append(Partition.of(module, name, **structure))
         except PlacementError as error:

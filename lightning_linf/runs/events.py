@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lightning_linf.panels.table import Metadata, fits, tag_of_record
+from lightning_linf.quantities import PREFIX
 from lightning_linf.runs.run import Run
 from lightning_linf.runs.series import Points, Series
-from lightning_linf.tags import PREFIX
 from lightning_linf.tensorboard import PLUGIN_NAME
-from lightning_linf.panels.table import Metadata, fits, tag_of_record
 from lightning_linf.tensorboard.tensors import decode
 
 _HEAD = struct.Struct("<QI")  # length of a record, and a checksum of that

@@ -4,9 +4,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from lightning_linf import record
+from lightning_linf.panels.table import Array, lay_out
 from lightning_linf.runs.run import Run
 from lightning_linf.runs.series import Points, Series
-from lightning_linf.panels.table import Array, lay_out
 
 
 def read_records(run: Run, path: Path) -> None:

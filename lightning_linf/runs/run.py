@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lightning_linf.runs.series import Point, Series
 from lightning_linf.panels.table import Table, stack
+from lightning_linf.runs.series import Point, Series
 
 MAX_STEPS = 250  # of each run in the file, which holds all layers and quantities
 

@@ -16,8 +16,8 @@ from lightning_linf.optim.blockwise.blockwise_adam import BlockwiseAdam
 from lightning_linf.optim.reparameterized.reparameterized import Reparameterized
 from lightning_linf.optim.signum import Signum
 from lightning_linf.partition import Partition
-from lightning_linf.partition.attention import FusedQKV
-from lightning_linf.partition.structure import PartitionName, check_structure
+from lightning_linf.partition.structure import check_structure
+from lightning_linf.partition_names import FusedQKV, ModuleFreeName, PartitionName
 from lightning_linf.reparam import Reparameterization, Rotation
 from lightning_linf.reparam.rotation import RotationScope
 from lightning_linf.swap.groups import (
@@ -38,7 +38,7 @@ _CLASSES: dict[str, type[Optimizer]] = {
     "blockwise_adam": BlockwiseAdam,
     "signum": Signum,
 }
-_NEED_NO_MODULE = ("coordinate", "tensor", "global")
+_NEED_NO_MODULE = get_args(ModuleFreeName)
 _LEARNING_RATES = {
     "lr",
     "initial_lr",

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_linf import tags
 from lightning_linf.panels.table import lay_out
+from lightning_linf.quantities import LOG10_GRAD, PREFIX
 from lightning_linf.record import SCHEMA_VERSION, LogHistogram, Record
 from lightning_linf.tensorboard import PLUGIN_NAME
 
@@ -35,8 +35,9 @@ def write_record(writer: Any, record: Record) -> None:
     series = columns.tag_of_series(record.tag)
     values = [Summary.Value(tag=series, tensor=make_tensor_proto(table), metadata=metadata)]
     if record.histogram is not None:
-        suffix = record.tag.removeprefix(tags.PREFIX).partition("/")[2]  # of several optimizers
-        tag = f"{tags.LOG10_GRAD}/{suffix}" if suffix else tags.LOG10_GRAD
+        # "geometry/heterogeneity_per_tensor/optimizer0" has its histogram beside it.
+        _, slash, suffix = record.tag.removeprefix(PREFIX).partition("/")
+        tag = LOG10_GRAD.tag + slash + suffix
         values.append(Summary.Value(tag=tag, histo=_histogram(record.histogram)))
     # The writer may have closed its file, as Lightning's does after a training.
     writer._get_file_writer().add_summary(Summary(value=values), record.step)

@@ -13,7 +13,7 @@ from lightning.pytorch.loops.optimization.automatic import Closure
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_linf import Geometry, tags
+from lightning_linf import Geometry, quantities
 from lightning_linf.callbacks import (
     GradientHeterogeneityMonitor,
     GradientNoiseMonitor,
@@ -213,7 +213,7 @@ def test_two_monitors_with_names_keep_apart(tmp_path):
     assert [entry["lambda_max"] for entry in plain.history] == pytest.approx([2.0, 2.0], rel=1e-3)
     assert [entry["lambda_max"] for entry in double.history] == pytest.approx([4.0, 4.0], rel=1e-3)
     assert (len(seldom.history), len(often.history)) == (2, 4)
-    assert trainer.callback_metrics[tags.LAMBDA_MAX] == pytest.approx(2.0, rel=1e-3)
+    assert trainer.callback_metrics[quantities.LAMBDA_MAX.tag] == pytest.approx(2.0, rel=1e-3)
     assert trainer.callback_metrics["geometry/double/lambda_max"] == pytest.approx(4.0, rel=1e-3)
 
     with open(f"{logger.log_dir}/geometry.jsonl") as file:

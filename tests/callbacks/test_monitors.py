@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_linf import Partition, tags
+from lightning_linf import Partition, quantities
 from lightning_linf.callbacks import (
     GradientHeterogeneityMonitor,
     GradientNoiseMonitor,
@@ -31,32 +31,32 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 HETEROGENEITY = {
-    tags.DENSITY,
-    tags.GINI,
-    tags.TOP_ENERGY,
-    tags.ZERO_FRACTION,
-    tags.MEDIAN_LOG10_GRAD,
-    tags.NUM_NONFINITE,
+    quantities.DENSITY.tag,
+    quantities.GINI.tag,
+    quantities.TOP_ENERGY.tag,
+    quantities.ZERO_FRACTION.tag,
+    quantities.MEDIAN_LOG10_GRAD.tag,
+    quantities.NUM_NONFINITE.tag,
 }
 SMOOTHNESS = {
-    tags.ONE_ONE_NORM_PER_PARAM,
-    tags.LAMBDA_MAX,
-    tags.SMOOTHNESS_RATIO,
-    tags.ONE_ONE_NORM_ERROR,
-    tags.LAMBDA_MAX_ERROR,
-    tags.PROBE_LOSS,
-    tags.PROBE_OVERHEAD,
-    tags.PROBE_HVPS,
-    tags.PROBE_SECONDS,
-    tags.of_partition(tags.OPERATOR_NORM_LOWER, "coordinate"),
-    tags.of_partition(tags.OPERATOR_NORM_UPPER, "coordinate"),
-    tags.of_partition(tags.ADVANTAGE_LOWER, "coordinate"),
-    tags.of_partition(tags.ADVANTAGE_UPPER, "coordinate"),
-    tags.of_partition(tags.STEP_ADVANTAGE, "coordinate"),
-    tags.of_partition(tags.CONVERGED, "coordinate"),
-    tags.of_partition(tags.CONVERGED, "global"),
-    tags.of_partition(tags.SECANT, "coordinate"),
-    tags.of_partition(tags.SECANT, "global"),
+    quantities.ONE_ONE_NORM_PER_PARAM.tag,
+    quantities.LAMBDA_MAX.tag,
+    quantities.SMOOTHNESS_RATIO.tag,
+    quantities.ONE_ONE_NORM_ERROR.tag,
+    quantities.LAMBDA_MAX_ERROR.tag,
+    quantities.PROBE_LOSS.tag,
+    quantities.PROBE_OVERHEAD.tag,
+    quantities.PROBE_HVPS.tag,
+    quantities.PROBE_SECONDS.tag,
+    quantities.OPERATOR_NORM_LOWER.of("coordinate"),
+    quantities.OPERATOR_NORM_UPPER.of("coordinate"),
+    quantities.ADVANTAGE_LOWER.of("coordinate"),
+    quantities.ADVANTAGE_UPPER.of("coordinate"),
+    quantities.STEP_ADVANTAGE.of("coordinate"),
+    quantities.CONVERGED.of("coordinate"),
+    quantities.CONVERGED.of("global"),
+    quantities.SECANT.of("coordinate"),
+    quantities.SECANT.of("global"),
 }
 
 
@@ -113,7 +113,7 @@ def test_heterogeneity_is_that_of_the_gradient_of_the_step(tmp_path):
     torch.testing.assert_close(
         entry["per_tensor"]["density"], torch.tensor([23**2 / (4 * 405), 1.0])
     )
-    assert trainer.callback_metrics[tags.DENSITY] == torch.tensor(entry["density"])
+    assert trainer.callback_metrics[quantities.DENSITY.tag] == torch.tensor(entry["density"])
 
 
 def test_smoothness_is_that_of_the_hessian_after_the_step(tmp_path):
@@ -183,12 +183,12 @@ def test_every_scalar_is_logged_at_the_measured_steps_and_no_others(tmp_path):
     events.Reload()
     steps = {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert steps["train_loss"] == [4, 9, 14, 19]
-    geometry = {tag: at for tag, at in steps.items() if tag.startswith(tags.PREFIX)}
+    geometry = {tag: at for tag, at in steps.items() if tag.startswith(quantities.PREFIX)}
     assert geometry == {
         **{tag: [4, 9, 14, 19] for tag in HETEROGENEITY},
         **{tag: [9, 19] for tag in SMOOTHNESS},
     }
-    logged = [e.value for e in events.Scalars(tags.LAMBDA_MAX)]
+    logged = [e.value for e in events.Scalars(quantities.LAMBDA_MAX.tag)]
     assert logged == pytest.approx([entry["lambda_max"] for entry in callbacks[1].history])
     tag = next(tag for tag in events.Tags()["tensors"] if callbacks[0].record_tag in tag)
     records = events.Tensors(tag)
@@ -196,7 +196,7 @@ def test_every_scalar_is_logged_at_the_measured_steps_and_no_others(tmp_path):
     assert [d.size for d in records[0].tensor_proto.tensor_shape.dim] == [2 + 1, 4 + 7]
 
     with open(f"{loggers[1].log_dir}/metrics.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row[tags.DENSITY]]
+        rows = [row for row in csv.DictReader(file) if row[quantities.DENSITY.tag]]
     assert [int(row["step"]) for row in rows] == [4, 9, 14, 19]
 
 
@@ -423,7 +423,7 @@ def test_each_of_several_optimizers_has_its_own_tags(tmp_path):
     trainer = fit(TwoOptimizers(), [monitor], tmp_path, max_steps=2)
     assert [entry["tensor_names"] for entry in monitor.history] == [["theta"], ["phi"]]
     assert monitor.history[1]["density/optimizer1"] == 1.0
-    assert tags.DENSITY + "/optimizer0" in trainer.callback_metrics
+    assert quantities.DENSITY.tag + "/optimizer0" in trainer.callback_metrics
 
 
 def test_manual_optimization_is_not_probed_and_goes_on(tmp_path):

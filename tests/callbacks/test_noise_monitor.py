@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_linf import tags
+from lightning_linf import quantities
 from lightning_linf.callbacks import GradientNoiseMonitor
 from lightning_linf.functional import noise
 
@@ -141,7 +141,7 @@ def test_noise_is_that_of_the_microbatches_of_the_step(tmp_path, num_microbatche
         part = slice(start, start + num_microbatches)
         assert_entry(entry, gradients[part], weights[part])
     last = monitor.history[-1]
-    assert trainer.callback_metrics[tags.NOISE_TRACE] == torch.tensor(last["noise_trace"])
+    assert trainer.callback_metrics[quantities.NOISE_TRACE.tag] == torch.tensor(last["noise_trace"])
 
 
 def test_two_microbatches_by_hand(tmp_path):
@@ -191,9 +191,9 @@ def test_every_scalar_is_logged(tmp_path):
     options = {"max_steps": 4, "accumulate_grad_batches": 3, "logger": logger}
     fit(Linear(), [monitor], tmp_path, **options)
     with open(f"{logger.log_dir}/metrics.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row[tags.NOISE_TRACE]]
+        rows = [row for row in csv.DictReader(file) if row[quantities.NOISE_TRACE.tag]]
     assert [int(row["step"]) for row in rows] == [1, 3]
-    logged = {tag for tag, value in rows[0].items() if value and tag.startswith(tags.PREFIX)}
+    logged = {tag for tag, value in rows[0].items() if value and tag.startswith(quantities.PREFIX)}
     names = ("_trace", "_trace_relative_error", "_scale", "/coordinate", "/global")
     assert logged == {f"geometry/noise{name}" for name in names}
 

@@ -20,8 +20,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from lightning_linf import GeometryReport, measure_geometry, probe
 from lightning_linf.cli import main, measure
-from lightning_linf.partition.attention import FusedQKV
-from lightning_linf.partition.structure import PartitionName
+from lightning_linf.partition_names import FusedQKV, PartitionName
 from lightning_linf.probe import ProbeError
 
 pytestmark = pytest.mark.filterwarnings(

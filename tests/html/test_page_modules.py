@@ -11,6 +11,7 @@ import pytest
 from support.chromium import chromium, needs_chromium
 
 from lightning_linf.panels.files import STATIC
+from lightning_linf.panels.payload import vocabulary
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
@@ -72,7 +73,9 @@ def make_app(page, steps=(1, 2, 3), values=((1, 2), (3, 4), (5, 6))):
         const curve = {{ steps: {json.dumps(steps)}, values: [1, 2, 3], num_steps: 3 }};
         window.source = {{
             run: {json.dumps(run)},
-            runs: async () => ({{ runs: [window.source.run], notes: [] }}),
+            runs: async () => ({{
+                runs: [window.source.run], notes: [], vocabulary: {json.dumps(vocabulary())}
+            }}),
             scalars: async (run) => new Map({json.dumps(scalars)}.map((tag) => [tag, curve])),
             layers: async () => ({json.dumps(data)}),
         }};

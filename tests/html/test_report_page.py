@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from support.chromium import chromium, needs_chromium
 from support.short_run import IGNORED_WARNINGS, train, train_into
 
-from lightning_linf import record, tags
+from lightning_linf import quantities, record
 from lightning_linf.cli import main
 from lightning_linf.html.page import make_page
 from lightning_linf.html.script import bundle
@@ -103,7 +103,7 @@ def test_words_are_those_of_the_geometry_report(trained):
 
 
 def test_a_run_without_smoothness_has_no_verdict(tmp_path):
-    run = Run("a", scalars={tags.DENSITY: [(1, 0.5)]})
+    run = Run("a", scalars={quantities.DENSITY.tag: [(1, 0.5)]})
     assert summarize(run.scalars) is None
     assert "No verdict" in make_page([run])
 
@@ -159,17 +159,20 @@ def test_event_files_of_other_parameters_give_what_the_tab_gives(tmp_path):
 
 def write_lines(folder, *changes):
     """Write a whole measurement, and after it lines that differ from it by ``changes``."""
-    of = tags.of_partition
-    brackets = [tags.OPERATOR_NORM_LOWER, tags.OPERATOR_NORM_UPPER]
-    brackets += [tags.ADVANTAGE_LOWER, tags.ADVANTAGE_UPPER]
+    brackets = [quantities.OPERATOR_NORM_LOWER, quantities.OPERATOR_NORM_UPPER]
+    brackets += [quantities.ADVANTAGE_LOWER, quantities.ADVANTAGE_UPPER]
     line = {
         "step": 1,
         "schema": 1,
         "tag": "geometry/heterogeneity_per_tensor",
         "scalars": dict.fromkeys(
             [
-                *(tags.LAMBDA_MAX, tags.LAMBDA_MAX_ERROR, tags.ONE_ONE_NORM_PER_PARAM),
-                *(of(tag, name) for tag in brackets for name in ("coordinate", "row")),
+                *(
+                    quantities.LAMBDA_MAX.tag,
+                    quantities.LAMBDA_MAX_ERROR.tag,
+                    quantities.ONE_ONE_NORM_PER_PARAM.tag,
+                ),
+                *(end.of(name) for end in brackets for name in ("coordinate", "row")),
             ],
             1.5,
         ),
@@ -211,16 +214,18 @@ def test_a_step_that_lacks_a_part_gives_no_verdict_or_the_one_before(tmp_path):
     (run,) = load([tmp_path])
     whole = summarize(run.scalars)
     assert whole.step == 1
-    upper_of_row = tags.of_partition(tags.ADVANTAGE_UPPER, "row")
+    upper_of_row = quantities.ADVANTAGE_UPPER.of("row")
     of_row = [tag for tag in run.scalars if tag.endswith("/row")]
-    for missing in ([tags.LAMBDA_MAX_ERROR], [upper_of_row], of_row):
+    for missing in ([quantities.LAMBDA_MAX_ERROR.tag], [upper_of_row], of_row):
         torn = {
             tag: points if tag in missing else [*points, (2, 1.5)]
             for tag, points in run.scalars.items()
         }
         assert summarize(torn) == whole
-    of = tags.of_partition
-    some = {tags.LAMBDA_MAX: [(1, 1.0)], of(tags.ADVANTAGE_LOWER, "coordinate"): [(1, 1.0)]}
+    some = {
+        quantities.LAMBDA_MAX.tag: [(1, 1.0)],
+        quantities.ADVANTAGE_LOWER.of("coordinate"): [(1, 1.0)],
+    }
     assert summarize(some) is None
 
 
@@ -393,7 +398,7 @@ def test_report_draws_every_panel_and_asks_nobody(trained, tmp_path):
         )
         for card, run in zip(cards, load([trained[0]]), strict=True):
             assert run.name in card
-            last = run.scalars[tags.of_partition(tags.ADVANTAGE_LOWER, "coordinate")][-1]
+            last = run.scalars[quantities.ADVANTAGE_LOWER.of("coordinate")][-1]
             assert f"at step {last[0]}" in card
         assert page.complaints == []
         assert [url for url in page.requests if not url.startswith("file:")] == []

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_linf import Partition
 from lightning_linf.partition.placement import PlacementError
-from lightning_linf.partition.structure import PartitionName
+from lightning_linf.partition_names import PartitionName
 
 NAMES = get_args(PartitionName)
 

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from support.short_run import IGNORED_WARNINGS, Net, data, train
 
-from lightning_linf import record, tags
+from lightning_linf import quantities, record
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, _recording
 from lightning_linf.record import LogHistogram, Record, SchemaError
 
@@ -152,7 +152,9 @@ def test_the_file_beside_a_logger_holds_everything_that_history_holds(tmp_path):
             assert entry.step == known["step"]
             assert entry.tensors == known["tensor_names"]
             for tag, value in entry.scalars.items():
-                assert value == pytest.approx(known[tag.removeprefix(tags.PREFIX)], nan_ok=True)
+                assert value == pytest.approx(
+                    known[tag.removeprefix(quantities.PREFIX)], nan_ok=True
+                )
             assert list(entry.columns) == list(known["per_tensor"])
             for name, column in known["per_tensor"].items():
                 torch.testing.assert_close(
@@ -319,10 +321,10 @@ def test_hyperparameters_and_a_layout_are_in_the_event_file(tmp_path):
     (event,) = events.Tensors("custom_scalars__config__")
     layout = Layout.FromString(event.tensor_proto.string_val[0])
     patterns = [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
-    logged = [tag for tag in events.Tags()["scalars"] if tag.startswith(tags.PREFIX)]
+    logged = [tag for tag in events.Tags()["scalars"] if tag.startswith(quantities.PREFIX)]
     for pattern in patterns:
         assert any(re.match(pattern, tag) for tag in logged), pattern
-    assert events.Tags()["histograms"] == [tags.LOG10_GRAD]
-    (histogram, *_) = events.Histograms(tags.LOG10_GRAD)
+    assert events.Tags()["histograms"] == [quantities.LOG10_GRAD.tag]
+    (histogram, *_) = events.Histograms(quantities.LOG10_GRAD.tag)
     first = next(e for e in record.read(tmp_path / "run" / record.FILE_NAME)[0] if e.histogram)
     assert histogram.histogram_value.num == sum(first.histogram.counts)

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from lightning_linf import record, tags
+from lightning_linf import quantities, record
 from lightning_linf.cli import main
-from lightning_linf.runs import events
 from lightning_linf.html.page import make_page
-from lightning_linf.runs.run import MAX_STEPS, Run
-from lightning_linf.runs.load import load
-from lightning_linf.record import Record
 from lightning_linf.panels.table import lay_out, stack, thin
+from lightning_linf.record import Record
+from lightning_linf.runs import events
+from lightning_linf.runs.load import load
+from lightning_linf.runs.run import MAX_STEPS, Run
 
 TAG = "geometry/heterogeneity_per_tensor"
 needs_links = pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
@@ -25,7 +25,7 @@ needs_links = pytest.mark.skipif(os.name != "posix", reason="needs links and pip
 def entry(step, value=None, names=("a", "b")):
     density = [float(step if value is None else value)] * len(names)
     columns = {"density": density, "log10_quantiles": [[-3.0] * 7] * len(names)}
-    return Record(step, TAG, {tags.DENSITY: density[0]}, list(names), columns)
+    return Record(step, TAG, {quantities.DENSITY.tag: density[0]}, list(names), columns)
 
 
 def write_lines(folder, *records):
@@ -98,7 +98,7 @@ def test_beside_a_file_without_records_the_event_files_are_read(tmp_path, conten
     (tmp_path / "run" / record.FILE_NAME).write_text(content)
     (run,) = load([tmp_path])
     assert run.tables[TAG].steps == [1, 2]
-    assert run.scalars[tags.DENSITY][:] == [(1, 1.0), (2, 2.0)]
+    assert run.scalars[quantities.DENSITY.tag][:] == [(1, 1.0), (2, 2.0)]
     assert run.notes == note
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_record_costs_no_other(tmp_path, capsys):
 
     run, note, records = damaged(tmp_path, capsys, damage)
     assert run.tables[TAG].steps == [1, 3, 4]
-    assert [step for step, _ in run.scalars[tags.DENSITY]] == [1, 3, 4]
+    assert [step for step, _ in run.scalars[quantities.DENSITY.tag]] == [1, 3, 4]
     num_bytes = sum(length for _, length in records[3:5])
     assert note == f"is damaged: {num_bytes} bytes in 2 places could not be read"
 
@@ -150,7 +150,7 @@ def test_where_a_length_is_damaged_the_next_one_is_found(tmp_path, capsys, monke
     monkeypatch.setattr(events, "_WINDOW", window)
     run, note, records = damaged(tmp_path, capsys, damage)
     assert run.tables[TAG].steps == [1, 3, 4]
-    assert [step for step, _ in run.scalars[tags.DENSITY]] == [1, 2, 3, 4]
+    assert [step for step, _ in run.scalars[quantities.DENSITY.tag]] == [1, 2, 3, 4]
     assert note == f"is damaged: {records[3][1]} bytes in 1 place could not be read"
 
 
@@ -214,7 +214,7 @@ def test_what_a_training_that_went_back_measures_anew_replaces_the_old(tmp_path)
     (run,) = load([tmp_path])
     assert run.tables[TAG].steps == [1, 2, 3]
     assert run.tables[TAG].values[:, 0, 0].tolist() == [1.0, 2.0, 30.0]
-    assert run.scalars[tags.DENSITY][:] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert run.scalars[quantities.DENSITY.tag][:] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
 @pytest.mark.parametrize("write", [write_lines, write_events])
@@ -232,7 +232,7 @@ def test_a_long_run_is_thinned_as_if_all_of_it_had_been_read(tmp_path, write):
     assert (table.steps, table.num_steps) == (expected.steps, expected.num_steps)
     np.testing.assert_array_equal(table.values, expected.values)
     data = make_page([run]).partition('id="data">')[2].partition("</script>")[0]
-    curve = json.loads(data)["scalars"]["run"]["curves"][tags.DENSITY]
+    curve = json.loads(data)["scalars"]["run"]["curves"][quantities.DENSITY.tag]
     points = sorted(dict(zip(steps, (0.001 * i for i in range(len(steps))), strict=True)).items())
     kept = [points[i] for i in thin(len(points), MAX_STEPS)]
     assert curve["steps"] == [step for step, _ in kept]
@@ -341,7 +341,7 @@ def test_a_scalar_that_claims_to_be_many_is_refused_in_words(tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 
     about = create_summary_metadata("", "")
-    value = Summary.Value(tag=tags.GINI, tensor=claiming("float_val"), metadata=about)
+    value = Summary.Value(tag=quantities.GINI.tag, tensor=claiming("float_val"), metadata=about)
     writer = SummaryWriter(str(tmp_path / "run"), filename_suffix=".b")
     writer._get_file_writer().add_summary(Summary(value=[value]), 2)
     writer.close()

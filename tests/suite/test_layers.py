@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import lightning_linf
-from lightning_linf import tags
 
 ROOT = "lightning_linf"
 PACKAGE = Path(lightning_linf.__file__).parent
@@ -23,21 +22,24 @@ needs_source_tree = pytest.mark.skipif(
 )
 
 TENSORS_MAY = {"distributed", "errors", "functional"}
-PROBE_MAY = TENSORS_MAY | {"lightning_packages", "partition", "probe", "reparam", "report"}
-SWAP_MAY = TENSORS_MAY | {"lightning_packages", "optim", "partition", "reparam", "swap"}
-SHOWN_MAY = {"panels", "record", "tags"}
+SPLIT_MAY = {"partition", "partition_names"}
+PROBE_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "probe", "reparam", "report"}
+SWAP_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "optim", "reparam", "swap"}
+SHOWN_MAY = {"panels", "partition_names", "quantities", "quantity", "record"}
 # By layer, which layers of the package its modules may import.
 LAYERS = {
     "": set(),  # __init__.py, which finds its names when they are used
     "errors": set(),
     "lightning_packages": set(),
-    "tags": set(),
+    "partition_names": set(),
+    "quantity": set(),
+    "quantities": {"quantity"},
     "functional": {"functional"},
     "distributed": {"distributed", "errors"},
     "metrics": {"functional", "metrics"},
-    "partition": {"partition"},
+    "partition": SPLIT_MAY,
     "reparam": {"functional", "reparam"},
-    "optim": TENSORS_MAY | {"optim", "partition", "reparam"},
+    "optim": TENSORS_MAY | SPLIT_MAY | {"optim", "reparam"},
     "swap": SWAP_MAY,
     "probe": PROBE_MAY,
     "report": {"report"},
@@ -54,7 +56,9 @@ THIRD_PARTY = {
     "": set(),
     "errors": set(),
     "lightning_packages": {"typing_extensions"},
-    "tags": set(),
+    "partition_names": set(),
+    "quantity": set(),
+    "quantities": set(),
     "functional": {"torch"},
     "distributed": {"torch", "lightning"},
     "metrics": {"torch", "torchmetrics"},
@@ -107,7 +111,7 @@ def imported_names(source):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: import absolutely, not relatively"
-            # Of the package itself, `from lightning_linf import tags` imports the module `tags`.
+            # Of the package itself, `from lightning_linf import record` imports it.
             if node.module == ROOT:
                 yield from (f"{ROOT}.{alias.name}" for alias in node.names)
             else:
@@ -141,7 +145,7 @@ def test_module_imports_only_what_its_layer_may(module):
     ("module", "line"),
     [
         ("functional.x", "import lightning_linf.metrics"),
-        ("functional.x", "from lightning_linf import tags"),
+        ("functional.x", "from lightning_linf import quantities"),
         ("functional.x", "import numpy as np"),
         ("functional.x", "def f():\n    from torchmetrics import Metric"),
         ("metrics.x", "from lightning_linf.probe.landscape import Landscape"),
@@ -166,7 +170,7 @@ def test_module_imports_only_what_its_layer_may(module):
         ("report.x", "import jsonargparse"),
         ("cli.x", "import transformers"),
         ("", "import torch"),
-        ("tags", "from lightning_linf.callbacks import LinfSmoothnessMonitor"),
+        ("quantities", "from lightning_linf.callbacks import LinfSmoothnessMonitor"),
     ],
 )
 def test_wrong_arrow_is_found(module, line):
@@ -187,7 +191,8 @@ def run_python(code):
 def test_package_imports_neither_torch_nor_lightning_and_functional_only_torch():
     finished = run_python(
         "import sys\n"
-        "import lightning_linf, lightning_linf.record, lightning_linf.report, lightning_linf.tags\n"
+        "import lightning_linf, lightning_linf.record, lightning_linf.report\n"
+        "import lightning_linf.quantities, lightning_linf.partition_names\n"
         "import lightning_linf.cli, lightning_linf.tensorboard\n"
         "dir(lightning_linf), lightning_linf.__all__\n"
         "heavy = {'torch', 'numpy', 'lightning', 'torchmetrics', 'tensorboard'}\n"
@@ -242,31 +247,6 @@ def test_every_public_name_of_a_subpackage_is_exported_explicitly(package):
     for alias in (alias for node in imports for alias in node.names):
         assert alias.asname == alias.name, "write `X as X`"
         assert hasattr(module, alias.name)
-
-
-def tag_constants():
-    return {name: value for name, value in vars(tags).items() if name.isupper()}
-
-
-def test_tags_are_unique_and_start_with_the_prefix():
-    constants = tag_constants()
-    prefix = constants.pop("PREFIX")
-    assert prefix.endswith("/")
-    assert len(constants) > 1
-    assert len(set(constants.values())) == len(constants)
-    for value in constants.values():
-        assert value.startswith(prefix)
-        assert value.removeprefix(prefix).isidentifier()
-
-
-def test_every_tag_is_written_by_a_callback_or_the_writer():
-    sources = [
-        file.read_text(encoding="utf-8")
-        for module, file in module_files().items()
-        if module.startswith("callbacks") or module == "tensorboard.writer"
-    ]
-    for name in tag_constants():
-        assert any(f"tags.{name}" in source for source in sources), name
 
 
 @pytest.mark.parametrize("module", module_files())

@@ -19,8 +19,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
 from werkzeug.test import Client
 
-from lightning_linf import tags
-from lightning_linf.html.words import COARSE_TO_FINE
+from lightning_linf import quantities
 from lightning_linf.panels import payload
 from lightning_linf.panels.files import STATIC
 from lightning_linf.panels.table import Metadata, lay_out, stack, thin
@@ -103,7 +102,7 @@ def test_routes_give_what_the_monitors_measured(trained):
 
     _, curves = plugin.request("/scalars", run="a")
     assert sorted(curves["curves"]) == run["scalars"]
-    curve = curves["curves"][tags.LAMBDA_MAX]
+    curve = curves["curves"][quantities.LAMBDA_MAX.tag]
     assert curve["steps"] == [one["step"] for one in smoothness.history] == [3, 7]
     assert curve["values"] == pytest.approx(
         [one["lambda_max"] for one in smoothness.history], rel=1e-5
@@ -382,12 +381,6 @@ def test_vendored_files_are_those_of_the_manifest():
     assert hashes == manifest["sha256"]
     assert f"v{manifest['version']}" in (folder / "uPlot.esm.js").read_text()
     assert "MIT License" in (folder / "LICENSE.txt").read_text()
-
-
-def test_panels_and_words_put_partitions_in_one_order():
-    pattern = r"^const ORDER = (\[.*\]);$"
-    order = re.search(pattern, (STATIC / "names.js").read_text(), re.MULTILINE)
-    assert ("global", *reversed(json.loads(order[1]))) == COARSE_TO_FINE
 
 
 def luminance(color):

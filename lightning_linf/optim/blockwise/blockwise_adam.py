@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from lightning_linf.optim.blockwise.update import (
 )
 from lightning_linf.optim.loading import completed, has_these_groups, load_as_a_whole
 from lightning_linf.partition import Partition
+from lightning_linf.partition_names import ModuleFreeName
 
 _REQUIRED = {"lr", "betas", "eps", "weight_decay", "eps_inside"}  # in the groups of its states
 _OLDER = {"maximize": False, "foreach": None, "capturable": False}  # which older ones lack
@@ -100,7 +101,7 @@ class BlockwiseAdam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        partition: Literal["coordinate", "tensor", "global"] | Partition = "tensor",
+        partition: ModuleFreeName | Partition = "tensor",
         eps_inside: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,

@@ -12,9 +12,9 @@ from lightning_linf.optim.blockwise.unit import Unit
 from lightning_linf.partition import Partition
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.pieces import nothing, whole
-from lightning_linf.partition.structure import PartitionName
+from lightning_linf.partition_names import ModuleFreeName, PartitionName
 
-NAMES = ("coordinate", "tensor", "global")  # partitions that need no module
+NAMES = get_args(ModuleFreeName)
 
 
 def check_partition(optimizer: str, partition: object) -> None:

@@ -5,6 +5,7 @@ import { Fan } from "./fan.js";
 import { Bars } from "./layer_bars.js";
 import { HeatMap } from "./layer_map.js";
 import { LayerChoice } from "./layers.js";
+import { learn } from "./names.js";
 import { Picker } from "./picker.js";
 import { Smoothness } from "./smoothness.js";
 import { Verdict } from "./verdict.js";
@@ -69,9 +70,9 @@ export class App {
 
   // Reads the runs anew, and draws; what is drawn stays where they cannot be read.
   async reload() {
-    let runs, notes;
+    let runs, notes, vocabulary;
     try {
-      ({ runs, notes } = await this.source.runs());
+      ({ runs, notes, vocabulary } = await this.source.runs());
     } catch (error) {
       this.read = null;
       this.note([`The data cannot be read: ${error.message}`]);
@@ -80,6 +81,7 @@ export class App {
     const read = JSON.stringify([runs, notes]);
     if (read === this.read) return; // as it is on the page, which keeps its zoom and cursor
     this.read = read;
+    learn(vocabulary);
     this.note(notes);
     this.empty.hidden = runs.length > 0;
     this.layout.hidden = runs.length === 0;

@@ -2,7 +2,7 @@
 
 import { drawChart } from "./chart.js";
 import { element, field, fillSelect } from "./dom.js";
-import { optimizerOf } from "./names.js";
+import { monitorOf, tableSuffix } from "./names.js";
 import { format } from "./numbers.js";
 import { Panel, thinned } from "./panel.js";
 
@@ -28,13 +28,13 @@ export class Fan extends Panel {
     );
     const keys = tables.map(({ run, tag }) => [
       `${run.name}\n${tag}`,
-      [run.label, optimizerOf(tag)].filter(Boolean).join(" · "),
+      [run.label, tableSuffix(tag)].filter(Boolean).join(" · "),
     ]);
     const key = fillSelect(this.run, keys, this.run.value);
     const chosen = tables[keys.findIndex(([value]) => value === key)];
     if (!chosen)
       return this.nothing(
-        "No run shown here has quantiles. GradientHeterogeneityMonitor measures them.",
+        `No run shown here has quantiles. ${monitorOf("log10_quantiles")} measures them.`,
       );
     const { run, tag, table, column } = chosen;
     const names = [...table.tensors, ...(table.whole ? ["all parameters"] : [])];

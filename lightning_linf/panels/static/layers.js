@@ -1,7 +1,7 @@
 // What panels 3 and 5 share: one quantity of every layer of a run.
 
 import { element, field, fillSelect, onWidth } from "./dom.js";
-import { optimizerOf } from "./names.js";
+import { tableSuffix } from "./names.js";
 import { finiteRange } from "./numbers.js";
 import { Panel, thinned } from "./panel.js";
 
@@ -58,7 +58,7 @@ export class LayerChoice {
         .filter(({ width }) => width === 1)
         .map((column) => ({ key: `${tag}\n${column.name}`, tag, table, column })),
     );
-    const text = ({ tag, column }) => [column.label, optimizerOf(tag)].filter(Boolean).join(" · ");
+    const text = ({ tag, column }) => [column.label, tableSuffix(tag)].filter(Boolean).join(" · ");
     const preferred = offered.find(({ column }) => column.name === "density");
     const options = offered.map((one) => [one.key, text(one)]);
     const wanted = this.quantity.value || preferred?.key;

@@ -1,17 +1,47 @@
-// What the writer's names mean: partitions, from fine to coarse, and tags.
+// Names of quantities and partitions. What is known of them comes with the data, from the lists in
+// quantities.py and partition_names.py.
 
-const GEOMETRY = "geometry/";
-const ORDER = ["coordinate", "row", "column", "head", "tensor", "module"];
-const WORDS = { coordinate: "Adam (coordinate)", global: "SGD (global)" };
+const known = { prefix: "", quantities: {}, partitions: [] };
 
-export const tagOf = (quantity, partition = null) =>
-  GEOMETRY + quantity + (partition === null ? "" : `/${partition}`);
-
-export function partitionLabel(partition) {
-  return WORDS[partition] ?? `blockwise (${partition})`;
+export function learn(vocabulary) {
+  Object.assign(known, vocabulary);
 }
 
-// All partitions with a curve of one of the quantities in any of the runs' scalars.
+function quantityOf(name) {
+  const quantity = known.quantities[name];
+  if (!quantity) throw new Error(`No quantity is called ${name}.`);
+  return quantity;
+}
+
+export const unitOf = (name) => quantityOf(name).unit;
+
+export const monitorOf = (name) => quantityOf(name).monitor;
+
+// The tag of a quantity, or of a quantity of one partition.
+export function tagOf(name, partition = null) {
+  if (quantityOf(name).by_partition !== (partition !== null))
+    throw new Error(`Only a quantity by partition has a tag for each partition: ${name}.`);
+  return known.prefix + name + (partition === null ? "" : `/${partition}`);
+}
+
+// "geometry/secant/row" is shown as "secant/row".
+export const withoutPrefix = (tag) => tag.slice(known.prefix.length);
+
+const numberOf = (partition) => known.partitions.findIndex(({ name }) => name === partition);
+
+// Whose geometry a partition is. One that is not built in is of blockwise Adam, too.
+const optimizerOf = (partition) => known.partitions[numberOf(partition)]?.optimizer ?? "blockwise";
+
+// "Adam (coordinate)" or "blockwise (row)".
+export const partitionLabel = (partition) => `${optimizerOf(partition)} (${partition})`;
+
+// "Adam" or "row".
+export function shortLabel(partition) {
+  const optimizer = optimizerOf(partition);
+  return optimizer === "blockwise" ? partition : optimizer;
+}
+
+// All partitions, from fine to coarse, for which any of the runs has one of the quantities.
 export function partitionsIn(runs, quantities) {
   const found = new Set();
   for (const run of runs) {
@@ -22,16 +52,14 @@ export function partitionsIn(runs, quantities) {
       }
     }
   }
-  const rank = (name) => {
-    if (name === "global") return ORDER.length + 1;
-    return ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length;
-  };
+  const last = known.partitions.length - 1; // "global": what is not built in has more blocks
+  const rank = (name) => (numberOf(name) < 0 ? last - 0.5 : numberOf(name));
   return [...found].sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
 }
 
-// "geometry/heterogeneity_per_tensor/optimizer0": the optimizer, where there are several.
-export function optimizerOf(tag) {
-  return tag.slice(GEOMETRY.length).split("/").slice(1).join("/");
+// Of "geometry/heterogeneity_per_tensor/optimizer0" the end, which tells several tables apart.
+export function tableSuffix(tag) {
+  return withoutPrefix(tag).split("/").slice(1).join("/");
 }
 
 // Names of runs without the folders that all of them share.

@@ -3,7 +3,7 @@
 import { drawChart } from "./chart.js";
 import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
 import { cssColor, element } from "./dom.js";
-import { partitionsIn, tagOf } from "./names.js";
+import { monitorOf, partitionsIn, tagOf, withoutPrefix } from "./names.js";
 import { Panel, thinned } from "./panel.js";
 
 const ABOUT = {
@@ -60,7 +60,7 @@ export class Smoothness extends Panel {
     if (view.isOld()) return null;
     if (!partitions.length) {
       return this.nothing(
-        "No run shown here has its smoothness measured. LinfSmoothnessMonitor does.",
+        `No run shown here has its smoothness measured. ${monitorOf("lambda_max")} does.`,
       );
     }
     const curves = view.runs.flatMap((run, index) =>
@@ -111,7 +111,7 @@ export class Smoothness extends Panel {
 
   rows(view, chosen, all) {
     const tags = chosen.flatMap((name) => this.tags(name));
-    const columns = tags.map((tag) => tag.replace("geometry/", ""));
+    const columns = tags.map(withoutPrefix);
     const rows = view.runs.flatMap((run, index) =>
       rowsOf(
         run.name,

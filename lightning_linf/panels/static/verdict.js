@@ -3,7 +3,7 @@
 import { drawChart } from "./chart.js";
 import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
 import { cssColor, element } from "./dom.js";
-import { partitionLabel, partitionsIn, tagOf } from "./names.js";
+import { monitorOf, partitionLabel, partitionsIn, shortLabel, tagOf, unitOf } from "./names.js";
 import { formatRange, formatStep } from "./numbers.js";
 import { Panel, thinned } from "./panel.js";
 
@@ -26,7 +26,9 @@ export class Verdict extends Panel {
     const all = await Promise.all(view.runs.map((run) => view.scalars(run)));
     if (view.isOld()) return null;
     if (!partitions.length) {
-      return this.nothing("No run shown here has a verdict. LinfSmoothnessMonitor measures it.");
+      return this.nothing(
+        `No run shown here has a verdict. ${monitorOf("advantage_lower")} measures it.`,
+      );
     }
     const curves = view.runs.flatMap((run, index) =>
       chosen.flatMap((name) => this.bracket(view, run, all[index], partitions, chosen, name)),
@@ -37,7 +39,7 @@ export class Verdict extends Panel {
       log: this.curveControls.log,
       reference: 1,
       label: "Advantage over SGD's geometry by step",
-      unit: "× SGD's promised decrease",
+      unit: unitOf("advantage_lower"),
     });
     return {
       table: this.rows(view, chosen, all),
@@ -161,7 +163,7 @@ function bracketRow(name, end, place, color) {
   const one = element("i", { class: "one", title: "1: as SGD" });
   one.style.left = `${place(1)}%`;
   return [
-    element("dt", { title: partitionLabel(name) }, name === "coordinate" ? "Adam" : name),
+    element("dt", { title: partitionLabel(name) }, shortLabel(name)),
     element(
       "dd",
       {},

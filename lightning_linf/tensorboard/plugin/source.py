@@ -11,7 +11,7 @@ from tensorboard.data.provider import RunTagFilter
 
 from lightning_linf.panels import payload
 from lightning_linf.panels.table import Metadata, Table, stack, tag_of_record
-from lightning_linf.tags import PREFIX
+from lightning_linf.quantities import PREFIX
 from lightning_linf.tensorboard import PLUGIN_NAME
 from lightning_linf.tensorboard.plugin.bounded import bounded
 

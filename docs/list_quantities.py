@@ -1,0 +1,73 @@
+"""Write docs/quantities.md from the lists in lightning_linf: `python docs/list_quantities.py`."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lightning_linf.partition_names import FINE_TO_COARSE
+from lightning_linf.quantities import ALL, MONITORS
+from lightning_linf.quantity import Column, Monitor, PartitionScalar, Quantity, Scalar
+
+PAGE = Path(__file__).with_name("quantities.md")
+INTRODUCTION = """\
+# What is measured
+
+(Made by `python docs/list_quantities.py`.)
+
+*d* is the number of trainable parameters, *g* the gradient and *H* the Hessian of the mean loss.
+A partition Φ splits the parameters into blocks *b* of *d_b* entries. It has a norm
+‖x‖_Φ = max_b ‖x_b‖₂ / √d_b, with the dual norm ‖g‖_Φ* = Σ_b √d_b ‖g_b‖₂. Steepest descent in this
+norm is the step that blockwise Adam makes, without its averages over time.
+N(Φ) = max ‖Hv‖_Φ* over ‖v‖_Φ ≤ 1 is the largest curvature that such a step can meet, and
+‖g‖_Φ*² / (2 N(Φ)) is the decrease of the loss that it promises. The blockwise smoothness H(Φ) is
+an upper bound of N(Φ); for `coordinate` it is the (1,1)-norm Σᵢⱼ |Hᵢⱼ|.
+
+What is measured of the model or of a partition is logged as a scalar under its tag, for example
+`geometry/density` or `geometry/noise/row`. What is measured of each parameter tensor is a column of
+a table, in `geometry.jsonl` and in event files. Numbers without a unit are pure numbers.
+"""
+
+
+def page() -> str:
+    """Write the page."""
+    partitions = _table(
+        ("partition", "a block is", "geometry of"),
+        (
+            (f"`{name}`", meaning.block, meaning.optimizer.replace("block", "Adam, block"))
+            for name, meaning in FINE_TO_COARSE.items()
+        ),
+    )
+    sections = [_section(monitor) for monitor in MONITORS]
+    return "\n".join([INTRODUCTION, partitions, *sections])
+
+
+def _section(monitor: Monitor) -> str:
+    mine = [quantity for quantity in ALL if quantity.monitors[0] == monitor]
+    rows = ((_name(each), _of_what(each), each.unit, each.meaning) for each in mine)
+    section = f"## {monitor.name}\n\n{_table(('tag', 'of', 'unit', 'meaning'), rows)}"
+    also = [_name(each) for each in ALL if monitor in each.monitors[1:]]
+    if also:
+        section += f"\nWhere no other monitor measures them, also {', '.join(also)}.\n"
+    if monitor.per_optimizer:
+        section += (
+            "\nWith several optimizers, tags end in `/optimizer0`, `/optimizer1` and so on.\n"
+        )
+    return section + f"\nThe table `{monitor.record_tag}` has one row for each parameter tensor.\n"
+
+
+def _name(quantity: Quantity) -> str:
+    return f"`{quantity.name}{'/Φ' if isinstance(quantity, PartitionScalar) else ''}`"
+
+
+def _of_what(quantity: Quantity) -> str:
+    kinds = {PartitionScalar: "partition", Scalar: "model", Column: "tensor"}
+    return ", ".join(words for kind, words in kinds.items() if isinstance(quantity, kind))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

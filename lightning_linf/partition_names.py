@@ -1,0 +1,40 @@
+"""The built-in partitions of a model's parameters: their names, and what each means.
+
+Blockwise Adam keeps one second moment for each block of a partition. With one block for every
+parameter it is Adam; with a single block it is SGD with an adaptive step size.
+"""
+
+from typing import Literal, NamedTuple
+
+PartitionName = Literal["coordinate", "row", "column", "head", "tensor", "module", "global"]
+ModuleFreeName = Literal["coordinate", "tensor", "global"]
+"""Partitions that can be made of the parameters alone; the others need the module's structure."""
+FusedQKV = Literal["qkv_head", "head_qkv"]
+"""Orders of the outputs of one linear map that computes query, key and value of all heads.
+
+"qkv_head": first the queries of all heads, then their keys, then their values (nanoGPT, timm).
+"head_qkv": first query, key and value of the first head, and so on (GPT-NeoX, BLOOM).
+"""
+
+
+class Meaning(NamedTuple):
+    """What a name stands for."""
+
+    block: str  # what one block is
+    optimizer: str = "blockwise"  # whose geometry this is
+
+
+# From many blocks to few: the same names as in `PartitionName`, in the same order.
+FINE_TO_COARSE: dict[PartitionName, Meaning] = {
+    "coordinate": Meaning("a single entry", "Adam"),
+    "row": Meaning("the weights into one output neuron, or of one embedded token"),
+    "column": Meaning("the weights out of one input neuron"),
+    "head": Meaning("query, key, value or output projection of one attention head"),
+    "tensor": Meaning("a parameter tensor"),
+    "module": Meaning("the parameter tensors that one submodule holds itself"),
+    "global": Meaning("all parameters together", "SGD"),
+}
+ENDS: tuple[PartitionName, ...] = ("coordinate", "global")
+"""The geometries of Adam and of SGD, which every measurement includes."""
+DEFAULT: tuple[PartitionName, ...] = ("coordinate", "row", "tensor", "global")
+"""What is measured unless one says otherwise."""

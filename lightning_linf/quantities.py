@@ -1,0 +1,269 @@
+"""Everything that is logged or recorded: its tag, its unit, who measures it and what it means.
+
+Callbacks, TensorBoard's layout, the panels and ``docs/quantities.md`` read this list. To add a
+quantity, add one constant here and compute its value in a monitor.
+
+The meanings use these letters: d is the number of trainable parameters, g the gradient and H the
+Hessian of the mean loss. ``docs/quantities.md`` defines N(Φ) and H(Φ) of a partition Φ.
+"""
+
+import re
+
+from lightning_linf.quantity import (
+    PREFIX as PREFIX,
+)
+from lightning_linf.quantity import (
+    Column,
+    Histogram,
+    Monitor,
+    PartitionScalar,
+    Quantity,
+    Scalar,
+    ScalarAndColumn,
+)
+
+_CURVATURE = "loss per parameter squared"
+
+HETEROGENEITY = Monitor(
+    "GradientHeterogeneityMonitor", "heterogeneity_per_tensor", per_optimizer=True
+)
+NOISE_OF_GRADIENT = Monitor("GradientNoiseMonitor", "noise_per_tensor")
+SMOOTHNESS = Monitor("LinfSmoothnessMonitor", "smoothness_per_tensor")
+MONITORS = (HETEROGENEITY, NOISE_OF_GRADIENT, SMOOTHNESS)
+
+# How unevenly the gradient is spread over its entries.
+_SPREAD = "gradient: density, Gini coefficient, energy of the top 1 %"
+DENSITY = ScalarAndColumn(
+    "density",
+    "1 if all entries of g are equally large, 1/d if a single one is not zero.",
+    (HETEROGENEITY,),
+    charts=(_SPREAD,),
+    label="gradient density ‖g‖₁² / (d ‖g‖₂²)",
+)
+GINI = ScalarAndColumn(
+    "gini",
+    "0 if all entries of |g| are equal, close to 1 if a few hold nearly all of their sum.",
+    (HETEROGENEITY,),
+    charts=(_SPREAD,),
+    label="Gini coefficient of |g|",
+)
+TOP_ENERGY = ScalarAndColumn(
+    "top1_energy",
+    "The part of ‖g‖₂² that lies in the largest 1 % of the entries.",
+    (HETEROGENEITY,),
+    charts=(_SPREAD,),
+    label="share of ‖g‖₂² in the largest 1 %",
+)
+ZERO_FRACTION = ScalarAndColumn(
+    "zero_fraction",
+    "The part of the entries of g that are exactly zero.",
+    (HETEROGENEITY,),
+    label="fraction of exact zeros in g",
+)
+MEDIAN_LOG10_GRAD = Scalar(
+    "median_log10_grad",
+    "Half of the entries of |g| that are not zero are larger than 10 to this power.",
+    (HETEROGENEITY,),
+    "log₁₀ of a gradient",
+)
+NUM_NONFINITE = Scalar(
+    "num_nonfinite",
+    "How many entries of g are inf or NaN; all other numbers leave them out.",
+    (HETEROGENEITY,),
+    "entries",
+)
+LOG10_QUANTILES = Column(
+    "log10_quantiles",
+    "The given part of the entries of |g| that are not zero is smaller than 10 to this power.",
+    (HETEROGENEITY,),
+    "log₁₀ of a gradient",
+    label="quantiles of log₁₀|g|",
+    levels=(0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99),
+)
+LOG10_GRAD = Histogram(
+    "log10_grad",
+    "How many entries of g are of which size, as a histogram of log₁₀|g|.",
+    (HETEROGENEITY,),
+    "log₁₀ of a gradient",
+)
+
+# How much the gradients of single samples differ from their mean.
+NOISE_TRACE = Scalar(
+    "noise_trace",
+    "The variance of one sample's gradient, summed over all entries.",
+    (NOISE_OF_GRADIENT, SMOOTHNESS),
+    "squared gradient",
+)
+NOISE_TRACE_ERROR = Scalar(
+    "noise_trace_relative_error",
+    "Standard error of noise_trace, relative to it.",
+    (NOISE_OF_GRADIENT, SMOOTHNESS),
+)
+NOISE_SCALE = Scalar(
+    "noise_scale",
+    "noise_trace / ‖g‖₂²: the batch size at which noise and gradient are equally large.",
+    (NOISE_OF_GRADIENT, SMOOTHNESS),
+    "samples",
+    charts=("noise scale in samples",),
+)
+NOISE = PartitionScalar(
+    "noise",
+    "Σ_b d_b σ_b / d, where σ_b is the root mean square, over the d_b entries of a block, of the "
+    "standard deviations of one sample's gradient.",
+    (NOISE_OF_GRADIENT, SMOOTHNESS),
+    "gradient",
+    charts=("noise over d",),
+)
+TRACE_SHARE = Column(
+    "trace_share",
+    "The part of noise_trace that this tensor's entries have.",
+    (NOISE_OF_GRADIENT,),
+    label="share of the gradient noise's trace",
+)
+SIGNAL_TO_NOISE = Column(
+    "signal_to_noise",
+    "‖g‖₂² of this tensor over the summed variance of one sample's gradient of it.",
+    (NOISE_OF_GRADIENT, SMOOTHNESS),
+    label="signal-to-noise ratio of one sample's gradient",
+)
+
+# Which optimizer the loss favours. Smoothness is divided by d, so that all of it compares.
+_ADVANTAGE = "advantage over SGD, both ends"
+_BOUNDS = "smoothness over d: lambda_max, (1,1)-norm, bounds of H(Phi)"
+_MET = "smoothness over d met by a step, both ends"
+_ERRORS = "(1,1)-norm: error of the probes, excess of halves of the batches"
+ADVANTAGE_LOWER = PartitionScalar(
+    "advantage_lower",
+    "One step of this geometry promises at least so many times the decrease of one of SGD's.",
+    (SMOOTHNESS,),
+    "× SGD's promised decrease",
+    charts=(_ADVANTAGE,),
+)
+ADVANTAGE_UPPER = PartitionScalar(
+    "advantage_upper",
+    "One step of this geometry promises at most so many times the decrease of one of SGD's.",
+    (SMOOTHNESS,),
+    "× SGD's promised decrease",
+    charts=(_ADVANTAGE,),
+)
+STEP_ADVANTAGE = PartitionScalar(
+    "step_advantage",
+    "The same, from the curvature along the gradient's own step instead of the worst one.",
+    (SMOOTHNESS,),
+    "× SGD's promised decrease",
+    charts=("advantage along the gradient's step",),
+)
+LAMBDA_MAX = Scalar(
+    "lambda_max",
+    "max |λᵢ(H)|, the smoothness along l2: the largest curvature that a step of SGD can meet.",
+    (SMOOTHNESS,),
+    _CURVATURE,
+    charts=(_BOUNDS, _MET),
+)
+LAMBDA_MAX_ERROR = Scalar(
+    "lambda_max_relative_error",
+    "How far the upper end of lambda_max lies above it, relative to it.",
+    (SMOOTHNESS,),
+)
+ONE_ONE_NORM_PER_PARAM = Scalar(
+    "one_one_norm_per_param",
+    "Σᵢⱼ |Hᵢⱼ| / d, the smoothness along l-infinity: it bounds what a step of Adam can meet.",
+    (SMOOTHNESS,),
+    _CURVATURE,
+    charts=(_BOUNDS,),
+)
+ONE_ONE_NORM_ERROR = Scalar(
+    "one_one_norm_relative_error",
+    "Standard error of one_one_norm_per_param, from its random probes, relative to it.",
+    (SMOOTHNESS,),
+    charts=(_ERRORS,),
+)
+ONE_ONE_NORM_BATCH_EXCESS = Scalar(
+    "one_one_norm_batch_excess",
+    "By which part the (1,1)-norm of half of the batches is larger than that of all batches; the "
+    "latter is too large by roughly 1 to 2.4 times this, or more if they are few.",
+    (SMOOTHNESS,),
+    charts=(_ERRORS,),
+)
+SMOOTHNESS_RATIO = Scalar(
+    "smoothness_ratio",
+    "lambda_max / one_one_norm_per_param: how many times smoother the loss is along l-infinity.",
+    (SMOOTHNESS,),
+)
+SMOOTHNESS_UPPER = PartitionScalar(
+    "smoothness_upper",
+    "An upper bound of H(Φ) / d, the blockwise smoothness.",
+    (SMOOTHNESS,),
+    _CURVATURE,
+    charts=(_BOUNDS,),
+)
+OPERATOR_NORM_LOWER = PartitionScalar(
+    "operator_norm_lower",
+    "Lower end of N(Φ) / d, the largest curvature that one step of this geometry can meet.",
+    (SMOOTHNESS,),
+    _CURVATURE,
+    charts=(_MET,),
+)
+OPERATOR_NORM_UPPER = PartitionScalar(
+    "operator_norm_upper",
+    "Upper end of N(Φ) / d; too low for at most 0.25 % of seeds.",
+    (SMOOTHNESS,),
+    _CURVATURE,
+    charts=(_MET,),
+)
+CONVERGED = PartitionScalar(
+    "converged",
+    "1 if more products would move neither end of N(Φ) by more than 1 %, else 0.",
+    (SMOOTHNESS,),
+)
+SECANT = PartitionScalar(
+    "secant",
+    "The change of the gradient over training's last step, ‖g′ − g‖_Φ* / (d ‖θ′ − θ‖_Φ).",
+    (SMOOTHNESS,),
+    _CURVATURE,
+)
+R_SQUARED = PartitionScalar(
+    "r_squared",
+    "The part of the spread of log|g|, beyond chance, that lies between blocks: near 1, one second "
+    "moment for each block loses little.",
+    (SMOOTHNESS,),
+    charts=("R² of log|g| between blocks",),
+)
+ONE_ONE_NORM_SHARE = Column(
+    "one_one_norm_share",
+    "The part of the (1,1)-norm that lies in this tensor's rows of H.",
+    (SMOOTHNESS,),
+    label="share of the (1,1)-norm of the Hessian",
+)
+PROBE_LOSS = Scalar("probe_loss", "The loss on the batches that are measured.", (SMOOTHNESS,))
+PROBE_HVPS = Scalar(
+    "probe_hvps", "Hessian-vector products that the probe has taken.", (SMOOTHNESS,), "products"
+)
+PROBE_SECONDS = Scalar("probe_seconds", "Time that the probe has taken.", (SMOOTHNESS,), "seconds")
+PROBE_OVERHEAD = Scalar(
+    "probe_overhead", "Time of all probes so far, relative to that of training.", (SMOOTHNESS,)
+)
+
+ALL = tuple(value for value in globals().values() if isinstance(value, Quantity))
+
+
+def column(name: str) -> Column:
+    """Describe a column of a table; one that a later version has written goes by its name."""
+    known = {each.name: each for each in ALL if isinstance(each, Column)}
+    return known.get(name) or Column(name, "", (), label=name.replace("_", " "))
+
+
+def of_monitor(tag: str, name: str) -> str:
+    """Make the tag of one of several monitors of a class; "" is the one without a name."""
+    return f"{PREFIX}{name}/{tag.removeprefix(PREFIX)}" if name else tag
+
+
+def check_name(caller: str, name: object) -> None:
+    """Raise a ValueError unless a monitor of this name gets tags of its own."""
+    is_word = isinstance(name, str) and re.fullmatch(r"[\w.-]*", name) is not None
+    is_taken = any(name == each.name for each in ALL) or str(name).startswith("optimizer")
+    if not is_word or is_taken:
+        raise ValueError(
+            f"{caller}: expected `name` of letters, digits, '_', '-' and '.', and not that of a "
+            f"quantity or an optimizer, got {name!r}. Write, say, name='train'."
+        )
