@@ -1,3 +1,3 @@
-"""Splits of a module's parameters into blocks: by coordinate, row, head, tensor and more."""
+"""Partitions: splits of a module's parameters into blocks, such as rows or attention heads."""
 
 from lightning_linf.partition.partition import Partition as Partition

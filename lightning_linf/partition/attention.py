@@ -1,4 +1,4 @@
-"""Attention recognised by its structure, and its parameters split by head."""
+"""Recognise attention by its structure, and split its parameters by head."""
 
 from collections.abc import Collection, Sequence
 
@@ -18,7 +18,7 @@ from lightning_linf.partition.projections import (
 )
 from lightning_linf.partition_names import FusedQKV
 
-# What is wrong with attention modules, {} standing for those that have it.
+# Messages of errors; {} stands for the names of the attention modules that they are about.
 _PARAMETRIZED = (
     "expected the weights of {} as its own parameters, got parametrized ones. Use 'tensor' or "
     "Partition.by_function."
@@ -36,7 +36,12 @@ _UNREAD = (
 
 
 class _Fault(Exception):
-    """An attention module that is not split: one of the texts above, and what to put into it."""
+    """Raised for one attention module that cannot be split; :func:`by_head` joins them.
+
+    Args:
+        text: One of the messages above.
+        got: What takes the place of {} in it.
+    """
 
     def __init__(self, text: str, got: str) -> None:
         super().__init__(text, got)
@@ -46,15 +51,16 @@ class _Fault(Exception):
 def by_head(
     module: nn.Module, chosen: Collection[int], fused_qkv: FusedQKV | None
 ) -> dict[int, Layout]:
-    """Lay out the attention parameters of a module by head.
+    """Lay out the parameters of all attention in a module by head.
 
     Args:
-        module: Where to look.
-        chosen: Identities of the parameters that count; attention with none of them is passed over.
-        fused_qkv: Order of the outputs of an ``nn.Linear`` that computes several of q, k and v.
+        module: The module whose submodules are searched.
+        chosen: The identities of the parameters to split. Attention without any is passed over.
+        fused_qkv: Order of the outputs of an ``nn.Linear`` that computes several of query, key and
+            value.
 
     Returns:
-        By identity of the parameter, its layout. The others are to be left whole.
+        By the identity of a parameter, its layout. Parameters of other modules are missing.
 
     Raises:
         PlacementError: If no attention is found, or one is not understood.
@@ -128,7 +134,7 @@ def _split(
     if not any(id(p) in chosen for m in (*projections, *beside) for p in m.module.parameters()):
         return []
     reading = _read(name, attention, heads, projections)
-    if beside and all(part.num_parts for part in reading.parts):  # no output projection yet
+    if beside and all(part.num_parts for part in reading.parts):  # the output is not among them
         projections += beside
         reading = _read(name, attention, heads, projections)
     size = reading.head_size

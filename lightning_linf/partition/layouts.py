@@ -1,4 +1,4 @@
-"""How the entries of one tensor fall into blocks."""
+"""Layouts: how the entries of one parameter tensor fall into blocks."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Blocks of one tensor that some of its dimensions index.
+    """Blocks that are slices of a tensor: one for each index into some of its dimensions.
+
+    The columns of a (2, 3) matrix, for example, are ``Layout((2, 3), keep=(1,))``.
 
     Args:
-        view: Shape that the tensor takes first.
-        keep: Dimensions of ``view``, ascending, that index the blocks in their order.
-            None of them: the tensor is in one block, alone or with other tensors.
-        first: Number, in the whole partition, of the first of these blocks.
-        is_assumed: No module tells which dimension is the output, so one was taken.
+        view: The shape that the tensor is viewed in.
+        keep: The dimensions of ``view``, ascending, whose indices number the blocks. Empty if the
+            whole tensor lies in one block, which other tensors may share.
+        first: The number that the first of these blocks has in the partition.
+        is_assumed: Whether the output dimension was assumed, because no module tells it.
 
     Example:
         >>> Layout((2, 3), keep=(1,)).block_sum(torch.arange(6))
@@ -30,17 +32,17 @@ class Layout:
 
     @property
     def num_blocks(self) -> int:
-        """Number of blocks that this tensor takes part in."""
+        """How many blocks have entries of this tensor."""
         return math.prod(self.view[dim] for dim in self.keep)
 
     @property
     def is_identity(self) -> bool:
-        """Whether every entry is a block."""
+        """Whether every entry is a block of its own."""
         return len(self.keep) == len(self.view)
 
     def block_sum(self, values: Tensor) -> Tensor:
         """Sum the entries of each block. Shapes: (..., entries) -> (..., blocks)."""
-        if self.is_identity:  # torch reads a sum over no dimension as over all
+        if self.is_identity:  # no dimension to sum over, which torch would take for all of them
             return values
         ndim = len(self.view)
         rest = [dim - ndim for dim in range(ndim) if dim not in self.keep]
@@ -49,7 +51,7 @@ class Layout:
         return sums.reshape(*lead, self.num_blocks)
 
     def expand(self, values: Tensor) -> Tensor:
-        """Give every entry its block's value. Shapes: (..., blocks) -> (..., entries)."""
+        """Give every entry the value of its block. Shapes: (..., blocks) -> (..., entries)."""
         if self.is_identity:
             return values
         lead = values.shape[:-1]
@@ -64,12 +66,12 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class IndexLayout:
-    """Blocks of one tensor in no regular arrangement.
+    """Blocks that are any sets of a tensor's entries.
 
     Args:
-        index: Block of every entry, counted from this tensor's first. Shape: (entries,).
-        num_blocks: Number of blocks.
-        first: Number, in the whole partition, of the first of these blocks.
+        index: For every entry the number of its block, from 0 to ``num_blocks - 1``: (entries,).
+        num_blocks: How many blocks the tensor has.
+        first: The number that the first of these blocks has in the partition.
     """
 
     index: Tensor
@@ -84,7 +86,7 @@ class IndexLayout:
         return sums.index_add(-1, self.index.to(values.device), values)
 
     def expand(self, values: Tensor) -> Tensor:
-        """Give every entry its block's value. Shapes: (..., blocks) -> (..., entries)."""
+        """Give every entry the value of its block. Shapes: (..., blocks) -> (..., entries)."""
         return values.index_select(-1, self.index.to(values.device))
 
     def counts(self, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows and columns of parameters, by the types of the modules that hold them."""
+"""Find which dimensions of a parameter are outputs and inputs, from the modules that hold it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,17 @@ from lightning_linf.partition.placement import PlacementError, expression, gathe
 
 
 class Owner(NamedTuple):
-    """A module that holds a parameter, and the name under which it does."""
+    """A module that holds a parameter, and the parameter's name in it, "weight" for example."""
 
     module: nn.Module
     name: str
 
 
 class Orientation(NamedTuple):
-    """Which dimensions of a ``view`` of a parameter index output units, and which input units."""
+    """Which dimensions of a parameter, viewed in a shape, number its output and input units.
+
+    The weight of ``nn.Linear(3, 2)``, for example, is ``Orientation((2, 3), (0,), (1,))``.
+    """
 
     view: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -28,7 +31,8 @@ class Orientation(NamedTuple):
     is_assumed: bool = False
 
 
-_OUTPUT_FIRST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag)  # an embedding's row: token
+# Modules with a weight of shape (output, ...); the row of an embedding is that of one token.
+_OUTPUT_FIRST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -45,10 +49,17 @@ def rows_or_columns(
     owners: Mapping[int, Sequence[Owner]],
     output_dims: Mapping[str, int],
 ) -> list[Layout]:
-    """Lay out parameters by output unit (row) or by input unit (column).
+    """Lay out parameters with one block for each output unit (row) or each input unit (column).
+
+    Args:
+        side: What the blocks are.
+        named: The parameters.
+        owners: By the identity of a parameter, the modules that hold it.
+        output_dims: As in :meth:`~lightning_linf.Partition.of`.
 
     Raises:
-        PlacementError: If modules contradict each other, or a parameter is parametrized.
+        PlacementError: If the modules that share a parameter contradict each other, or if a
+            parametrization makes a module's weight from it, so that its dimensions may be any.
         ValueError: If ``output_dims`` does not fit the parameters.
     """
     _check_patterns(named, output_dims)
@@ -66,7 +77,7 @@ def rows_or_columns(
 
 
 def _check_patterns(named: Mapping[str, nn.Parameter], output_dims: Mapping[str, int]) -> None:
-    """Raise if a pattern is found in the name of no parameter that it could orient."""
+    """Raise a ValueError for a pattern that fits no name of a parameter with two dimensions."""
     for pattern in output_dims:
         if not any(p.ndim > 1 and re.search(pattern, name) for name, p in named.items()):
             raise ValueError(
@@ -88,7 +99,7 @@ def is_conv1d(module: nn.Module) -> bool:
 def _stated(name: str, shape: torch.Size, output_dims: Mapping[str, int]) -> Orientation | None:
     ndim = len(shape)
     pattern = next((pattern for pattern in output_dims if re.search(pattern, name)), None)
-    if pattern is None or ndim < 2:  # a vector has one orientation only
+    if pattern is None or ndim < 2:  # a vector has only one dimension, which is the output
         return None
     dim = output_dims[pattern]
     if not -ndim <= dim < ndim:
@@ -104,7 +115,7 @@ def _by_type(shape: torch.Size, owners: Sequence[Owner]) -> Orientation | None:
     known = _known(shape, owners)
     if len(known) == 1:
         return known.pop()
-    # Of what a parametrization makes its tensor from, the first dimension need not be an output.
+    # A parametrization may make a weight from tensors of any shape, so nothing is assumed of them.
     is_raw = not any(isinstance(owner.module, ParametrizationList) for owner in owners)
     return _assumed(shape) if is_raw and not known else None
 
@@ -115,10 +126,10 @@ def _known(shape: torch.Size, owners: Sequence[Owner]) -> set[Orientation]:
 
 
 def _assumed(shape: torch.Size) -> Orientation:
-    """Take the first dimension for the output, the next one for the input.
+    """Take the first dimension for the output and the next one for the input.
 
-    Leading dimensions of one, over which batches broadcast, do not count, as long as two remain: a
-    (1, n, e) tensor of positions has n rows, a (1, 1, e) token is one.
+    Leading dimensions of size one, along which a batch is broadcast, are passed over as long as two
+    others remain: a (1, n, e) tensor of positions has n rows, and a (1, 1, e) token is one row.
     """
     output = 0
     while output < len(shape) - 2 and shape[output] == 1:
@@ -129,7 +140,7 @@ def _assumed(shape: torch.Size) -> Orientation:
 def _contradiction(
     unplaced: Mapping[str, nn.Parameter], owners: Mapping[int, Sequence[Owner]]
 ) -> PlacementError:
-    """Name all parameters that have no rows, each with its modules."""
+    """Make one error that names all parameters without known rows, and the argument to give."""
     by_cause: dict[str, list[str]] = {}
     for name, p in unplaced.items():
         types = " and ".join(type(owner.module).__name__ for owner in owners[id(p)])
@@ -149,7 +160,7 @@ def _contradiction(
 
 
 def _orientation(owner: Owner, shape: torch.Size) -> Orientation | None:
-    """Tell outputs from inputs by the module's type; None where that does not tell."""
+    """Tell outputs from inputs by the type of a module; None if that does not tell."""
     module, name = owner
     vector = Orientation((shape.numel(),), (0,), ())
     output_first = Orientation(tuple(shape), (0,), tuple(range(1, len(shape))))
@@ -161,13 +172,13 @@ def _orientation(owner: Owner, shape: torch.Size) -> Orientation | None:
         return output_first if name.endswith("proj_weight") else None
     if isinstance(module, _RECURRENT):
         return output_first if name.startswith(("weight_ih", "weight_hh", "weight_hr")) else None
-    if name != "weight":  # what a subclass adds, such as the factors of a low-rank update
+    if name != "weight":  # a subclass may add others, such as the factors of a low-rank update
         return None
     if isinstance(module, _OUTPUT_FIRST):
         return output_first
     if isinstance(module, (*_CONV, *_CONV_TRANSPOSE)):
-        # A group has inputs and outputs of its own; the weight holds dim 0 for all of them,
-        # dim 1 for one.
+        # Channels come in groups, each with inputs and outputs of its own. The first dimension of
+        # the weight runs over the channels of all groups, the second over those of one group.
         groups = module.groups
         view = (groups, shape[0] // groups, shape[1], shape[2:].numel())
         zero, one = (0, 1), (0, 2)

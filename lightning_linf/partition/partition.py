@@ -1,4 +1,4 @@
-"""The partition Phi of a module's parameters into blocks."""
+"""A partition, called Phi in formulas: a split of a module's parameters into blocks."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import get_args
@@ -17,18 +17,20 @@ from lightning_linf.partition_names import FusedQKV, PartitionName
 class Partition:
     r"""Split of the d trainable parameters of a module into B blocks.
 
-    Parameters count in ``named_parameters()`` order, a tied one once, frozen ones not; a vector of
-    d numbers holds their flattened tensors in that order. One without entries has no block. Made by
-    :meth:`of`, :meth:`by_regex` and :meth:`by_function`, it keeps names and shapes, but neither the
-    module nor its parameters, and nothing of d numbers but the integer tensors given to
-    :meth:`by_function`.
+    Build one with :meth:`of`, :meth:`by_regex` or :meth:`by_function`. Its methods take vectors of
+    d numbers: one for each entry of the parameters, flattened in the order of
+    ``named_parameters()``. A tied parameter counts once, a frozen one not at all, and one without
+    entries belongs to no block.
+
+    It stores names and shapes, neither the module nor its parameters. Only the integer tensors
+    that a function gave to :meth:`by_function` take memory for every entry.
 
     Attributes:
-        name: What it is called.
+        name: What it is called, "row" for example.
         names: Names of the parameter tensors.
         shapes: Their shapes.
-        num_params: d.
-        num_blocks: B.
+        num_params: The number d of entries.
+        num_blocks: The number B of blocks.
 
     Source:
         Blockwise Adam and its smoothness: Xie, Mohamadi & Li, arXiv:2410.08198.
@@ -71,33 +73,40 @@ class Partition:
     ) -> "Partition":
         """Split by the structure of the module: by the types of its submodules, not their names.
 
-        - ``"coordinate"``: every entry; ``"tensor"``: every parameter tensor; ``"module"``: the
-          tensors that one submodule holds itself; ``"global"``: everything.
-        - ``"row"``: the weights into one output unit, or of one embedded token; ``"column"``: those
-          out of one input unit. A vector (a bias, any normalisation) is a matrix of one column. In
-          a raw parameter (tokens, positions, a router), whose module tells nothing, the first
-          dimension counts as output and the next as input, leading dimensions of one left out as
-          long as two remain; :meth:`describe` marks it.
-        - ``"head"``: in attention, each head's query, key and value and its share of the output
-          projection are four blocks; elsewhere, every tensor is one. Attention is
-          :class:`torch.nn.MultiheadAttention`, and any module with a number of heads (or a head
-          size and ``config.num_attention_heads``) and two or more linear maps of its own. Where
-          these are query, key and value alone, the output projection is the only other linear map
-          in its parent, if that leads back to the width of an input (BERT).
+        - ``"coordinate"``: every entry is a block.
+        - ``"tensor"``: every parameter tensor is a block.
+        - ``"module"``: the parameter tensors that one submodule holds itself form a block.
+        - ``"global"``: everything is one block.
+        - ``"row"``: a block has the weights into one output unit, or those of one embedded token.
+          A vector, such as a bias or the weight of a normalisation, has one block for each entry.
+        - ``"column"``: a block has the weights out of one input unit. A vector is one block.
+        - ``"head"``: in attention, a block is the query, the key, the value or the output
+          projection of one head. Every other tensor is a block.
+
+        Of a parameter that is not part of a known layer (a class token, positions, a router), the
+        first dimension is taken for the output and the next one for the input. Leading dimensions
+        of size one are passed over as long as two others remain: a (1, n, e) tensor of positions
+        has n rows. :meth:`describe` marks such parameters.
+
+        Attention is :class:`torch.nn.MultiheadAttention`, or any module that states its number of
+        heads (in an attribute such as ``num_heads``, or in ``config`` beside a head size) and has
+        two or more linear maps as direct children. If these are query, key and value alone, as in
+        BERT, the parent's only other linear map counts as the output projection, if its sizes fit.
 
         Args:
-            module: Whose parameters.
+            module: The module whose parameters are split.
             name: One of the names above.
-            parameters: Of those that require grad, only these. Default: all.
-            output_dims: For rows and columns, the dimension that is the output, by regular
-                expression searched in the parameter's name. The first one found wins, also over
-                the module's type. The input is the first other dimension. Vectors need none.
+            parameters: Split only these of the parameters that require grad. Default: all.
+            output_dims: For rows and columns, which dimension of a parameter is the output, by a
+                regular expression that is searched in the parameter's name, as in
+                ``{"router": 0}``. The first expression that is found counts, and more than the
+                module's type. The first other dimension is the input. Vectors need none.
             fused_qkv: For heads, the order of the outputs of an ``nn.Linear`` that computes query,
                 key and value: ``"qkv_head"`` (nanoGPT, timm) or ``"head_qkv"`` (GPT-NeoX, BLOOM).
 
         Raises:
-            ValueError: If a name is unknown, nothing is trainable, or parameters have no place: all
-                that lack an argument are named.
+            ValueError: If a name is unknown, if nothing is trainable, or if the structure does not
+                tell the blocks of some parameters; the message names them and the argument to give.
         """
         if name not in get_args(PartitionName):
             raise ValueError(
@@ -122,17 +131,17 @@ class Partition:
         parameters: Collection[nn.Parameter] | None = None,
         name: str = "regex",
     ) -> "Partition":
-        r"""Split by what one regular expression finds in the parameters' names.
+        r"""Group whole parameter tensors by what a regular expression finds in their names.
 
         Args:
-            module: Whose parameters.
-            pattern: Searched in each name. Parameters for which its groups are the same, or
-                without groups the text that it matches, share a block.
-            parameters: Of those that require grad, only these. Default: all.
-            name: What to call it.
+            module: The module whose parameters are split.
+            pattern: Searched in each name. Tensors for which its groups match the same texts (or,
+                without groups, the whole match is the same) form one block.
+            parameters: Split only these of the parameters that require grad. Default: all.
+            name: What to call the partition.
 
         Raises:
-            ValueError: If nothing is trainable, or a name does not match.
+            ValueError: If nothing is trainable, or the expression is not found in some name.
 
         Example:
             >>> module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
@@ -151,17 +160,18 @@ class Partition:
         parameters: Collection[nn.Parameter] | None = None,
         name: str = "function",
     ) -> "Partition":
-        """Split by a function of a parameter and its name.
+        """Split by a function of a parameter's name and the parameter.
 
         Args:
-            module: Whose parameters.
-            function: Gives a hashable label, whose tensors form one block; or an integer tensor of
-                the parameter's shape, in which entries with equal numbers do.
-            parameters: Of those that require grad, only these. Default: all.
-            name: What to call it.
+            module: The module whose parameters are split.
+            function: Returns a hashable label, and all tensors with the same label form one block;
+                or an integer tensor of the parameter's shape, and the entries of this parameter
+                with the same number form one block.
+            parameters: Split only these of the parameters that require grad. Default: all.
+            name: What to call the partition.
 
         Raises:
-            ValueError: If nothing is trainable, or the function gives anything else.
+            ValueError: If nothing is trainable, or the function returns anything else.
 
         Example:
             >>> module, halves = torch.nn.Linear(4, 3), torch.tensor([0, 0, 1, 1])
@@ -175,11 +185,11 @@ class Partition:
 
     @property
     def layouts(self) -> tuple[Layout | IndexLayout, ...]:
-        """How the entries of each tensor fall into blocks, in the order of ``names``."""
+        """For each tensor, in the order of ``names``, how its entries fall into blocks."""
         return tuple(self._layouts)
 
     def block_sum(self, values: Tensor) -> Tensor:
-        """Sum the entries of each block, in their own dtype. Shapes: (..., d) -> (..., B).
+        """Sum over the entries of each block, in the dtype of ``values``: (..., d) -> (..., B).
 
         The result may share memory with ``values``.
         """
@@ -191,7 +201,7 @@ class Partition:
         return self._join(layout.block_sum(part) for layout, part in pairs)
 
     def expand(self, values: Tensor) -> Tensor:
-        """Give every entry its block's value. Shapes: (..., B) -> (..., d).
+        """Give every entry the value of its block: (..., B) -> (..., d).
 
         The result may share memory with ``values``.
         """
@@ -203,27 +213,28 @@ class Partition:
         return torch.cat([layout.expand(part) for layout, part in pairs], dim=-1)
 
     def sizes(self, like: Tensor) -> Tensor:
-        """Count the entries d_b of each block, in the dtype and on the device of ``like``. (B,)."""
+        """Count the entries of each block, in the dtype and on the device of ``like``: (B,)."""
         if self._is_identity:
             return like.new_ones(self.num_params)
         return self._join(each.counts(like.device) for each in self._layouts).to(like.dtype)
 
     def refines(self, other: "Partition") -> bool:
-        """Tell whether every block lies inside one block of ``other``, exactly.
+        """Tell whether every block lies inside a single block of ``other``.
 
         Raises:
-            ValueError: If ``other`` splits other parameters.
+            ValueError: If ``other`` splits other parameters than this one.
         """
         self.check(other.names, other.shapes)
         if self._is_identity or other.num_blocks == 1:
             return True
         label = other.expand(torch.arange(other.num_blocks))
-        # All labels of a block are equal if and only if each is their mean; integers: exactly.
+        # The labels in a block are all equal if and only if their sum is each label times the
+        # number of entries. They are integers, so this comparison is exact.
         totals = self.expand(self.block_sum(label))
         return torch.equal(totals, label * self.expand(self.sizes(label)))
 
     def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
-        """Raise a ValueError unless these are the parameters that this splits, in order."""
+        """Raise a ValueError unless these are the parameters that it splits, in their order."""
         expected = list(zip(self.names, self.shapes, strict=True))
         got = list(zip(names, shapes, strict=True))
         if expected == got:
@@ -237,9 +248,9 @@ class Partition:
         )
 
     def describe(self) -> None:
-        """Print a row for every parameter tensor, and what one number per block needs.
+        """Print the blocks of every parameter tensor, and the memory of one number per block.
 
-        A star marks tensors whose output dimension was assumed.
+        A star marks tensors whose output dimension no module tells, so that it was assumed.
         """
         Console().print(self)
 
@@ -251,8 +262,10 @@ class Partition:
         return f"Partition({self.name!r}, {blocks} of {self.num_params:,} parameters)"
 
     def _join(self, parts: Iterable[Tensor]) -> Tensor:
-        """Concatenate the tensors' blocks (..., blocks), adding up those of a shared block."""
-        joined: dict[int, Tensor] = {}  # in order of their numbers, which is that of appearance
+        """Join what each tensor adds to its blocks, (..., blocks); tensors of one block add up."""
+        # By the number of a tensor's first block. Blocks are numbered in the order in which they
+        # first appear, so insertion keeps the numbers in order.
+        joined: dict[int, Tensor] = {}
         for layout, part in zip(self._layouts, parts, strict=True):
             first = layout.first
             if layout.num_blocks:

@@ -1,4 +1,4 @@
-"""Blocks from labels: which tensors count, and which of them share a block."""
+"""Which parameters a partition splits, and blocks made of labels."""
 
 import re
 from collections import defaultdict
@@ -12,14 +12,15 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.orientation import Owner
 
-# A label, which tensors of the same block share, or None for blocks of the tensor's own.
+# What a partition needs of one tensor: how its entries fall into blocks, and a label. Tensors with
+# the same label lie in one block; None is for a tensor whose blocks are its own.
 Piece = tuple[Hashable, Layout | IndexLayout]
 
 
 def trainable_parameters(
     module: nn.Module, only: Collection[nn.Parameter] | None = None
 ) -> dict[str, nn.Parameter]:
-    """Name the parameters that require grad, a tied one once; of them, only those given."""
+    """Give the parameters that require grad by name, a tied one once; if given, ``only`` these."""
     chosen = None if only is None else {id(p) for p in only}
     return {
         name: p
@@ -31,7 +32,7 @@ def trainable_parameters(
 def trainable(
     caller: str, module: nn.Module, only: Collection[nn.Parameter] | None
 ) -> dict[str, nn.Parameter]:
-    """Name the parameters to split, and refuse those that cannot be."""
+    """Give the parameters to split by name; a ValueError if there are none, or some are lazy."""
     named = trainable_parameters(module, only)
     if not named:
         raise ValueError(
@@ -53,7 +54,7 @@ def trainable(
 
 
 def owners(module: nn.Module) -> dict[int, list[Owner]]:
-    """Find the modules that hold each parameter, by its identity, first owner first."""
+    """By the identity of a parameter, list the modules that hold it, in the order of modules."""
     found = defaultdict(list)
     for submodule in module.modules():
         for name, p in submodule._parameters.items():
@@ -63,7 +64,7 @@ def owners(module: nn.Module) -> dict[int, list[Owner]]:
 
 
 def number(pieces: Iterable[Piece]) -> list[Layout | IndexLayout]:
-    """Number the blocks in order of appearance; equal labels share one."""
+    """Number the blocks in the order in which they first appear."""
     layouts: list[Layout | IndexLayout] = []
     first_of: dict[Hashable, int] = {}
     next_block = 0
@@ -102,12 +103,12 @@ def matched(pattern: str, named: Mapping[str, nn.Parameter]) -> list[Piece]:
 def labelled(
     function: Callable[[str, nn.Parameter], Hashable | Tensor], named: Mapping[str, nn.Parameter]
 ) -> list[Piece]:
-    """Label whole tensors, or the entries of one, by a function."""
+    """Label tensors, or their entries, by what a function returns for them."""
     return [_labelled(name, p, function(name, p)) for name, p in named.items()]
 
 
 def _labelled(name: str, p: nn.Parameter, label: Hashable | Tensor) -> Piece:
-    if isinstance(label, Tensor):  # also hashable, by identity
+    if isinstance(label, Tensor):  # first, as tensors are hashable, too
         label = _whole(label)
         if label.shape == p.shape and not (label.is_floating_point() or label.is_complex()):
             distinct, index = torch.unique(label, return_inverse=True)
@@ -124,13 +125,13 @@ def _labelled(name: str, p: nn.Parameter, label: Hashable | Tensor) -> Piece:
 
 
 def _whole(label: Tensor) -> Tensor:
-    """Gather labels made of a sharded parameter, as by ``zeros_like``, from all ranks."""
+    """Gather labels from all ranks if they are sharded, as those that ``zeros_like(p)`` makes."""
     return label.full_tensor() if hasattr(label, "full_tensor") else label
 
 
 def _has_hash(label: object) -> bool:
     try:
-        hash(label)  # a tuple that holds a list is an instance of Hashable and has none
+        hash(label)  # isinstance(label, Hashable) is True even of a tuple that holds a list
     except TypeError:
         return False
     return True

@@ -1,20 +1,21 @@
-"""What has no place in a partition, and how one message names all of it."""
+"""The error for parameters without known blocks, and short names for many of them."""
 
 import re
 from collections.abc import Iterable, Sequence
 
-_NUMBER = re.compile(r"(?<![^\s.])\d+(?=\.)|(?<=\.)\d+(?![^\s.,;])")  # of a layer, in a dotted name
+# The number of a layer in a dotted name: of "h.10.fc2.weight" the 10, not the 2.
+_NUMBER = re.compile(r"(?<![^\s.])\d+(?=\.)|(?<=\.)\d+(?![^\s.,;])")
 
 
 class PlacementError(ValueError):
-    """The structure of a module does not tell the blocks of all its parameters."""
+    """Raised if the structure of a module does not tell the blocks of all its parameters."""
 
 
 def gathered(texts: Iterable[str]) -> dict[str, list[str]]:
-    """Join texts that differ in the numbers of layers only.
+    """Group texts that differ only in the numbers of layers.
 
     Returns:
-        The texts by what stands for them.
+        The texts of each group, by one short text that stands for all of them.
 
     Example:
         >>> list(gathered(["h.0.q and h.0.k", "h.1.q and h.1.k", "h.2.q and h.2.k", "head"]))
@@ -27,7 +28,7 @@ def gathered(texts: Iterable[str]) -> dict[str, list[str]]:
 
 
 def expression(names: Sequence[str]) -> str:
-    """Make a regular expression that finds names which :func:`gathered` joins."""
+    """Make a regular expression that finds all names of one group of :func:`gathered`."""
     escaped = re.escape(names[0])
     columns = zip(*(_NUMBER.findall(name) for name in names), strict=True)
     patterns = iter([r"\d+" if len(set(column)) > 1 else column[0] for column in columns])
@@ -37,7 +38,7 @@ def expression(names: Sequence[str]) -> str:
 def _stand_in(members: Sequence[str]) -> str:
     columns = list(zip(*map(_NUMBER.findall, members), strict=True))
     varying = {column for column in columns if len(set(column)) > 1}
-    # Several numbers that vary each in its own way: no list of them tells which go together.
+    # If several numbers vary independently, no range tells which of them go together.
     joined = _ranges(varying.copy().pop()) if len(varying) == 1 else "*"
     shown = iter([joined if column in varying else column[0] for column in columns])
     return _NUMBER.sub(lambda _: next(shown), members[0])

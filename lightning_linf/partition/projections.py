@@ -1,4 +1,4 @@
-"""The linear maps of an attention module, and what their sizes say of them."""
+"""Tell from their sizes which linear map of an attention module is query, key, value or output."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ _HEAD_SIZE = ("head_dim", "attention_head_size", "head_size")
 
 
 class Projection(NamedTuple):
-    """A linear map in an attention module, or beside it, by its name in the whole module."""
+    """A linear map in an attention module or beside it; ``name`` is that in the whole model."""
 
     name: str
     module: nn.Module
@@ -21,9 +21,14 @@ class Projection(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a projection computes: ``num_parts`` of query, key and value for ``num_heads`` heads.
+    """What a projection computes.
 
-    No parts: it is the output projection, and reads the heads.
+    A linear map that computes keys and values of 4 heads, for example, is ``Part(2, 4)``.
+
+    Args:
+        num_parts: How many of query, key and value; 0 for the output projection, whose inputs are
+            the heads.
+        num_heads: Of how many heads.
     """
 
     num_parts: int
@@ -38,7 +43,7 @@ class Reading(NamedTuple):
 
 
 def linear_maps(modules: Iterable[tuple[str, nn.Module]], prefix: str) -> list[Projection]:
-    """Pick the linear maps out of named modules, and put ``prefix`` before their names."""
+    """Pick the linear maps among named modules, and put ``prefix`` before their names."""
     return [
         Projection(f"{prefix}.{name}" if prefix else name, module, *sizes)
         for name, module in modules
@@ -49,13 +54,13 @@ def linear_maps(modules: Iterable[tuple[str, nn.Module]], prefix: str) -> list[P
 def output_beside(
     projections: Sequence[Projection], parent: nn.Module, parent_name: str
 ) -> list[Projection]:
-    """Find the output projection of an attention that has none itself, as in BERT.
+    """Find the output projection of an attention module whose parent holds it, as in BERT.
 
-    It is the only other linear map in the parent, and leads from the width of all heads back to
-    that of an input.
+    It is the parent's only other linear map, and it leads from the width of all heads together to
+    the width of the attention's input.
 
     Returns:
-        This one projection, or none.
+        A list of this one projection, empty if there is none.
     """
     own = {id(projection.module) for projection in projections}
     linears = linear_maps(parent.named_modules(), parent_name)
@@ -67,19 +72,21 @@ def output_beside(
 
 
 def read(heads: int, size: int | None, projections: Sequence[Projection]) -> list[Reading]:
-    """List the ways to understand projections; that of the output, if there is one, comes last.
+    """List all ways to understand the projections of an attention module.
+
+    The output projection, if it is among them, has to be the last one.
 
     Args:
-        heads: Their number.
-        size: Of a head, if it is known.
-        projections: Two to four.
+        heads: The number of heads.
+        size: The size of a head, or None if the module does not state it.
+        projections: All of them, in the order of the module.
     """
     readings = _readings(heads, projections)
     return [reading for reading in readings if size is None or reading.head_size == size]
 
 
 def num_heads(module: nn.Module) -> int | None:
-    """Give the number of heads that an attention module states, None for other modules."""
+    """Give the number of heads that a module states, or None: it is no attention."""
     heads = _own_int(module, _NUM_HEADS)
     if heads is None and head_size(module) is not None:
         heads = getattr(vars(module).get("config"), "num_attention_heads", None)
@@ -87,12 +94,12 @@ def num_heads(module: nn.Module) -> int | None:
 
 
 def head_size(module: nn.Module) -> int | None:
-    """Give the size of a head, if the module states it."""
+    """Give the size of a head that a module states, or None."""
     return _own_int(module, _HEAD_SIZE)
 
 
 def _readings(heads: int, projections: Sequence[Projection]) -> list[Reading]:
-    *inner, last = projections
+    *inner, last = projections  # if the last one is the output projection
     outputs = [projection.num_outputs for projection in inner]
     width = last.num_inputs  # of all heads together
     readings = []
@@ -110,7 +117,10 @@ def _readings(heads: int, projections: Sequence[Projection]) -> list[Reading]:
 
 
 def _separate(heads: int, outputs: Sequence[int]) -> list[Reading]:
-    """Read three sizes as q, k and v in any order; k and v may have fewer heads."""
+    """Understand three sizes as those of query, key and value, in any order.
+
+    Key and value may have fewer heads than the query, as in grouped-query attention.
+    """
     least, middle, width = sorted(outputs)
     head_size = width // heads
     if width % heads or least != middle or least % head_size or heads % (least // head_size):
@@ -124,7 +134,7 @@ def _own_int(module: nn.Module, names: Sequence[str]) -> int | None:
 
 
 def _linear_sizes(module: nn.Module) -> tuple[int, int] | None:
-    """Numbers of outputs and inputs, None if this is no linear map."""
+    """Give the numbers of outputs and inputs of a linear map; None for other modules."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     if is_conv1d(module):

@@ -1,4 +1,4 @@
-"""Blocks from the structure of a module: by the types of its submodules, not by their names."""
+"""Make the blocks of the built-in partitions from the types of a module's submodules."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from lightning_linf.partition_names import FusedQKV, PartitionName
 
 
 def check_structure(caller: str, output_dims: object, fused_qkv: object) -> None:
-    """Raise a ValueError unless these can be given to :meth:`~lightning_linf.Partition.of`."""
+    """Raise a ValueError unless :meth:`~lightning_linf.Partition.of` takes these arguments."""
     orders = get_args(FusedQKV)
     if fused_qkv is not None and fused_qkv not in orders:
         raise ValueError(
@@ -36,7 +36,7 @@ def structural(
     output_dims: Mapping[str, int],
     fused_qkv: FusedQKV | None,
 ) -> list[Piece]:
-    """Label and lay out ``named`` parameters of a module under one of the names of ``of``."""
+    """Lay out the ``named`` parameters of a module in the blocks of a built-in partition."""
     if name == "coordinate":
         return [(None, Layout((p.numel(),), (0,))) for p in named.values()]
     if name == "tensor":

@@ -1,4 +1,4 @@
-"""A partition as a table for people."""
+"""A partition as a table in the terminal."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def table(
     layouts: Sequence[Layout | IndexLayout],
     num_blocks: int,
 ) -> Group:
-    """Show one row per tensor, what was assumed, and what one float32 per block needs."""
-    # Only whole tensors share, and those without entries have no block.
+    """Show the blocks of each tensor, which were assumed, and the memory of a float32 per block."""
+    # Tensors that share a block have the same first one; those without entries have none at all.
     sharing = Counter(layout.first for layout in layouts if layout.num_blocks)
     entries: Counter[int] = Counter()
     for layout, shape in zip(layouts, shapes, strict=True):
@@ -41,7 +41,8 @@ def table(
         else:
             blocks, size = f"{layout.num_blocks:,}", _range(layout)
         mark = " *" if layout.is_assumed else ""
-        shown = Text(key + mark), Text(str(tuple(shape)))  # Text: [] is no markup
+        # As Text, for rich would read "[...]" in a plain name as markup.
+        shown = Text(key + mark), Text(str(tuple(shape)))
         grid.add_row(*shown, blocks, size)
     num_params = entries.total()
     summary = (
