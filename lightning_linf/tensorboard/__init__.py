@@ -1,3 +1,3 @@
-"""What is written to event files, and the TensorBoard plugin that shows it."""
+"""Write measurements to TensorBoard's event files, and show them in a tab of TensorBoard."""
 
-PLUGIN_NAME = "geometry"  # in event files and in the addresses of the plugin
+PLUGIN_NAME = "geometry"  # stands in event files and in the addresses that the plugin serves

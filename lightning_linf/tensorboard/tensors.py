@@ -1,4 +1,4 @@
-"""Tensors of event files as arrays, none of them larger than the file that it came from."""
+"""Decode tensors of event files, without trusting the sizes that they claim."""
 
 from collections.abc import Callable
 from math import prod
@@ -6,22 +6,23 @@ from typing import Any
 
 
 def decode(tensor: Any, make_ndarray: Callable[[Any], Any]) -> Any:
-    """Turn a ``TensorProto`` into an array.
+    """Turn a ``TensorProto`` into an array, unless it claims more entries than it has bytes.
 
-    One value may stand for all entries there, so a hundred bytes can claim gigabytes. Each entry
-    that is there takes a byte or more: what claims more entries than it has bytes is not made.
+    A ``TensorProto`` may give one value for all entries of its shape, so that a broken event of a
+    hundred bytes can ask for gigabytes. Tensors that the monitors write hold every entry, which
+    takes at least a byte.
 
     Args:
-        tensor: Of an event.
-        make_ndarray: TensorBoard's function of that name.
+        tensor: The ``TensorProto`` of an event.
+        make_ndarray: ``tensorboard.util.tensor_util.make_ndarray``.
 
     Returns:
-        The array, or None if there is none in it.
+        The array, or None if the tensor cannot be decoded.
     """
     num_entries = prod(dim.size for dim in tensor.tensor_shape.dim)
     if not 0 <= num_entries <= tensor.ByteSize():
         return None
     try:
         return make_ndarray(tensor)
-    except (ValueError, TypeError, OverflowError):  # another number of bytes, an unknown type
+    except (ValueError, TypeError, OverflowError):  # too few bytes for the shape, an unknown type
         return None

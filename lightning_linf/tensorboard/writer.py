@@ -1,4 +1,4 @@
-"""Write one record per measured step: a row for each parameter tensor, a column per quantity."""
+"""Write the table of a measured step, and its histogram, into an event file."""
 
 import json
 from typing import Any
@@ -12,17 +12,19 @@ from lightning_linf.tensorboard import PLUGIN_NAME
 
 
 def write_record(writer: Any, record: Record) -> None:
-    """Write a record's table as one tensor event of float32, and its histogram.
+    """Write a record's table as one event with a float32 tensor, and its histogram as another.
 
-    The event's metadata are JSON: ``schema``, ``tensors`` (names of rows), ``whole`` (whether a
-    last row is that of all parameters together) and ``columns`` (name, width, label, unit and
-    levels of each, in order). Its tag is the record's with a digest of them: parameters may change.
+    The tensor has a row for each parameter tensor and a column, or several, for each quantity. The
+    metadata of its event are JSON with ``schema``, ``tensors`` (the names of the rows), ``whole``
+    (whether there is a last row for all parameters together) and ``columns`` (name, width, label,
+    unit and levels of each, in order). TensorBoard keeps only the first metadata of a tag, and the
+    parameters may change while training, so the tag ends in a digest of the metadata.
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter``.
         record: What to write.
     """
-    # Here and not above: whoever logs elsewhere need not have tensorboard.
+    # Not imported at the top, because tensorboard is not needed to log to another logger.
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
     from tensorboard.util.tensor_util import make_tensor_proto
 
@@ -39,12 +41,12 @@ def write_record(writer: Any, record: Record) -> None:
         _, slash, suffix = record.tag.removeprefix(PREFIX).partition("/")
         tag = LOG10_GRAD.tag + slash + suffix
         values.append(Summary.Value(tag=tag, histo=_histogram(record.histogram)))
-    # The writer may have closed its file, as Lightning's does after a training.
+    # This opens a new file if the writer has been closed, as Lightning's is after training.
     writer._get_file_writer().add_summary(Summary(value=values), record.step)
 
 
 def _histogram(histogram: LogHistogram) -> Any:
-    """Turn counts into the protobuf; sums are those of bins' centres."""
+    """Turn counts into TensorBoard's protobuf, with each entry counted at the center of its bin."""
     from tensorboard.compat.proto.summary_pb2 import HistogramProto
 
     edges, counts = np.asarray(histogram.edges), np.asarray(histogram.counts)
@@ -55,7 +57,7 @@ def _histogram(histogram: LogHistogram) -> Any:
         num=counts.sum(),
         sum=(counts * centers).sum(),
         sum_squares=(counts * centers**2).sum(),
-        # A first, empty bucket: readers take the lower edge of a bucket from the one before it.
+        # A bucket starts where the one before it ends, so an empty one comes first.
         bucket_limit=edges,
         bucket=[0, *counts],
     )

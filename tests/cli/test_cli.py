@@ -566,9 +566,12 @@ def test_mistakes_of_the_users_code_keep_their_traceback(tmp_path):
         main(["measure", *flags, "--model", "users_broken.Net"])
 
 
-def test_partitions_are_those_of_the_library():
-    assert get_args(measure.PartitionName) == get_args(PartitionName)
-    assert get_args(measure.FusedQKV) == get_args(FusedQKV)
+def test_help_names_every_partition_and_order(capsys):
+    with pytest.raises(SystemExit):
+        main(["measure", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert ", ".join(get_args(PartitionName)) in text
+    assert all(order in text for order in get_args(FusedQKV))
 
 
 def test_it_says_what_to_install(capsys, monkeypatch):

@@ -1,1 +1,1 @@
-"""TensorBoard's tab "Geometry". It imports neither torch nor lightning."""
+"""TensorBoard's tab GEOMETRY, which needs neither torch nor lightning where it runs."""

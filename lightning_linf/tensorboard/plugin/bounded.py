@@ -1,7 +1,8 @@
-"""TensorBoard's own decoding of tensors, bounded while this plugin asks for them.
+"""Protect TensorBoard's readers from broken tensors while this plugin reads.
 
-Its readers decode before they answer, with a function that makes all the entries that a tensor
-claims, and fails as a whole for a single broken one. Nothing public lies in between.
+Its readers decode all tensors of a tag before they give any to a plugin. The function that they
+call makes as many entries as a tensor claims to have, and an error for one tensor loses all of
+them. No public hook lies in between, so that function is replaced.
 """
 
 import threading
@@ -15,12 +16,12 @@ from tensorboard.util import tensor_util
 from lightning_linf.tensorboard.tensors import decode
 
 _make_ndarray = tensor_util.make_ndarray
-_this_thread = threading.local()  # others may serve other plugins at the same time
+_this_thread = threading.local()  # other threads may serve other plugins at the same time
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Let readers give an array without entries for each tensor that cannot be decoded."""
+    """Within this context, readers give an empty array for a tensor that cannot be decoded."""
     tensor_util.make_ndarray = _decode
     _this_thread.is_bounded = True
     try:

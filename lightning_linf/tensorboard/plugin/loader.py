@@ -1,4 +1,7 @@
-"""What TensorBoard imports at its start, where an error would stop it: no more than it needs."""
+"""What TensorBoard imports when it starts.
+
+An error here would keep TensorBoard from starting, so the plugin is only imported in ``load``.
+"""
 
 from typing import Any
 
@@ -8,10 +11,13 @@ from lightning_linf.tensorboard import PLUGIN_NAME
 
 
 class GeometryLoader(TBLoader):  # type: ignore[misc]  # tensorboard has no types
-    """Load the plugin; TensorBoard survives if that fails, and says why."""
+    """Load the plugin. If that fails, TensorBoard says why and starts without it."""
 
     def fix_flags(self, flags: Any) -> None:
-        """Keep all records of a run, instead of ten to a hundred, unless the user says how many."""
+        """Let TensorBoard keep all tables of a run, unless the user gives a number.
+
+        It would otherwise keep a sample of ten to a hundred.
+        """
         flags.samples_per_plugin = {PLUGIN_NAME: 0, **(flags.samples_per_plugin or {})}
 
     def load(self, context: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The routes of the tab "Geometry": static files and, as JSON, the data of runs."""
+"""The addresses that the tab GEOMETRY asks: static files and, as JSON, the data of runs."""
 
 import json
 import logging
@@ -22,11 +22,11 @@ _TYPES = {
     ".txt": "text/plain",
 }
 _LOGGER = logging.getLogger(__name__)
-_Reader = Callable[[Any, str, "_Query"], Any]  # of request context, experiment and query
+_Reader = Callable[[Any, str, "_Query"], Any]  # from request context, experiment and query
 
 
 class _Query:
-    """The arguments of a request."""
+    """The arguments of a request; a missing one is a ValueError that says which."""
 
     def __init__(self, arguments: Mapping[str, str]) -> None:
         self._arguments = arguments
@@ -48,7 +48,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
 
     def __init__(self, context: Any) -> None:
         self._source = Source(context.data_provider)
-        # Requests are looked up here, so none can leave the folder.
+        # A request only looks up a name here, so that it cannot reach files of other folders.
         self._static = {
             f"/static/{path.relative_to(STATIC).as_posix()}": path
             for path in STATIC.rglob("*")
@@ -56,7 +56,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
         }
 
     def get_plugin_apps(self) -> dict[str, Any]:
-        """Map routes to WSGI applications."""
+        """Give a WSGI application for each route."""
         readers = {
             "/runs": self._read_runs,
             "/scalars": self._read_scalars,
@@ -67,11 +67,11 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
         return {"/static/*": Request.application(self._serve_static), **data}
 
     def is_active(self) -> bool:
-        """Leave it to TensorBoard, which looks for events of this plugin first."""
+        """Show the tab only if TensorBoard itself has found events of this plugin."""
         return False
 
     def frontend_metadata(self) -> FrontendMetadata:
-        """Name the tab and its module."""
+        """Give the name of the tab and the JavaScript module that draws it."""
         return FrontendMetadata(es_module_path="/static/index.js", tab_name="Geometry")
 
     def _serve_static(self, request: Request) -> Any:
@@ -108,7 +108,7 @@ def _json_app(read: _Reader) -> Any:
             return _respond(request, {"error": f"no such data: {error}"}, 404)
         except ValueError as error:
             return _respond(request, {"error": f"cannot be read: {error}"}, 400)
-        except Exception as error:  # whatever the reader raises, the page should say it
+        except Exception as error:  # the page shows whatever TensorBoard's reader has raised
             _LOGGER.exception("%s failed", request.path)
             cause = f"{type(error).__name__}: {error}"
             return _respond(request, {"error": f"TensorBoard's reader failed: {cause}"}, 500)

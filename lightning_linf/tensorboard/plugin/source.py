@@ -1,4 +1,4 @@
-"""Geometry data of all runs, through TensorBoard's data provider (either reader of event files)."""
+"""Read the geometry data of all runs through TensorBoard's own readers of event files."""
 
 import threading
 from collections import OrderedDict
@@ -15,24 +15,24 @@ from lightning_linf.quantities import PREFIX
 from lightning_linf.tensorboard import PLUGIN_NAME
 from lightning_linf.tensorboard.plugin.bounded import bounded
 
-_MAX_EVENTS = 1_000_000  # the provider wants a number; TensorBoard's own flag is what limits
-_MAX_BYTES = 200 * 2**20  # of an answer of the fast reader, which refuses 256 MiB
-_MAX_CACHED = 32  # tables, thinned
+_MAX_EVENTS = 1_000_000  # the reader wants a limit; what it keeps is up to TensorBoard's flags
+_MAX_BYTES = 200 * 2**20  # of one answer: TensorBoard's fast reader refuses those of 256 MiB
+_MAX_CACHED = 32  # tables
 
-_Result = tuple[Table, str | None]  # with a note on what was left out
+_Result = tuple[Table, str | None]  # a table, and a note if some of its records were left out
 
 
 @dataclass
 class _Run:
-    """What the page knows of a run before it reads any numbers."""
+    """What the page is told of a run before it asks for numbers."""
 
-    tables: dict[str, Any] = field(default_factory=dict)  # tag -> rows and columns
+    tables: dict[str, Any] = field(default_factory=dict)  # by tag, the names of rows and columns
     scalars: list[str] = field(default_factory=list)  # tags
-    changed: float = 0.0  # time of the last event
+    changed: float = 0.0  # when the last event was written
 
 
 class Source:
-    """Read runs, and remember thinned tables as long as nothing is added to them."""
+    """Read runs, and keep the tables that were read until something is added to them."""
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
@@ -40,7 +40,7 @@ class Source:
         self._cache: OrderedDict[tuple[str, ...], tuple[Any, _Result]] = OrderedDict()
 
     def runs(self, ctx: Any, experiment: str) -> Any:
-        """List the runs with geometry data, what they hold, and notes on what was left out."""
+        """List the runs with geometry data: what each holds, and notes on what was left out."""
         tables = self._provider.list_tensors(ctx, experiment_id=experiment, plugin_name=PLUGIN_NAME)
         scalars = self._provider.list_scalars(ctx, experiment_id=experiment, plugin_name="scalars")
         found: dict[str, Any] = {}
@@ -93,11 +93,14 @@ class Source:
         return {"curves": payload.curves(points)}
 
     def table(self, ctx: Any, experiment: str, run: str, tag: str) -> _Result:
-        """Read a table of a run, thinned out, and a note on what was left out of it.
+        """Read a table of a run, with at most ``payload.MAX_STEPS`` of its steps.
+
+        Returns:
+            The table, and a note if some of its records were left out.
 
         Raises:
             KeyError: If there is no such run or tag.
-            ValueError: If its data cannot be read.
+            ValueError: If TensorBoard's reader fails on its data.
         """
         listed = self._provider.list_tensors(
             ctx,
@@ -144,11 +147,17 @@ class Source:
 
 
 def _present(by_tag: Mapping[str, Any]) -> tuple[dict[str, tuple[str, Any, Metadata]], list[str]]:
-    """Choose each record's series of the present parameters, the one that was added to last.
+    """Choose, for each table, the events with the parameters that the model has now.
+
+    When parameters change while training, the table goes on under another tag in the event files.
+    The one that was added to last is that of the present parameters.
+
+    Args:
+        by_tag: By tag in the event files, what the reader knows of its events.
 
     Returns:
-        By the record's tag: the series' tag, what is known of it, and its metadata; and notes on
-        the series that are left out.
+        By the tag of the table: its tag in the event files, what the reader knows of its events,
+        and their metadata. Beside it, notes on what is left out.
     """
     present: dict[str, tuple[str, Any, Metadata]] = {}
     notes = []
