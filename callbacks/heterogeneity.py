@@ -48,10 +48,8 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
     (its shards, or an equal share of a gradient that all have), and one reduction of some 9,000
     numbers for each tensor adds up the counts. Training is not changed in any bit.
 
-    Logged under ``geometry/``: ``density``, ``gini``, ``top1_energy``, ``zero_fraction``,
-    ``median_log10_grad``, ``num_nonfinite`` (:class:`~lightning_linf.functional.Heterogeneity`),
-    and one record per parameter tensor, with a histogram of log10|g|. With several optimizers each
-    gets its own tags, ending in ``/optimizer0`` and so on. ``history`` holds it in memory and in
+    :mod:`lightning_linf.quantities` says what it logs. With several optimizers each gets its own
+    tags, ending in ``/optimizer0`` and so on. ``history`` holds everything in memory and in
     checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
     ``per_tensor``.
 

@@ -50,13 +50,8 @@ class GradientNoiseMonitor(GeometryMonitor):
     A step with fewer than two microbatches, as an epoch's last may be, or with overflowing float16
     gradients is passed over, and the next step is measured in its place.
 
-    Logged under ``geometry/``: ``noise_trace``, the variance of one sample's gradient, summed over
-    entries, and ``noise_trace_relative_error`` (standard error); ``noise_scale``, the trace over
-    the gradient's squared norm, in samples; ``noise/coordinate`` and ``noise/global``, mean and
-    root mean square of the entries' standard deviations, which compare; and one record with each
-    parameter tensor's share of the trace and signal-to-noise ratio
-    (:class:`~lightning_linf.functional.Noise`). ``history`` holds everything in memory and in
-    checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
+    :mod:`lightning_linf.quantities` says what it logs. ``history`` holds everything in memory and
+    in checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
     ``per_tensor``.
 
     Args:

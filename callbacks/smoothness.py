@@ -69,24 +69,13 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     A probe that runs out of memory is repeated with its batches in parts; one that SIGTERM
     interrupts is given up.
 
-    Logged under ``geometry/``, smoothness in loss per parameter squared and over d, so that all
-    compare: ``one_one_norm_per_param`` and ``lambda_max``; ``smoothness_ratio``, the second over
-    the first; ``one_one_norm_relative_error`` (standard error of the probes) and
-    ``lambda_max_relative_error`` (of its upper end). One microbatch overstates the (1,1)-norm; with
-    several batches (or ranks) ``one_one_norm_batch_excess`` is what two halves of them exceed it
-    by, and it is too large by roughly 1 to 2.4 times that, or more if they are few
-    (:func:`~lightning_linf.functional.batch_excess.batch_excess`). Of each partition but "global":
-    ``operator_norm_lower/...`` and ``operator_norm_upper/...``, between which lies what a step of
-    its steepest descent meets;
-    ``advantage_lower/...`` and ``advantage_upper/...``, what such a step promises over one of SGD's
-    geometry ("coordinate" is Adam's); ``step_advantage/...``, the same by the curvature along the
-    gradient's own step; for those between also ``smoothness_upper/...`` and ``r_squared/...``. Of
-    each partition ``secant/...``, the smoothness along training's own last step, and with several
-    batches (or ranks), and no :class:`GradientNoiseMonitor` beside it, ``noise/...``,
-    ``noise_trace`` and ``noise_scale``. Then ``probe_loss``, ``probe_hvps``, ``probe_seconds``,
-    ``probe_overhead`` (time of all probes over that of training), and one record of each parameter
-    tensor. ``history`` holds everything in memory and in checkpoints: one dict per measurement with
-    ``step``, the scalars, ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
+    :mod:`lightning_linf.quantities` says what it logs; smoothness is divided by the number of
+    parameters, so that all of it compares. Noise is logged if there are several batches (or ranks)
+    and no :class:`GradientNoiseMonitor` beside it. One microbatch overstates the (1,1)-norm; with
+    several batches, ``one_one_norm_batch_excess`` tells roughly by how much
+    (:func:`~lightning_linf.functional.batch_excess.batch_excess`). ``history`` holds everything in
+    memory and in checkpoints: one dict per measurement with ``step``, the scalars,
+    ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
     :class:`~lightning_linf.GeometryReport`.
 
     Args:
