@@ -67,7 +67,7 @@ def make_app(page, steps=(1, 2, 3), values=((1, 2), (3, 4), (5, 6))):
     run = {"name": "run", "scalars": scalars, "tables": {"geometry/a": table}, "changed": 1}
     load(
         page,
-        "app",
+        "panels/app",
         f"""
         const curve = {{ steps: {json.dumps(steps)}, values: [1, 2, 3], num_steps: 3 }};
         window.source = {{
@@ -120,7 +120,7 @@ def test_a_verdict_is_of_a_step_with_both_ends(page):
 def test_a_logarithm_has_no_colour_for_zero_and_below(page):
     places = load(
         page,
-        "layers",
+        "panels/layers",
         """const choice = new m.LayerChoice();
         choice.log = true;
         const { place } = choice.position([0, 1, 10, 100]);
@@ -134,7 +134,7 @@ def test_a_logarithm_has_no_colour_for_zero_and_below(page):
 def test_a_log_chart_of_equal_values_is_drawn(page, value):
     low, high = load(
         page,
-        "chart",
+        "drawing/chart",
         f"""const parent = document.body.appendChild(document.createElement("div"));
         const lines = [{{ steps: [1, 2], values: [{value}, {value}] }}];
         const curves = [{{ label: "a", color: "#2563eb", lines }}];
@@ -186,7 +186,7 @@ def test_only_what_keys_move_is_a_tab_stop(page):
 def test_a_long_legend_takes_several_lines_of_a_picture(page):
     heights, is_inked = load(
         page,
-        "download",
+        "drawing/download",
         """const chart = document.createElement("canvas");
         Object.assign(chart, { width: 600, height: 50 });
         const entries = Array.from({ length: 12 }, (_, i) => (
@@ -220,7 +220,7 @@ def test_a_csv_file_holds_no_formulas_and_negative_numbers_stay_numbers(page):
     numbers = [-1.5, -1e-7, 0, 2]
     text = load(
         page,
-        "download",
+        "drawing/download",
         f"return m.toCsv({{ columns: ['=c', 'step'], rows: [{json.dumps(names)}, "
         f"[...{json.dumps(numbers)}, -Infinity, NaN]] }});",
     )

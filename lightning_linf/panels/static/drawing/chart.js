@@ -1,6 +1,6 @@
 // Curves and brackets over steps, with uPlot.
 
-import uPlot from "./vendor/uPlot.esm.js";
+import uPlot from "../vendor/uPlot.esm.js";
 import { withAlpha } from "./color.js";
 import { cssColor, element, onWidth } from "./dom.js";
 import { format, formatRange, formatStep } from "./numbers.js";
