@@ -47,7 +47,7 @@ def make_page(runs: Sequence[Run]) -> str:
 <noscript><p>The panels need JavaScript; what is above does not.</p></noscript>
 <script type="application/json" id="data">{data}</script>
 <script type="module">
-{bundle(STATIC / "report.js")}</script>
+{bundle(STATIC / "panels" / "report.js")}</script>
 </body>
 </html>
 """

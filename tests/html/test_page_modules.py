@@ -42,14 +42,13 @@ def page(browser):
     browser.complaints.clear()
     browser.open(browser.address + "vendor/manifest.json")
     browser.wait("document.readyState === 'complete' && location.pathname.length > 1")
-    style = browser.address + "style.css"
-    browser.run(f"""new Promise((done) => {{
-        document.body.replaceChildren();
+    styles = [browser.address + name for name in ("vendor/uPlot.min.css", "style.css")]
+    browser.run(f"""document.body.replaceChildren();
         document.documentElement.dataset.theme = "light";
-        const link = document.createElement("link");
-        Object.assign(link, {{ rel: "stylesheet", href: "{style}", onload: done }});
-        document.head.append(link);
-    }})""")
+        Promise.all({styles}.map((href) => new Promise((onload) => {{
+            const link = document.createElement("link");
+            document.head.append(Object.assign(link, {{ rel: "stylesheet", href, onload }}));
+        }})))""")
     yield browser
     assert browser.complaints == []
 
@@ -68,7 +67,7 @@ def make_app(page, steps=(1, 2, 3), values=((1, 2), (3, 4), (5, 6))):
     run = {"name": "run", "scalars": scalars, "tables": {"geometry/a": table}, "changed": 1}
     load(
         page,
-        "app",
+        "panels/app",
         f"""
         const curve = {{ steps: {json.dumps(steps)}, values: [1, 2, 3], num_steps: 3 }};
         window.source = {{
@@ -123,7 +122,7 @@ def test_a_verdict_is_of_a_step_with_both_ends(page):
 def test_a_logarithm_has_no_colour_for_zero_and_below(page):
     places = load(
         page,
-        "layers",
+        "panels/layers",
         """const choice = new m.LayerChoice();
         choice.log = true;
         const { place } = choice.position([0, 1, 10, 100]);
@@ -137,7 +136,7 @@ def test_a_logarithm_has_no_colour_for_zero_and_below(page):
 def test_a_log_chart_of_equal_values_is_drawn(page, value):
     low, high = load(
         page,
-        "chart",
+        "drawing/chart",
         f"""const parent = document.body.appendChild(document.createElement("div"));
         const lines = [{{ steps: [1, 2], values: [{value}, {value}] }}];
         const curves = [{{ label: "a", color: "#2563eb", lines }}];
@@ -146,6 +145,50 @@ def test_a_log_chart_of_equal_values_is_drawn(page, value):
         return [plot.scales.y.min, plot.scales.y.max];""",
     )
     assert low < value < high
+
+
+TWO_CHARTS = """
+    const [first, second] = [[1, 2, 3, 4], [2, 4]].map((steps) => {
+        const parent = document.body.appendChild(document.createElement("div"));
+        const curves = [
+            { label: "a", color: "#2563eb", lines: [{ steps, values: steps }] },
+            { label: "b", color: "#e0570b", lines: [{ steps: [1, 4], values: [10, 40] }] },
+        ];
+        return m.drawChart(parent, { curves, log: false, label: "l", unit: "u" });
+    });
+    await new Promise(requestAnimationFrame);
+"""
+
+
+def test_charts_share_cursor_and_zoom(page):
+    load(page, "drawing/chart", f"{TWO_CHARTS} window.plots = [first, second];")
+    box = page.run("plots[0].over.getBoundingClientRect().toJSON()")
+    y = box["y"] + 40
+    page.move(box["x"] + 0.4 * box["width"], y)
+    tips = "[...document.querySelectorAll('.tip')].map((tip) => tip.textContent)"
+    # Each shows its own step next to the cursor, and of each curve the value measured closest to it
+    assert page.run(tips) == ["step 2a2b10", "step 2a2b10"]
+    page.move(box["x"] + 0.3 * box["width"], y)
+    button = {"button": "left", "clickCount": 1, "y": y}
+    page.send("Input.dispatchMouseEvent", type="mousePressed", x=box["x"] + 2, **button)
+    for share in (0.2, 0.64):
+        page.move(box["x"] + share * box["width"], y)
+    end = box["x"] + 0.64 * box["width"]
+    page.send("Input.dispatchMouseEvent", type="mouseReleased", x=end, **button)
+    zoom = "plots.map(({ scales }) => [scales.x.min, scales.x.max])"
+    assert page.run(zoom) == [[1, 3], [1, 3]]
+    page.move(0, 0)
+    assert page.run("[...document.querySelectorAll('.tip')].every((tip) => tip.hidden)")
+
+
+def test_keys_move_the_cursor_of_every_chart(page):
+    load(page, "drawing/chart", f"{TWO_CHARTS} first.root.parentElement.focus();")
+    for _ in range(4):
+        page.press("ArrowRight")
+    assert (
+        page.run("[...document.querySelectorAll('.tip')].map((tip) => tip.textContent)")
+        == ["step 4a4b40"] * 2
+    )
 
 
 @pytest.mark.parametrize("selector", ["#verdict .chart", "#heatmap canvas"])
@@ -189,7 +232,7 @@ def test_only_what_keys_move_is_a_tab_stop(page):
 def test_a_long_legend_takes_several_lines_of_a_picture(page):
     heights, is_inked = load(
         page,
-        "download",
+        "drawing/download",
         """const chart = document.createElement("canvas");
         Object.assign(chart, { width: 600, height: 50 });
         const entries = Array.from({ length: 12 }, (_, i) => (
@@ -223,7 +266,7 @@ def test_a_csv_file_holds_no_formulas_and_negative_numbers_stay_numbers(page):
     numbers = [-1.5, -1e-7, 0, 2]
     text = load(
         page,
-        "download",
+        "drawing/download",
         f"return m.toCsv({{ columns: ['=c', 'step'], rows: [{json.dumps(names)}, "
         f"[...{json.dumps(numbers)}, -Infinity, NaN]] }});",
     )

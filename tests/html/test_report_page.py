@@ -348,7 +348,7 @@ def test_figures_without_a_browser_are_refused_in_words(trained, tmp_path, monke
 
 
 def test_bundle_holds_each_module_once_and_refuses_other_forms(tmp_path):
-    script = bundle(STATIC / "report.js")
+    script = bundle(STATIC / "panels" / "report.js")
     assert script.count("const module_dom = ") == 1
     assert script.index("const module_dom") < script.index("const module_chart")
     (tmp_path / "a.js").write_text('export * from "./b.js";\n')

@@ -149,8 +149,14 @@ def test_only_get_is_answered(trained):
 
 def test_static_files_are_those_of_the_folder_and_no_others(tmp_path):
     plugin = Plugin(tmp_path)
-    assert plugin.plugin.frontend_metadata().es_module_path == "/static/index.js"
-    for name in ("index.js", "style.css", "vendor/uPlot.esm.js", "vendor/LICENSE.txt"):
+    assert plugin.plugin.frontend_metadata().es_module_path == "/static/panels/index.js"
+    for name in (
+        "panels/index.js",
+        "drawing/chart.js",
+        "style.css",
+        "vendor/uPlot.esm.js",
+        "vendor/LICENSE.txt",
+    ):
         assert plugin.request(f"/static/{name}") == (200, (STATIC / name).read_bytes())
     for name in (
         "",
@@ -407,5 +413,5 @@ def test_text_can_be_told_from_its_background(theme, ink, paper):
 
 
 def test_page_refers_to_no_other_origin():
-    for file in (*STATIC.glob("*.js"), *STATIC.glob("*.css")):
+    for file in (*STATIC.glob("panels/*.js"), *STATIC.glob("drawing/*.js"), *STATIC.glob("*.css")):
         assert not re.search(r"(https?:)?//[\w.]+\.\w+", file.read_text()), file.name

@@ -72,7 +72,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
 
     def frontend_metadata(self) -> FrontendMetadata:
         """Give the name of the tab and the JavaScript module that draws it."""
-        return FrontendMetadata(es_module_path="/static/index.js", tab_name="Geometry")
+        return FrontendMetadata(es_module_path="/static/panels/index.js", tab_name="Geometry")
 
     def _serve_static(self, request: Request) -> Any:
         _, _, name = request.path.partition(f"/plugin/{PLUGIN_NAME}")

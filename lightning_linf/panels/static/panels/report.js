@@ -1,9 +1,9 @@
 // Entry of a report, a page that holds its own data.
 
 import { App } from "./app.js";
-import { toImage } from "./download.js";
+import { toImage } from "../drawing/download.js";
 import { Embedded } from "./embedded.js";
-import { element } from "./dom.js";
+import { element } from "../drawing/dom.js";
 import { followTheme } from "./host.js";
 
 async function start() {

@@ -1,6 +1,6 @@
 // Panel 3: one quantity of every layer over steps.
 
-import { element } from "./dom.js";
+import { element } from "../drawing/dom.js";
 import {
   AXIS_HEIGHT,
   KEY_HEIGHT,
@@ -12,9 +12,9 @@ import {
   gutterFor,
   makeCanvas,
   rowHeight,
-} from "./heatmap.js";
+} from "../drawing/heatmap.js";
+import { format, formatStep } from "../drawing/numbers.js";
 import { LayerPanel } from "./layers.js";
-import { format, formatStep } from "./numbers.js";
 
 export class HeatMap extends LayerPanel {
   constructor(choice) {

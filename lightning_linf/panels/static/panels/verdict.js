@@ -1,10 +1,10 @@
 // Panel 1: which geometry each run's landscape favours, now and over time.
 
-import { drawChart } from "./chart.js";
+import { drawChart } from "../drawing/chart.js";
 import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
-import { cssColor, element } from "./dom.js";
+import { cssColor, element } from "../drawing/dom.js";
 import { monitorOf, partitionLabel, partitionsIn, shortLabel, tagOf, unitOf } from "./names.js";
-import { formatRange, formatStep } from "./numbers.js";
+import { formatRange, formatStep } from "../drawing/numbers.js";
 import { Panel, thinned } from "./panel.js";
 
 export class Verdict extends Panel {

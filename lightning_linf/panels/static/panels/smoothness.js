@@ -1,8 +1,8 @@
 // Panel 2: smoothness along l-infinity against l2, all partitions, runs compared.
 
-import { drawChart } from "./chart.js";
+import { drawChart } from "../drawing/chart.js";
 import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
-import { cssColor, element } from "./dom.js";
+import { cssColor, element } from "../drawing/dom.js";
 import { monitorOf, partitionsIn, tagOf, withoutPrefix } from "./names.js";
 import { Panel, thinned } from "./panel.js";
 

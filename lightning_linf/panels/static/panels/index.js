@@ -1,11 +1,11 @@
 // Entry: TensorBoard imports this module into an empty frame and calls render().
 
 import { App } from "./app.js";
-import { element } from "./dom.js";
+import { element } from "../drawing/dom.js";
 import { followTheme, onReload } from "./host.js";
 import { Server } from "./server.js";
 
-const FILES = new URL(".", import.meta.url);
+const FILES = new URL("..", import.meta.url);
 
 export async function render() {
   document.documentElement.lang = "en";

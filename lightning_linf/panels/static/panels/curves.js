@@ -1,9 +1,9 @@
 // What panels of curves share: partitions to choose, linear or log, smoothing.
 
-import { dashOf, paletteColor } from "./color.js";
-import { element, field } from "./dom.js";
+import { dashOf, paletteColor } from "../drawing/color.js";
+import { element, field } from "../drawing/dom.js";
 import { partitionLabel } from "./names.js";
-import { smooth } from "./numbers.js";
+import { smooth } from "../drawing/numbers.js";
 
 export class CurveControls {
   constructor(changed, { log }) {

@@ -1,6 +1,6 @@
 // The page: runs on the left, panels on the right, notes above them.
 
-import { element } from "./dom.js";
+import { element } from "../drawing/dom.js";
 import { Fan } from "./fan.js";
 import { Bars } from "./layer_bars.js";
 import { HeatMap } from "./layer_map.js";

@@ -1,8 +1,8 @@
 // What panels 3 and 5 share: one quantity of every layer of a run.
 
-import { element, field, fillSelect, onWidth } from "./dom.js";
+import { element, field, fillSelect, onWidth } from "../drawing/dom.js";
 import { tableSuffix } from "./names.js";
-import { finiteRange } from "./numbers.js";
+import { finiteRange } from "../drawing/numbers.js";
 import { Panel, thinned } from "./panel.js";
 
 // What both panels show: run, quantity, filter, scale and step.

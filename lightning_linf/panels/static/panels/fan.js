@@ -1,9 +1,9 @@
 // Panel 4: how the sizes of the gradient's entries are spread, over steps.
 
-import { drawChart } from "./chart.js";
-import { element, field, fillSelect } from "./dom.js";
+import { drawChart } from "../drawing/chart.js";
+import { element, field, fillSelect } from "../drawing/dom.js";
 import { monitorOf, tableSuffix } from "./names.js";
-import { format } from "./numbers.js";
+import { format } from "../drawing/numbers.js";
 import { Panel, thinned } from "./panel.js";
 
 export class Fan extends Panel {

@@ -1,9 +1,9 @@
 // Panel 5: one quantity of every layer at one step.
 
-import { drawBars } from "./bars.js";
-import { element, field } from "./dom.js";
+import { drawBars } from "../drawing/bars.js";
+import { element, field } from "../drawing/dom.js";
 import { LayerPanel } from "./layers.js";
-import { formatStep } from "./numbers.js";
+import { formatStep } from "../drawing/numbers.js";
 
 export class Bars extends LayerPanel {
   constructor(choice) {

@@ -1,7 +1,7 @@
 // Which runs are shown: a search field and a box for each run, in its colour.
 
-import { paletteColor } from "./color.js";
-import { element } from "./dom.js";
+import { paletteColor } from "../drawing/color.js";
+import { element } from "../drawing/dom.js";
 import { shorten } from "./names.js";
 
 const FIRST_SHOWN = 6; // of many runs; more are shown on demand

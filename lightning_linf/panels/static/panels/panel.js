@@ -1,8 +1,8 @@
 // The frame of a panel: title, explanation, controls, chart or table, downloads.
 
-import { element } from "./dom.js";
-import { saveCsv, savePng } from "./download.js";
-import { format, formatStep } from "./numbers.js";
+import { element } from "../drawing/dom.js";
+import { saveCsv, savePng } from "../drawing/download.js";
+import { format, formatStep } from "../drawing/numbers.js";
 
 const MAX_ROWS = 200; // of a table on the page; a CSV file has all
 

@@ -1,6 +1,6 @@
 // Data of the running TensorBoard, each part fetched once until something is added to a run.
 
-import { fromJson } from "./numbers.js";
+import { fromJson } from "../drawing/numbers.js";
 
 export class Server {
   constructor(base) {

@@ -1,14 +1,19 @@
-// Curves and brackets over steps, with uPlot.
+// Draws curves and brackets over optimizer steps with uPlot, and shows their values at the cursor.
+// The charts of a page share cursor and zoom: uPlot synchronizes those of one key.
 
-import uPlot from "./vendor/uPlot.esm.js";
+import uPlot from "../vendor/uPlot.esm.js";
 import { withAlpha } from "./color.js";
 import { cssColor, element, onWidth } from "./dom.js";
 import { format, formatRange, formatStep } from "./numbers.js";
 
 const HEIGHT = 300;
+const SYNC = { key: "steps", scales: ["x", null] };
+const NEAREST = { skip: [null], prox: 1e9 }; // the closest measured step, however far it is
 
-// A curve: { label, color, dash, lines: [{ steps, values, width }], fills }, where fills are areas
-// between two of the lines, [upper, lower, alpha]. Gives uPlot's object.
+// Fills `parent` with a chart and returns uPlot's object. A curve is { label, color, dash, lines,
+// fills, describe }. `lines` are { steps, values, width }, and `fills` are areas between two of
+// them, [upper, lower, alpha]. `describe` turns the lines' values at a step into the text that the
+// cursor shows; without it that is their range.
 export function drawChart(parent, { curves, log, label, unit, reference = null }) {
   const { data, series, bands, owners } = lay(curves, log);
   const live = element("div", { class: "visually-hidden", "aria-live": "polite" });
@@ -39,7 +44,7 @@ export function drawChart(parent, { curves, log, label, unit, reference = null }
       series: [{}, ...series],
       bands,
       scales: {
-        x: { time: false, range: xRange },
+        x: { time: false },
         y: { distr: log ? 3 : 1, range: yRange(log, reference) },
       },
       axes: [
@@ -52,7 +57,7 @@ export function drawChart(parent, { curves, log, label, unit, reference = null }
         },
       ],
       legend: { show: false },
-      cursor: { points: { size: 7 }, y: false, move: toStep },
+      cursor: { points: { size: 7 }, y: false, move: toStep, hover: NEAREST, sync: SYNC },
       hooks: {
         setCursor: [(u) => showTip(u, tip, curves, owners)],
         drawClear: [(u) => drawReference(u, reference)],
@@ -64,13 +69,14 @@ export function drawChart(parent, { curves, log, label, unit, reference = null }
   plot.over.append(tip);
   parent.plot = plot;
   frame.addEventListener("keydown", (event) => step(event, plot, live, tip));
-  frame.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }));
+  frame.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }, true, true));
   onWidth(frame, (width) => plot.setSize({ width, height: HEIGHT }));
   if (hadFocus) frame.focus({ preventScroll: true });
   return plot;
 }
 
-// One column of steps for all lines, as uPlot wants it; a logarithm has no place for others.
+// Puts all lines on one column of steps, as uPlot expects them; `owners` gives each line's curve.
+// Values that the axis has no place for become gaps.
 function lay(curves, log) {
   const [tables, series, bands, owners] = [[], [], [], []];
   curves.forEach((curve, number) => {
@@ -100,11 +106,6 @@ function lay(curves, log) {
   return { data: tables.length ? uPlot.join(tables) : [[]], series, bands, owners };
 }
 
-function xRange(u, low, high) {
-  if (low === null) return [0, 1];
-  return low === high ? [low - 1, high + 1] : [low, high];
-}
-
 function yRange(log, reference) {
   return (u, low, high) => {
     if (low === null || high === null) return log ? [0.1, 10] : [0, 1];
@@ -117,7 +118,8 @@ function yRange(log, reference) {
   };
 }
 
-// The next of 1, 2, 5 times a power of ten in a direction.
+// Rounds to the next of 1, 2 and 5 times a power of ten, so that an axis of less than a decade has
+// two numbers; uPlot's rangeLog would always end it at a whole decade.
 function round125(value, direction) {
   const power = 10 ** Math.floor(Math.log10(value));
   const digits = [1, 2, 5, 10];
@@ -142,43 +144,24 @@ function drawReference(u, reference) {
   u.ctx.restore();
 }
 
-// The cursor jumps from one measured step to the next.
+// Moves the cursor to the closest measured step.
 function toStep(u, left, top) {
   if (left < 0 || u.data[0].length === 0) return [left, top];
   return [u.valToPos(u.data[0][u.posToIdx(left)], "x"), top];
 }
 
-// The values of each curve measured closest to the cursor.
-function valuesAt(u, index, curves, owners) {
-  const x = u.data[0];
-  return curves.map((curve, number) => {
-    const values = owners.flatMap((owner, line) => {
-      if (owner !== number) return [];
-      const column = u.data[line + 1];
-      let best = null;
-      for (let far = 0; far < column.length && best === null; far++) {
-        const near = [index - far, index + far].filter((i) => (column[i] ?? null) !== null);
-        if (near.length)
-          best = near.reduce((a, b) =>
-            Math.abs(x[a] - x[index]) <= Math.abs(x[b] - x[index]) ? a : b,
-          );
-      }
-      return best === null ? [] : [column[best]];
-    });
-    const text = curve.describe
-      ? curve.describe(values)
-      : formatRange(Math.min(...values), Math.max(...values));
-    return { label: curve.label, color: curve.color, text: values.length ? text : "–" };
-  });
-}
-
 function showTip(u, tip, curves, owners) {
-  const { idx, left } = u.cursor;
-  tip.hidden = idx === null || idx === undefined || left < 0;
+  const { idx, idxs, left } = u.cursor;
+  tip.hidden = idx === null || left < 0;
   if (tip.hidden) return;
-  const lines = valuesAt(u, idx, curves, owners).map(({ label, color, text }) => {
+  const lines = curves.map(({ label, color, describe = range }, number) => {
+    const values = owners.flatMap((owner, line) => {
+      const value = u.data[line + 1][idxs[line + 1]] ?? null;
+      return owner === number && value !== null ? [value] : [];
+    });
     const mark = element("i");
     mark.style.background = color;
+    const text = values.length ? describe(values) : "–";
     return element("div", {}, mark, element("span", {}, label), element("b", {}, text));
   });
   tip.replaceChildren(element("strong", {}, `step ${formatStep(u.data[0][idx])}`), ...lines);
@@ -187,6 +170,9 @@ function showTip(u, tip, curves, owners) {
   tip.style.right = isRight ? `${u.over.clientWidth - left + 14}px` : "auto";
 }
 
+const range = (values) => formatRange(Math.min(...values), Math.max(...values));
+
+// Moves the cursor by the arrow keys, and reads aloud what it shows.
 function step(event, plot, live, tip) {
   const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 };
   if (!(event.key in moves)) return;
@@ -194,7 +180,7 @@ function step(event, plot, live, tip) {
   const last = plot.data[0].length - 1;
   const now = plot.cursor.left >= 0 && plot.cursor.idx !== null ? plot.cursor.idx : -1;
   const next = Math.min(last, Math.max(0, now + moves[event.key]));
-  plot.setCursor({ left: plot.valToPos(plot.data[0][next], "x"), top: 0 });
+  plot.setCursor({ left: plot.valToPos(plot.data[0][next], "x"), top: 0 }, true, true);
   live.textContent = [...tip.children]
     .map((line) => [...line.childNodes].map((n) => n.textContent).join(" "))
     .join(", ");
