@@ -75,7 +75,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     ``lambda_max_relative_error`` (of its upper end). One microbatch overstates the (1,1)-norm; with
     several batches (or ranks) ``one_one_norm_batch_excess`` is what two halves of them exceed it
     by, and it is too large by roughly 1 to 2.4 times that, or more if they are few
-    (:func:`~lightning_linf.functional.batch_excess.batch_excess`). Of each partition but "global":
+    (:func:`~lightning_linf.functional.batch_excess`). Of each partition but "global":
     ``operator_norm_lower/...`` and ``operator_norm_upper/...``, between which lies what a step of
     its steepest descent meets;
     ``advantage_lower/...`` and ``advantage_upper/...``, what such a step promises over one of SGD's
