@@ -190,7 +190,7 @@ def _bin_edges(like: Tensor) -> Tensor:
 
 
 def _gini(nonzero: Tensor, centers: Tensor, num_finite: Tensor) -> Tensor:
-    """Compute the sum over entries of (2 rank - d - 1) |g| / (d norm1), each at its bin's center."""
+    """Compute the sum over entries of (2 rank - d - 1) |g| / (d norm1), |g| at bin centers."""
     num_zero = num_finite - nonzero.sum(dim=-1)
     below = nonzero.cumsum(dim=-1) - nonzero + num_zero[..., None]  # entries in lower bins
     mass = nonzero * centers

@@ -36,7 +36,7 @@ class Window(NamedTuple):
 
 
 class SignedKronecker:
-    r"""Multiply windows of 2^k entries with :math:`D M^{\otimes k} D`, D diagonal of signs, in place.
+    r"""Multiply windows of 2^k entries with :math:`D M^{\otimes k} D`, D random signs, in place.
 
     A window that fits into one tile, a piece of memory that the cache holds, is transformed at
     once. A larger window is seen as a matrix whose rows are tiles. First each row is transformed:
