@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 from trained_gpt2 import token_loss, trained_gpt2
 
-from lightning_linf.functional import dual_direction
-from lightning_linf.functional.block_cross_fit import block_cauchy, block_smoothness
-from lightning_linf.functional.operator_norm import operator_norm
+from lightning_linf.functional import (
+    block_cauchy,
+    block_smoothness,
+    dual_direction,
+    operator_norm,
+)
 from lightning_linf.probe import Landscape
 from lightning_linf.probe.partitions import choose_partitions
 

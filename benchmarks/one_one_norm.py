@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from lightning_linf import Partition
 from lightning_linf.functional import (
     OneOneNormEstimate,
+    block_cauchy,
+    block_smoothness,
     cauchy,
     cross_fitted_one_one_norm,
     one_one_norm,
 )
-from lightning_linf.functional.block_cross_fit import block_cauchy, block_smoothness
 from lightning_linf.partition_names import PartitionName
 
 BAR_PROBES = 16  # at which estimators are compared with the bar, which is:

@@ -9,11 +9,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_counted_here, is_sharded, local_grad
-from lightning_linf.functional.noise import (
-    Noise,
+from lightning_linf.functional.noise import NoiseEstimate, noise_compute
+from lightning_linf.functional.noise_sums import (
     NoiseSums,
     noise_add,
-    noise_compute,
     noise_count,
     noise_init,
     noise_merge,
@@ -81,7 +80,7 @@ class Microbatches:
             handle.remove()
         self._handles = []
 
-    def noise(self) -> Noise | None:
+    def noise(self) -> NoiseEstimate | None:
         """Compute the noise; None if there was an overflow, or only one microbatch on all ranks.
 
         Raises:
@@ -188,7 +187,7 @@ class ShardedMicrobatches(Microbatches):
         """Free the copies."""
         self._before = []
 
-    def noise(self) -> Noise | None:
+    def noise(self) -> NoiseEstimate | None:
         """As :meth:`Microbatches.noise`."""
         if not self._ranks.all_know:
             self._ranks.agree(self.failure)

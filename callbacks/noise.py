@@ -23,7 +23,7 @@ from lightning_linf.callbacks._monitor import (
 )
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_sharded
-from lightning_linf.functional.noise import Noise
+from lightning_linf.functional.noise import NoiseEstimate
 from lightning_linf.lightning_packages import either, is_either
 from lightning_linf.probe.objective import batch_weight
 
@@ -162,7 +162,7 @@ class GradientNoiseMonitor(GeometryMonitor):
             microbatches.stop()
             microbatches.failure = microbatches.failure or error
 
-    def _record(self, trainer: Trainer, pl_module: LightningModule, noise: Noise) -> None:
+    def _record(self, trainer: Trainer, pl_module: LightningModule, noise: NoiseEstimate) -> None:
         named = _parameters(trainer, pl_module)
         d = sum(num_real(p) for p in named.values())
         scalars = {

@@ -73,7 +73,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     parameters, so that all of it compares. Noise is logged if there are several batches (or ranks)
     and no :class:`GradientNoiseMonitor` beside it. One microbatch overstates the (1,1)-norm; with
     several batches, ``one_one_norm_batch_excess`` tells roughly by how much
-    (:func:`~lightning_linf.functional.batch_excess.batch_excess`). ``history`` holds everything in
+    (:func:`~lightning_linf.functional.batch_excess`). ``history`` holds everything in
     memory and in checkpoints: one dict per measurement with ``step``, the scalars,
     ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
     :class:`~lightning_linf.GeometryReport`.

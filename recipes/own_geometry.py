@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from lightning_linf import GeometryReport, Rotation
 from lightning_linf.functional import cauchy
-from lightning_linf.functional.cross_fit import cross_fit_compute, cross_fit_init, cross_fit_update
+from lightning_linf.functional.one_one_norm import cross_fitted_one_one_norm_compute
+from lightning_linf.functional.product_sums import product_sums_init, product_sums_update
 from lightning_linf.optim import Reparameterized
 from lightning_linf.probe import Landscape, measure_landscape
 from lightning_linf.probe.partitions import choose_partitions
@@ -103,11 +104,11 @@ class OwnGeometry(Callback):
 def _one_one_norm(landscape: Landscape, num_probes: int) -> float:
     sizes = landscape.parameters.sizes
     like = landscape.gradient()
-    sums = cross_fit_init(sizes, num_probes, like)
+    sums = product_sums_init(sizes, num_probes, like)
     for probe in range(num_probes):
         vector = cauchy(len(like), seed=0, probe=probe, dtype=like.dtype, device=like.device)
-        cross_fit_update(sums, landscape.hvp(vector), probe, sizes)
-    return float(cross_fit_compute(sums, sizes, seed=0).value)
+        product_sums_update(sums, landscape.hvp(vector), probe, sizes)
+    return float(cross_fitted_one_one_norm_compute(sums, sizes, seed=0).value)
 
 
 def _rotated(optimizer: Optimizer, scope: str, strength: float) -> Reparameterized:

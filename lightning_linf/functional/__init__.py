@@ -1,25 +1,34 @@
-"""Tensors in, tensors out: one quantity a file."""
+"""Tensors in, tensors out: one quantity a file.
 
-from lightning_linf.functional.between_within import BetweenWithin as BetweenWithin
-from lightning_linf.functional.between_within import between_within as between_within
+Several functions are called like the module that they are in. Here, as ``functional.noise``, such a
+name is the function.
+"""
+
+from lightning_linf.functional.batch_excess import batch_excess as batch_excess
+from lightning_linf.functional.block_smoothness import (
+    BlockSmoothnessEstimate as BlockSmoothnessEstimate,
+)
+from lightning_linf.functional.block_smoothness import block_cauchy as block_cauchy
+from lightning_linf.functional.block_smoothness import block_smoothness as block_smoothness
 from lightning_linf.functional.blocks import Blocks as Blocks
 from lightning_linf.functional.blocks import block_norm as block_norm
 from lightning_linf.functional.blocks import dual_block_norm as dual_block_norm
 from lightning_linf.functional.blocks import dual_direction as dual_direction
-from lightning_linf.functional.cross_fit import (
-    OneOneNormEstimate as OneOneNormEstimate,
-)
-from lightning_linf.functional.cross_fit import (
-    cross_fitted_one_one_norm as cross_fitted_one_one_norm,
-)
 from lightning_linf.functional.heterogeneity import Heterogeneity as Heterogeneity
 from lightning_linf.functional.heterogeneity import heterogeneity as heterogeneity
 from lightning_linf.functional.lambda_max import LambdaMax as LambdaMax
 from lightning_linf.functional.lambda_max import lambda_max as lambda_max
-from lightning_linf.functional.noise import Noise as Noise
+from lightning_linf.functional.noise import NoiseEstimate as NoiseEstimate
 from lightning_linf.functional.noise import noise as noise
+from lightning_linf.functional.one_one_norm import OneOneNormEstimate as OneOneNormEstimate
+from lightning_linf.functional.one_one_norm import (
+    cross_fitted_one_one_norm as cross_fitted_one_one_norm,
+)
 from lightning_linf.functional.one_one_norm import one_one_norm as one_one_norm
-from lightning_linf.functional.one_one_norm import row_norms as row_norms
+from lightning_linf.functional.operator_norm import OperatorNorm as OperatorNorm
+from lightning_linf.functional.operator_norm import operator_norm as operator_norm
+from lightning_linf.functional.r_squared import r_squared as r_squared
 from lightning_linf.functional.random import cauchy as cauchy
 from lightning_linf.functional.rotation import rotate as rotate
 from lightning_linf.functional.rotation import rotate_squared as rotate_squared
+from lightning_linf.functional.row_norms import row_norms as row_norms

@@ -1,4 +1,4 @@
-"""How much of a (1,1)-norm is due to the choice of batches, from two halves of them."""
+"""How far the Hessian's (1,1)-norm on some batches exceeds that on all data, from two halves."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,20 @@ from torch import Tensor
 
 
 def batch_excess(log_sums: Tensor, num_probes: int, first_half: float) -> float | None:
-    r"""Compare the (1,1)-norm of the Hessian of all batches with those of its two halves.
+    r"""Compare the (1,1)-norms of the Hessians of two halves of the batches with that of all.
 
-    Entries that batches add noise to have larger absolute values, so the norm of a mean over M
-    batches overstates that of a mean over all the data. Where the noise of entries is smaller than
-    their spread, it does so by an excess that falls like 1/M: halves then have twice of it, and
-    what they exceed the whole by is the excess of the whole (the jackknife). Where noise exceeds
-    the entries themselves the excess falls like 1/sqrt(M), and is 2.4 times what halves show. A
-    character model of 2,656 parameters was near the second: at 8 and 16 batches halves exceeded
-    the whole by 7 and 5 %, and the whole exceeded the norm of 64 batches by 17 and 10 %. Of 2 and 4
-    batches even 2.4 times the excess was too little there.
+    Batches add noise to the entries of the Hessian, and noise makes absolute values larger on
+    average. So the (1,1)-norm of a mean over M batches exceeds that of a mean over all the data.
+    Half as many batches exceed it by more, and the difference shows by how much M do:
+
+    - Where the noise of entries is smaller than their spread, the excess falls like 1/M. Halves
+      have twice the excess of the whole, so it is what halves exceed the whole by: the jackknife.
+    - Where the noise exceeds the entries themselves, it falls like 1/sqrt(M). Halves have
+      1.41 times the excess of the whole, so it is 2.4 times what halves exceed the whole by.
+
+    A character model of 2,656 parameters was near the second case: at 8 and 16 batches halves
+    exceeded the whole by 7 and 5 %, and the whole exceeded the norm of 64 batches by 17 and 10 %.
+    With 2 and 4 batches even 2.4 times the difference was too little there.
 
     Args:
         log_sums: Sum over probes of ``log|Hv|`` for the first half, the second and the whole, from
@@ -25,7 +29,7 @@ def batch_excess(log_sums: Tensor, num_probes: int, first_half: float) -> float 
         first_half: Share of the first half in the weights of all batches.
 
     Returns:
-        By how much halves exceed the whole, relative to it; None if that is 0.
+        By how much halves exceed the whole, over the norm of the whole; None if that norm is 0.
 
     Source:
         Quenouille, Biometrika 43 (1956), with two groups. Cost: no product.
@@ -36,7 +40,7 @@ def batch_excess(log_sums: Tensor, num_probes: int, first_half: float) -> float 
 
 
 def excess_of_halves(norms: Sequence[float], first_half: float) -> float | None:
-    """Give that excess from the norms of both halves and the whole, but for a common factor."""
+    """Compute the same from the (1,1)-norms of both halves and of the whole, in any unit."""
     first, second, whole = norms
     if whole == 0:
         return None

@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 class Blocks(Protocol):
-    """What is asked of a partition of d coordinates into B blocks, block b with d_b of them."""
+    """A partition of d coordinates into B blocks, block b with d_b of them.
+
+    :class:`lightning_linf.Partition` is one. Here it is a protocol, so that this package needs no
+    other.
+    """
 
     @property
     def name(self) -> str:
@@ -96,10 +100,10 @@ def dual_block_norm(g: Tensor, blocks: Blocks) -> Tensor:
 
 
 def dual_direction(g: Tensor, blocks: Blocks) -> Tensor:
-    r"""Find the ``v`` of block norm 1 that maximises ``<g, v>``, which then is the dual norm of g.
+    r"""Find the ``v`` of block norm 1 with the largest ``<g, v>``, the dual norm of g.
 
-    It is :math:`v_b = \sqrt{d_b} g_b / \|g_b\|_2`: the sign of g if each block has one entry, and g
-    itself, normalised, if there is one block.
+    It is the direction of steepest ascent, :math:`v_b = \sqrt{d_b} g_b / \|g_b\|_2`: the sign of g
+    if each block has one entry, and :math:`\sqrt{d} g / \|g\|_2` if there is one block.
 
     Args:
         g: Shape (d,), any real floating dtype.
@@ -127,12 +131,12 @@ def dual_direction(g: Tensor, blocks: Blocks) -> Tensor:
 
 
 def wide_dtype(like: Tensor) -> torch.dtype:
-    """Widest dtype of the device for sums: float64, but for MPS, which has none."""
+    """Give the widest dtype for sums on the device: float64, or float32 on MPS, which has none."""
     return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 def _scaled_norms(x: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """2-norm of each block (B,) over a scale (), in the widest dtype, and the scale."""
+    """Compute the 2-norm of each block (B,), divided by a scale (), and that scale."""
     wide = x.detach().to(wide_dtype(x))
     largest = wide.abs().amax()
     scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)

@@ -1,4 +1,4 @@
-"""What the probes did to rows of a known norm, taken off as far as it explains the estimate."""
+"""Take off an estimate the error that its rows share, as seen in made-up rows of known norm."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 LOG_CAUCHY_VARIANCE = math.pi**2 / 4  # Var log|c| of a standard Cauchy c
+NUM_SURROGATES = 64  # their own noise is then a tenth of what the control variate leaves
 RUNS_PER_TENSOR = 64  # rows of one tensor may differ a thousandfold, neighbours less
 
 
@@ -27,29 +28,35 @@ def corrected(
     observed: Callable[[Tensor], Tensor],
     expected: Callable[[int], float],
 ) -> Correction:
-    r"""Divide by ``(1 - c) expected + c observed``, with a coefficient c fitted to the probes.
+    r"""Compute what to divide an estimate by: ``(1 - c) expected + c observed``.
 
-    Where all rows share the probes' errors, the known rows show them, and to divide by what they
-    show takes it off (c = 1). Where rows share nothing (c = 0), that would add an error that the
-    estimate does not have, and the bias of the mean is known. Per probe, the log of the estimate is
-    regressed on that of the known rows. The coefficient is the slope times one plus its standard
-    error, cut to [0, 1]: where few probes leave a large slope open, one too low costs more than one
-    too high.
+    The estimate is a sum over rows of geometric means over probes. *Surrogates* are rows of known
+    norm that met the same probes; ``observed`` is by which factor the same sum gets their norm
+    wrong, and ``expected`` the mean of that factor over all draws of the probes. Where all rows
+    share the error that the probes make, surrogates show it, and dividing by it takes it off:
+    c = 1 is right. Where rows share nothing, dividing by ``observed`` would add an error that the
+    estimate does not have, and only the known bias should go: c = 0.
 
-    The error is that of a jackknife over probes, each left out of the estimate, of the known rows
-    and of the fit; times Student's t over the normal one. log|Cauchy| has the excess kurtosis 2, so
-    that a variance from n of them has n/2 degrees of freedom (Box 1953).
+    So the coefficient c is fitted. For each probe, what it adds to the log of the estimate is
+    regressed on what it adds to the log of the surrogates. c is the slope times one plus the
+    slope's standard error, cut to [0, 1]: with few probes the slope is uncertain, and a c that is
+    too low costs more than one that is too high.
+
+    The stated error comes from a jackknife: each probe in turn is left out of the estimate, the
+    surrogates and the fit. It is widened by Student's t over the normal quantile. log|Cauchy| has
+    the excess kurtosis 2, so a variance from n of them has n/2 degrees of freedom (Box 1953).
 
     Args:
         row_parts: What each row adds to the estimate, as yet without a correction. Shape (d,), sum
             above 0.
         sizes: Number of rows of each tensor. Length T, sum d.
-        run_log_means: Per probe, mean log over the non-zero rows of each run (:func:`run_sums`).
-            Shape (n, R), n >= 4.
-        log_ratios: Log of each of m known rows' value over its scale. Shape (m, n).
-        observed: The estimate that known rows give, over their scale, from their mean log ratios;
-            shape (..., m) to (...).
-        expected: Its mean at so many probes, where rows share nothing.
+        run_log_means: For each probe, the mean of log|Hv| over the non-zero rows of each run
+            (:func:`run_sizes`). Shape (n, R), n >= 4.
+        log_ratios: Log of the product of each of m surrogates with each probe, over the norm of
+            the surrogate. Shape (m, n).
+        observed: Computes the factor above from the means over probes of the log ratios. Shapes:
+            (..., m) -> (...).
+        expected: The mean of that factor for a number of probes.
 
     Source:
         Efron & Stein, The Jackknife Estimate of Variance, Ann. Statist. 9 (1981). The rule of one
@@ -76,8 +83,9 @@ def corrected(
     )
     others = torch.arange(n, device=total.device).expand(n, n)
     others = others[~torch.eye(n, dtype=torch.bool, device=total.device)].view(n, n - 1)
+    # To leave out probe k moves the mean log of a run by -step[k]; row k of all below is without k.
     steps = (run_log_means - run_log_means.mean(dim=0)) / (n - 1)
-    parts = shares * (-steps).exp()  # (n, R): row k without probe k
+    parts = shares * (-steps).exp()  # (n, R)
     totals = parts.sum(dim=1, keepdim=True)
     targets = by_tensor(parts / totals) @ tensor_log_means.T  # (n, n)
     coefficients = _slope(targets.gather(1, others), controls[others])
@@ -90,7 +98,11 @@ def corrected(
 
 
 def run_sizes(sizes: Sequence[int]) -> list[list[int]]:
-    """Cut each tensor into at most ``RUNS_PER_TENSOR`` runs of neighbours: their lengths."""
+    """Cut each tensor into at most ``RUNS_PER_TENSOR`` runs, which are neighbouring rows.
+
+    Returns:
+        The lengths of the runs of each tensor: for sizes (3, 130), [[1, 1, 1], [3, ..., 3, 1]].
+    """
     cut = []
     for size in sizes:
         width = _width(size)
@@ -126,13 +138,15 @@ def _unseen_variance(
     counts: Tensor,
     run_log_means: Tensor,
 ) -> Tensor:
-    """Variance of one probe's mean log that means over runs miss, as their rows are unequal. ().
+    """Compute the variance that the jackknife over run means does not see, for one probe. ().
 
-    A row's log has the variance pi^2/4; what of it the rows of a run do not share averages out as
-    over ``1 / sum of share^2`` rows, not as over all of them.
+    The log of a row's product has the variance pi^2/4. The rows of a run share a part of that, as
+    seen in the mean of the run. The rest is independent; it averages out as over
+    ``1 / sum of share^2`` rows, fewer than the run has if the shares of its rows are unequal.
     """
     n = len(run_log_means)
-    # E x^2 / (E x)^2 of a geometric mean of n, which makes noisy shares more unequal than they are
+    # Shares are noisy, and so look more unequal than they are: by E x^2 / (E x)^2 of a geometric
+    # mean x of n probes.
     noise = (math.cos(math.pi / (2 * n)) ** 2 / math.cos(math.pi / n)) ** n
     alone = (LOG_CAUCHY_VARIANCE - run_log_means.var(dim=0)).clamp(min=0.0)  # (R,)
     seen = shares.square() / counts.clamp(min=1)
@@ -141,7 +155,7 @@ def _unseen_variance(
 
 
 def _slope(targets: Tensor, controls: Tensor) -> Tensor:
-    """Slope of targets (..., n) on controls, raised by its standard error, in [0, 1]. (...)."""
+    """Regress on controls; raise the slope by its error, cut to [0, 1]. (..., n) -> (...)."""
     degrees = targets.shape[-1] - 2
     x = controls - controls.mean(dim=-1, keepdim=True)
     y = targets - targets.mean(dim=-1, keepdim=True)
@@ -152,7 +166,7 @@ def _slope(targets: Tensor, controls: Tensor) -> Tensor:
 
 
 def _widening(degrees: float) -> float:
-    """97.5 % quantile of Student's t over that of the normal law (Cornish & Fisher)."""
+    """Divide the 97.5 % quantile of Student's t by the normal one (Cornish & Fisher's series)."""
     z, v = 1.959964, degrees
     first, second = (z**2 + 1) / 4, (5 * z**4 + 16 * z**2 + 3) / 96
     third = (3 * z**6 + 19 * z**4 + 17 * z**2 - 15) / 384

@@ -1,4 +1,4 @@
-"""Products of float32 numbers in float32, whatever the user allows in theirs."""
+"""Matrix products and convolutions of float32 without TF32, whatever the process has set."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -14,7 +14,8 @@ _FULL = ("none", "ieee")  # "none": nothing was set
 def full_float32_precision() -> Iterator[None]:
     """Multiply and convolve float32 without TF32 or bfloat16 inside; settings are restored.
 
-    The settings are those of the process, so other threads are precise meanwhile, too.
+    The settings of torch belong to the process, so other threads compute in full precision
+    meanwhile, too.
     """
     mkldnn = torch.backends.mkldnn
     products: list[Any] = [torch.backends.cuda.matmul, getattr(mkldnn, "matmul", None)]
@@ -22,10 +23,10 @@ def full_float32_precision() -> Iterator[None]:
         getattr(backend, kind, None) for backend in (mkldnn, cudnn) for kind in ("conv", "rnn")
     ]
     with ExitStack() as stack:
-        # cuDNN takes TF32 by default. By the old setting first: beside the new one, it, and with it
-        # cudnn.flags(), can no longer be read.
+        # cuDNN takes TF32 by default. Its old setting is changed first: once the new ones below are
+        # set, torch raises when the old one is read, also by cudnn.flags().
         stack.enter_context(_without_cudnn_tf32())
-        # Since torch 2.9, which raises in the old functions once these were set: use only these.
+        # torch 2.9 or newer has these settings, and raises in its old functions once they are set.
         if all(hasattr(module, "fp32_precision") for module in products):
             stack.enter_context(_in_ieee([*products, *convolutions]))
         else:
@@ -37,7 +38,7 @@ def full_float32_precision() -> Iterator[None]:
 def _without_cudnn_tf32() -> Iterator[None]:
     try:
         is_allowed = cudnn.allow_tf32
-    except RuntimeError:  # somebody uses the new settings
+    except RuntimeError:  # the process uses the new settings
         is_allowed = False
     if not is_allowed:
         yield
@@ -62,7 +63,7 @@ def _in_ieee(modules: list[Any]) -> Iterator[None]:
     finally:
         with _settable():
             for module, value in reduced:
-                module.fp32_precision = "none"  # take it from the setting of the whole backend
+                module.fp32_precision = "none"  # then it is that of the whole backend
                 if module.fp32_precision != value:
                     module.fp32_precision = value
 
@@ -81,9 +82,10 @@ def _in_highest() -> Iterator[None]:
 
 
 def _settable() -> AbstractContextManager[None]:
-    """Allow a change that is undone, also after ``torch.backends.disable_global_flags()``.
+    """Allow settings to be changed, also after ``torch.backends.disable_global_flags()``.
 
-    The name is private; torch's own ``flags()`` of each backend are made of it.
+    The name is private. torch's own context managers, ``torch.backends.cudnn.flags()`` and the
+    like, use it for the same purpose.
     """
     make: Any = getattr(torch.backends, "__allow_nonbracketed_mutation", nullcontext)
     result: AbstractContextManager[None] = make()

@@ -6,23 +6,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A histogram bin is the leading bits of |g| as a float64: its exponent and 5 bits of its mantissa.
-# Bins are exact, need no logarithm, cover all float32 down to its subnormals, and are at most 1/32
-# of their value wide (0.0134 in log10).
+# The number of a histogram bin is the leading bits of |g| as a float64: its exponent and 5 bits of
+# its mantissa. So 1.0 to 1.03125 is one bin, and 2.0 to 2.0625 the 32nd after it. Bins are exact,
+# need no logarithm, cover all float32 down to its subnormals, and are at most 1/32 of their value
+# wide (0.0134 in log10).
 MANTISSA_BITS = 5
 DROPPED_BITS = 52 - MANTISSA_BITS
 SMALLEST, LARGEST = 2.0**-149, torch.finfo(torch.float32).max
 FIRST_BIN = (1023 - 149) << MANTISSA_BITS  # of SMALLEST; 1023 is the bias of the exponent
 NUM_BINS = (149 + 128) << MANTISSA_BITS
-SUBNORMAL_BINS = (149 - 126) << MANTISSA_BITS
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP_FRACTION = 0.01
-_ENTRIES_TOGETHER = 2**18
+_ENTRIES_TOGETHER = 2**18  # up to which small tensors are counted in one call
 _HISTOGRAM_BINS_PER_OCTAVE = 4  # of the coarser histogram that is logged: 0.06 to 0.1 in log10
 
 
 class HeterogeneitySums(NamedTuple):
-    """Counts and sums over the entries of T tensors; those of parts add up to those of a whole."""
+    """Counts and sums over the entries of T tensors; those of shards add up to those of all."""
 
     histogram: Tensor  # (T, NUM_BINS) int64: finite entries by |g|, zeros in bin 0
     num_zero: Tensor  # (T,) int64
@@ -36,10 +36,9 @@ class Heterogeneity(NamedTuple):
     """Statistics of |g| over finite entries. Shapes: (T,) per tensor, or () over all of them."""
 
     density: Tensor  # norm1^2 / (d norm2^2), in (0, 1]; 1 if all |g| are equal; NaN if all are 0
-    gini: Tensor  # Gini coefficient, 0 if all |g| are equal, towards 1 if one entry has all
+    gini: Tensor  # Gini coefficient, 0 if all |g| are equal, near 1 if one of many is not 0
     top_energy: Tensor  # share of norm2^2 in the largest 1 % of entries
     zero_fraction: Tensor  # exact zeros over finite entries
-    subnormal_fraction: Tensor  # non-zero entries below 1.2e-38 over finite entries
     num_inf: Tensor
     num_nan: Tensor
     log10_quantiles: Tensor  # (T, Q) or (Q,): of log10|g| over non-zero entries, at QUANTILES
@@ -62,8 +61,8 @@ def heterogeneity_update(tensors: Sequence[Tensor]) -> HeterogeneitySums:
 
 
 def heterogeneity_compute(sums: HeterogeneitySums) -> Heterogeneity:
-    """Turn sums of T tensors into statistics per tensor; merge rows first for those of a whole."""
-    # Of 8,864 bins most are empty in all tensors and add nothing; bin 0 stays for the zeros.
+    """Turn the sums of T tensors into statistics of each, or merged ones into those of all."""
+    # Most of the 8,864 bins are empty in all tensors and add nothing; bin 0 stays for the zeros.
     is_used = sums.histogram.reshape(-1, NUM_BINS).any(dim=0)
     is_used[0] = True
     used = is_used.nonzero().flatten()  # (U,)
@@ -71,14 +70,12 @@ def heterogeneity_compute(sums: HeterogeneitySums) -> Heterogeneity:
     nonzero = sums.histogram[..., used].to(torch.float64)  # (..., U)
     num_finite = nonzero.sum(dim=-1)
     nonzero[..., 0] -= sums.num_zero
-    subnormal = nonzero[..., used < SUBNORMAL_BINS].sum(dim=-1)
     centers = ((edges[1:] + edges[:-1]) / 2)[used]
     return Heterogeneity(
         density=sums.abs_sum.square() / (num_finite * sums.square_sum),
         gini=_gini(nonzero, centers, num_finite),
         top_energy=_top_energy(nonzero, centers, num_finite),
         zero_fraction=sums.num_zero / num_finite,
-        subnormal_fraction=subnormal / num_finite,
         num_inf=sums.num_inf,
         num_nan=sums.num_nan,
         log10_quantiles=_log10_quantiles(nonzero, edges.log10(), used),
@@ -86,12 +83,12 @@ def heterogeneity_compute(sums: HeterogeneitySums) -> Heterogeneity:
 
 
 def merge_tensors(sums: HeterogeneitySums) -> HeterogeneitySums:
-    """Add the rows of T tensors to one, so that the statistics are those of the whole vector."""
+    """Add the sums of T tensors up to those of one vector that holds them all."""
     return HeterogeneitySums(*(value.sum(dim=0) for value in sums))
 
 
 def log10_histogram(sums: HeterogeneitySums) -> tuple[Tensor, Tensor]:
-    """Count non-zero finite entries by log10|g|, in four bins an octave.
+    """Count non-zero finite entries by log10|g|, in four bins for each factor of 2.
 
     Args:
         sums: Those of one vector, as :func:`merge_tensors` gives them.
@@ -113,9 +110,9 @@ def log10_histogram(sums: HeterogeneitySums) -> tuple[Tensor, Tensor]:
 def heterogeneity(gradient: Tensor) -> Heterogeneity:
     r"""Describe how unevenly the magnitude of a gradient is spread over its coordinates.
 
-    Density is :math:`\|g\|_1^2 / (d \|g\|_2^2)`: the fraction of coordinates that would carry the
-    whole gradient if all carried the same. It is the factor by which sign descent's promise falls
-    short of plain descent's when the smoothness per coordinate is equal.
+    Density is :math:`\|g\|_1^2 / (d \|g\|_2^2)`. If k of d coordinates are equally large and the
+    others 0, it is k/d. It is also a ratio of promised decreases, that of sign descent over that of
+    gradient descent, where all coordinates are equally smooth.
 
     Args:
         gradient: Any shape, real floating dtype, d entries. Infinite and NaN entries are counted
@@ -142,7 +139,7 @@ def heterogeneity(gradient: Tensor) -> Heterogeneity:
 
 
 def _groups(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Join neighbours, so that small tensors, perhaps thousands, share calls."""
+    """Put neighbouring small tensors into groups, which are counted in one call."""
     group: list[Tensor] = []
     size = 0
     for tensor in tensors:
@@ -162,10 +159,10 @@ def _sums_of(tensors: list[Tensor]) -> HeterogeneitySums:
         values = values.cpu()
     nan, inf = values.isnan(), values.isinf()
     values = torch.where(nan | inf, 0.0, values).abs().to(torch.float64)
-    # What a float64 has beyond the range of float32 goes to the end bins; so do zeros, to bin 0.
+    # Values of a float64 beyond the range of float32 go to the first or last bin; zeros to bin 0.
     clamped = values.clamp(SMALLEST, LARGEST)
     bins = (clamped.view(torch.int64) >> DROPPED_BITS) - FIRST_BIN
-    if len(flat) > 1:  # those of each tensor by themselves
+    if len(flat) > 1:  # each tensor has its own bins, one tensor after the other
         rows = torch.arange(len(sizes), device=bins.device)
         counts = torch.tensor(sizes, device=bins.device)
         bins += rows.repeat_interleave(counts, output_size=len(bins)) * NUM_BINS
@@ -187,13 +184,13 @@ def _sums_of(tensors: list[Tensor]) -> HeterogeneitySums:
 
 
 def _bin_edges(like: Tensor) -> Tensor:
-    """Lower edges of all bins and the upper edge of the last. Shape: (NUM_BINS + 1,)."""
+    """Give the lower edges of all bins and the upper edge of the last. Shape: (NUM_BINS + 1,)."""
     numbers = torch.arange(FIRST_BIN, FIRST_BIN + NUM_BINS + 1, device=like.device)
     return (numbers << DROPPED_BITS).view(torch.float64)
 
 
 def _gini(nonzero: Tensor, centers: Tensor, num_finite: Tensor) -> Tensor:
-    """Gini coefficient of grouped values: sum over entries of (2 rank - d - 1) |g| / (d norm1)."""
+    """Compute the sum over entries of (2 rank - d - 1) |g| / (d norm1), |g| at bin centers."""
     num_zero = num_finite - nonzero.sum(dim=-1)
     below = nonzero.cumsum(dim=-1) - nonzero + num_zero[..., None]  # entries in lower bins
     mass = nonzero * centers
@@ -202,7 +199,7 @@ def _gini(nonzero: Tensor, centers: Tensor, num_finite: Tensor) -> Tensor:
 
 
 def _top_energy(nonzero: Tensor, centers: Tensor, num_finite: Tensor) -> Tensor:
-    """Share of the energy in the largest ceil(TOP_FRACTION d) entries."""
+    """Compute the share of the squared norm in the largest ceil(TOP_FRACTION d) entries."""
     num_top = (TOP_FRACTION * num_finite).ceil()[..., None]
     from_above = nonzero.flip(-1).cumsum(dim=-1).flip(-1) - nonzero  # entries in higher bins
     taken = (num_top - from_above).clamp(min=0.0).minimum(nonzero)
@@ -211,7 +208,7 @@ def _top_energy(nonzero: Tensor, centers: Tensor, num_finite: Tensor) -> Tensor:
 
 
 def _log10_quantiles(nonzero: Tensor, log_edges: Tensor, used: Tensor) -> Tensor:
-    """Quantiles of log10|g| over non-zero entries by NumPy's linear rule; NaN if all are zero."""
+    """Interpolate quantiles of log10|g| over non-zero entries as NumPy does; NaN if none is."""
     starts, widths = log_edges[used], log_edges.diff()[used]
     upto = nonzero.cumsum(dim=-1)  # (..., U)
     num_nonzero = upto[..., -1:]
@@ -219,7 +216,7 @@ def _log10_quantiles(nonzero: Tensor, log_edges: Tensor, used: Tensor) -> Tensor
     target = (levels * (num_nonzero - 1)).clamp(min=0.0)
 
     def place(rank: Tensor) -> Tensor:
-        """Place the entry of each 0-based rank in its bin, entries evenly spread over it."""
+        """Find the log10|g| of the entries of 0-based ranks, as if evenly spread in their bin."""
         index = torch.searchsorted(upto, rank, right=True).clamp(max=len(used) - 1)
         inside = nonzero.gather(-1, index).clamp(min=1)
         position = (rank - upto.gather(-1, index) + inside + 0.5) / inside

@@ -1,4 +1,8 @@
-"""Kronecker powers of 2x2 matrices on windows of a vector, in place and in the cache."""
+"""Multiply parts of a vector with Kronecker powers of a 2x2 matrix, in place, in cache-sized tiles.
+
+The k-th Kronecker power of a 2x2 matrix multiplies 2^k entries in O(k 2^k): it acts on each bit of
+the index of an entry by itself. The fast Walsh-Hadamard transform is an example.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,14 +13,17 @@ from torch import Tensor
 
 Matrix = tuple[tuple[float, float], tuple[float, float]]
 
-CHUNK_BITS = 4  # of the index, for one product: 16x16 matrices cost CPUs the least time per bit
-WORD_BITS = 5  # a word holds 32 signs
-TILE_BITS = 19  # on CPUs, where two buffers and a mask of 2 MiB each stay in the cache
-DEVICE_TILE_BITS = 26  # elsewhere: the larger, the fewer launches; memory is the limit
+CHUNK_BITS = 4  # bits of the index in one product: 16x16 matrices cost CPUs the least time per bit
+WORD_BITS = 5  # a word holds 2^5 = 32 signs
+TILE_BITS = 19  # tiles of 2^19 entries: two buffers and a mask of 2 MiB each fit into a CPU's cache
+DEVICE_TILE_BITS = 26  # on other devices: the larger, the fewer launches; memory is the limit
 
 
 class Window(NamedTuple):
-    """Which entries of a vector are transformed: two runs of equal length."""
+    """Which 2^k entries of a vector are transformed: two runs of equal length.
+
+    Window(0, 4, 4) is the entries 0 to 7; Window(0, 6, 4) is 0 to 3 and 6 to 9.
+    """
 
     start: int  # of the first run
     stride: int  # from it to the start of the second
@@ -31,32 +38,35 @@ class Window(NamedTuple):
 class SignedKronecker:
     r"""Multiply windows of 2^k entries with :math:`D M^{\otimes k} D`, D random signs, in place.
 
-    A window that fits into a tile is transformed there, whole. In a larger one, first the low bits
-    of the index are, tile by tile, then the high bits, in tiles of all rows and some columns. So
-    main memory is read and written twice, whatever k.
+    A window that fits into one tile, a piece of memory that the cache holds, is transformed at
+    once. A larger window is seen as a matrix whose rows are tiles. First each row is transformed:
+    the low bits of the index. Then the columns are, as many at a time as fit into a tile: the high
+    bits. So main memory is read and written twice, whatever k.
 
-    Sign j of a window of 2^k entries is bit 31 - b of word r, where j = b 2^(k-5) + r: neighbours
-    take the same bit of neighbouring words, which is fast to unpack. Windows of fewer than 32
-    entries need one word.
+    The signs come as the bits of 2^(k-5) words (of one word, if k < 5). Entry j of a window takes
+    its sign from word ``j % 2^(k-5)``, from its bit ``31 - j // 2^(k-5)``. So neighbouring entries
+    take the same bit of neighbouring words, which is fast to unpack.
 
     Args:
-        bits: k.
-        matrix: M.
+        bits: The number of bits k.
+        matrix: The matrix M.
         y: What will be transformed, shape (n, d), contiguous, float32 or float64.
     """
 
     def __init__(self, bits: int, matrix: Matrix, y: Tensor) -> None:
         tile_bits = TILE_BITS if y.device.type == "cpu" else DEVICE_TILE_BITS
-        assert bits <= 2 * tile_bits  # columns of all runs fit into a tile
+        assert bits <= 2 * tile_bits  # at least one column fits into a tile
         self._y, self._bits = y, bits
         self._tile_bits = min(bits, tile_bits)
-        self._num_rows = min(len(y), 1 << (tile_bits - self._tile_bits))  # of y, in one tile
+        # How many of the n vectors are transformed together in one tile.
+        self._num_rows = min(len(y), 1 << (tile_bits - self._tile_bits))
         size = self._num_rows << self._tile_bits
         self._buffers = (y.new_empty(size), y.new_empty(size))
         chunks = {CHUNK_BITS, self._tile_bits % CHUNK_BITS, (bits - self._tile_bits) % CHUNK_BITS}
         self._powers = {k: _power(matrix, k, y.dtype, y.device) for k in chunks}
         self._integer = torch.int32 if y.dtype == torch.float32 else torch.int64
-        # Shifting by them brings each of the 32 bits of a word to where floats keep their sign.
+        # A shift to the left by each of these brings one of the 32 bits of a word to the place of
+        # the sign bit of a float of this width.
         first = torch.iinfo(self._integer).bits - 32
         num_signs = 1 << min(bits, WORD_BITS)
         self._shifts = torch.arange(
@@ -68,7 +78,8 @@ class SignedKronecker:
 
         Args:
             windows: Each with 2^k entries.
-            words: Of the signs of each window, int32, shape (max(1, 2^(k - 5)),); None for D = I.
+            words: For each window the words with its signs, int32, shape (max(1, 2^(k - 5)),).
+                None: all signs are +.
         """
         tables: Sequence[Tensor | None] = [None] * len(windows)
         if words is not None:
@@ -81,7 +92,7 @@ class SignedKronecker:
                 self._transform_large(row, window, table)
 
     def _transform_rows(self, windows: Sequence[Window], tables: Sequence[Tensor | None]) -> None:
-        """Some rows at a time, all windows."""
+        """Transform windows that fit into a tile: all windows of some vectors, then of others."""
         masks: list[Tensor | None] = [
             None if table is None else self._unpack(table, self._shifts[:, None])
             for table in tables
@@ -96,34 +107,40 @@ class SignedKronecker:
                 self._transform(tile, self._bits, 1, before=mask, after=mask)
 
     def _transform_large(self, row: Tensor, window: Window, table: Tensor | None) -> None:
-        """Low bits in runs of the window, then high bits in columns of all runs."""
+        """Transform a window that is larger than a tile, as a matrix (num, size) of tiles."""
         size = 1 << self._tile_bits
-        num = 1 << (self._bits - self._tile_bits)  # of runs
-        runs = row.as_strided(
+        num = 1 << (self._bits - self._tile_bits)
+        tiles = row.as_strided(
             (2, num // 2, size), (window.stride, size, 1), row.storage_offset() + window.start
         )
-        # The index of an entry has the digits (b, b', r', r), with b' or r' empty; (b, r') is the
-        # number of its run, (b', r) its place there, and its sign bit b b' of word r' r.
+        # Entry (t, c) of the matrix takes sign t size + c, which is bit i of word w, counted from
+        # the highest bit, if t size + c = i num_words + w. For num <= 32 a row has the signs of
+        # 32 / num bits of all words, and otherwise those of one bit of some of the words:
+        # num / 32 rows share the bit. `shifts` and `words` have an axis for each of the two cases,
+        # of which at least one has the length 1.
         num_bits = min(num, 32)
-        shifts = self._shifts.view(num_bits, -1, 1)  # (b, b', 1)
-        words: Tensor | None = None if table is None else table.view(num // num_bits, -1)  # (r', r)
+        shifts = self._shifts.view(num_bits, -1, 1)  # (num_bits, 32 / num_bits, 1)
+        words = None if table is None else table.view(num // num_bits, -1)
         mask: Tensor | None = None
         for index in range(num):
             if words is not None:
                 bit, part = divmod(index, len(words))
                 mask = self._unpack(words[part], shifts[bit])
-            run = runs[index // (num // 2), index % (num // 2)]
-            self._transform(run, self._tile_bits, 1, before=mask)
+            tile = tiles[index // (num // 2), index % (num // 2)]
+            self._transform(tile, self._tile_bits, 1, before=mask)
         width = min(size // num, 1 << (self._bits - WORD_BITS))
         for first in range(0, size, width):
             if words is not None:
                 part, begin = divmod(first, words.shape[1])
                 mask = self._unpack(words[:, begin : begin + width], shifts[:, part, None])
-            columns = runs[..., first : first + width]
+            columns = tiles[..., first : first + width]
             self._transform(columns, self._bits - self._tile_bits, width, after=mask)
 
     def _unpack(self, words: Tensor, shifts: Tensor) -> Tensor:
-        """Make a mask with the sign bit of the floats that get a minus: the shape of both, flat."""
+        """Make a flat mask for floats: the sign bit where the bit of a word is 1, else zero.
+
+        ``words`` and ``shifts`` are broadcast against each other.
+        """
         return (words << shifts).bitwise_and_(torch.iinfo(self._integer).min).view(-1)
 
     def _transform(
@@ -135,7 +152,10 @@ class SignedKronecker:
         before: Tensor | None = None,
         after: Tensor | None = None,
     ) -> None:
-        """Transform one tile, seen as (..., 2^bits, trail), with sign flips before or after."""
+        """Multiply one tile, seen as (..., 2^bits, trail), along its middle dimension.
+
+        Signs are flipped by the mask ``before`` the product, by the mask ``after`` behind it.
+        """
         in_place = tile.is_contiguous() and bits > CHUNK_BITS
         if in_place:
             source = tile.view(-1)
@@ -159,7 +179,7 @@ class SignedKronecker:
 
 
 def _flip(x: Tensor, mask: Tensor) -> None:
-    """Flip the signs (as a product with -1, but exact for every value) where the mask says so."""
+    """Flip the sign bit of x where the mask has it, which is exact for NaN, too."""
     x.view(mask.dtype).view(-1, len(mask)).bitwise_xor_(mask)
 
 
@@ -173,10 +193,10 @@ def _multiply(matrix: Tensor, x: Tensor, stride: int, *, out: Tensor) -> None:
         torch.bmm(matrix.expand(shape[0], -1, -1), x.view(shape), out=out.view(shape))
 
 
-@lru_cache(maxsize=256)  # small, and a copy to a GPU would wait for it
+@lru_cache(maxsize=256)  # small; and a copy to a GPU in each call would make the CPU wait
 def _power(matrix: Matrix, exponent: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Kronecker power of a 2x2 matrix, rounded once."""
-    with torch.inference_mode(False):  # kept, it may be used in or out of inference mode
+    """Compute the Kronecker power of a 2x2 matrix in float64, then round it to ``dtype``."""
+    with torch.inference_mode(False):  # the cache may be used in or out of inference mode
         power = torch.ones(1, 1, dtype=torch.float64)
         for _ in range(exponent):
             power = torch.kron(power, torch.tensor(matrix, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Largest absolute eigenvalue of a symmetric operator, by Lanczos, and an end above it."""
+"""Largest absolute eigenvalue of a symmetric operator, between two bounds, by Lanczos."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from torch import Tensor
 from lightning_linf.functional.blocks import wide_dtype
 from lightning_linf.functional.spectrum_end import FAILURE, least_mass, spectrum_end
 
-LEAST_HVPS = 8  # before which a small residual may be that of a smaller eigenvalue
+LEAST_HVPS = 8  # with fewer, the iteration may have settled at a smaller eigenvalue
 
 
 class LambdaMax(NamedTuple):
     """The eigenvalue of largest magnitude, and how well it is known."""
 
-    value: float  # in the units of the operator; the largest |lambda| is not below it
-    residual: float  # what it may lack: the largest is not above their sum, but for a failure
+    value: float  # a lower bound of max |lambda|, in the units of the operator
+    residual: float  # value + residual is an upper bound, with a probability of 1 - FAILURE
     num_hvps: int
 
 
@@ -27,9 +27,9 @@ class Lanczos:
 
     values: Tensor  # (k,) float64: approximate (Ritz) eigenvalues
     vectors: Tensor  # (k, k) float64: their vectors, as columns, in the coordinates of the basis
-    beta: float  # norm of what lies outside the basis
-    upper: float  # what the largest |eigenvalue| is not above, but for a failure
-    basis: Sequence[Tensor]  # k vectors (d,) if they were kept
+    beta: float  # norm of the part of the last product that lies outside the basis
+    upper: float  # an upper bound of the largest |eigenvalue|, with a probability of 1 - FAILURE
+    basis: Sequence[Tensor]  # k orthonormal vectors (d,), or none if they were not kept
 
     @property
     def num_hvps(self) -> int:
@@ -43,12 +43,12 @@ class Lanczos:
 
     @property
     def value(self) -> float:
-        """Largest magnitude of a value; at most that of an eigenvalue."""
+        """Largest magnitude of a Ritz value; at most that of an eigenvalue."""
         return float(self.values[self.extreme].abs())
 
     @property
     def residual(self) -> float:
-        """Distance of it within which an eigenvalue lies, not always the largest."""
+        """An eigenvalue, not always the largest, lies as near to the extreme Ritz value as this."""
         return self.beta * float(self.vectors[-1, self.extreme].abs())
 
     def ritz_vector(self, index: int) -> Tensor:
@@ -68,15 +68,16 @@ def lambda_max(
 ) -> LambdaMax:
     r"""Compute :math:`\max_i |\lambda_i|` of a symmetric operator by Lanczos iteration.
 
-    Stops when the largest magnitude is known to ``tol``, but not before ``LEAST_HVPS`` products;
-    or after ``max_hvps`` products. It is not below ``value``, and above ``value + residual`` with a
+    The largest magnitude is never below ``value``, and above ``value + residual`` with a
     probability of at most ``FAILURE`` = 0.25 % over random starts, however close to each other the
-    eigenvalues are. (The residual of the eigenvalue equation alone says that *an* eigenvalue is
-    near.)
+    eigenvalues are. (The usual residual of the eigenvalue equation only says that *some* eigenvalue
+    is near.) The iteration stops once the residual is at most ``tol`` times the value, but not
+    before ``LEAST_HVPS`` products, or after ``max_hvps`` of them.
 
     Args:
         hvp: The operator, from (d,) to (d,).
-        start: A normal random vector, shape (d,); of another one the probability does not hold.
+        start: A standard normal random vector, shape (d,); with another the probability does not
+            hold.
         max_hvps: Budget of products, at least 1.
         tol: Residual over value at which to stop.
 
@@ -87,11 +88,12 @@ def lambda_max(
         ValueError: If ``start`` is zero or not 1-D, a product is not finite, or the budget is < 1.
 
     Source:
-        Lanczos iteration, Parlett, The Symmetric Eigenvalue Problem (1998), ch. 13. Upper end:
-        :func:`~lightning_linf.functional.spectrum_end.spectrum_end`, from the products themselves
-        and so below the worst case of Kuczynski & Wozniakowski, SIAM J. Matrix Anal. Appl. 13
-        (1992). Without reorthogonalisation, in memory for three vectors: rounding then repeats
-        converged eigenvalues but moves none (Paige 1980), and only the largest is asked for.
+        Lanczos iteration, Parlett, The Symmetric Eigenvalue Problem (1998), ch. 13. Upper bound:
+        :func:`~lightning_linf.functional.spectrum_end.spectrum_end`; it takes the products as they
+        came out, and so is below the worst case of Kuczynski & Wozniakowski, SIAM J. Matrix Anal.
+        Appl. 13 (1992). There is no reorthogonalisation, so three vectors of memory are enough:
+        rounding then repeats converged eigenvalues but moves none (Paige 1980), which is harmless
+        for the largest.
 
     Example:
         >>> H = torch.diag(torch.tensor([1.0, -3.0, 2.0]))
@@ -119,7 +121,16 @@ def lanczos(
     failure: float = FAILURE,
     keep_basis: bool = False,
 ) -> Lanczos:
-    """Run the iteration of :func:`lambda_max`, and keep its basis on demand."""
+    """Run the iteration of :func:`lambda_max`.
+
+    Args:
+        hvp: As for :func:`lambda_max`.
+        start: As for :func:`lambda_max`.
+        max_hvps: As for :func:`lambda_max`.
+        tol: As for :func:`lambda_max`.
+        failure: Probability with which ``upper`` may be too low.
+        keep_basis: Keep the k vectors, so that approximate eigenvectors can be made.
+    """
     mass, upper = least_mass(len(start), failure), float("inf")
     current = start / _norm(start)
     previous, beta = torch.zeros_like(start), 0.0
@@ -142,11 +153,12 @@ def lanczos(
         values, vectors = _eigenpairs(diagonal, off_diagonal)
         off_diagonal.append(beta)
         value = float(values.abs().max())
-        is_whole = beta <= torch.finfo(start.dtype).eps * value  # nothing outside the basis
+        is_whole = beta <= torch.finfo(start.dtype).eps * value  # the basis is an invariant space
         is_last = is_whole or len(diagonal) == max_hvps
         if is_last or len(diagonal) >= LEAST_HVPS:
-            # All hold at once, where the start has the least mass; so the smallest does. Later ones
-            # can be larger, where rounding is about to repeat an eigenvalue.
+            # The bounds of all steps hold together, if the start has the least mass at all, so the
+            # smallest holds. A later one can be larger, when rounding is about to repeat an
+            # eigenvalue.
             upper = min(upper, _upper_end(values, vectors, diagonal, off_diagonal, mass, is_whole))
         if is_last or (len(diagonal) >= LEAST_HVPS and upper <= (1 + tol) * value):
             return Lanczos(values, vectors, beta, max(upper, value), basis)
@@ -161,8 +173,8 @@ def _upper_end(
     mass: float,
     is_whole: bool,
 ) -> float:
-    """Largest magnitude that an eigenvalue may have, at either end of the spectrum."""
-    within = values.abs() + off_diagonal[-1] * vectors[-1].abs()  # of each value, its residual
+    """Bound the magnitudes of eigenvalues at both ends of the spectrum."""
+    within = values.abs() + off_diagonal[-1] * vectors[-1].abs()  # each value plus its residual
     upper = float(torch.stack([within[0], within[-1]]).max())
     if is_whole:
         return upper
@@ -172,12 +184,12 @@ def _upper_end(
 
 
 def _norm(vector: Tensor) -> float:
-    """2-norm whose squares do not underflow."""
+    """Compute the 2-norm in a dtype in which squares do not underflow."""
     return float(torch.linalg.vector_norm(vector, dtype=wide_dtype(vector)))
 
 
 def _eigenpairs(diagonal: list[float], off_diagonal: list[float]) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of the symmetric tridiagonal matrix."""
+    """Diagonalize the symmetric tridiagonal matrix; eigenvalues in ascending order."""
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     if off_diagonal:
         side = torch.tensor(off_diagonal, dtype=torch.float64)

@@ -13,8 +13,8 @@ CHUNK = 1 << 16  # entries drawn at a time: bounds the memory of 64 multipliers 
 def derive_seed(*parts: int | str) -> int:
     """Hash integers and names to one seed, so that different parts give unrelated streams.
 
-    Generators on the CPU use 32 of its bits: among 1e5 chunks about one pair is alike, which no
-    estimate here notices.
+    A generator on the CPU uses 32 bits of its seed. So among 1e5 seeds about one pair gives equal
+    numbers, too few to be seen in any estimate here.
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

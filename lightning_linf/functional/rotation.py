@@ -1,4 +1,4 @@
-"""A random rotation in O(d log d), without a stored matrix."""
+"""A random rotation of vectors in O(d log d), without a stored matrix."""
 
 import math
 from functools import lru_cache
@@ -15,19 +15,20 @@ from lightning_linf.functional.signs import sign_words
 def rotate(x: Tensor, *, seed: int, strength: float = 1.0, inverse: bool = False) -> Tensor:
     r"""Multiply with a random orthogonal matrix Q along the last dimension.
 
-    Q is a product of transforms :math:`D R D` of windows of the coordinates: D has random signs,
-    and R is the Kronecker power of a rotation of the plane by an angle t. A full rotation,
-    t = 45 degrees, mixes as the Walsh-Hadamard transform does, and an image of a basis vector
-    looks like normal numbers (their kurtosis is 3.0 +- 0.1); t = 0 is the identity.
+    Q is a product of up to four transforms :math:`D R D`, each of 2^k of the coordinates, a
+    window: D has random signs on its diagonal, and R is the k-th Kronecker power of a rotation of
+    the plane by an angle t. At t = 45 degrees, a full rotation, R mixes as the Walsh-Hadamard
+    transform does, and the image of a basis vector looks like normal numbers (their kurtosis is
+    3.0 +- 0.1). At t = 0 it is the identity.
 
     Args:
         x: Shape (..., d), real floating. All leading dimensions are multiplied with the same Q.
-        seed: Of the signs, any integer. They are the same on every device.
-        strength: From 0, the identity, to 1, a full rotation: it falls linearly what is expected of
-            the mean of Q's diagonal. So it is about 1 minus the cosine of the angle between a
-            coordinate axis and its image. What leaves the axis is spread over all coordinates
-            evenly only near 1: norm1 / (sqrt(d) norm2) of an image is 0.05, 0.28, 0.59 and 0.80 at
-            strength 0.5, 0.9, 0.99 and 1 for d = 1e6, and 0.56, 0.79, 0.81 and 0.80 for d = 100.
+        seed: Seed of the signs, any integer. They are the same on every device.
+        strength: From 0, the identity, to 1, a full rotation. The expected mean of the diagonal of
+            Q falls linearly with it, so it is about 1 minus the cosine of the angle between a
+            coordinate axis and its image. Only near 1 is the image spread evenly over all
+            coordinates: its norm1 / (sqrt(d) norm2) is 0.05, 0.28, 0.59 and 0.80 at strength 0.5,
+            0.9, 0.99 and 1 for d = 1e6, and 0.56, 0.79, 0.81 and 0.80 for d = 100.
         inverse: Multiply with the inverse, which is the transpose.
 
     Returns:
@@ -61,15 +62,17 @@ def rotate(x: Tensor, *, seed: int, strength: float = 1.0, inverse: bool = False
 
 
 def rotate_squared(v: Tensor, *, seed: int, strength: float = 1.0, inverse: bool = False) -> Tensor:
-    r"""Multiply with what is expected of Q's entrywise square over its signs.
+    r"""Multiply with the expectation, over the random signs, of the entrywise square of Q.
 
-    What :func:`rotate` makes of the second moments of uncorrelated coordinates. The matrix is
-    doubly stochastic, :math:`\prod S` over the same windows, S the Kronecker power of the squares
-    of a plane rotation. For d = 2 and 4, with a single window, it is the square itself.
+    If the coordinates of a vector are uncorrelated and have the second moments ``v``, these are the
+    second moments of what :func:`rotate` makes of it, on average over seeds. The matrix is a
+    product over the same windows of S, the Kronecker power of the squared entries of a plane
+    rotation; its rows and columns sum to 1. For d = 2 and 4, with a single window, it is the square
+    of Q itself.
 
     Args:
         v: Second moments, shape (..., d), real floating.
-        seed: Not used: it is that of :func:`rotate`, which is called with the same arguments.
+        seed: Not used. It is there so that both functions are called with the same arguments.
         strength: As for :func:`rotate`.
         inverse: As for :func:`rotate`.
 
@@ -111,15 +114,16 @@ def _transform(x: Tensor, *, seed: int, strength: float, inverse: bool, squared:
 def rotation_windows(dim: int) -> list[Window]:
     """Choose windows of 2^k coordinates, the largest power of two <= ``dim``, at least 2.
 
-    The first and the last coordinates, then those in the middle, then both ends: they spread every
-    coordinate over all, evenly for any ``dim`` (kurtosis at most 3.03). First and last windows
-    alone, however often, do not mix where they hardly overlap (kurtosis 6 near 2^(k+1) - 1).
+    They are the first 2^k coordinates, the last, those in the middle, and half of them from either
+    end. Together they spread every coordinate evenly over all, for any ``dim`` (kurtosis at most
+    3.03). First and last windows alone do not, however often they are repeated: with ``dim`` near
+    2^(k+1) - 1 they hardly overlap (kurtosis 6).
     """
     half = 1 << (dim.bit_length() - 2)
     whole = Window(0, half, half)
     if dim == 2 * half:
-        # Of two transforms all rows would have the same magnitudes, in other orders; and up to
-        # d = 4 the second often undoes the first.
+        # A product of two transforms has rows of the same magnitudes, in other orders, so there are
+        # three; but up to d = 4 one, as a second transform often undoes the first.
         return [whole] * (1 if dim <= 4 else 3)
     last = Window(dim - 2 * half, half, half)
     middle = Window((dim - 2 * half) // 2, half, half)
@@ -129,7 +133,10 @@ def rotation_windows(dim: int) -> list[Window]:
 
 @lru_cache(maxsize=1024)
 def rotation_angle(dim: int, strength: float) -> float:
-    """Find the angle whose expected mean diagonal is 1 - strength (1 - that of 45 degrees)."""
+    """Find the angle at which Q has the expected mean diagonal 1 - strength (1 - m).
+
+    Here m is the expected mean diagonal at 45 degrees.
+    """
     full = math.pi / 4
     if strength == 1:
         return full
@@ -145,7 +152,10 @@ def rotation_angle(dim: int, strength: float) -> float:
 
 
 def _mean_diagonal(dim: int, angle: float) -> float:
-    """Mean over coordinates i of cos^(k n_i), if n_i windows cover i: that of Q over all signs."""
+    """Compute the expected mean of the diagonal of Q at an angle.
+
+    It is the mean over coordinates i of cos(angle)^(k n_i), where n_i windows of 2^k hold i.
+    """
     windows = rotation_windows(dim)
     runs = [(s, s + w.half) for w in windows for s in (w.start, w.start + w.stride)]
     cuts = sorted({0, dim}.union(*runs))

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_linf.functional.cross_fit import (
-    CrossFitSums,
+from lightning_linf.functional.one_one_norm import (
     OneOneNormEstimate,
-    cross_fit_compute,
-    cross_fit_init,
-    cross_fit_update,
+    cross_fitted_one_one_norm_compute,
+)
+from lightning_linf.functional.product_sums import (
+    ProductSums,
+    product_sums_init,
+    product_sums_update,
 )
 
 
@@ -60,17 +62,17 @@ class OneOneNorm(Metric):
         super().__init__(**kwargs)
         self.sizes = list(sizes)
         self.seed = seed
-        initial = cross_fit_init(self.sizes, num_probes, torch.empty(0, dtype=dtype))
+        initial = product_sums_init(self.sizes, num_probes, torch.empty(0, dtype=dtype))
         for name, value in zip(initial._fields, initial, strict=True):
             self.add_state(name, value, dist_reduce_fx="sum")
 
     def update(self, product: Tensor, probe: int) -> None:
         """Add the product ``H v``, shape (d,), of probe number ``probe``."""
-        cross_fit_update(self._sums(), product, probe, self.sizes)
+        product_sums_update(self._sums(), product, probe, self.sizes)
 
     def compute(self) -> OneOneNormEstimate:
         """Estimate from all probes."""
-        return cross_fit_compute(self._sums(), self.sizes, self.seed)
+        return cross_fitted_one_one_norm_compute(self._sums(), self.sizes, self.seed)
 
-    def _sums(self) -> CrossFitSums:
-        return CrossFitSums(self.log_sums, self.run_log_means, self.num_seen)
+    def _sums(self) -> ProductSums:
+        return ProductSums(self.log_sums, self.run_log_means, self.num_seen)

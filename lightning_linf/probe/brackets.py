@@ -9,15 +9,15 @@ from torch import Tensor
 
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.batch_excess import batch_excess, excess_of_halves
-from lightning_linf.functional.block_cross_fit import block_cauchy, block_cross_fit_compute
+from lightning_linf.functional.block_smoothness import block_cauchy, block_smoothness_compute
 from lightning_linf.functional.blocks import wide_dtype
-from lightning_linf.functional.cross_fit import (
-    CrossFitSums,
-    cross_fit_compute,
-    cross_fit_init,
-    cross_fit_update,
-)
+from lightning_linf.functional.one_one_norm import cross_fitted_one_one_norm_compute
 from lightning_linf.functional.operator_norm import LEAST_BUDGET, OperatorNorm, operator_norm
+from lightning_linf.functional.product_sums import (
+    ProductSums,
+    product_sums_init,
+    product_sums_update,
+)
 from lightning_linf.functional.random import cauchy, derive_seed, normal
 from lightning_linf.partition import Partition
 from lightning_linf.probe.landscape import Landscape
@@ -200,7 +200,7 @@ def _estimated_upper(
             )
         return block_cauchy(partition, seed=seed, probe=probe, like=like)
 
-    sums = cross_fit_init(tensor_sizes, num_probes, like)
+    sums = product_sums_init(tensor_sizes, num_probes, like)
     half_logs = like.new_zeros(2, partition.num_params) if is_coordinate and halves else None
     first: tuple[Tensor, Tensor] | None = None
     for begin in range(0, num_probes, probes_per_pass):
@@ -216,26 +216,26 @@ def _estimated_upper(
         else:
             products = multiply(vectors)
         for probe, vector, product in zip(probes, vectors, products, strict=True):
-            cross_fit_update(sums, product, probe, tensor_sizes)
+            product_sums_update(sums, product, probe, tensor_sizes)
             if probe == 0:
                 first = vector.clone(), product.clone()
             elif first is not None:
                 _compare_products(*first, vector, product)
                 first = None
     if is_coordinate:
-        norm = cross_fit_compute(sums, tensor_sizes, seed)
+        norm = cross_fitted_one_one_norm_compute(sums, tensor_sizes, seed)
         excess = None
         if halves is not None and half_logs is not None:
             log_sums = torch.cat([half_logs, sums.log_sums.sum(dim=0, keepdim=True)])
             excess = batch_excess(log_sums, num_probes, halves.first)
         rows, error = _row_parts(sums, num_probes), float(norm.relative_error)
         return _Upper(float(norm.value), error, rows, norm.tensor_norms, num_probes, excess)
-    bound = block_cross_fit_compute(sums, tensor_sizes, partition, seed)
+    bound = block_smoothness_compute(sums, tensor_sizes, partition, seed)
     error = float(bound.relative_error)
     return _Upper(float(bound.value), error, bound.block_parts, bound.tensor_parts, num_probes)
 
 
-def _row_parts(sums: CrossFitSums, num_probes: int) -> Tensor:
+def _row_parts(sums: ProductSums, num_probes: int) -> Tensor:
     """Norm of each row (d,) but for a common factor."""
     logs = sums.log_sums.sum(dim=0) / num_probes
     return (logs - logs.max().clamp(min=torch.finfo(logs.dtype).min)).exp()

@@ -11,7 +11,6 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_linf.errors import ProbeError
-from lightning_linf.functional.between_within import between_within
 from lightning_linf.functional.blocks import (
     block_norm,
     dual_block_norm,
@@ -24,13 +23,14 @@ from lightning_linf.functional.heterogeneity import (
     merge_tensors,
 )
 from lightning_linf.functional.linear_map import LinearMap
-from lightning_linf.functional.noise import (
+from lightning_linf.functional.noise import noise_compute
+from lightning_linf.functional.noise_sums import (
     NoiseSums,
-    noise_compute,
     noise_init,
     noise_merge,
     noise_update,
 )
+from lightning_linf.functional.r_squared import r_squared
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, PartitionName
@@ -273,7 +273,7 @@ def measure_landscape(
         dual_norm=dual_norm,
         curvature=curvature,
         smoothness=brackets.smoothness,
-        r_squared={p.name: float(between_within(gradient, p).r_squared) for p in partitions},
+        r_squared={p.name: float(r_squared(gradient, p)) for p in partitions},
         per_tensor={
             name: dict(zip(columns, row, strict=True))
             for name, *row in zip(vector.names, *values, strict=True)

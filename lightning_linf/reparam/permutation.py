@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.random import derive_seed
+from lightning_linf.reparam.bound import BoundReparameterization
 from lightning_linf.reparam.cache import TensorCache
-from lightning_linf.reparam.reparameterization import (
-    BoundReparameterization,
-    Reparameterization,
-    check_pattern,
-)
+from lightning_linf.reparam.reparameterization import Reparameterization, check_pattern
 
 PermutationScope = Literal["global", "tensor"]
 

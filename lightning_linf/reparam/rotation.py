@@ -10,12 +10,8 @@ from torch import Tensor
 
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.functional.rotation import rotate, rotate_squared
-from lightning_linf.reparam.reparameterization import (
-    BoundIdentity,
-    BoundReparameterization,
-    Reparameterization,
-    check_pattern,
-)
+from lightning_linf.reparam.bound import BoundIdentity, BoundReparameterization
+from lightning_linf.reparam.reparameterization import Reparameterization, check_pattern
 
 RotationScope = Literal["global", "tensor", "row", "column"]
 

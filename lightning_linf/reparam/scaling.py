@@ -8,12 +8,9 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lightning_linf.reparam.bound import BoundReparameterization
 from lightning_linf.reparam.cache import TensorCache
-from lightning_linf.reparam.reparameterization import (
-    BoundReparameterization,
-    Reparameterization,
-    check_pattern,
-)
+from lightning_linf.reparam.reparameterization import Reparameterization, check_pattern
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,7 @@ from support import networks
 from torch import nn
 
 from lightning_linf import GeometryReport
-from lightning_linf.functional import cauchy
-from lightning_linf.functional.batch_excess import batch_excess
+from lightning_linf.functional import batch_excess, cauchy
 from lightning_linf.probe import Landscape, ProbeError, measure_geometry
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lightning_linf.functional import noise
-from lightning_linf.functional.noise import (
+from lightning_linf.functional.noise import noise_compute
+from lightning_linf.functional.noise_sums import (
     NoiseSums,
-    noise_compute,
     noise_init,
     noise_merge,
     noise_update,

@@ -6,9 +6,8 @@ import pytest
 import torch
 from support import networks
 
-from lightning_linf.functional import lambda_max
+from lightning_linf.functional import lambda_max, operator_norm
 from lightning_linf.functional.lambda_max import lanczos
-from lightning_linf.functional.operator_norm import operator_norm
 from lightning_linf.functional.random import normal
 from lightning_linf.functional.spectrum_end import FAILURE, least_mass, spectrum_end
 

@@ -23,7 +23,8 @@ from lightning_linf.callbacks import (
     GradientNoiseMonitor,
     LinfSmoothnessMonitor,
 )
-from lightning_linf.functional.noise import noise_compute, noise_init, noise_update
+from lightning_linf.functional.noise import noise_compute
+from lightning_linf.functional.noise_sums import noise_init, noise_update
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe import landscape as landscape_module
 from lightning_linf.probe.measure import measure_landscape, measure_noise

@@ -41,9 +41,8 @@ MAPS = {
     "scaling by a number": Scaling(-2.5),
     "scaling": Scaling(FACTORS),
     "scaling of a bias": Scaling(FACTORS[:5], only="bias"),
-    "inverse": Rotation(seed=3).inverse(),
     "composition": Rotation("row", only="embed") @ Scaling(FACTORS) @ Permutation(only="head|conv"),
-    "inverse composition": (Scaling(FACTORS) @ Rotation("column", seed=1)).inverse(),
+    "composition of two": Scaling(FACTORS) @ Rotation("column", seed=1),
 }
 every_map = pytest.mark.parametrize("reparameterization", MAPS.values(), ids=MAPS)
 
@@ -84,17 +83,6 @@ def test_transpose_and_inverse_are_those_of_the_matrix(reparameterization):
     torch.testing.assert_close(dense(inverse.apply) @ matrix, identity, **ROUNDING)
     torch.testing.assert_close(dense(inverse.apply_transpose) @ matrix.T, identity, **ROUNDING)
     torch.testing.assert_close(dense(inverse.inverse().apply), matrix, **ROUNDING)
-
-
-@every_map
-def test_inverse_before_and_after_binding_is_the_same(reparameterization):
-    inverse = reparameterization.inverse()
-    assert bind(inverse) == bind(reparameterization).inverse()
-    assert inverse.selects(NAMES, len(NAMES)) == reparameterization.selects(NAMES, len(NAMES))
-    x = torch.randn(DIM, dtype=torch.float64)
-    assert torch.equal(bind(inverse.inverse()).apply(x), bind(reparameterization).apply(x))
-    there_and_back = bind(inverse @ reparameterization)
-    torch.testing.assert_close(there_and_back.apply(x), x, **ROUNDING)
 
 
 @every_map
@@ -146,12 +134,11 @@ def test_different_maps_differ():
         for j, b in enumerate(maps):
             assert (a == b) == (i == j)
     assert Rotation(seed=1).bind([SHAPES[0]]) != Rotation(seed=2).bind([SHAPES[0]])
-    assert Scaling(2.0).bind([SHAPES[0]]) != Scaling(2.0).inverse().bind([SHAPES[0]])
+    assert Scaling(2.0).bind([SHAPES[0]]) != Scaling(2.0).bind([SHAPES[0]]).inverse()
 
 
 def test_representations_can_be_read():
     assert repr(Rotation("row")) == "Rotation(scope='row', seed=0, strength=1.0, only=None)"
-    assert repr(Rotation().inverse()).endswith("only=None).inverse()")
     digits = "[0-9a-f]{8}"
     pattern = rf"Scaling\(<{DIM} factors, magnitudes 1 to {DIM}, hash {digits}>, only=None\)"
     assert re.fullmatch(pattern, repr(Scaling(FACTORS)))
@@ -282,7 +269,7 @@ def test_squares_are_exact_where_rows_have_one_entry(name):
     [
         lambda seed: Rotation(seed=seed),
         lambda seed: Rotation("row", seed=seed, strength=0.6, only="weight"),
-        lambda seed: Rotation("column", seed=seed).inverse(),
+        lambda seed: Rotation("column", seed=seed),
         lambda seed: Scaling(FACTORS[:11]) @ Rotation("tensor", seed=seed) @ Permutation(),
         lambda seed: Rotation(seed=seed) @ Rotation("tensor", seed=seed + 10_000),
     ],
@@ -303,8 +290,8 @@ def test_maps_say_whether_they_mix_tensors():
     assert Permutation().mixes_tensors
     assert not Permutation("tensor").mixes_tensors
     assert not Scaling(2.0).mixes_tensors
-    assert (Scaling(2.0) @ Rotation()).inverse().mixes_tensors
-    assert not (Scaling(2.0) @ Rotation("row")).inverse().mixes_tensors
+    assert (Scaling(2.0) @ Rotation()).mixes_tensors
+    assert not (Scaling(2.0) @ Rotation("row")).mixes_tensors
 
 
 def test_composition_applies_the_right_part_first():
@@ -312,7 +299,8 @@ def test_composition_applies_the_right_part_first():
     product = dense(bind(a).apply) @ dense(bind(b).apply)
     assert isinstance(a @ b, Composition)
     torch.testing.assert_close(dense(bind(a @ b).apply), product, **ROUNDING)
-    assert (a @ b).inverse() == b.inverse() @ a.inverse()
+    inverse = dense(bind(b).inverse().apply) @ dense(bind(a).inverse().apply)
+    torch.testing.assert_close(dense(bind(a @ b).inverse().apply), inverse, **ROUNDING)
 
 
 def test_composition_selects_what_one_of_its_parts_selects():
@@ -388,7 +376,7 @@ def net():
     [
         *(Rotation(scope, seed=2, strength=0.9) for scope in get_args(RotationScope)),
         Rotation("row", only=r"^0\.") @ Permutation("tensor", only="weight") @ Scaling(0.5),
-        Rotation(seed=2).inverse(),
+        Rotation(seed=2) @ Scaling(3.0),
     ],
     ids=repr,
 )
@@ -458,7 +446,7 @@ def test_landscape_refuses_what_cannot_be_bound(net):
             "match the name of a parameter, got 'nothing'",
         ),
         (
-            lambda: Rotation(only="xx", strength=0.0).inverse().selects(NAMES, 6),
+            lambda: (Rotation(only="xx", strength=0.0) @ Permutation()).selects(NAMES, 6),
             ", head.weight and 1 more",
         ),
         (lambda: Rotation(only="w").bind(SHAPES), "expected names of the parameters to search"),

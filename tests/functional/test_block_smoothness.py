@@ -8,12 +8,9 @@ import torch
 from support.networks import partition_of, upper_bound_of_smoothness
 from torch import Tensor
 
-from lightning_linf.functional.block_cross_fit import (
-    block_cauchy,
-    block_cross_fit_compute,
-    block_smoothness,
-)
-from lightning_linf.functional.cross_fit import cross_fit_init, cross_fit_update
+from lightning_linf.functional import block_cauchy, block_smoothness
+from lightning_linf.functional.block_smoothness import block_smoothness_compute
+from lightning_linf.functional.product_sums import product_sums_init, product_sums_update
 
 ROUNDING = 1e-9  # of float64 logarithms and sums
 DIM = 200
@@ -349,8 +346,8 @@ def test_products_that_are_not_finite_are_refused(bad):
 
 @pytest.mark.parametrize("probes", [[0, 1, 2], [0, 1, 2, 2], [0, 1, 2, 3, 1], []])
 def test_probes_that_are_missing_or_repeated_are_refused(probes):
-    sums = cross_fit_init([6], 4, torch.ones(1))
+    sums = product_sums_init([6], 4, torch.ones(1))
     for probe in probes:
-        cross_fit_update(sums, torch.ones(6), probe, [6])
+        product_sums_update(sums, torch.ones(6), probe, [6])
     with pytest.raises(ValueError, match=r"block_smoothness: expected each of the 4 probes once"):
-        block_cross_fit_compute(sums, [6], partition_of(torch.arange(6) // 2), seed=0)
+        block_smoothness_compute(sums, [6], partition_of(torch.arange(6) // 2), seed=0)

@@ -1,4 +1,4 @@
-"""Blockwise smoothness from above, with probes that are Cauchy between blocks."""
+"""An upper bound of the blockwise smoothness, from probes that are Cauchy between blocks."""
 
 import math
 from collections.abc import Sequence
@@ -8,18 +8,17 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.blocks import Blocks
-from lightning_linf.functional.control_variate import corrected
-from lightning_linf.functional.cross_fit import (
-    NUM_SURROGATES,
-    CrossFitSums,
-    cross_fit_init,
-    cross_fit_update,
+from lightning_linf.functional.control_variate import NUM_SURROGATES, corrected
+from lightning_linf.functional.product_sums import (
+    ProductSums,
+    product_sums_of,
+    require_every_probe,
 )
 from lightning_linf.functional.random import chunks, derive_seed, generator_on, normal
 
 
 class BlockSmoothnessEstimate(NamedTuple):
-    """An estimate from above of the blockwise smoothness of a matrix."""
+    """An estimate of an upper bound of the blockwise smoothness of a matrix."""
 
     value: Tensor  # (): in loss per parameter squared
     relative_error: Tensor  # (): standard error over value
@@ -58,64 +57,20 @@ def block_cauchy(blocks: Blocks, *, seed: int, probe: int, like: Tensor) -> Tens
     return direction.mul_(blocks.expand(radii))
 
 
-def block_cross_fit_compute(
-    sums: CrossFitSums, sizes: Sequence[int], blocks: Blocks, seed: int
-) -> BlockSmoothnessEstimate:
-    """Turn sums of the products with ``block_cauchy`` probes into the estimate."""
-    num_probes = len(sums.num_seen)
-    if not (sums.num_seen == 1).all():
-        raise ValueError(
-            f"block_smoothness: expected each of the {num_probes} probes once, got counts "
-            f"{sums.num_seen.tolist()}. Add every probe exactly once."
-        )
-    logs = sums.log_sums.sum(dim=0) / num_probes
-    largest = logs.max().clamp(min=torch.finfo(logs.dtype).min)  # all rows may be 0
-    squares = (2 * (logs - largest)).exp()  # (d,), of a scale that fits; a zero row gives 0
-    block_sizes = blocks.sizes(squares)
-    block_norms = blocks.block_sum(squares).sqrt()
-    parts = block_sizes.sqrt() * block_norms  # (B,)
-    total = parts.sum()
-    if total == 0:  # the loss is locally linear
-        return BlockSmoothnessEstimate(total, total, parts, total.new_zeros(len(sizes)))
-
-    per_square = torch.where(block_norms == 0, 0.0, block_sizes.sqrt() / block_norms)
-    row_parts = squares * blocks.expand(per_square)  # (d,), sum total
-    tensor_parts = torch.stack([part.sum() for part in row_parts.split_with_sizes(list(sizes))])
-    lone = float(parts[block_sizes == 1].sum() / total)
-
-    def observed(means: Tensor) -> Tensor:
-        # The same nonlinear mean as that of the rows: a sum, or within a block a root mean square.
-        in_blocks = (2 * means).exp().mean(dim=-1).sqrt()
-        return lone * means.exp().mean(dim=-1) + (1 - lone) * in_blocks
-
-    correction = corrected(
-        row_parts,
-        sizes,
-        sums.run_log_means,
-        _surrogate_log_ratios(sums, blocks, seed),
-        observed=observed,
-        expected=lambda n: lone * _mean_of_lone(n) + (1 - lone) * _mean_in_block(n),
-    )
-    scale = largest.exp() / correction.divisor
-    return BlockSmoothnessEstimate(
-        value=total * scale,
-        relative_error=correction.relative_error,
-        block_parts=parts * scale,
-        tensor_parts=tensor_parts * scale,
-    )
-
-
 def block_smoothness(
     products: Tensor, blocks: Blocks, *, seed: int, sizes: Sequence[int] | None = None
 ) -> BlockSmoothnessEstimate:
     r"""Estimate an upper bound of the blockwise smoothness :math:`H(\Phi)` of a matrix.
 
-    It is :math:`\sum_b \sqrt{d_b} \|q_b\|_2` with :math:`q_i = \sum_c \sqrt{d_c} \|H_{i,c}\|_2`, at
-    least :math:`H(\Phi)` by the triangle inequality and equal to it, the (1,1)-norm, if every block
-    has one entry. Each entry of a product with a probe of :func:`block_cauchy` is Cauchy with scale
-    ``q_i``. As in :func:`cross_fitted_one_one_norm` most of the error that all rows share is
-    divided out: it shows in surrogate rows of known norms, whose blocks meet the same radii in
-    random directions. As far as rows share nothing, the bias is that of a block of its own.
+    The bound is :math:`\sum_b \sqrt{d_b} \|q_b\|_2` with
+    :math:`q_i = \sum_c \sqrt{d_c} \|H_{i,c}\|_2`: the triangle inequality makes it at least
+    :math:`H(\Phi)`, and if every block has one entry both are the (1,1)-norm. Each entry i of a
+    product with a probe of :func:`block_cauchy` is Cauchy with scale ``q_i``.
+
+    As in :func:`cross_fitted_one_one_norm`, most of the error that all rows share is divided out
+    with surrogate rows of known norm. Here a surrogate has one number for each block, its norm
+    there, and meets the block of the probe in a random direction. As far as the real rows do not
+    follow the surrogates, the estimate is divided by the known mean of what surrogates show.
 
     Args:
         products: Rows ``H v``, row k for ``v = block_cauchy(blocks, seed=seed, probe=k, ...)``.
@@ -141,21 +96,61 @@ def block_smoothness(
             f"got {tuple(products.shape)}. Stack the n products H v."
         )
     sizes = [products.shape[1]] if sizes is None else sizes
-    sums = cross_fit_init(sizes, len(products), products)
-    for probe, product in enumerate(products):
-        cross_fit_update(sums, product, probe, sizes)
-    return block_cross_fit_compute(sums, sizes, blocks, seed)
+    return block_smoothness_compute(product_sums_of(products, sizes), sizes, blocks, seed)
+
+
+def block_smoothness_compute(
+    sums: ProductSums, sizes: Sequence[int], blocks: Blocks, seed: int
+) -> BlockSmoothnessEstimate:
+    """Turn complete sums of the products with ``block_cauchy`` probes into the estimate."""
+    require_every_probe(sums, "block_smoothness")
+    logs = sums.log_sums.sum(dim=0) / len(sums.num_seen)
+    largest = logs.max().clamp(min=torch.finfo(logs.dtype).min)  # all rows may be 0
+    squares = (2 * (logs - largest)).exp()  # (d,): squares of q over the largest; a zero row's is 0
+    block_sizes = blocks.sizes(squares)
+    block_norms = blocks.block_sum(squares).sqrt()
+    parts = block_sizes.sqrt() * block_norms  # (B,)
+    total = parts.sum()
+    if total == 0:  # the loss is locally linear
+        return BlockSmoothnessEstimate(total, total, parts, total.new_zeros(len(sizes)))
+
+    per_square = torch.where(block_norms == 0, 0.0, block_sizes.sqrt() / block_norms)
+    row_parts = squares * blocks.expand(per_square)  # (d,), sum total
+    tensor_parts = torch.stack([part.sum() for part in row_parts.split_with_sizes(list(sizes))])
+    lone = float(parts[block_sizes == 1].sum() / total)  # share of the blocks of one entry
+
+    def observed(means: Tensor) -> Tensor:
+        # The same nonlinear mean as that of the rows: a sum, or within a block a root mean square.
+        in_blocks = (2 * means).exp().mean(dim=-1).sqrt()
+        return lone * means.exp().mean(dim=-1) + (1 - lone) * in_blocks
+
+    correction = corrected(
+        row_parts,
+        sizes,
+        sums.run_log_means,
+        _surrogate_log_ratios(sums, blocks, seed),
+        observed=observed,
+        expected=lambda n: lone * _mean_of_lone(n) + (1 - lone) * _mean_in_block(n),
+    )
+    scale = largest.exp() / correction.divisor
+    return BlockSmoothnessEstimate(
+        value=total * scale,
+        relative_error=correction.relative_error,
+        block_parts=parts * scale,
+        tensor_parts=tensor_parts * scale,
+    )
 
 
 def _mean_of_lone(num_probes: int) -> float:
-    """Mean of the geometric mean of standard ``|Cauchy|`` numbers."""
+    """Give the mean of the geometric mean of so many standard ``|Cauchy|`` numbers."""
     return float(math.cos(math.pi / (2 * num_probes)) ** -num_probes)
 
 
 def _mean_in_block(num_probes: int) -> float:
-    """Mean of a block's root mean square, whose rows share its radius but not their directions.
+    """Give the mean of the root mean square of such geometric means over the rows of one block.
 
-    Rows are ``|g| / |r|`` with normal g of their own and one normal r a probe.
+    The rows meet each probe in ``|g| / |r|``, with a normal g of each row's own, because their
+    directions differ, and one normal r for all of them, the radius of the probe's block.
     """
     n = num_probes
     return float(_normal_moment(2 / n) ** (n / 2) * _normal_moment(-1 / n) ** n)
@@ -169,15 +164,15 @@ def _normal_moment(power: float) -> float:
 def _inverse_normals(
     size: int, *, seed: int, probe: int, chunk: int, device: torch.device
 ) -> Tensor:
-    """Draw ``1 / |g|`` of one chunk of blocks, in float64. Shape: (size,)."""
+    """Draw ``1 / |g|`` for the blocks of one chunk, with g standard normal. Shape: (size,)."""
     # float64, because in float32 the smallest |g| of many blocks would lack digits.
     generator = generator_on(device, derive_seed("radius", seed, probe, chunk))
     normals = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float64)
     return normals.abs().clamp(min=1e-30).reciprocal()
 
 
-def _surrogate_log_ratios(sums: CrossFitSums, blocks: Blocks, seed: int) -> Tensor:
-    """Log of |surrogate| over its known scale, per surrogate and probe. Shape: (m, n)."""
+def _surrogate_log_ratios(sums: ProductSums, blocks: Blocks, seed: int) -> Tensor:
+    """Take the log of the product of m surrogate rows with n probes, over their scale. (m, n)."""
     num_probes = len(sums.num_seen)
     dtype, device = sums.log_sums.dtype, sums.log_sums.device
     halves = [range(0, num_probes, 2), range(1, num_probes, 2)]
@@ -198,7 +193,8 @@ def _surrogate_log_ratios(sums: CrossFitSums, blocks: Blocks, seed: int) -> Tens
             scales[:, h] += rows.sum(dim=1)
             for k in probes:
                 radii = _inverse_normals(size, seed=seed, probe=k, chunk=index, device=device)
-                # A random direction meets the probe's in a standard normal number.
+                # A vector of norm 1 in a random direction has a standard normal number as its
+                # product with the normal vector G of the probe's block.
                 meets = torch.randn(
                     rows.shape, generator=generator, dtype=dtype, device=generator.device
                 )

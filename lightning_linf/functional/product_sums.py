@@ -1,0 +1,90 @@
+"""Sums over Hessian-vector products with Cauchy probes, from which norms are estimated."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_linf.functional.control_variate import run_sizes, run_sums
+
+
+class ProductSums(NamedTuple):
+    """What is kept of the products ``H v`` with n probes, instead of n vectors.
+
+    All three are sums, so the sums of two sets of probes, or of two ranks that had different
+    probes, add up to those of all probes. A *run* is a stretch of neighbouring rows of one tensor
+    (:func:`~lightning_linf.functional.control_variate.run_sizes`); there are R runs.
+    """
+
+    log_sums: Tensor  # (2, d): sum of log|Hv| over the even probes, and over the odd ones
+    run_log_means: Tensor  # (n, R): mean of log|Hv| over the non-zero rows of each run, per probe
+    num_seen: Tensor  # (n,): how often each probe was added; 1 everywhere once all have been
+
+
+def product_sums_init(sizes: Sequence[int], num_probes: int, like: Tensor) -> ProductSums:
+    """Make empty sums for ``num_probes`` probes of a Hessian whose rows belong to T tensors.
+
+    Args:
+        sizes: Number of entries of each parameter tensor, in order. Length T, sum d.
+        num_probes: Number of probes n, at least 4: two of even and two of odd number.
+        like: A tensor with the device and dtype of the products; sums are float32 or wider.
+
+    Raises:
+        ValueError: If ``num_probes`` is below 4.
+    """
+    if num_probes < 4:
+        raise ValueError(
+            f"cross_fitted_one_one_norm: expected `num_probes` >= 4 (two in each half), "
+            f"got {num_probes}. Draw more probes."
+        )
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return ProductSums(
+        log_sums=like.new_zeros(2, sum(sizes), dtype=dtype),
+        run_log_means=like.new_zeros(num_probes, sum(map(len, run_sizes(sizes))), dtype=dtype),
+        num_seen=like.new_zeros(num_probes, dtype=torch.int64),
+    )
+
+
+def product_sums_update(
+    sums: ProductSums, product: Tensor, probe: int, sizes: Sequence[int]
+) -> None:
+    """Add, in place, the product ``H v`` of probe number ``probe``. Shape of ``product``: (d,)."""
+    if not 0 <= probe < len(sums.num_seen):
+        raise ValueError(
+            f"cross_fitted_one_one_norm: expected `probe` from 0 to {len(sums.num_seen) - 1}, "
+            f"got {probe}. Ask for more probes at the start."
+        )
+    if product.shape != sums.log_sums.shape[1:]:
+        raise ValueError(
+            f"cross_fitted_one_one_norm: expected a product of shape "
+            f"{tuple(sums.log_sums.shape[1:])}, got {tuple(product.shape)}."
+        )
+    if not product.isfinite().all():
+        raise ValueError(
+            f"cross_fitted_one_one_norm: expected a finite product for probe {probe}, got inf or "
+            "NaN. Look at the loss and the parameters at this point."
+        )
+    logs = product.to(sums.log_sums.dtype).abs().log()
+    sums.log_sums[probe % 2] += logs
+    finite = logs.isfinite()
+    totals = run_sums(torch.where(finite, logs, 0.0), sizes)
+    sums.run_log_means[probe] += totals / run_sums(finite.to(logs), sizes).clamp(min=1)
+    sums.num_seen[probe] += 1
+
+
+def product_sums_of(products: Tensor, sizes: Sequence[int]) -> ProductSums:
+    """Sum over all rows of ``products``, where row k is that of probe number k. Shape: (n, d)."""
+    sums = product_sums_init(sizes, len(products), products)
+    for probe, product in enumerate(products):
+        product_sums_update(sums, product, probe, sizes)
+    return sums
+
+
+def require_every_probe(sums: ProductSums, function: str) -> None:
+    """Raise a ValueError in the name of ``function`` unless each probe was added exactly once."""
+    if not (sums.num_seen == 1).all():
+        raise ValueError(
+            f"{function}: expected each of the {len(sums.num_seen)} probes once, got counts "
+            f"{sums.num_seen.tolist()}. Add every probe exactly once."
+        )

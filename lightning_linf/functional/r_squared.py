@@ -1,0 +1,87 @@
+"""How much of the spread of log|g| lies between the blocks of a partition."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_linf.functional.blocks import Blocks, wide_dtype
+
+# A variance of log|g| below so many epsilons of its mean square is what rounding leaves of none.
+NUM_EPSILONS = 1e3
+NORMAL_LOG_VARIANCE = math.pi**2 / 8  # of log|g| for normal g of any variance
+# Standard deviation of a sample variance of log|g|, times the root of the number of samples.
+_DEVIATION_OF_VARIANCE = math.pi**2 * math.sqrt(3 / 32)
+
+
+def r_squared(gradient: Tensor, blocks: Blocks) -> Tensor:
+    r"""Compute the share of the spread of log|g|, beyond chance, that lies between blocks.
+
+    This is :math:`R^2` of a one-way analysis of variance, without what chance alone would give.
+    Near 1, the entries of a block have similar second moments, and one second moment per block
+    loses little against one per entry; near 0, the blocks have nothing to do with magnitudes.
+    Blocks of one entry have :math:`R^2 = 1`, one block has 0.
+
+    Chance: even if all entries of a block have the same second moment, their log|g| has a variance
+    c. It is taken as the variance found within blocks, but not above :math:`\pi^2 / 8`, that of
+    normal g, by more than three standard errors of its estimate. Over n entries in B blocks,
+    :math:`R^2 = (S_{between} - (B - 1) c) / (S_{total} - (n - 1) c)`, cut to [0, 1]: each sum of
+    squares loses c for each of its degrees of freedom. If g has heavier tails than a normal number
+    within a block of equal moments, :math:`R^2` is too low. Where there is hardly more spread than
+    chance it is rough, and blocks drawn at random have :math:`(B - 1) / (n - 1)` on average.
+
+    Args:
+        gradient: Shape (d,), real floating dtype. Entries that are zero, infinite or NaN are left
+            out, and so are blocks that have no others.
+        blocks: A partition of the d coordinates.
+
+    Returns:
+        A scalar in [0, 1], or NaN where there is no spread beyond chance. It is float64 (float32
+        on MPS).
+
+    Raises:
+        ValueError: If the shape is not (d,), or the dtype is complex or integer.
+
+    Source:
+        Analysis of variance. Variance of log|g|: a quarter of that of the logarithm of chi-squared
+        with one degree of freedom. Cost: four passes over the gradient.
+
+    Example:
+        >>> class Halves:
+        ...     name, num_params, num_blocks = "halves", 4, 2
+        ...     block_sum = staticmethod(lambda values: values.unflatten(-1, (2, 2)).sum(-1))
+        ...     expand = staticmethod(lambda values: values.repeat_interleave(2, dim=-1))
+        ...     sizes = staticmethod(lambda like: like.new_tensor([2.0, 2.0]))
+        >>> float(r_squared(torch.tensor([1.0, 1.0, -5.0, 5.0]), Halves()))
+        1.0
+    """
+    if gradient.shape != (blocks.num_params,):
+        raise ValueError(
+            f"r_squared: expected `gradient` of shape ({blocks.num_params},), got "
+            f"{tuple(gradient.shape)}. Pass the vector that the partition {blocks.name!r} divides."
+        )
+    if not gradient.is_floating_point():
+        raise ValueError(
+            f"r_squared: expected a real floating gradient, got {gradient.dtype}. "
+            "View complex gradients as real first (torch.view_as_real)."
+        )
+    magnitudes = gradient.detach().abs()
+    counted = (magnitudes > 0) & magnitudes.isfinite()
+    wide = wide_dtype(gradient)
+    logs = torch.where(counted, magnitudes, 1.0).to(wide).log()  # what is left out adds 0
+    counts = blocks.block_sum(counted.to(wide))  # (B,)
+    log_sums = blocks.block_sum(logs)  # (B,)
+    log_square_sum = logs.square().sum()
+
+    num_entries, num_blocks = counts.sum(), (counts > 0).sum()
+    inside = (num_entries - num_blocks).clamp(min=1)  # degrees of freedom within blocks
+    center = log_sums.sum().square() / num_entries
+    total = log_square_sum - center
+    between = (log_sums.square() / counts.clamp(min=1)).sum() - center
+    smallest = NUM_EPSILONS * torch.finfo(total.dtype).eps * log_square_sum
+    found = (total - between).clamp(min=0.0) / inside
+    chance = found.minimum(NORMAL_LOG_VARIANCE + 3 * _DEVIATION_OF_VARIANCE / inside.sqrt())
+    beyond = total - (num_entries - 1) * chance
+    share = ((between - (num_blocks - 1) * chance) / beyond).clamp(0.0, 1.0)
+    share = torch.where(beyond > smallest, share, torch.nan)
+    return torch.where((num_blocks == 1) & (total > smallest), 0.0, share)

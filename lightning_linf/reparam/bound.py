@@ -1,0 +1,153 @@
+"""Linear maps theta = A phi of vectors that hold tensors of known shapes."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import compress
+
+import torch
+from torch import Tensor
+
+
+class BoundReparameterization(ABC):
+    """An invertible linear map A of vectors (d,): theta = A phi.
+
+    The vector holds tensors of known shapes, flattened and joined in their order. If a loss has the
+    gradient g and the Hessian H with respect to theta, those with respect to phi are
+    ``apply_transpose(g)`` and ``A^T H A``. Results are new tensors with the dtype and device of the
+    argument, and without a graph.
+
+    Attributes:
+        num_params: d.
+    """
+
+    num_params: int
+
+    def apply(self, vector: Tensor) -> Tensor:
+        """Multiply with A. Shapes: (d,) -> (d,)."""
+        self._require(vector)
+        with torch.no_grad():
+            return self._multiply(vector)
+
+    def apply_transpose(self, vector: Tensor) -> Tensor:
+        """Multiply with the transpose of A. Shapes: (d,) -> (d,)."""
+        self._require(vector)
+        with torch.no_grad():
+            return self._multiply_transpose(vector)
+
+    def apply_transpose_squared(self, vector: Tensor) -> Tensor:
+        """Multiply with the transpose of the entrywise square of A. Shapes: (d,) -> (d,).
+
+        If the coordinates of ``g`` are uncorrelated and have the second moments ``vector``, these
+        are the second moments of ``A^T g``. A rotation takes the expectation of its square over its
+        random signs. A composition multiplies with the squares of its parts. That is the square of
+        their product if at most one of them is a rotation, and its expectation if several are and
+        have different seeds.
+        """
+        self._require(vector)
+        with torch.no_grad():
+            return self._multiply_transpose_squared(vector)
+
+    @abstractmethod
+    def inverse(self) -> "BoundReparameterization":
+        """Invert the map."""
+
+    @abstractmethod
+    def _multiply(self, vector: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _multiply_transpose(self, vector: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _multiply_transpose_squared(self, vector: Tensor) -> Tensor: ...
+
+    def _require(self, vector: Tensor) -> None:
+        if vector.shape != (self.num_params,) or not vector.is_floating_point():
+            raise ValueError(
+                f"BoundReparameterization: expected a real floating vector of shape "
+                f"({self.num_params},), got shape {tuple(vector.shape)} and {vector.dtype}. Join "
+                "the flattened tensors that the map was bound to, in their order."
+            )
+
+
+@dataclass(frozen=True)
+class BoundIdentity(BoundReparameterization):
+    """The map that changes nothing."""
+
+    num_params: int
+
+    def inverse(self) -> "BoundIdentity":
+        """Return the map itself."""
+        return self
+
+    def _multiply(self, vector: Tensor) -> Tensor:
+        return vector.clone()
+
+    _multiply_transpose = _multiply
+    _multiply_transpose_squared = _multiply
+
+
+@dataclass(frozen=True)
+class BoundSelection(BoundReparameterization):
+    """A bound map of some of the tensors; the others are left as they are."""
+
+    bound: BoundReparameterization
+    sizes: tuple[int, ...]
+    selected: tuple[bool, ...]
+
+    @property
+    def num_params(self) -> int:  # type: ignore[override]  # that of all tensors
+        """Number of parameters d."""
+        return sum(self.sizes)
+
+    def inverse(self) -> "BoundSelection":
+        """Invert the map."""
+        return BoundSelection(self.bound.inverse(), self.sizes, self.selected)
+
+    def _multiply(self, vector: Tensor) -> Tensor:
+        return self._scatter(vector, self.bound._multiply(self._gather(vector)))
+
+    def _multiply_transpose(self, vector: Tensor) -> Tensor:
+        return self._scatter(vector, self.bound._multiply_transpose(self._gather(vector)))
+
+    def _multiply_transpose_squared(self, vector: Tensor) -> Tensor:
+        return self._scatter(vector, self.bound._multiply_transpose_squared(self._gather(vector)))
+
+    def _gather(self, vector: Tensor) -> Tensor:
+        """Join the selected tensors."""
+        return torch.cat(list(compress(vector.split_with_sizes(self.sizes), self.selected)))
+
+    def _scatter(self, vector: Tensor, changed: Tensor) -> Tensor:
+        """Copy the vector with the selected tensors taken from ``changed``."""
+        result = vector.clone()
+        targets = compress(result.split_with_sizes(self.sizes), self.selected)
+        parts = changed.split_with_sizes(tuple(compress(self.sizes, self.selected)))
+        for target, part in zip(targets, parts, strict=True):
+            target.copy_(part)
+        return result
+
+
+@dataclass(frozen=True)
+class BoundComposition(BoundReparameterization):
+    """One bound map after another: theta = outer(inner(phi))."""
+
+    outer: BoundReparameterization
+    inner: BoundReparameterization
+
+    @property
+    def num_params(self) -> int:  # type: ignore[override]  # that of the parts
+        """Number of parameters d."""
+        return self.outer.num_params
+
+    def inverse(self) -> "BoundComposition":
+        """Invert the map."""
+        return BoundComposition(self.inner.inverse(), self.outer.inverse())
+
+    def _multiply(self, vector: Tensor) -> Tensor:
+        return self.outer._multiply(self.inner._multiply(vector))
+
+    def _multiply_transpose(self, vector: Tensor) -> Tensor:
+        return self.inner._multiply_transpose(self.outer._multiply_transpose(vector))
+
+    def _multiply_transpose_squared(self, vector: Tensor) -> Tensor:
+        middle = self.outer._multiply_transpose_squared(vector)
+        return self.inner._multiply_transpose_squared(middle)
