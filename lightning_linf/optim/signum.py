@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_linf.distributed.shards import local, local_grad
-from lightning_linf.optim.arguments import check_decay, check_nonnegative, refuse_sparse
-from lightning_linf.optim.loading import (
+from lightning_linf.optim.hyperparameters import check_decay, check_nonnegative, refuse_sparse
+from lightning_linf.optim.saved_state import (
     check_shape,
     completed,
     has_these_groups,

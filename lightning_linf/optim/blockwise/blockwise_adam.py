@@ -10,18 +10,18 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_linf.distributed.gathering import part_of
 from lightning_linf.distributed.shards import from_local, local, local_grad
-from lightning_linf.optim.arguments import check_betas, check_nonnegative, refuse_sparse
-from lightning_linf.optim.blockwise.matching import check_params, check_partition, match
-from lightning_linf.optim.blockwise.state import check_saved, restore_saved, zero_count
-from lightning_linf.optim.blockwise.unit import Unit
-from lightning_linf.optim.blockwise.update import (
+from lightning_linf.optim.blockwise.block_set import Unit
+from lightning_linf.optim.blockwise.parameter_blocks import check_params, check_partition, match
+from lightning_linf.optim.blockwise.saved_moments import check_saved, restore_saved, zero_count
+from lightning_linf.optim.blockwise.step import (
     Work,
     join_ranks,
     update_fused,
     update_one_by_one,
     update_together,
 )
-from lightning_linf.optim.loading import completed, has_these_groups, load_as_a_whole
+from lightning_linf.optim.hyperparameters import check_betas, check_nonnegative, refuse_sparse
+from lightning_linf.optim.saved_state import completed, has_these_groups, load_as_a_whole
 from lightning_linf.partition import Partition
 
 _REQUIRED = {"lr", "betas", "eps", "weight_decay", "eps_inside"}  # in the groups of its states

@@ -10,12 +10,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from lightning_linf.distributed.gathering import shard_like
-from lightning_linf.optim.loading import has_these_groups
 from lightning_linf.optim.reparameterized.coordinates import Coordinates
 from lightning_linf.optim.reparameterized.mapped_groups import NOT_SHARED, map_groups
+from lightning_linf.optim.reparameterized.mapped_state import PREFIX, check_coordinates, for_inner
 from lightning_linf.optim.reparameterized.mapped_tensors import MappedTensors
-from lightning_linf.optim.reparameterized.phi_state import PREFIX, check_coordinates, for_inner
 from lightning_linf.optim.reparameterized.step_hooks import StepHooks, global_step_hooks
+from lightning_linf.optim.saved_state import has_these_groups
 from lightning_linf.reparam import BoundReparameterization, Reparameterization
 
 OptimizerFactory = Callable[[Any], Optimizer]

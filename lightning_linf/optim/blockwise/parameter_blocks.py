@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_linf.distributed.shards import is_flattened
-from lightning_linf.optim.blockwise.unit import Unit
+from lightning_linf.optim.blockwise.block_set import Unit
 from lightning_linf.partition import Partition
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.pieces import nothing, whole

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Optimizer
 
-from lightning_linf.optim.loading import (
+from lightning_linf.optim.saved_state import (
     Saved,
     check_names,
     check_shape,

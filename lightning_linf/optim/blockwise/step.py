@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_linf.distributed.shards import sum_over_ranks
 from lightning_linf.functional.blocks import wide_dtype
-from lightning_linf.optim.blockwise.unit import Unit
+from lightning_linf.optim.blockwise.block_set import Unit
 
 
 class Work(NamedTuple):

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_linf.optim.blockwise.unit import Unit
-from lightning_linf.optim.loading import (
+from lightning_linf.optim.blockwise.block_set import Unit
+from lightning_linf.optim.saved_state import (
     COUNTS,
     Saved,
     check_shape,
