@@ -1,76 +1,59 @@
-"""One step of blockwise Adam: a plain form, one with few calls, and one with few passes."""
+"""One step of blockwise Adam in three forms that torch's optimizers have, too.
+
+The plain form goes tensor by tensor; the multi-tensor form needs few calls; the fused form needs
+few passes over memory. Their results differ by rounding only.
+"""
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_linf.distributed.shards import sum_over_ranks
 from lightning_linf.functional.blocks import wide_dtype
-from lightning_linf.optim.blockwise.block_set import Unit
+from lightning_linf.optim.blockwise.step_inputs import StepInputs, group_alike, norms
 
 
-class Work(NamedTuple):
-    """What a unit has of gradients in this step, and their state: of sharded ones, the parts."""
-
-    unit: Unit
-    options: dict[str, Any]  # the parameter group from which beta2 and eps are taken
-    exp_avg_sq: Tensor  # (blocks,)
-    exp_avg_sq_step: Tensor  # ()
-    params: list[Tensor]
-    grads: list[Tensor]
-    exp_avgs: list[Tensor]
-    steps: list[Tensor]  # each ()
-    groups: list[dict[str, Any]]  # parameter group of each
-    given: list[Tensor]  # the parameters as they were given
-    joint_norms: Tensor | None = None  # (blocks,): roots of the mean squares over all ranks
-
-    @property
-    def size(self) -> float:
-        """Entries in a block, by which squares of norms are to be divided."""
-        return self.unit.size(self.grads) if self.joint_norms is None else 1.0
-
-
-def join_ranks(works: Sequence[Work]) -> list[Work]:
-    """Add to works whose blocks lie on several ranks the norms of these, by one reduction."""
-    spanning = [work for work in works if work.unit.spans_ranks]
-    params, parts, owners = [], [], []
-    for alike in _alike(spanning):
-        for work, norms in zip(alike, _norms_by_gradient(alike), strict=True):
-            size, device = work.unit.size(work.given), work.exp_avg_sq.device
-            params += work.given
-            parts += [work.unit.total(norm.square()).to(device) / size for norm in norms]
-            owners += [work.unit.owner] * len(norms)
-    squares: dict[Tensor, Tensor] = {}
-    for owner, total in zip(owners, sum_over_ranks(params, parts), strict=True):
-        squares[owner] = squares[owner] + total if owner in squares else total
-    return [
-        work._replace(joint_norms=squares[work.unit.owner].sqrt())
-        if work.unit.spans_ranks
-        else work
-        for work in works
-    ]
+def step_form(inputs: StepInputs) -> Callable[[list[StepInputs]], None]:
+    """Choose the form of the step for a block set."""
+    foreach = inputs.options["foreach"]
+    if foreach or (foreach is None and inputs.exp_avg_sq.is_cuda):
+        return multi_tensor_step
+    is_traced = torch.compiler.is_compiling()  # the fused form reads numbers, a break in the graph
+    is_whole, is_capturable = inputs.blocks.is_whole, inputs.options["capturable"]
+    if foreach is False or is_traced or not is_whole or is_capturable:
+        return single_tensor_step
+    dtype = inputs.exp_avg_sq.dtype  # torch's kernel rounds narrower ones, by up to 15 % of a step
+    for p, g, m, group in zip(
+        inputs.params, inputs.grads, inputs.exp_avgs, inputs.groups, strict=True
+    ):
+        contiguous = p.is_contiguous() and g.is_contiguous() and m.is_contiguous()
+        alike = p.is_cpu and p.dtype == g.dtype == m.dtype == dtype
+        alike = alike and p.shape == g.shape == m.shape  # which torch's kernel does not check
+        if not (contiguous and alike and group["betas"][0] > 0):  # 0: SGD without momentum
+            return single_tensor_step
+    return fused_step
 
 
-def update_one_by_one(works: Sequence[Work]) -> None:
-    """Make the step tensor by tensor, as it is written down."""
-    for work in works:
-        beta2, eps, v = work.options["betas"][1], work.options["eps"], work.exp_avg_sq
-        norms = work.joint_norms
-        if norms is None:
-            norms = work.unit.joint_norms([work.unit.norms(g, v.dtype) for g in work.grads], v)
-        work.exp_avg_sq_step.add_(1)
-        v.mul_(beta2).addcmul_(norms, norms, value=(1 - beta2) / work.size)
-        v_hat = v / _bias_correction(beta2, work.exp_avg_sq_step, work.options)
-        if work.options["eps_inside"]:
+def single_tensor_step(inputs: Sequence[StepInputs]) -> None:
+    """Make the step tensor by tensor, as the formulas are written."""
+    for each in inputs:
+        beta2, eps, v = each.options["betas"][1], each.options["eps"], each.exp_avg_sq
+        block_norms = each.norms_over_ranks
+        if block_norms is None:
+            found = [each.blocks.norms(g, v.dtype) for g in each.grads]
+            block_norms = each.blocks.joint_norms(found, v)
+        each.exp_avg_sq_step.add_(1)
+        v.mul_(beta2).addcmul_(block_norms, block_norms, value=(1 - beta2) / each.size)
+        v_hat = v / _bias_correction(beta2, each.exp_avg_sq_step, each.options)
+        if each.options["eps_inside"]:
             denominator = v_hat.add_(eps).sqrt_()
         else:
             denominator = v_hat.sqrt_().add_(eps)
         for p, g, m, step, group in zip(
-            work.params, work.grads, work.exp_avgs, work.steps, work.groups, strict=True
+            each.params, each.grads, each.exp_avgs, each.steps, each.groups, strict=True
         ):
             lr, beta1 = group["lr"], group["betas"][0]
             step += 1
@@ -79,53 +62,57 @@ def update_one_by_one(works: Sequence[Work]) -> None:
             m.lerp_(-g if group["maximize"] else g, 1 - beta1)
             step_size = lr / _bias_correction(beta1, step, group)
             scaled = denominator
-            if isinstance(step_size, Tensor):  # which addcdiv does not take
+            if isinstance(step_size, Tensor):  # which addcdiv_ does not take as `value`
                 scaled, step_size = denominator / step_size, 1.0
-            p_view, m_view, scaled = work.unit.aligned(p, m, scaled)
+            p_view, m_view, scaled = each.blocks.aligned(p, m, scaled)
             p_view.addcdiv_(m_view, scaled, value=-step_size)
 
 
-def update_together(works: Sequence[Work]) -> None:
+def multi_tensor_step(inputs: Sequence[StepInputs]) -> None:
     """Make the step with calls that each update many tensors.
 
-    Those whose names begin with an underscore are what torch's own optimizers are built on; there
-    is no public form of them.
+    These are the ``torch._foreach`` functions that torch's own optimizers use; they have no public
+    form.
     """
-    _count(works)
-    members: dict[Any, list[tuple[Work, int, Tensor]]] = defaultdict(list)
-    for alike in _alike(works):
+    for counts in (
+        [each.exp_avg_sq_step for each in inputs],
+        [step for each in inputs for step in each.steps],
+    ):
+        torch._foreach_add_(counts, _number(1.0, counts[0]))
+    members: dict[Any, list[tuple[StepInputs, int, Tensor]]] = defaultdict(list)
+    for alike in group_alike(inputs):
         _update_exp_avg_sqs(alike)
-        for work, denominator in zip(alike, _denominators(alike), strict=True):
-            for place, (p, group) in enumerate(zip(work.params, work.groups, strict=True)):
-                members[id(group), p.device, p.dtype].append((work, place, denominator))
+        for each, denominator in zip(alike, _denominators(alike), strict=True):
+            for place, (p, group) in enumerate(zip(each.params, each.groups, strict=True)):
+                members[id(group), p.device, p.dtype].append((each, place, denominator))
     for group_members in members.values():
         _update_params(group_members)
 
 
-def update_fused(works: Sequence[Work]) -> None:
-    """Make the step of units of one block on the CPU with the fewest passes over memory.
+def fused_step(inputs: Sequence[StepInputs]) -> None:
+    """Make the step on the CPU, for tensors that each lie in one block, by torch's fused SGD.
 
-    Given its second moment, it is a step of SGD with momentum and a learning rate of the tensor's
-    own, for which torch has a kernel that reads and writes everything once.
+    Once its second moment is known, such a tensor makes a step of SGD with momentum and a learning
+    rate of its own; the fused kernel reads and writes everything once.
     """
-    counts = [work.exp_avg_sq_step for work in works] + [s for work in works for s in work.steps]
+    counts = [each.exp_avg_sq_step for each in inputs] + [s for each in inputs for s in each.steps]
     torch._foreach_add_(counts, _number(1.0, counts[0]))
-    for alike in _alike(works):
+    for alike in group_alike(inputs):
         _update_exp_avg_sqs(alike)
-    # Read at once: each number that is read by itself costs as much as a small tensor's step.
-    second_moments = torch.cat([work.exp_avg_sq for work in works]).tolist()
+    # Read at once: reading a number by itself costs as much as the step of a small tensor.
+    second_moments = torch.cat([each.exp_avg_sq for each in inputs]).tolist()
     numbers = torch.stack(counts).tolist()
-    v_steps, steps = numbers[: len(works)], iter(numbers[len(works) :])
-    for work, v, v_step in zip(works, second_moments, v_steps, strict=True):
-        eps = work.options["eps"]
-        v_hat = v / (1 - work.options["betas"][1] ** v_step)
-        denominator = (v_hat + eps) ** 0.5 if work.options["eps_inside"] else v_hat**0.5 + eps
-        for p, g, m, group in zip(work.params, work.grads, work.exp_avgs, work.groups, strict=True):
+    v_steps, steps = numbers[: len(inputs)], iter(numbers[len(inputs) :])
+    for each, v, v_step in zip(inputs, second_moments, v_steps, strict=True):
+        eps = each.options["eps"]
+        v_hat = v / (1 - each.options["betas"][1] ** v_step)
+        denominator = (v_hat + eps) ** 0.5 if each.options["eps_inside"] else v_hat**0.5 + eps
+        for p, g, m, group in zip(each.params, each.grads, each.exp_avgs, each.groups, strict=True):
             lr, beta1 = float(group["lr"]), group["betas"][0]
             if group["weight_decay"] != 0:
                 p.mul_(1 - lr * group["weight_decay"])
             scale = denominator * (1 - beta1 ** next(steps))
-            torch._fused_sgd_(  # torch.optim.SGD has one learning rate for all tensors
+            torch._fused_sgd_(  # torch.optim.SGD has one learning rate for all tensors of a group
                 [p],
                 [g],
                 [m],
@@ -139,39 +126,23 @@ def update_fused(works: Sequence[Work]) -> None:
             )
 
 
-def _alike(works: Sequence[Work]) -> list[list[Work]]:
-    """Group by what one call for many tensors has in common."""
-    alike: dict[Any, list[Work]] = defaultdict(list)
-    for work in works:
-        alike[id(work.options), work.exp_avg_sq.device, work.exp_avg_sq.dtype].append(work)
-    return list(alike.values())
-
-
-def _count(works: Sequence[Work]) -> None:
-    for counts in (
-        [work.exp_avg_sq_step for work in works],
-        [step for work in works for step in work.steps],
-    ):
-        torch._foreach_add_(counts, _number(1.0, counts[0]))
-
-
-def _update_exp_avg_sqs(works: Sequence[Work]) -> None:
-    """Update second moments of one parameter group, device and dtype."""
-    beta2 = works[0].options["betas"][1]
-    vs = [work.exp_avg_sq for work in works]
-    norms = _norms(works)
-    weights = [(1 - beta2) / work.size for work in works]
+def _update_exp_avg_sqs(inputs: Sequence[StepInputs]) -> None:
+    """Update the second moments of inputs that are alike."""
+    beta2 = inputs[0].options["betas"][1]
+    vs = [each.exp_avg_sq for each in inputs]
+    block_norms = norms(inputs)
+    weights = [(1 - beta2) / each.size for each in inputs]
     torch._foreach_mul_(vs, _number(beta2, vs[0]))
-    torch._foreach_addcmul_(vs, norms, norms, weights)
+    torch._foreach_addcmul_(vs, block_norms, block_norms, weights)
 
 
-def _denominators(works: Sequence[Work]) -> Sequence[Tensor]:
-    """Roots of corrected second moments of one parameter group, each (blocks,)."""
-    options = works[0].options
+def _denominators(inputs: Sequence[StepInputs]) -> Sequence[Tensor]:
+    """Compute the roots of corrected second moments of inputs that are alike, each (blocks,)."""
+    options = inputs[0].options
     corrections = [
-        _bias_correction(options["betas"][1], work.exp_avg_sq_step, options) for work in works
+        _bias_correction(options["betas"][1], each.exp_avg_sq_step, options) for each in inputs
     ]
-    v_hats = torch._foreach_div([work.exp_avg_sq for work in works], corrections)
+    v_hats = torch._foreach_div([each.exp_avg_sq for each in inputs], corrections)
     if options["eps_inside"]:
         torch._foreach_add_(v_hats, options["eps"])
     torch._foreach_sqrt_(v_hats)
@@ -180,65 +151,40 @@ def _denominators(works: Sequence[Work]) -> Sequence[Tensor]:
     return v_hats
 
 
-def _norms(works: Sequence[Work]) -> list[Tensor]:
-    """Norms of every unit (blocks,)."""
-    v = works[0].exp_avg_sq
-    found = iter(_norms_by_gradient([work for work in works if work.joint_norms is None]))
-    return [
-        work.unit.joint_norms(next(found), v) if work.joint_norms is None else work.joint_norms
-        for work in works
-    ]
+def _update_params(members: list[tuple[StepInputs, int, Tensor]]) -> None:
+    """Update first moments and parameters of one parameter group, device and dtype.
 
-
-def _norms_by_gradient(works: Sequence[Work]) -> list[list[Tensor]]:
-    """Norms of every gradient of every unit (blocks,); those of whole ones on a GPU in one call."""
-    if not works:
-        return []
-    v = works[0].exp_avg_sq
-    if v.is_cpu:
-        return [[work.unit.norms(g, v.dtype) for g in work.grads] for work in works]
-    batch = [g for work in works if work.unit.is_whole for g in work.grads]
-    batched = iter(torch._foreach_norm(batch, 2, dtype=v.dtype) if batch else ())
-    return [
-        [
-            next(batched).view(1) if work.unit.is_whole else work.unit.norms(g, v.dtype)
-            for g in work.grads
-        ]
-        for work in works
-    ]
-
-
-def _update_params(members: list[tuple[Work, int, Tensor]]) -> None:
-    """Update first moments and parameters of one group, each given its denominator."""
-    work, place, _ = members[0]
-    group = work.groups[place]
+    Each member is the inputs of a block set, the place of a parameter in it, and the denominator.
+    """
+    each, place, _ = members[0]
+    group = each.groups[place]
     lr, beta1 = group["lr"], group["betas"][0]
-    params = [work.params[place] for work, place, _ in members]
-    grads = [work.grads[place] for work, place, _ in members]
-    exp_avgs = [work.exp_avgs[place] for work, place, _ in members]
+    params = [each.params[place] for each, place, _ in members]
+    grads = [each.grads[place] for each, place, _ in members]
+    exp_avgs = [each.exp_avgs[place] for each, place, _ in members]
     if group["weight_decay"] != 0:
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
     if group["maximize"]:
         grads = list(torch._foreach_neg(grads))
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
-    corrections = [_bias_correction(beta1, work.steps[place], group) for work, place, _ in members]
+    corrections = [_bias_correction(beta1, each.steps[place], group) for each, place, _ in members]
     factors = torch._foreach_mul([denominator for _, _, denominator in members], corrections)
     torch._foreach_reciprocal_(factors)
     torch._foreach_mul_(factors, -lr)
     views = [
-        work.unit.aligned(p, m, factor)
-        for (work, _, _), p, m, factor in zip(members, params, exp_avgs, factors, strict=True)
+        each.blocks.aligned(p, m, factor)
+        for (each, _, _), p, m, factor in zip(members, params, exp_avgs, factors, strict=True)
     ]
     torch._foreach_addcmul_(*map(list, zip(*views, strict=True)))
 
 
 def _bias_correction(beta: float, step: Tensor, group: dict[str, Any]) -> Any:
-    """Weight that a mean has after ``step`` updates: a tensor only if that is capturable."""
+    """Compute ``1 - beta ** step``: as a number, or as a tensor if the group is capturable."""
     if not group["capturable"]:
         return 1 - beta ** step.item()
-    return 1 - beta ** step.to(wide_dtype(step))  # of 1 - 0.999 float32 loses five digits
+    return 1 - beta ** step.to(wide_dtype(step))  # float32 has 1 - 0.999 to 5 digits only
 
 
 def _number(value: float, like: Tensor) -> Any:
-    # On the CPU a number would be made a tensor again for each of the tensors.
+    # On the CPU, foreach functions would turn a number into a tensor again for each tensor.
     return torch.tensor(value, dtype=like.dtype) if like.is_cpu else value
