@@ -11,9 +11,9 @@ from torch.nn.parameter import UninitializedParameter
 from typing_extensions import override
 
 from lightning_linf.callbacks._lightning import is_dev_run
-from lightning_linf.optim.reparameterized.reparameterized import has_foreign_state
 from lightning_linf.probe.arguments import check_whole
 from lightning_linf.swap.geometry import Geometry
+from lightning_linf.swap.groups import holds_mapped_state
 from lightning_linf.swap.mixin import GeometryMixin
 from lightning_linf.swap.restoring import before_restoring, end_restoring
 from lightning_linf.swap.trainer import check_strategy, chosen_optimizers, swap_optimizers
@@ -22,24 +22,23 @@ from lightning_linf.swap.trainer import check_strategy, chosen_optimizers, swap_
 class SwapOptimizer(Callback):
     """Replace the optimizers of any module once, at a given step.
 
-    In ``on_train_batch_start``, before the first batch of the step with that number; under
-    ``fast_dev_run`` before the first of all. Parameter groups, learning rates and schedules stay,
-    momentum and second moments are carried over. A run that is resumed after the swap goes on with
-    the new optimizer. Several callbacks may swap at several steps.
+    The swap is made in ``on_train_batch_start``, before the first batch of that step; under
+    ``fast_dev_run``, before the first batch of all. Parameter groups, learning rates and schedules
+    are kept, momentum and second moments are carried over. A run that is resumed after the swap
+    goes on with the new optimizer. Several of these callbacks may swap at several steps.
 
     Args:
-        at_step: How many optimizer steps (``trainer.global_step``) to make before.
-        geometry: What to replace the optimizers by.
+        at_step: Number of optimizer steps (``trainer.global_step``) before the swap.
+        geometry: The choice of the new optimizers.
         carry: Carry momentum and second moments over; else they start anew.
-        index: Of the optimizer to replace, if the module has several. Default: all of them.
+        index: Number of the optimizer to replace, if the module has several. Default: all of them.
 
     Raises:
         ValueError: If ``at_step`` or ``index`` is negative or ``geometry`` not a Geometry. When
-            fitting starts, if there is no such ``index``, or a geometry with an optimizer of its
-            own, given by name or class, does not fit the parameters; at its step, if another does
-            not.
+            fitting starts, if there is no optimizer ``index``, or if the geometry does not fit the
+            parameters; one whose optimizer is not given by name or class is checked at its step.
         MisconfigurationException: In ``setup``, under FSDPStrategy and DeepSpeed; while fitting,
-            for a checkpoint after a swap to another geometry.
+            for a checkpoint that was saved after a swap to another geometry.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -66,7 +65,7 @@ class SwapOptimizer(Callback):
         self.carry = carry
         self.index = index
         self.is_done = False
-        self._saved_geometry = geometry.describe()  # that of a checkpoint
+        self._saved_geometry = geometry.describe()  # replaced by that of a loaded checkpoint
 
     @property
     @override
@@ -93,7 +92,7 @@ class SwapOptimizer(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if any(map(has_foreign_state, trainer.optimizers)):
+        if any(map(holds_mapped_state, trainer.optimizers)):
             raise MisconfigurationException(
                 "SwapOptimizer: expected a checkpoint of a run with swaps at the same steps, got "
                 "one in other coordinates than the optimizer's. Resume with the callbacks of that "
@@ -112,18 +111,18 @@ class SwapOptimizer(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if not self.is_done:
-            for swap in _in_order(trainer):  # several are due if a plain run is resumed
+            for swap in _in_order(trainer):  # several may be due, if a run without is resumed
                 if not swap.is_done and swap._is_due(trainer):
                     swap._swap(trainer, pl_module)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse now what would end the training at its step."""
+        """Raise now the ValueError that the swap would raise in the middle of the training."""
         optimizers = chosen_optimizers("SwapOptimizer", trainer, self.index)
         parameters = list(pl_module.parameters())
         is_lazy = any(isinstance(p, UninitializedParameter) for p in parameters)
-        if self.geometry.kind() is None or is_lazy:  # it depends on what comes before
+        if self.geometry.kind() is None or is_lazy:  # known at the step of the swap only
             return
-        geometry = replace(self.geometry, lr=None)  # rates may still be 0
+        geometry = replace(self.geometry, lr=None)  # which needs rates above 0: they may be 0 yet
         try:
             for optimizer in optimizers:
                 geometry.make(optimizer, pl_module)
@@ -164,7 +163,7 @@ def _in_order(trainer: Trainer) -> list[SwapOptimizer]:
 
 
 def _resume(trainer: Trainer, module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    """Do early what the trainer will do with the state of these callbacks, and swap."""
+    """Load the states of these callbacks earlier than the trainer does, and swap."""
     states = checkpoint.get("callbacks", {})
     for swap in _in_order(trainer):
         if swap.state_key in states:
@@ -173,9 +172,9 @@ def _resume(trainer: Trainer, module: LightningModule, checkpoint: Mapping[str, 
 
 
 def _swap_again(trainer: Trainer, module: LightningModule) -> None:
-    """Make the swaps of a resumed run again in their order; the state is restored after that.
+    """Make the swaps of a resumed run again, in their order, before the state is restored.
 
-    A GeometryMixin has kept its own account of them.
+    A GeometryMixin does so by itself: its checkpoints have a list of the swaps.
     """
     done = [swap for swap in _in_order(trainer) if swap.is_done]
     for swap in done:

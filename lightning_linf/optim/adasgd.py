@@ -7,29 +7,37 @@ from lightning_linf.optim.blockwise.blockwise_adam import BlockwiseAdam
 
 
 class AdaSGD(BlockwiseAdam):
-    r"""Adam with one second moment for all parameters: the mean of every squared gradient.
+    r"""Adam with a single second moment: the mean of all squared gradients of the model.
 
-    ``BlockwiseAdam(..., partition="global")``: its direction is that of SGD with momentum, its
-    scale that of Adam. What it and Adam do differently is due to the adaptivity by coordinate.
+    .. math::
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
+        v &\leftarrow \beta_2 v + (1 - \beta_2) \, \|g\|_2^2 / d \\
+        \theta &\leftarrow (1 - \eta \lambda) \theta - \eta \, \hat m / (\sqrt{\hat v} + \epsilon)
+
+    where ``v`` is one number and ``d`` the number of parameters. It steps in the direction of SGD
+    with momentum, by a length like that of Adam. So where the two optimizers train differently,
+    Adam's learning rate for each coordinate is the reason. It is :class:`BlockwiseAdam` with
+    ``partition="global"``, whose documentation has the details.
 
     Args:
-        params: As for :class:`BlockwiseAdam`. All parameter groups are one block.
-        lr: As there, and so are the following.
+        params: Parameters, pairs of name and parameter, or parameter groups of either. All groups
+            together have one second moment.
+        lr: Learning rate; may be a tensor of shape ().
         betas: Decay of the mean gradient and of the mean square.
         eps: Added to the root of the mean square.
-        weight_decay: Decoupled, as in AdamW.
-        eps_inside: Add ``eps`` to the mean square instead.
-        maximize: Ascend.
-        foreach: Update many tensors with one call each.
-        capturable: Keep counters on the parameters' device.
+        weight_decay: Decoupled weight decay, as in AdamW.
+        eps_inside: Add ``eps`` to the mean square, not to its root.
+        maximize: Maximize the objective instead of minimizing it.
+        foreach: Update many tensors with each call. Default: True for parameters on a GPU.
+        capturable: Keep the counts of steps on the parameters' device, for CUDA graphs.
 
     Raises:
         ValueError: As :class:`BlockwiseAdam`.
 
     Source:
-        Wang & Wiens, AdaSGD: Bridging the gap between SGD and Adam, arXiv:2006.16541, which calls
-        it so; blockwise Adam with one block in Xie, Mohamadi & Li, arXiv:2410.08198. Decay is
-        decoupled, as in AdamW; neither paper has any.
+        Wang & Wiens, AdaSGD: Bridging the gap between SGD and Adam, arXiv:2006.16541; blockwise
+        Adam with one block in Xie, Mohamadi & Li, arXiv:2410.08198. Neither paper has weight decay;
+        here it is AdamW's.
 
     Example:
         >>> import torch

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_linf.distributed.shards import local, local_grad
-from lightning_linf.optim.arguments import check_decay, check_nonnegative, refuse_sparse
-from lightning_linf.optim.loading import (
+from lightning_linf.optim.hyperparameters import check_decay, check_nonnegative, refuse_sparse
+from lightning_linf.optim.saved_state import (
     check_shape,
     completed,
     has_these_groups,
@@ -18,36 +18,41 @@ from lightning_linf.optim.loading import (
     saved_entries,
 )
 
-_REQUIRED = {"lr", "momentum", "weight_decay"}  # in the groups of its states
-_OLDER = {"maximize": False, "foreach": None}  # which older ones lack
+# Hyperparameters in the groups of every saved state, and those that older ones lack.
+_REQUIRED = {"lr", "momentum", "weight_decay"}
+_OLDER = {"maximize": False, "foreach": None}
 
 
 class Signum(Optimizer):
-    r"""Step by the learning rate in every coordinate, against the sign of the mean gradient.
+    r"""Move every coordinate by the learning rate, against the sign of the mean gradient.
 
     .. math::
         m &\leftarrow \beta m + (1 - \beta) g \\
         \theta &\leftarrow \theta - \eta \, (\operatorname{sign}(m) + \lambda \theta)
 
-    What is left of Adam without its second moment: steepest descent in the l-infinity norm. The
-    sign of NaN is NaN, which torch's own is not: else a parameter would stand still for ever.
-    Parameters may be sharded (DTensors); the state then is as they are, and nothing is sent.
+    with the learning rate :math:`\eta` (``lr``), :math:`\beta` (``momentum``) and :math:`\lambda`
+    (``weight_decay``). This is steepest descent in the l-infinity norm, and what Adam becomes
+    without its second moment.
+
+    The sign of NaN is taken to be NaN, whereas :func:`torch.sign` gives 0: a NaN in the gradient
+    then shows in the weights, instead of stopping a coordinate for good without a word. Parameters
+    may be sharded (DTensors); the state is then sharded alike, and a step needs no communication.
 
     Args:
-        params: Parameters, pairs of name and parameter, or parameter groups of either. Real.
+        params: Real parameters, pairs of name and parameter, or parameter groups of either.
         lr: Learning rate; may be a tensor of shape ().
-        momentum: Decay of the mean gradient. 0 makes it signSGD.
-        weight_decay: Decoupled, as in AdamW.
-        maximize: Ascend.
-        foreach: Update many tensors with each call, which is faster on a GPU and holds one
-            temporary copy of the parameters. Default: on a GPU.
+        momentum: Decay of the mean gradient. With 0 this is signSGD.
+        weight_decay: Decoupled weight decay, as in AdamW.
+        maximize: Maximize the objective instead of minimizing it.
+        foreach: Update many tensors with each call, which is faster on a GPU and needs memory for
+            one temporary copy of the parameters. Default: True for parameters on a GPU.
 
     Raises:
         ValueError: If an argument is out of range, or a parameter is complex.
 
     Source:
         Algorithm 2 of Bernstein, Wang, Azizzadenesheli & Anandkumar, signSGD, ICML 2018,
-        arXiv:1802.04434. Cost: one number of state a parameter.
+        arXiv:1802.04434. Memory: one number for each parameter, the mean gradient.
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
@@ -57,6 +62,9 @@ class Signum(Optimizer):
         >>> p.detach()
         tensor([0.9000, 1.1000])
     """
+
+    decoupled_weight_decay = True
+    carried_state = ("exp_avg",)
 
     def __init__(
         self,
@@ -78,7 +86,7 @@ class Signum(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters.
+        """Add a parameter group.
 
         Args:
             param_group: As for :class:`torch.optim.Optimizer`.
@@ -109,9 +117,9 @@ class Signum(Optimizer):
             state_dict: What :meth:`state_dict` returned.
 
         Raises:
-            ValueError: If it is that of another class, has momentum of other shapes or another
-                order of named parameters, or is not sharded as the parameters are. The optimizer
-                then is as it was.
+            ValueError: If the state is that of another class, has momentum of other shapes or
+                another order of named parameters, or is not sharded as the parameters are. The
+                optimizer is then left as it was.
         """
         load_as_a_whole(self, state_dict, self._prepared)
 
@@ -130,10 +138,10 @@ class Signum(Optimizer):
         """Make one step.
 
         Args:
-            closure: Evaluates the loss again, with its gradients.
+            closure: Reevaluates the model, calls backward and returns the loss.
 
         Returns:
-            What the closure returns, or None.
+            What the closure returned, or None.
 
         Raises:
             ValueError: If a gradient is sparse.
@@ -157,12 +165,12 @@ class Signum(Optimizer):
                 grads = [local_grad(p, p.grad) for p in params if p.grad is not None]
                 exp_avgs = [local(self.state[p]["exp_avg"]) for p in params]
                 foreach = params[0].is_cuda if group["foreach"] is None else group["foreach"]
-                update = _update_together if foreach else _update_one_by_one
+                update = _multi_tensor_signum if foreach else _single_tensor_signum
                 update([local(p) for p in params], grads, exp_avgs, group)
         return loss
 
 
-def _update_one_by_one(
+def _single_tensor_signum(
     params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]
 ) -> None:
     lr = group["lr"]
@@ -170,10 +178,10 @@ def _update_one_by_one(
         m.lerp_(-g if group["maximize"] else g, 1 - group["momentum"])
         if group["weight_decay"] != 0:
             p.mul_(1 - lr * group["weight_decay"])
-        p.sub_(m.sign().add_(m, alpha=0.0).mul_(lr))  # torch has sign(NaN) = 0
+        p.sub_(m.sign().add_(m, alpha=0.0).mul_(lr))  # adding 0 m keeps a NaN
 
 
-def _update_together(
+def _multi_tensor_signum(
     params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]
 ) -> None:
     lr = group["lr"]
@@ -183,6 +191,6 @@ def _update_together(
     if group["weight_decay"] != 0:
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
     signs = torch._foreach_sign(exp_avgs)
-    torch._foreach_add_(signs, exp_avgs, alpha=0.0)  # torch has sign(NaN) = 0
+    torch._foreach_add_(signs, exp_avgs, alpha=0.0)  # keeps a NaN
     torch._foreach_mul_(signs, lr)
     torch._foreach_sub_(params, signs)

@@ -1,6 +1,7 @@
-"""Carry what an optimizer knows of its gradients over to another one."""
+"""Carry the momentum and second moments of one optimizer over to another one."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -8,21 +9,21 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from lightning_linf.optim.blockwise.blockwise_adam import BlockwiseAdam
-from lightning_linf.optim.reparameterized.reparameterized import Reparameterized
-from lightning_linf.optim.signum import Signum
-from lightning_linf.swap.groups import has_two_betas
+from lightning_linf.optim import BlockwiseAdam, Reparameterized
+from lightning_linf.swap.groups import has_two_betas, inner_of
 
 
 class _Mean(NamedTuple):
     """A running mean of one parameter's gradient, or of its square, by entry."""
 
     value: Tensor
-    weight: float  # sum of the weights of the gradients in it: less than 1 in the first steps
+    weight: float  # sum of the weights of the gradients in it; 1 - beta**step if it started at 0
 
 
 class _Moments(NamedTuple):
-    steps: dict[Tensor, float]  # of parameters for which they are counted
+    """What an optimizer knows of its gradients, by parameter, in no optimizer's own form."""
+
+    steps: dict[Tensor, float]  # only where steps are counted
     means: dict[Tensor, _Mean]
     squares: dict[Tensor, _Mean]
 
@@ -30,21 +31,23 @@ class _Moments(NamedTuple):
 def carry_state(old: Optimizer, new: Optimizer) -> str:
     """Give a new optimizer the momentum and the second moments of the one that it replaces.
 
-    Momentum becomes the same running mean of the gradient, in the coordinates of the new optimizer,
-    scaled as that keeps it (SGD sums what Adam averages). Second moments become means over the
-    blocks of the new optimizer, or are given to all entries of a block; new coordinates get their
-    expectation for uncorrelated gradients. Between optimizers of one kind, partition, map and decay
-    of means (betas, momentum) all of the state is copied to the last bit. What the old optimizer
-    does not keep cannot be carried: Adam after SGD starts its moments anew.
+    If class, partition, map and decays (betas, momentum) are the same, the whole state is copied
+    bit for bit. Else momentum becomes the same running mean of the gradient in the form of the new
+    optimizer (SGD sums what Adam averages) and in its coordinates. Second moments become means over
+    the blocks of the new optimizer, or are given to all entries of a block; in other coordinates
+    they become what is expected if the coordinates of the gradient are uncorrelated. What the old
+    optimizer does not keep cannot be carried: Adam after SGD starts its moments anew.
 
-    Known are Adam, AdamW, SGD, :class:`BlockwiseAdam`, :class:`AdaSGD` and :class:`Signum`, also
-    within :class:`Reparameterized`; of others only ``exp_avg`` and ``exp_avg_sq`` are read, and
-    nothing if they have other than two betas (Adan, AdEMAMix). What a
-    coupled weight decay has added to the moments stays in them. SGD and Signum do not count their
-    steps: their momentum is taken as that of a long run.
+    Momentum is read from Adam, AdamW, SGD, and whatever else keeps ``exp_avg``; second moments from
+    :class:`BlockwiseAdam` and whatever keeps ``exp_avg_sq``, also within :class:`Reparameterized`.
+    They are written to Adam, AdamW, SGD, and classes that name them in an attribute
+    ``carried_state`` (see :mod:`lightning_linf.optim`), as ours do. With other than two betas
+    (Adan, AdEMAMix) nothing is read or written. What a coupled weight decay has added to moments
+    stays in them. SGD and Signum do not count their steps; their momentum is taken as that of a
+    long run.
 
     Args:
-        old: The optimizer with the state, which is left as it is.
+        old: The optimizer with the state. It is not changed.
         new: One of the same parameters in the same groups, without a state.
 
     Returns:
@@ -59,32 +62,39 @@ def carry_state(old: Optimizer, new: Optimizer) -> str:
         return "all of its state was carried over"
     moments = _read(old)
     if not same_map:
-        moments = _in_coordinates(moments, old, new)
+        moments = _in_new_coordinates(moments, old, new)
     return _write(new, moments, "" if same_map else ", as their expectation in its coordinates")
-
-
-def _inner(optimizer: Optimizer) -> Optimizer:
-    return optimizer.inner if isinstance(optimizer, Reparameterized) else optimizer
 
 
 def _map_of(optimizer: Optimizer) -> tuple[object, ...]:
     reparameterization = getattr(optimizer, "reparameterization", None)
     of_tensors = [group.get("reparameterization") for group in optimizer.param_groups]
-    return reparameterization, of_tensors  # two maps may print the same
+    return reparameterization, of_tensors  # the latter is text, in which two maps may look the same
 
 
 def _kind(optimizer: Optimizer) -> tuple[object, ...]:
-    """What two optimizers have in common if the state of one serves the other as it is."""
-    inner = _inner(optimizer)
-    partition = inner.partition if isinstance(inner, BlockwiseAdam) else None
+    """Give what two optimizers must have in common for one to load the state of the other."""
+    inner = inner_of(optimizer)
     keys = ("betas", "momentum", "dampening", "amsgrad", "centered")
     decays = [[group.get(key) for key in keys] for group in optimizer.param_groups]
-    return type(inner), partition, decays
+    return type(inner), getattr(inner, "partition", None), decays
+
+
+def _carried_state(optimizer: Optimizer) -> tuple[str, ...]:
+    """Give the names of the state entries of a parameter that can be written."""
+    inner = inner_of(optimizer)
+    if not all(map(has_two_betas, optimizer.param_groups)):
+        return ()
+    if isinstance(inner, SGD):
+        return ("momentum_buffer",)
+    if isinstance(inner, (Adam, AdamW)):
+        return ("step", "exp_avg", "exp_avg_sq")
+    return getattr(inner, "carried_state", ())
 
 
 def _pairs(optimizer: Optimizer) -> Iterable[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Every parameter, what the inner optimizer steps in its place, and its group."""
-    inner = _inner(optimizer)
+    """Yield every parameter, the tensor that the inner optimizer steps for it, and its group."""
+    inner = inner_of(optimizer)
     for group, stepped in zip(optimizer.param_groups, inner.param_groups, strict=True):
         for theta, phi in zip(group["params"], stepped["params"], strict=True):
             yield theta, phi, group
@@ -92,13 +102,13 @@ def _pairs(optimizer: Optimizer) -> Iterable[tuple[Tensor, Tensor, dict[str, Any
 
 def _read(optimizer: Optimizer) -> _Moments:
     moments = _Moments({}, {}, {})
-    inner = _inner(optimizer)
+    inner = inner_of(optimizer)
     blocks = inner.expanded_exp_avg_sq() if isinstance(inner, BlockwiseAdam) else {}
     for theta, phi, group in _pairs(optimizer):
-        if not has_two_betas(group):  # whose means they decay nobody knows
+        if not has_two_betas(group):
             continue
         state = inner.state.get(phi, {})
-        beta1, beta2 = group.get("betas") or (0.0, 0.0)
+        beta1, beta2 = _betas(group)
         steps = None
         if "step" in state:
             steps = moments.steps[theta] = float(state["step"])
@@ -117,7 +127,7 @@ def _read(optimizer: Optimizer) -> _Moments:
     return moments
 
 
-def _in_coordinates(moments: _Moments, old: Optimizer, new: Optimizer) -> _Moments:
+def _in_new_coordinates(moments: _Moments, old: Optimizer, new: Optimizer) -> _Moments:
     def changed(means: dict[Tensor, _Mean], squared: bool) -> dict[Tensor, _Mean]:
         values = {theta: mean.value / mean.weight for theta, mean in means.items()}
         if isinstance(old, Reparameterized):
@@ -126,44 +136,30 @@ def _in_coordinates(moments: _Moments, old: Optimizer, new: Optimizer) -> _Momen
             values = new.to_phi(values, squared=squared)
         return {theta: _Mean(value, 1.0) for theta, value in values.items()}
 
-    most = max(moments.steps.values(), default=None)  # for those that a map mixes in
+    most = max(moments.steps.values(), default=None)  # for parameters that a map mixes in
     means = changed(moments.means, squared=False)
     steps = {} if most is None else {theta: moments.steps.get(theta, most) for theta in means}
     return _Moments(steps, means, changed(moments.squares, squared=True))
 
 
 def _write(new: Optimizer, moments: _Moments, note: str) -> str:
-    inner = _inner(new)
-    adaptive = isinstance(inner, (Adam, AdamW, BlockwiseAdam))
-    adaptive = adaptive and all(map(has_two_betas, new.param_groups))
+    inner, names = inner_of(new), _carried_state(new)
+    is_adaptive = "exp_avg_sq" in names
+    required: list[dict[Tensor, Any]] = [moments.means]
+    required += [moments.squares] if is_adaptive else []
+    required += [moments.steps] if "step" in names else []
     state: dict[int, dict[str, Any]] = {}
-    squares: dict[Tensor, tuple[Tensor, float]] = {}
-    for index, (theta, phi, group) in enumerate(_pairs(new)):
-        if theta not in moments.means or (adaptive and theta not in moments.squares):
+    squares: dict[Tensor, tuple[Tensor, float]] = {}  # of which blocks take the means
+    for index, (theta, phi, group) in enumerate(_pairs(new) if names else ()):
+        if not all(theta in known for known in required):
             continue
-        mean = moments.means[theta]
-        if isinstance(inner, SGD):
-            if (weight := _sgd_weight(group)) > 0:
-                state[index] = {"momentum_buffer": _weighted(mean, weight)}
-        elif isinstance(inner, Signum):
-            state[index] = {"exp_avg": _weighted(mean, 1.0)}
-        elif adaptive:
-            steps = moments.steps[theta]
-            beta1, beta2 = group["betas"]
-            entry = {
-                "step": torch.tensor(steps),
-                "exp_avg": _weighted(mean, 1 - beta1**steps),
-            }
-            square = _weighted(moments.squares[theta], 1 - beta2**steps)
-            if isinstance(inner, BlockwiseAdam):
-                squares[phi] = square, steps
-            else:
-                entry["exp_avg_sq"] = square
-                if group["amsgrad"]:
-                    entry["max_exp_avg_sq"] = square.clone()
+        entry = _entry(names, moments, theta, group)
+        if is_adaptive and isinstance(inner, BlockwiseAdam):
+            squares[phi] = entry.pop("exp_avg_sq"), moments.steps[theta]
+        if entry:
             state[index] = entry
     if not state:
-        lacking = bool(moments.means) and adaptive
+        lacking = bool(moments.means) and is_adaptive
         reason = ": it needs second moments, which the former does not keep" if lacking else ""
         return f"its state starts anew{reason}"
     inner.load_state_dict({**inner.state_dict(), "state": state})
@@ -173,16 +169,42 @@ def _write(new: Optimizer, moments: _Moments, note: str) -> str:
         new.adopt_state()
     if isinstance(inner, BlockwiseAdam):
         return f"momentum was carried over, and second moments, as means over its blocks{note}"
-    return "momentum was carried over" + (f", and second moments{note}" if adaptive else "")
+    return "momentum was carried over" + (f", and second moments{note}" if is_adaptive else "")
+
+
+def _entry(
+    names: Collection[str], moments: _Moments, theta: Tensor, group: dict[str, Any]
+) -> dict[str, Any]:
+    """Give the state of a parameter in the form of the new optimizer."""
+    mean, entry = moments.means[theta], dict[str, Any]()
+    if "momentum_buffer" in names and (weight := _sgd_weight(group)) > 0:
+        entry["momentum_buffer"] = _weighted(mean, weight)
+    beta1, beta2 = _betas(group)
+    steps = moments.steps[theta] if "step" in names else math.inf  # as after a long run
+    if "step" in names:
+        entry["step"] = torch.tensor(steps)
+    if "exp_avg" in names:
+        entry["exp_avg"] = _weighted(mean, 1 - beta1**steps)
+    if "exp_avg_sq" in names:
+        entry["exp_avg_sq"] = _weighted(moments.squares[theta], 1 - beta2**steps)
+        if group.get("amsgrad"):
+            entry["max_exp_avg_sq"] = entry["exp_avg_sq"].clone()
+    return entry
+
+
+def _betas(group: dict[str, Any]) -> tuple[float, float]:
+    betas: tuple[float, float] = group.get("betas") or (0.0, 0.0)
+    return betas
 
 
 def _sgd_weight(group: dict[str, Any]) -> float:
-    """Sum of the weights of all gradients in a momentum buffer; 0 if it is no mean of them."""
+    """Sum the weights of all gradients in SGD's momentum buffer; 0 if it is no mean of them."""
     momentum, dampening = group["momentum"], group["dampening"]
     return (1 - dampening) / (1 - momentum) if 0 < momentum < 1 else 0.0
 
 
 def _weighted(mean: _Mean, weight: float) -> Tensor:
-    if mean.weight == weight:  # to the last bit
+    """Give a mean the weight that it has in the new optimizer."""
+    if mean.weight == weight:  # keeps every bit
         return mean.value.detach().clone()
     return mean.value.detach() * (weight / mean.weight)

@@ -3,82 +3,66 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_linf.optim.adasgd import AdaSGD
-from lightning_linf.optim.blockwise.blockwise_adam import BlockwiseAdam
-from lightning_linf.optim.reparameterized.reparameterized import Reparameterized
-from lightning_linf.optim.signum import Signum
+from lightning_linf.optim import Reparameterized
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, ModuleFreeName, PartitionName
 from lightning_linf.reparam import Reparameterization, Rotation
 from lightning_linf.reparam.rotation import RotationScope
+from lightning_linf.swap.factories import from_class, from_function
 from lightning_linf.swap.groups import (
-    OF_ONE_CLASS,
-    OF_ONE_OPTIMIZER,
     arguments_of,
-    has_two_betas,
+    inner_of,
+    keep_other_entries,
     named_groups,
+    of_any_class,
+    scale_learning_rates,
     translated,
 )
+from lightning_linf.swap.optimizer_names import OPTIMIZERS, OptimizerName
 
-OptimizerName = Literal["adam", "adamw", "sgd", "adasgd", "blockwise_adam", "signum"]
-_CLASSES: dict[str, type[Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-    "adasgd": AdaSGD,
-    "blockwise_adam": BlockwiseAdam,
-    "signum": Signum,
-}
 _NEED_NO_MODULE = get_args(ModuleFreeName)
-_LEARNING_RATES = {
-    "lr",
-    "initial_lr",
-    "max_lr",
-    "min_lr",
-    "swa_lr",
-}  # there, by optimizers and schedulers
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A choice of optimizer, blocks and coordinates, to be made of an optimizer that there is.
+    """A choice of optimizer, blocks and coordinates, to replace an existing optimizer by.
 
-    Parameter groups, learning rates, momentum and betas are those of the optimizer that is
-    replaced, as far as the new one has them: beta1 and a momentum above 0 stand for each other.
-    Other than two betas (Adan, AdEMAMix) may mean anything: the new optimizer then has its
-    defaults, and the log says so. Weight decay keeps its number, but for Adam, SGD and most others
-    it is a part of the gradient (L2), for AdamW, BlockwiseAdam, AdaSGD and Signum decoupled; the
-    log says if that changes. Hooks registered on an optimizer and attributes of its own are not
-    taken over.
+    The new optimizer has the parameter groups, learning rates, momentum and betas of the one that
+    it replaces, as far as its class has them; between a class with momentum and one with betas,
+    a momentum above 0 becomes beta1, and the other way. If there are other than two betas (as in
+    Adan and AdEMAMix), nobody knows what they mean: the new optimizer then has its defaults, and
+    the log says so. Weight decay keeps its number. Its meaning depends on the class: it is
+    decoupled in AdamW, BlockwiseAdam, AdaSGD and Signum, and a part of the gradient (L2) in Adam,
+    SGD and most others; the log says if that changes. Hooks registered on the old optimizer, and
+    attributes that it was given, are not taken over.
 
     Args:
-        optimizer: A name, a class, or a function of parameter groups that makes an optimizer. A
-            function gets the groups with their hyperparameters; it is refused if it sets others,
-            which would have no effect. Default: the class that there is.
-        partition: Blocks of "blockwise_adam" (or of a class with this argument): a name as in
+        optimizer: A name, a class, or a function that makes an optimizer of parameter groups. A
+            function gets groups with hyperparameters; setting others itself would have no effect,
+            and is refused. Default: the class of the old optimizer.
+        partition: Blocks of "blockwise_adam", or of a class with this argument: a name as in
             :meth:`~lightning_linf.Partition.of`, or a Partition of the module. Default: that of the
-            optimizer that there is, if it is of this class, else that of the class, "tensor".
-        rotation: Coordinates in which the optimizer runs: a scope of
-            :class:`~lightning_linf.Rotation`, or any reparameterization; each parameter group has
-            its own part, so "global" does not mix groups. Default: the parameters' own, also if
-            the optimizer that there is has others.
-        rotation_strength: Of a rotation given by its scope: from 0, none, to 1, full.
-        rotation_seed: Of a rotation given by its scope.
-        lr: Learning rate of the first group before any schedule (with those that set it, such as
-            OneCycleLR, the first of the schedule; with ReduceLROnPlateau, the present one); the
-            others, and a schedule's, keep their ratio to it. Default: unchanged.
+            old optimizer if it is of the same class, else the class's own default, "tensor".
+        rotation: The coordinates in which the optimizer runs: a scope of
+            :class:`~lightning_linf.Rotation`, or any reparameterization. Each parameter group has
+            its own part of it, so "global" does not mix groups. Default: those of the weights, also
+            if the old optimizer has others.
+        rotation_strength: Strength of a rotation given by its scope, from 0 (none) to 1 (full).
+        rotation_seed: Seed of a rotation given by its scope.
+        lr: Learning rate of the first group before a scheduler scales it. For schedulers that set
+            it, such as OneCycleLR, it is the first one of the schedule; with ReduceLROnPlateau, the
+            present one. All other rates, also those that schedulers keep, are scaled in
+            proportion. Default: rates are kept.
         options: Hyperparameters of the new optimizer, for all groups.
-        output_dims: Of a partition "row" or "column", as in :meth:`~lightning_linf.Partition.of`.
-        fused_qkv: Of a partition "head", as there.
+        output_dims: For partitions "row" and "column", as in :meth:`~lightning_linf.Partition.of`.
+        fused_qkv: For the partition "head", as there.
 
     Raises:
         ValueError: If a name is unknown, or arguments contradict each other.
@@ -99,17 +83,30 @@ class Geometry:
     fused_qkv: FusedQKV | None = None
 
     def __post_init__(self) -> None:
-        kind = self.optimizer
-        if isinstance(kind, str) and kind not in _CLASSES:
+        self._check_optimizer()
+        self._check_partition()
+        self._check_rotation()
+        self._check_options()
+        if self.lr is not None and not 0 < self.lr < math.inf:
             raise ValueError(
-                f"Geometry: expected `optimizer` to be one of {', '.join(map(repr, _CLASSES))}, a "
-                f"class or a function, got {kind!r}."
+                f"Geometry: expected `lr` > 0 and finite, got {self.lr}. Leave it out to keep the "
+                "learning rates."
+            )
+
+    def _check_optimizer(self) -> None:
+        kind = self.optimizer
+        if isinstance(kind, str) and kind not in OPTIMIZERS:
+            raise ValueError(
+                f"Geometry: expected `optimizer` to be one of {', '.join(map(repr, OPTIMIZERS))}, "
+                f"a class or a function, got {kind!r}."
             )
         if kind is not None and not isinstance(kind, str) and not callable(kind):
             raise ValueError(
                 "Geometry: expected `optimizer` to be a name, a class or a function of parameter "
                 f"groups, got {kind!r}. An optimizer that exists already cannot be swapped in."
             )
+
+    def _check_partition(self) -> None:
         names = (None, *get_args(PartitionName))
         if not isinstance(self.partition, Partition) and self.partition not in names:
             raise ValueError(
@@ -122,7 +119,7 @@ class Geometry:
             if chosen is None or "partition" not in arguments_of(chosen):
                 raise ValueError(
                     "Geometry: expected an optimizer with blocks beside `partition`, got "
-                    f"{kind!r}. Choose optimizer='blockwise_adam'."
+                    f"{self.optimizer!r}. Choose optimizer='blockwise_adam'."
                 )
         for argument, value, only in (
             ("output_dims", self.output_dims, ("row", "column")),
@@ -135,6 +132,8 @@ class Geometry:
                     "Leave it out, or make the Partition with it."
                 )
         check_structure("Geometry", self.output_dims, self.fused_qkv)
+
+    def _check_rotation(self) -> None:
         is_scope = isinstance(self.rotation, str)
         if not isinstance(self.rotation, (str, Reparameterization, NoneType)):
             raise ValueError(
@@ -148,28 +147,22 @@ class Geometry:
                 "'global', or set them in your Rotation."
             )
         if is_scope:
-            self.reparameterization()  # refuses what Rotation refuses
-        self._check_options()
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise ValueError(
-                f"Geometry: expected `lr` > 0 and finite, got {self.lr}. Leave it out to keep the "
-                "learning rates."
-            )
+            self.reparameterization()  # Rotation raises a ValueError for what it cannot be
 
     def kind(self) -> type[Optimizer] | None:
-        """Give the class of optimizer, if one is chosen by class or name."""
+        """Give the class of the new optimizer, or None unless it is chosen by class or name."""
         if isinstance(self.optimizer, str):
-            return _CLASSES[self.optimizer]
+            return OPTIMIZERS[self.optimizer]
         return self.optimizer if isinstance(self.optimizer, type) else None
 
     def reparameterization(self) -> Reparameterization | None:
-        """Give the map of coordinates, if any."""
+        """Give the map to the coordinates of the weights, or None if the optimizer runs in them."""
         if not isinstance(self.rotation, str):
             return self.rotation
         return Rotation(self.rotation, seed=self.rotation_seed, strength=self.rotation_strength)
 
     def lr_factor(self, old: Optimizer) -> float:
-        """Give the factor by which ``lr`` changes the learning rates of an optimizer."""
+        """Give the factor by which all learning rates of an optimizer change if ``lr`` is set."""
         if self.lr is None:
             return 1.0
         first = old.param_groups[0]
@@ -182,7 +175,7 @@ class Geometry:
         return self.lr / base
 
     def to_plain(self) -> dict[str, Any] | None:
-        """Give the arguments, for a checkpoint, or None if they are more than names and numbers."""
+        """Give the arguments for a checkpoint, or None unless they are names and numbers."""
         arguments = {f.name: getattr(self, f.name) for f in fields(self)}
         arguments["options"] = dict(self.options)
         if self.output_dims is not None:
@@ -190,7 +183,7 @@ class Geometry:
         return arguments if _is_plain(arguments) else None
 
     def describe(self) -> str:
-        """Say in a few words what is chosen."""
+        """Describe the choice in a few words."""
         if self.optimizer is None:
             text = "the same optimizer"
         else:
@@ -208,27 +201,32 @@ class Geometry:
         """Make the chosen optimizer of the parameter groups of another one.
 
         Args:
-            old: The optimizer to replace, which is left as it is.
-            module: Whose parameters they are: tells their names, and their blocks.
+            old: The optimizer to replace. It is not changed.
+            module: The module whose parameters it has, for their names and blocks.
 
         Raises:
             ValueError: If the new optimizer refuses the parameters or hyperparameters.
         """
-        former = _inner(old)
+        former = inner_of(old)
         kind = type(former) if self.optimizer is None else self.kind()
         groups = named_groups(old, module)
+        factory: Callable[[Any], Any]
         if kind is None:
-            factory = self._heard(groups)
+            assert self.optimizer is not None
+            assert not isinstance(self.optimizer, (str, type))
+            groups = [{**of_any_class(group), **self.options} for group in groups]
+            adjustable = {*self.options, *(() if self.lr is None else ("lr",))}
+            factory = from_function(self.optimizer, groups, adjustable)
         else:
-            factory = self._maker(kind, old, module)
+            partition = self._partition(kind, old, module)
+            factory = from_class(kind, former, partition, self.lr, self.options)
             groups = [translated(group, kind, type(former)) for group in groups]
             groups = [{k: v for k, v in g.items() if k not in self.options} for g in groups]
         coordinates = self.reparameterization()
-        new = (
-            factory(groups)
-            if coordinates is None
-            else Reparameterized(groups, factory, coordinates)
-        )
+        if coordinates is None:
+            new = factory(groups)
+        else:
+            new = Reparameterized(groups, factory, coordinates)
         if not isinstance(new, Optimizer):
             raise ValueError(
                 "Geometry: expected `optimizer` to make a torch.optim.Optimizer of parameter "
@@ -239,17 +237,13 @@ class Geometry:
                 "Geometry: expected an optimizer of the same parameters in the same groups, got "
                 f"another split by {type(new).__name__}. Return, say, torch.optim.SGD(groups)."
             )
-        factor = self.lr_factor(old)
-        of_former = arguments_of(type(former)).keys() | former.defaults.keys()
-        for theirs, ours in zip(old.param_groups, new.param_groups, strict=True):
-            for key in theirs.keys() - ours.keys() - of_former - OF_ONE_OPTIMIZER:
-                ours[key] = theirs[key]  # initial_lr and what else schedulers and users keep there
-            for key in _LEARNING_RATES & ours.keys() if factor != 1.0 else ():
-                ours[key] = ours[key] * factor
+        keep_other_entries(old, new)
+        scale_learning_rates(new, self.lr_factor(old))
         had_names = any("param_names" in group for group in old.param_groups)
-        if not had_names and not isinstance(getattr(_inner(new), "partition", None), Partition):
-            for group in (*new.param_groups, *_inner(new).param_groups):
-                group.pop("param_names", None)  # or groups that others add would need names, too
+        if not had_names and not isinstance(getattr(inner_of(new), "partition", None), Partition):
+            # With names there, torch would refuse groups without names that are added later.
+            for group in (*new.param_groups, *inner_of(new).param_groups):
+                group.pop("param_names", None)
         return new
 
     def _check_options(self) -> None:
@@ -269,67 +263,23 @@ class Geometry:
                 f"{', '.join(sorted(known - {'lr', 'partition'}))}."
             )
 
-    def _heard(self, groups: list[dict[str, Any]]) -> Callable[[Any], Any]:
-        """Call the user's function, and refuse hyperparameters of it that no group would heed."""
-        assert self.optimizer is not None
-        assert not isinstance(self.optimizer, (str, type))
-        function = self.optimizer
-        for group in groups:
-            for key in OF_ONE_CLASS & group.keys():
-                del group[key]
-            if not has_two_betas(group):  # of which nobody knows what the new optimizer's are
-                group.pop("betas", None)
-            group.update(self.options)
-
-        def factory(params: Any) -> Any:
-            optimizer = function(params)
-            defaults = getattr(optimizer, "defaults", {})
-            for key, parameter in arguments_of(type(optimizer)).items():
-                value = defaults.get(key, parameter.default)
-                kept = [group[key] for group in groups if key in group]
-                is_new = key not in self.options and not (key == "lr" and self.lr is not None)
-                if is_new and value != parameter.default and kept and value not in kept:
-                    raise ValueError(
-                        f"Geometry: expected a function that takes `{key}` from the parameter "
-                        f"groups, which have {kept[0]}, got {value} set in it, which has no "
-                        f"effect. Set it by {'`lr`' if key == 'lr' else '`options`'}."
-                    )
-            return optimizer
-
-        return factory
-
-    def _maker(
-        self,
-        kind: type[Optimizer],
-        old: Optimizer,
-        module: nn.Module,
-    ) -> Callable[[Any], Optimizer]:
-        former = _inner(old)
-        # As defaults they hold for groups that are added later, and are checked by the class.
-        values = {"params": None, **former.defaults}
-        hyperparameters = translated(values, kind, type(former))
-        hyperparameters = {k: v for k, v in hyperparameters.items() if k in arguments_of(kind)}
-        if self.lr is not None and "lr" in hyperparameters:
-            hyperparameters["lr"] = self.lr
+    def _partition(
+        self, kind: type[Optimizer], old: Optimizer, module: nn.Module
+    ) -> Partition | str | None:
+        """Give the chosen partition, or that of the old optimizer, for a class that has one."""
+        former = inner_of(old)
         partition = self.partition
         if partition is None and type(former) is kind and "partition" in arguments_of(kind):
             partition = getattr(former, "partition", None)
         if isinstance(partition, str) and partition not in _NEED_NO_MODULE:
-            parameters = [p for group in old.param_groups for p in group["params"]]
-            partition = Partition.of(
+            return Partition.of(
                 module,
                 partition,
-                parameters=parameters,
+                parameters=[p for group in old.param_groups for p in group["params"]],
                 output_dims=self.output_dims,
                 fused_qkv=self.fused_qkv,
             )
-        if partition is not None:
-            hyperparameters["partition"] = partition
-        return partial(kind, **{**hyperparameters, **self.options})
-
-
-def _inner(optimizer: Optimizer) -> Optimizer:
-    return optimizer.inner if isinstance(optimizer, Reparameterized) else optimizer
+        return partition
 
 
 def _split(optimizer: Optimizer) -> list[list[int]]:

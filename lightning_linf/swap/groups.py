@@ -1,4 +1,4 @@
-"""Parameter groups of one optimizer, as those of another."""
+"""The parameter groups of one optimizer, turned into those of another class."""
 
 import inspect
 from collections.abc import Mapping
@@ -8,49 +8,110 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_linf.optim.blockwise.blockwise_adam import BlockwiseAdam
-from lightning_linf.optim.signum import Signum
+from lightning_linf.optim import Reparameterized
 
-OF_ONE_OPTIMIZER = {"params", "param_names", "reparameterization"}  # in a parameter group
-OF_ONE_CLASS = {"decoupled_weight_decay"}  # AdamW's groups have it, and it makes an Adam an AdamW
-_VARIED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+# Entries of parameter groups that belong to one optimizer object.
+_OF_ONE_OPTIMIZER = {"params", "param_names", "reparameterization"}
+# Entries that belong to one class: this one, in AdamW's groups, would turn an Adam into an AdamW.
+_OF_ONE_CLASS = {"decoupled_weight_decay"}
+# Learning rates that optimizers and schedulers keep in parameter groups.
+_LEARNING_RATES = {"lr", "initial_lr", "max_lr", "min_lr", "swa_lr"}
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def inner_of(optimizer: Optimizer) -> Optimizer:
+    """Give the optimizer that steps: the inner one of a :class:`Reparameterized`, or itself."""
+    return optimizer.inner if isinstance(optimizer, Reparameterized) else optimizer
+
+
+def holds_mapped_state(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer without a map has loaded the state of one with a map."""
+    return not isinstance(optimizer, Reparameterized) and any(
+        "reparameterization" in group for group in optimizer.param_groups
+    )
 
 
 def arguments_of(kind: type[Optimizer]) -> dict[str, inspect.Parameter]:
-    """Give the arguments of a class but for the parameters, also those that it passes on."""
+    """Give the arguments of a class beside the parameters, with those it passes to its bases."""
     found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters
-        varied = {p.name for p in parameters.values() if p.kind in _VARIED}
+        variadic = {p.name for p in parameters.values() if p.kind in _VARIADIC}
         found = {**parameters, **found}
-        found = {k: v for k, v in found.items() if k not in {"self", "params", *varied}}
-        if not varied:
+        found = {k: v for k, v in found.items() if k not in {"self", "params", *variadic}}
+        if not variadic:
             break
     return found
 
 
 def named_groups(optimizer: Optimizer, module: nn.Module) -> list[dict[str, Any]]:
-    """Copy the groups, with named parameters if they all are the module's."""
+    """Copy the parameter groups, with named parameters if all of them are the module's."""
     names = {id(p): name for name, p in module.named_parameters()}
     has_names = all(id(p) in names for group in optimizer.param_groups for p in group["params"])
     groups = []
     for group in optimizer.param_groups:
-        copy = {key: value for key, value in group.items() if key not in OF_ONE_OPTIMIZER}
+        copy = {key: value for key, value in group.items() if key not in _OF_ONE_OPTIMIZER}
         copy["params"] = [(names[id(p)], p) if has_names else p for p in group["params"]]
         groups.append(copy)
     return groups
 
 
 def has_two_betas(group: Mapping[str, Any]) -> bool:
-    """Tell whether betas, if any, are the decay of a mean gradient and that of a mean square."""
+    """Tell whether betas, if any, are two: the decays of a mean gradient and of a mean square."""
     betas = group.get("betas")
     return betas is None or (isinstance(betas, (tuple, list)) and len(betas) == 2)
 
 
+def translated(
+    group: Mapping[str, Any], kind: type[Optimizer], former: type[Optimizer]
+) -> dict[str, Any]:
+    """Turn the hyperparameters of one class into those of another.
+
+    Those that the class ``kind`` has are kept. A momentum becomes beta1, and the other way. Other
+    than two betas are left out, since nobody knows what they mean.
+    """
+    if kind is former:
+        return dict(group)
+    arguments = arguments_of(kind)
+    default = arguments["betas"].default if "betas" in arguments else None
+    if not has_two_betas(group):
+        group = {k: v for k, v in group.items() if k != "betas"}
+    if isinstance(default, tuple) and len(default) != 2:
+        del arguments["betas"]
+    kept = {k: v for k, v in group.items() if k in arguments and k not in _OF_ONE_CLASS}
+    if "momentum" in arguments and "momentum" not in group and "betas" in group:
+        kept["momentum"] = group["betas"][0]
+    if "betas" in arguments and "betas" not in group and group.get("momentum"):
+        kept["betas"] = (group["momentum"], default[1] if isinstance(default, tuple) else 0.999)
+    return {"params": group["params"], **kept}
+
+
+def of_any_class(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what an optimizer of a class that is not known yet might take amiss."""
+    dropped = _OF_ONE_CLASS if has_two_betas(group) else {"betas", *_OF_ONE_CLASS}
+    return {key: value for key, value in group.items() if key not in dropped}
+
+
+def keep_other_entries(old: Optimizer, new: Optimizer) -> None:
+    """Keep what schedulers and users have added to parameter groups, such as ``initial_lr``."""
+    former = inner_of(old)
+    of_former = arguments_of(type(former)).keys() | former.defaults.keys()
+    for theirs, ours in zip(old.param_groups, new.param_groups, strict=True):
+        for key in theirs.keys() - ours.keys() - of_former - _OF_ONE_OPTIMIZER:
+            ours[key] = theirs[key]
+
+
+def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:
+    """Multiply the learning rates in parameter groups, also those that schedulers keep there."""
+    for group in optimizer.param_groups if factor != 1.0 else ():
+        for key in _LEARNING_RATES & group.keys():
+            group[key] = group[key] * factor
+
+
 def betas_note(old: Optimizer, new: Optimizer) -> str:
-    """Say whether a new optimizer could not take over the decays of means, for a log."""
+    """Say, for the log, if betas or momentum could not be taken over."""
     for theirs, ours in zip(old.param_groups, new.param_groups, strict=True):
         if has_two_betas(theirs) and has_two_betas(ours):
             continue
@@ -66,8 +127,8 @@ def _decays(group: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def decay_note(old: Optimizer, new: Optimizer) -> str:
-    """Say whether weight decay means something else for a new optimizer, for a log."""
-    before, after = is_decoupled(old), is_decoupled(new)
+    """Say, for the log, if weight decay means something else in the new optimizer."""
+    before, after = _is_decoupled(old), _is_decoupled(new)
     if before == after or not any(group.get("weight_decay") for group in new.param_groups):
         return ""
     if after:
@@ -75,30 +136,10 @@ def decay_note(old: Optimizer, new: Optimizer) -> str:
     return "; its weight decay is a part of the gradient now (L2), no longer decoupled"
 
 
-def is_decoupled(optimizer: Optimizer) -> bool:
-    """Tell whether weight decay is decoupled; of a class that does not say so, it is taken not."""
-    inner = getattr(optimizer, "inner", optimizer)
-    decoupled = (torch.optim.AdamW, BlockwiseAdam, Signum)
-    return isinstance(inner, decoupled) or any(
+def _is_decoupled(optimizer: Optimizer) -> bool:
+    """Tell whether weight decay is decoupled, as AdamW's; if the class does not say, it is not."""
+    inner = inner_of(optimizer)
+    is_adamw = isinstance(inner, torch.optim.AdamW)  # in whose groups older torch does not say so
+    return getattr(inner, "decoupled_weight_decay", is_adamw) or any(
         group.get("decoupled_weight_decay", False) for group in inner.param_groups
     )
-
-
-def translated(
-    group: Mapping[str, Any], kind: type[Optimizer], former: type[Optimizer]
-) -> dict[str, Any]:
-    """Keep the hyperparameters that a class has; momentum and beta1 stand for each other."""
-    if kind is former:
-        return dict(group)
-    arguments = arguments_of(kind)
-    default = arguments["betas"].default if "betas" in arguments else None
-    if not has_two_betas(group):
-        group = {k: v for k, v in group.items() if k != "betas"}
-    if isinstance(default, tuple) and len(default) != 2:  # nor is it known what they are there
-        del arguments["betas"]
-    kept = {k: v for k, v in group.items() if k in arguments and k not in OF_ONE_CLASS}
-    if "momentum" in arguments and "momentum" not in group and "betas" in group:
-        kept["momentum"] = group["betas"][0]
-    if "betas" in arguments and "betas" not in group and group.get("momentum"):
-        kept["betas"] = (group["momentum"], default[1] if isinstance(default, tuple) else 0.999)
-    return {"params": group["params"], **kept}

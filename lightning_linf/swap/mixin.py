@@ -13,31 +13,32 @@ from lightning_linf.swap.geometry import Geometry
 from lightning_linf.swap.restoring import before_restoring, end_restoring
 from lightning_linf.swap.trainer import check_strategy, swap_optimizers
 
-_KEY = "lightning_linf.geometry"  # in checkpoints
-_HOOKS = ("setup", "on_fit_start", "on_save_checkpoint", "on_load_checkpoint")  # that work here
+_KEY = "lightning_linf.geometry"  # of the list of swaps in a checkpoint
+_HOOKS = ("setup", "on_fit_start", "on_save_checkpoint", "on_load_checkpoint")
 
 if TYPE_CHECKING:
     _Base = LightningModule
 else:
-    _Base = object  # so that it goes before a LightningModule of either package
+    _Base = object  # so that it can precede LightningModules of lightning and pytorch_lightning
 
 
 class GeometryMixin(_Base):
-    """Train a module in another geometry: another optimizer, blockwise, or in other coordinates.
+    """Train a module in another geometry: another optimizer, blocks, or coordinates.
 
-    Put it first: ``class Rotated(GeometryMixin, TheirModule)`` with a class attribute ``geometry``,
-    or wrap an instance: ``GeometryMixin.wrap(module, Geometry(rotation="global"))``.
+    Subclass with the mixin first, ``class Rotated(GeometryMixin, TheirModule)``, and set the class
+    attribute ``geometry``; or wrap an instance:
+    ``GeometryMixin.wrap(module, Geometry(rotation="global"))``.
 
-    The module's own ``configure_optimizers`` (or LightningCLI's ``--optimizer``) is used as it is.
-    When fitting starts, in ``on_fit_start``, the optimizers that the trainer has made of it are
-    replaced, keeping parameter groups, hyperparameters and schedulers (:class:`Geometry`); if
-    nothing is chosen, they stay. Weights, gradients, clipping and checkpoints stay those of the
-    module. Callbacks that work before, such as Lightning's learning rate finder, see its own
+    The module's ``configure_optimizers`` (or LightningCLI's ``--optimizer``) is called as ever.
+    When fitting starts, in ``on_fit_start``, the optimizers that it returned are replaced, and
+    parameter groups, hyperparameters and schedulers kept, as :class:`Geometry` says; if nothing is
+    chosen, the optimizers stay. Weights, gradients, clipping and checkpoints are those of the
+    module. Callbacks that run before, such as Lightning's learning rate finder, use the original
     optimizer.
 
-    A checkpoint can be resumed in the geometry in which it was saved, and loads as weights into
-    the plain module. Under manual optimization all optimizers are replaced: get them by
-    ``self.optimizers()`` whenever you use them.
+    A checkpoint can be resumed in the geometry in which it was saved, and its weights load into
+    the plain module. Under manual optimization all optimizers are replaced; so call
+    ``self.optimizers()`` in every step, and do not keep its result.
 
     Attributes:
         geometry: The choice at the start of a fit.
@@ -61,8 +62,9 @@ class GeometryMixin(_Base):
     """
 
     geometry: Geometry = Geometry()
-    _swaps: tuple[dict[str, Any], ...] = ()  # of this fit, as words and plain values
-    _saved_swaps: tuple[dict[str, Any], ...] = ()  # of the checkpoint that was loaded last
+    # As :func:`_record` has them: the swaps of this fit, and those of the last loaded checkpoint.
+    _swaps: tuple[dict[str, Any], ...] = ()
+    _saved_swaps: tuple[dict[str, Any], ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -92,7 +94,8 @@ class GeometryMixin(_Base):
         """Give an existing module a geometry.
 
         Args:
-            module: Changed in place: its class becomes one with this mixin first.
+            module: The module. It is changed in place: its class becomes a subclass of its former
+                one with this mixin.
             geometry: The choice at the start of a fit.
 
         Returns:
@@ -127,16 +130,16 @@ class GeometryMixin(_Base):
     ) -> str:
         """Change to another geometry while fitting, between two steps.
 
-        Call it in ``on_train_batch_start``, say; the callback
+        Call it in a hook such as ``on_train_batch_start``; the callback
         :class:`~lightning_linf.callbacks.SwapOptimizer` does so at a given step.
 
         Args:
             geometry: The choice from now on.
             carry: Carry momentum and second moments over; else they start anew.
-            index: Of the optimizer to replace, if there are several. Default: all of them.
+            index: Number of the optimizer to replace, if there are several. Default: all of them.
 
         Returns:
-            What was done, in words; it is logged, too.
+            What was done, in words; they are logged, too.
 
         Raises:
             MisconfigurationException: See :func:`~lightning_linf.swap.swap_optimizers`.
@@ -162,13 +165,13 @@ class GeometryMixin(_Base):
                 f"GeometryMixin: expected a Geometry, got {self.geometry!r}. Write, say, "
                 "geometry = Geometry('adam')."
             )
-        # Resumed, all swaps are made again in their order: "the same optimizer" is relative.
+        # A resumed run makes all its swaps again: a Geometry() keeps the class of the one before.
         for geometry, index in self._choices():
             if self._swaps or geometry != Geometry():
                 self.swap_optimizer(geometry, index=index)
             else:
                 self._swaps = (_record(geometry, index),)
-        if self.trainer.strategy.restore_checkpoint_after_setup:  # so the checkpoint comes later
+        if self.trainer.strategy.restore_checkpoint_after_setup:  # the checkpoint is not loaded yet
             before_restoring(self.trainer, self._resume)
         super().on_fit_start()
 
@@ -183,7 +186,7 @@ class GeometryMixin(_Base):
         super().on_load_checkpoint(checkpoint)
 
     def _resume(self, checkpoint: Mapping[str, Any]) -> None:
-        """Make the swaps after the first one, which :meth:`on_fit_start` has made."""
+        """Make the swaps of a checkpoint again, but the first: :meth:`on_fit_start` has made it."""
         self._read_swaps(checkpoint)
         for geometry, index in self._choices()[1:]:
             self.swap_optimizer(geometry, index=index)
@@ -193,11 +196,12 @@ class GeometryMixin(_Base):
         self._saved_swaps = tuple(checkpoint.get(_KEY, [plain_run]))
 
     def _choices(self) -> list[tuple[Geometry, int | None]]:
-        """Those of the checkpoint to resume, if any, else that of the module."""
+        """Give the swaps to make first: those of the resumed checkpoint, or the module's own."""
         saved, own = self._saved_swaps, _record(self.geometry, None)
         if not saved:
             return [(self.geometry, None)]
-        # What a checkpoint cannot hold, such as a class, is given again by a callback.
+        # A geometry that a checkpoint cannot hold, such as one with a class, must be given again,
+        # by the module or a callback.
         callbacks = [
             callback
             for callback in self.trainer.callbacks  # type: ignore[attr-defined]
@@ -211,7 +215,7 @@ class GeometryMixin(_Base):
             for swap in saved
             if swap["choice"] is not None or swap["description"] in given
         ]
-        # A callback may have swapped in a run without this class, which keeps no account.
+        # In a run without this mixin, callbacks swap without a record in the checkpoint.
         swapped = {
             each.geometry.describe() for each in callbacks if getattr(each, "is_done", False)
         }
@@ -229,6 +233,7 @@ class GeometryMixin(_Base):
 
 
 def _record(geometry: Geometry, index: int | None) -> dict[str, Any]:
+    """Describe a swap for a checkpoint."""
     return {
         "description": geometry.describe(),
         "choice": geometry.to_plain(),
@@ -237,6 +242,7 @@ def _record(geometry: Geometry, index: int | None) -> dict[str, Any]:
 
 
 def _is_same(saved: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Tell whether a saved swap is that of all optimizers to the module's own geometry."""
     if saved["choice"] is not None and saved["choice"] == own["choice"]:
         return bool(saved["index"] is None)
     return bool(saved["description"] == own["description"] and saved["index"] is None)
@@ -244,8 +250,10 @@ def _is_same(saved: dict[str, Any], own: dict[str, Any]) -> bool:
 
 @cache
 def _mixed(base: type[LightningModule]) -> type[GeometryMixin]:
+    """Make a subclass of a module's class with the mixin."""
+
     def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
-        # Made here, the class cannot be imported by name: pickles name the base.
+        # A pickle names the base: the subclass cannot be imported by its name.
         state = object.__reduce_ex__(self, protocol)[2:]
         return (_new, (base,), *state)
 
@@ -258,5 +266,6 @@ def _mixed(base: type[LightningModule]) -> type[GeometryMixin]:
 
 
 def _new(base: type[LightningModule]) -> GeometryMixin:
+    """Make an empty instance, for a pickle to fill."""
     kind: Callable[[type[GeometryMixin]], GeometryMixin] = object.__new__
     return kind(_mixed(base))  # type: ignore[arg-type]  # has a hash

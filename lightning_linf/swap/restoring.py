@@ -1,4 +1,4 @@
-"""What a checkpoint says, before a strategy loads optimizers from it that are yet to be swapped."""
+"""Read a checkpoint before a strategy restores optimizers from it that have yet to be swapped."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,19 +9,19 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 Reader = Callable[[Mapping[str, Any]], None]
-_METADATA = "meta.pt"  # all but weights and optimizers, in a folder that Lightning saved
+_METADATA = "meta.pt"  # in a checkpoint that is a folder: all but weights and optimizers
 
 
 def before_restoring(trainer: Trainer, reader: Reader) -> None:
-    """Show the checkpoint of this fit, if any, to a function before optimizers are restored.
+    """Call a function with the checkpoint of this fit, if any, before optimizers are restored.
 
-    To be called in ``on_fit_start``. ModelParallelStrategy loads weights and optimizers in one go,
-    after that hook and before any other, so what follows from a checkpoint must be done in between:
-    its ``load_checkpoint`` is replaced until it is called.
+    To be called in ``on_fit_start``, under ModelParallelStrategy. That loads weights and optimizers
+    in one call right after this hook, so optimizers must be swapped in between, as the checkpoint
+    tells. Its ``load_checkpoint`` is replaced by one that first calls the functions.
 
     Args:
-        trainer: Whose strategy restores after ``on_fit_start``, which others do later.
-        reader: Gets the checkpoint, which may have neither weights nor optimizers.
+        trainer: A trainer whose strategy has ``restore_checkpoint_after_setup``.
+        reader: Is called with the checkpoint, which may lack weights and optimizers.
     """
     strategy = trainer.strategy
     pending = vars(strategy).get("load_checkpoint")
@@ -32,13 +32,13 @@ def before_restoring(trainer: Trainer, reader: Reader) -> None:
 
 
 def end_restoring(trainer: Trainer) -> None:
-    """Forget the readers, as of a fit without a checkpoint, when another one begins."""
+    """Put the strategy's own ``load_checkpoint`` back, as when a fit had no checkpoint to load."""
     if isinstance(vars(trainer.strategy).get("load_checkpoint"), _Restoring):
         del trainer.strategy.load_checkpoint
 
 
 class _Restoring:
-    """A strategy's ``load_checkpoint`` that first lets others read."""
+    """A ``load_checkpoint`` that calls the readers, then the strategy's own."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -53,7 +53,7 @@ class _Restoring:
                 path / _METADATA if path.is_dir() else path,
                 map_location="cpu",
                 mmap=path.is_file(),
-                weights_only=options.get("weights_only"),  # as the strategy will
+                weights_only=options.get("weights_only"),  # as the strategy does
             )
             for reader in self.readers:
                 reader(checkpoint)

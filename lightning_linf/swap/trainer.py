@@ -12,19 +12,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_linf.lightning_packages import is_either
-from lightning_linf.optim.reparameterized.reparameterized import Reparameterized, has_foreign_state
+from lightning_linf.optim.reparameterized import Reparameterized
 from lightning_linf.swap.carry import carry_state
 from lightning_linf.swap.geometry import Geometry
-from lightning_linf.swap.groups import betas_note, decay_note
+from lightning_linf.swap.groups import betas_note, decay_note, holds_mapped_state
 
-# Hooks between the forward pass and the end of the optimizer's step.
+# Hooks that Lightning calls between the forward pass and the end of the optimizer's step.
 _WITHIN_A_STEP = {
     *("training_step", "on_before_backward", "backward", "on_after_backward"),
     *("on_before_zero_grad", "optimizer_zero_grad", "configure_gradient_clipping"),
     *("on_before_optimizer_step", "optimizer_step", "lr_scheduler_step", "configure_optimizers"),
 }
 _KNOWN_SCHEDULERS = (LRScheduler, ReduceLROnPlateau)
-_RATES = ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "eta_min")  # that torch's schedulers keep
+# Learning rates that torch's schedulers keep as attributes.
+_RATES = ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "eta_min")
 
 
 def swap_optimizers(
@@ -35,24 +36,25 @@ def swap_optimizers(
     carry: bool = True,
     index: int | None = None,
 ) -> str:
-    """Replace a trainer's optimizers by the chosen one; schedulers and checkpoints follow.
+    """Replace the optimizers of a trainer that is fitting, between two steps.
 
-    If anything fails, all is left as it was.
+    Schedulers, checkpoints and ``module.optimizers()`` then use the new ones. If anything fails,
+    all is left as it was.
 
     Args:
-        trainer: A trainer that is fitting.
-        module: The module it fits.
-        geometry: What to replace them by.
+        trainer: The trainer.
+        module: The module that it fits.
+        geometry: The choice of the new optimizers.
         carry: Carry momentum and second moments over
-            (:func:`~lightning_linf.swap.carry_state`); else the new ones start anew.
-        index: Of the optimizer to replace, if the module has several. Default: all of them.
+            (:func:`~lightning_linf.swap.carry_state`); else the new optimizers start anew.
+        index: Number of the optimizer to replace, if the module has several. Default: all of them.
 
     Returns:
-        What was done, in words; it is logged, too.
+        What was done, in words; they are logged, too.
 
     Raises:
-        MisconfigurationException: If the trainer is not fitting this module, has no optimizers of
-            its own to replace, is in the middle of a step, or shards by FSDPStrategy or DeepSpeed.
+        MisconfigurationException: If the trainer is not fitting this module, has no optimizer with
+            a learning rate, is in the middle of a step, or shards by FSDPStrategy or DeepSpeed.
         ValueError: If ``geometry`` does not fit the parameters or a scheduler, or there is no such
             ``index``.
     """
@@ -68,7 +70,7 @@ def swap_optimizers(
         lines.append(f"{_describe(old)} -> {_describe(new)}; {carried}{notes}")
     _replace(trainer, module, geometry, swaps)
     done = "; ".join(lines)
-    # Those swaps are made again at a time when a resumed trainer has not restored its counters.
+    # There, a resumed trainer has not restored its global step yet.
     is_start = module._current_fx_name in ("on_fit_start", None)
     when = "at the start" if is_start else f"at step {trainer.global_step}"
     rank_zero_info(f"Optimizer swapped {when}: {done}.")
@@ -76,7 +78,7 @@ def swap_optimizers(
 
 
 def chosen_optimizers(caller: str, trainer: Trainer, index: int | None) -> list[Optimizer]:
-    """Give the trainer's optimizer with a number, or all; a ValueError if there is none such."""
+    """Give the trainer's optimizer of this number, or all; raise a ValueError if there is none."""
     optimizers = list(trainer.optimizers)
     if index is None:
         return optimizers
@@ -89,7 +91,7 @@ def chosen_optimizers(caller: str, trainer: Trainer, index: int | None) -> list[
 
 
 def check_strategy(caller: str, trainer: Trainer) -> None:
-    """Raise a MisconfigurationException for strategies whose parameters have lost their shapes."""
+    """Raise a MisconfigurationException for strategies that step flattened parameters."""
     if is_either(trainer.strategy, DeepSpeedStrategy, FSDPStrategy):
         raise MisconfigurationException(
             f"{caller}: expected whole parameters (one device, DDP) or DTensors, got "
@@ -126,12 +128,12 @@ def _check(trainer: Trainer, module: LightningModule, geometry: Geometry) -> Non
             "optimizers with learning rates to replace, got none. Return one from "
             "configure_optimizers"
         )
-    elif any(map(has_foreign_state, trainer.optimizers)):
+    elif any(map(holds_mapped_state, trainer.optimizers)):
         problem = (
             "an optimizer with a state in its own coordinates, got one with the state of a run in "
             "others. Resume with the callbacks, at the same steps, and the class of that run"
         )
-    # Lightning names the hook it is in for `self.log`; public names tell no more than the loop.
+    # The hook that Lightning is in, which it keeps for `self.log`; no public attribute tells.
     elif module._current_fx_name in _WITHIN_A_STEP:
         problem = (
             f"to be called between optimizer steps, got called in {module._current_fx_name}. Use "
@@ -147,7 +149,7 @@ def _replace(
     geometry: Geometry,
     swaps: Mapping[Optimizer, Optimizer],
 ) -> None:
-    """Put the new optimizers everywhere, or nowhere."""
+    """Put the new optimizers wherever the old ones are, or leave all as it was if that fails."""
     optimizers = list(trainer.optimizers)
     parts = [p for config in trainer.lr_scheduler_configs for p in _parts(config.scheduler)]
     before = [(part, dict(vars(part))) for part in parts]
@@ -164,7 +166,7 @@ def _replace(
 
 
 def _parts(scheduler: Any) -> Iterator[Any]:
-    """Yield a scheduler and those within it."""
+    """Yield a scheduler and those within it, as in SequentialLR."""
     yield scheduler
     for value in vars(scheduler).values():
         for part in value if isinstance(value, (list, tuple)) else [value]:
@@ -173,7 +175,7 @@ def _parts(scheduler: Any) -> Iterator[Any]:
 
 
 def _follow(scheduler: Any, swaps: Mapping[Optimizer, Optimizer], geometry: Geometry) -> None:
-    """Point one scheduler at the new optimizer, and scale what it knows of learning rates."""
+    """Have a scheduler use the new optimizer, and scale the learning rates that it keeps."""
     held = {k: v for k, v in vars(scheduler).items() if isinstance(v, Optimizer) and v in swaps}
     if held and geometry.lr is not None and not isinstance(scheduler, _KNOWN_SCHEDULERS):
         raise ValueError(
@@ -203,9 +205,12 @@ def _follow(scheduler: Any, swaps: Mapping[Optimizer, Optimizer], geometry: Geom
 
 
 def _announce_steps(optimizer: Optimizer) -> None:
-    """Let torch see that the optimizer steps before its scheduler, as when that is made."""
+    """Prepare an optimizer for a scheduler, as the making of a scheduler does.
+
+    Each scheduler of torch wraps ``optimizer.step`` to warn if it is not called first.
+    """
     initial = [group.pop("initial_lr", None) for group in optimizer.param_groups]
-    LambdaLR(optimizer, lambda _: 1.0)  # without initial_lr it leaves lr as it is
+    LambdaLR(optimizer, lambda _: 1.0)  # it sets lr to initial_lr, or if there is none, to lr
     for group, rate in zip(optimizer.param_groups, initial, strict=True):
         del group["initial_lr"]
         if rate is not None:
@@ -215,6 +220,7 @@ def _announce_steps(optimizer: Optimizer) -> None:
 def _verify(
     trainer: Trainer, module: LightningModule, swaps: Mapping[Optimizer, Optimizer]
 ) -> None:
+    """Raise a MisconfigurationException if an old optimizer is still in use somewhere."""
     wrapped = module.optimizers(use_pl_optimizer=True)
     stepped = [
         getattr(each, "optimizer", each)

@@ -71,8 +71,8 @@ def test_a_block_may_grow_by_what_joins(tmp_path):
     trainer = fit(
         module, tmp_path, [Unfreezing()], limit_train_batches=4, max_epochs=3, max_steps=-1
     )
-    (unit,) = trainer.optimizers[0]._units
-    assert len(unit.params) == 4
+    (blocks,) = trainer.optimizers[0]._block_sets
+    assert len(blocks.params) == 4
 
 
 @pytest.mark.filterwarnings("ignore:.*ended before the epoch ended:UserWarning")

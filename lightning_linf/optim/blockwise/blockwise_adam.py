@@ -1,4 +1,4 @@
-"""Adam with one second moment per block of a partition."""
+"""Adam with one second moment for each block of a partition."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -9,28 +9,33 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_linf.distributed.gathering import part_of
-from lightning_linf.distributed.shards import from_local, local, local_grad
-from lightning_linf.optim.arguments import check_betas, check_nonnegative, refuse_sparse
-from lightning_linf.optim.blockwise.matching import check_params, check_partition, match
-from lightning_linf.optim.blockwise.state import check_saved, restore_saved, zero_count
-from lightning_linf.optim.blockwise.unit import Unit
-from lightning_linf.optim.blockwise.update import (
-    Work,
-    join_ranks,
-    update_fused,
-    update_one_by_one,
-    update_together,
+from lightning_linf.distributed.shards import from_local, local
+from lightning_linf.optim.blockwise.parameter_blocks import (
+    check_params,
+    check_partition,
+    check_shared_options,
+    find_block_sets,
 )
-from lightning_linf.optim.loading import completed, has_these_groups, load_as_a_whole
+from lightning_linf.optim.blockwise.saved_moments import check_saved, restore_saved
+from lightning_linf.optim.blockwise.step import step_form
+from lightning_linf.optim.blockwise.step_inputs import (
+    collect,
+    options_of,
+    second_moments,
+    with_norms_over_ranks,
+)
+from lightning_linf.optim.hyperparameters import check_betas, check_nonnegative
+from lightning_linf.optim.saved_state import completed, has_these_groups, load_as_a_whole
 from lightning_linf.partition import Partition
 from lightning_linf.partition_names import ModuleFreeName
 
-_REQUIRED = {"lr", "betas", "eps", "weight_decay", "eps_inside"}  # in the groups of its states
-_OLDER = {"maximize": False, "foreach": None, "capturable": False}  # which older ones lack
+# Hyperparameters in the groups of every saved state, and those that older ones lack.
+_REQUIRED = {"lr", "betas", "eps", "weight_decay", "eps_inside"}
+_OLDER = {"maximize": False, "foreach": None, "capturable": False}
 
 
 class BlockwiseAdam(Optimizer):
-    r"""Adam whose second moment is, for each block of a partition, the mean of its squares.
+    r"""Adam whose second moment is shared by each block: a running mean of its squared gradients.
 
     .. math::
         m_i &\leftarrow \beta_1 m_i + (1 - \beta_1) g_i \\
@@ -38,50 +43,52 @@ class BlockwiseAdam(Optimizer):
         \theta_i &\leftarrow (1 - \eta \lambda) \theta_i
             - \eta \, \hat m_i / (\sqrt{\hat v_b} + \epsilon)
 
-    with :math:`\hat m, \hat v` corrected for their start at 0. Blocks of one entry make it
-    :class:`torch.optim.AdamW` with the same arguments; a single block makes it :class:`AdaSGD`.
+    for entry :math:`i` of block :math:`b`, which has :math:`d_b` entries; :math:`\hat m = m / (1 -
+    \beta_1^t)` and :math:`\hat v = v / (1 - \beta_2^t)` after :math:`t` steps. If every entry is a
+    block, this is :class:`torch.optim.AdamW` with the same arguments; if there is one block, it is
+    :class:`AdaSGD`.
 
-    A block may span tensors and parameter groups; it then has one second moment, over the entries
-    that have a gradient in this step. Groups in which it lies must agree in beta2, ``eps``,
-    ``eps_inside`` and ``capturable``. A parameter whose gradient is None is left as it is.
+    A block may span tensors and parameter groups. Parameter groups that share a block must agree in
+    beta2, ``eps``, ``eps_inside`` and ``capturable``. A parameter whose gradient is None is left as
+    it is, and its entries do not count in the mean of its block in that step.
 
-    The state has ``step`` and ``exp_avg`` for every parameter, and B numbers for the second
-    moments of B blocks: the first parameter of a block, or all blocks of a parameter, holds
-    ``exp_avg_sq``, float32 or wider, of shape (blocks,), or of the parameter's if every entry is a
-    block, with its own count ``exp_avg_sq_step``.
+    The state of every parameter has ``step`` and ``exp_avg``, as Adam's. The second moments,
+    ``exp_avg_sq`` with its own count ``exp_avg_sq_step``, are held by the parameter whose blocks
+    they are of, or by the first parameter of a block that spans several. They have the shape
+    (blocks,), or the parameter's if every entry is a block, and are float32 or wider.
 
-    Parameters may be sharded (DTensors, as of ``fully_shard``), also over several dimensions of a
-    mesh, and beside whole ones. Blocks are those of the whole tensors, so a step is that of one
-    process up to rounding. ``exp_avg`` is sharded as its parameter is, and so is the ``exp_avg_sq``
-    of blocks of one entry; other blocks' lie on every rank. Whether a gradient is None must be the
-    same on all ranks, as it is under ``fully_shard``.
+    Parameters may be sharded (DTensors, such as ``fully_shard`` makes), also over several
+    dimensions of a mesh, and beside unsharded ones. Blocks are those of the whole tensors, so a
+    step equals that of a single process up to rounding. ``exp_avg`` is sharded as its parameter is,
+    and so is ``exp_avg_sq`` if every entry is a block; else every rank holds all of it. Whether a
+    gradient is None must be the same on all ranks, as it is under ``fully_shard``.
 
     Args:
-        params: Parameters, pairs of name and parameter, or parameter groups of either. Real. Only
-            named ones are matched with a ``Partition`` by name.
-        lr: Learning rate; may be a tensor of shape (), which a captured graph then reads.
+        params: Real parameters, pairs of name and parameter, or parameter groups of either. If they
+            are named, a ``Partition`` is matched with them by name.
+        lr: Learning rate; may be a tensor of shape (), which a captured CUDA graph then reads.
         betas: Decay of the mean gradient and of the mean square.
         eps: Added to the root of the mean square.
-        weight_decay: Decoupled, as in AdamW: multiplied by ``lr``, not by the adaptive rate.
-        partition: ``"coordinate"``, ``"tensor"``, ``"global"``, or a ``Partition`` of exactly
-            these parameters; without names, in its order.
+        weight_decay: Decoupled weight decay, as in AdamW: multiplied by ``lr`` alone.
+        partition: ``"coordinate"``, ``"tensor"``, ``"global"``, or a ``Partition`` of exactly these
+            parameters; without names they must come in its order.
         eps_inside: Add ``eps`` to the mean square, not to its root.
-        maximize: Ascend.
-        foreach: Update many tensors with each call, which is faster on a GPU and holds a few more
-            temporary tensors. Default: on a GPU.
-        capturable: Keep the counts on the parameters' device, for CUDA graphs.
+        maximize: Maximize the objective instead of minimizing it.
+        foreach: Update many tensors with each call, which is faster on a GPU and needs memory for a
+            few more temporary tensors. Default: True for parameters on a GPU.
+        capturable: Keep the counts of steps on the parameters' device, for CUDA graphs.
 
     Raises:
         ValueError: If an argument is out of range, the parameters are not those of the partition,
             or complex, lazy or flattened by the older ``FullyShardedDataParallel``.
 
     Source:
-        Blockwise Adam of Xie, Mohamadi & Li, arXiv:2410.08198, where ``eps`` is inside the root;
-        bias correction, decay and the place of ``eps`` are AdamW's (Loshchilov & Hutter,
-        arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: on the CPU, for one block
-        per tensor, somewhat more than AdamW's fused step (``benchmarks/optimizers.py``); half its
-        memory. If there are sharded parameters, one all-reduce a step of a number for each block
-        (of more than one entry) and tensor, on each dimension of a mesh.
+        Blockwise Adam of Xie, Mohamadi & Li, arXiv:2410.08198, where ``eps`` is inside the root.
+        Bias correction, decay and the place of ``eps`` are AdamW's (Loshchilov & Hutter,
+        arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: on the CPU, with one block
+        per tensor, somewhat more time than AdamW's fused step (``benchmarks/optimizers.py``) and
+        half its memory. With sharded parameters, a step makes one all-reduce on each dimension of
+        a mesh, of one number for each tensor of each block that has more than one entry.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -92,6 +99,9 @@ class BlockwiseAdam(Optimizer):
         >>> optimizer.state[model.weight]["exp_avg_sq"].shape
         torch.Size([2])
     """
+
+    decoupled_weight_decay = True
+    carried_state = ("step", "exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
@@ -120,10 +130,10 @@ class BlockwiseAdam(Optimizer):
             "capturable": capturable,
         }
         super().__init__(params, defaults)
-        self._find_units()
+        self._find_block_sets()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; with a ``Partition``, which has all of its own, refuse to.
+        """Add a parameter group; refused with a ``Partition``, which has all of its parameters.
 
         Args:
             param_group: As for :class:`torch.optim.Optimizer`.
@@ -134,8 +144,8 @@ class BlockwiseAdam(Optimizer):
         super().add_param_group(param_group)
         try:
             self._check_group(self.param_groups[-1])
-            if hasattr(self, "_units"):  # else the constructor still adds groups
-                self._find_units()
+            if hasattr(self, "_block_sets"):  # else the constructor is still adding groups
+                self._find_block_sets()
         except ValueError:
             self.param_groups.pop()
             raise
@@ -145,10 +155,10 @@ class BlockwiseAdam(Optimizer):
         """Make one step.
 
         Args:
-            closure: Evaluates the loss again, with its gradients.
+            closure: Reevaluates the model, calls backward and returns the loss.
 
         Returns:
-            What the closure returns, or None.
+            What the closure returned, or None.
 
         Raises:
             ValueError: If a gradient is sparse, or groups that share a block do not agree.
@@ -157,52 +167,55 @@ class BlockwiseAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_shared()
-        found = [work for unit in self._units if (work := self._work(unit)) is not None]
-        works = defaultdict(list)
-        for work in join_ranks(found) if self._spans_ranks else found:
-            works[_form(work)].append(work)
-        for update, alike in works.items():
-            update(alike)
+        check_shared_options(type(self).__name__, self.param_groups, self._block_sets)
+        collected = [collect(self, blocks) for blocks in self._block_sets]
+        inputs = [each for each in collected if each is not None]
+        if any(blocks.spans_ranks for blocks in self._block_sets):
+            inputs = with_norms_over_ranks(inputs)
+        inputs_of = defaultdict(list)
+        for each in inputs:
+            inputs_of[step_form(each)].append(each)
+        for make_step, alike in inputs_of.items():
+            make_step(alike)
         return loss
 
     def expanded_exp_avg_sq(self) -> dict[Tensor, tuple[Tensor, float]]:
-        """Give every parameter the second moments of its entries, for another optimizer.
+        """Give the second moment of every entry, for another optimizer.
 
         Returns:
-            By parameter: its block's ``exp_avg_sq`` for every entry, in the parameter's shape,
-            and the number of updates in it, which its bias correction needs. Do not write to the
-            tensors: entries of a block may share memory. Parameters whose block has had no
-            gradient are left out.
+            For each parameter: the ``exp_avg_sq`` of its blocks, repeated for every entry, in the
+            parameter's shape; and the number of updates in it, for bias correction. Do not write to
+            the tensors: entries of a block may share memory. Parameters whose block has had no
+            gradient yet are left out.
         """
         result = {}
-        for unit in self._units:
-            state = self.state.get(unit.owner, {})
+        for blocks in self._block_sets:
+            state = self.state.get(blocks.owner, {})
             if "exp_avg_sq" in state:
                 v, count = state["exp_avg_sq"], float(state["exp_avg_sq_step"])
                 values = local(v).reshape(-1)
-                for p in unit.params:
-                    result[p] = from_local(unit.expand(values, local(p)), p), count
+                for p in blocks.params:
+                    result[p] = from_local(blocks.expand(values, local(p)), p), count
         return result
 
     @torch.no_grad()
     def load_exp_avg_sq(self, values: Mapping[Tensor, tuple[Tensor, float]]) -> None:
-        """Set every block's second moment to the mean of its entries', as of another optimizer.
+        """Set the second moment of every block to the mean of another optimizer's over it.
 
-        The counterpart of :meth:`expanded_exp_avg_sq`, whose result leaves all blocks as they are.
-        The other state stays as it is.
+        This is the counterpart of :meth:`expanded_exp_avg_sq`: loading its result changes nothing.
+        The rest of the state stays as it is.
 
         Args:
-            values: By parameter: second moments of its entries, in its shape, of the same beta2
-                and without bias correction; and the number of updates in them. Where the numbers
-                differ within a block, its own is the largest, and the means are taken of corrected
-                values. Parameters that are absent, or have 0 updates, do not count in the means;
-                blocks of none but such stay as they are.
+            values: For each parameter: second moments of its entries, in its shape, with the same
+                beta2 and without bias correction; and the number of updates in them. Where these
+                numbers differ within a block, the block gets the largest one, and means are taken
+                of bias-corrected values. Parameters that are absent, or have had no update, do not
+                count in the means; a block of none but such parameters stays as it is.
 
         Raises:
             ValueError: If a parameter is not this optimizer's, or has values of another shape.
         """
-        known = {p for unit in self._units for p in unit.params}
+        known = {p for blocks in self._block_sets for p in blocks.params}
         for p, (value, _) in values.items():
             if p not in known or value.shape != p.shape:
                 raise ValueError(
@@ -211,18 +224,18 @@ class BlockwiseAdam(Optimizer):
                     f"{f'shape {tuple(p.shape)}' if p in known else 'a parameter that it lacks'}. "
                     "Take the parameters from its param_groups."
                 )
-        for unit in self._units:
-            given = [(p, *values[p]) for p in unit.params if p in values and values[p][1] > 0]
+        for blocks in self._block_sets:
+            given = [(p, *values[p]) for p in blocks.params if p in values and values[p][1] > 0]
             if not given:
                 continue
             most = max(count for _, _, count in given)
-            state, beta2 = self._init_blocks(unit), self._options(unit)["betas"][1]
+            state, beta2 = second_moments(self, blocks), options_of(self, blocks)["betas"][1]
             v = local(state["exp_avg_sq"])
-            wide = [
+            scaled = [
                 part_of(value, p).to(v) * ((1 - beta2**most) / (1 - beta2**count))
                 for p, value, count in given
             ]
-            v.copy_(unit.mean([p for p, _, _ in given], wide).view(v.shape))
+            v.copy_(blocks.mean([p for p, _, _ in given], scaled).view(v.shape))
             state["exp_avg_sq_step"].fill_(most)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -233,8 +246,9 @@ class BlockwiseAdam(Optimizer):
 
         Raises:
             ValueError: If it has moments of other shapes, of another partition or another order of
-                named parameters, or is not sharded as the parameters are; torch's
-                ``set_optimizer_state_dict`` shares it out. The optimizer then is as it was.
+                named parameters, or is not sharded as the parameters are (``get_`` and
+                ``set_optimizer_state_dict`` of torch convert it). The optimizer is then left as it
+                was.
         """
         load_as_a_whole(self, state_dict, self._prepared, self._restore)
 
@@ -245,18 +259,18 @@ class BlockwiseAdam(Optimizer):
         saved = completed(name, groups, saved, _REQUIRED, _OLDER)
         for group in saved["param_groups"]:
             check_betas(name, group["betas"])
-        check_saved(name, self._units, groups, saved)
+        check_saved(name, self._block_sets, groups, saved)
         return saved
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        restore_saved(self._units, self.param_groups, self.state, saved)
+        restore_saved(self._block_sets, self.param_groups, self.state, saved)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "partition": self.partition}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._find_units()
+        self._find_block_sets()
 
     def _check_group(self, group: dict[str, Any]) -> None:
         name = type(self).__name__
@@ -265,90 +279,7 @@ class BlockwiseAdam(Optimizer):
         check_betas(name, group["betas"])
         check_params(name, group["params"])
 
-    def _find_units(self) -> None:
-        self._units = match(type(self).__name__, self.param_groups, self.partition)
-        self._spans_ranks = any(unit.spans_ranks for unit in self._units)
-        self._check_shared()
-
-    def _check_shared(self) -> None:
-        """Raise a ValueError if groups in which a block lies differ in what forms its rate."""
-        for pair in {(unit.groups[0], other) for unit in self._units for other in unit.groups}:
-            ours, theirs = (_shared_options(self.param_groups[index]) for index in pair)
-            if ours != theirs:
-                raise ValueError(
-                    f"{type(self).__name__}: expected parameter groups {pair[0]} and {pair[1]}, "
-                    "which share a block, to agree in beta2, eps, eps_inside and capturable, got "
-                    f"{ours} and {theirs}. Set them alike, or use a partition in which they share "
-                    "none."
-                )
-
-    def _options(self, unit: Unit) -> dict[str, Any]:
-        return self.param_groups[unit.groups[0]]
-
-    def _work(self, unit: Unit) -> Work | None:
-        """Collect what has a gradient, with its state."""
-        params, grads, exp_avgs, steps, groups = [], [], [], [], []
-        for p, index in zip(unit.params, unit.groups, strict=True):
-            grad = p.grad
-            if grad is None:
-                continue
-            if grad.is_sparse:
-                refuse_sparse(type(self).__name__, grad)
-            group, state = self.param_groups[index], self.state[p]
-            if "step" not in state:
-                state["step"] = zero_count(p, group)
-            if "exp_avg" not in state:
-                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            params.append(p)
-            grads.append(grad)
-            exp_avgs.append(state["exp_avg"])
-            steps.append(state["step"])
-            groups.append(group)
-        if not params:
-            return None
-        unit.move_index()
-        state, given = self._init_blocks(unit), params
-        v, count = state["exp_avg_sq"], state["exp_avg_sq_step"]
-        if unit.is_sharded:
-            grads = [local_grad(p, grad) for p, grad in zip(given, grads, strict=True)]
-            params, exp_avgs, v = list(map(local, given)), list(map(local, exp_avgs)), local(v)
-        if unit.is_identity:
-            v = v.view(-1)
-        options = self._options(unit)
-        return Work(unit, options, v, count, params, grads, exp_avgs, steps, groups, given)
-
-    def _init_blocks(self, unit: Unit) -> dict[str, Any]:
-        """State of the unit's owner, with second moments."""
-        p = unit.owner
-        state: dict[str, Any] = self.state[p]
-        if "exp_avg_sq" not in state:
-            if unit.is_identity:
-                form = torch.contiguous_format
-                v = torch.zeros_like(p, dtype=unit.dtype, memory_format=form)
-            else:
-                v = local(p).new_zeros(unit.num_blocks, dtype=unit.dtype)
-            state["exp_avg_sq"] = v
-            state["exp_avg_sq_step"] = zero_count(p, self._options(unit))
-        return state
-
-
-def _form(work: Work) -> Callable[[list[Work]], None]:
-    """Choose the form of the step."""
-    foreach = work.options["foreach"]
-    if foreach or (foreach is None and work.exp_avg_sq.is_cuda):
-        return update_together
-    is_traced = torch.compiler.is_compiling()  # numbers that are read would break its graph
-    if foreach is False or is_traced or not work.unit.is_whole or work.options["capturable"]:
-        return update_one_by_one
-    dtype = work.exp_avg_sq.dtype  # narrower ones lose up to 15 % of a step in torch's kernel
-    for p, g, m, group in zip(work.params, work.grads, work.exp_avgs, work.groups, strict=True):
-        contiguous = p.is_contiguous() and g.is_contiguous() and m.is_contiguous()
-        alike = p.is_cpu and p.dtype == g.dtype == m.dtype == dtype
-        alike = alike and p.shape == g.shape == m.shape  # torch's kernel does not ask
-        if not (contiguous and alike and group["betas"][0] > 0):  # 0: it wants no momentum
-            return update_one_by_one
-    return update_fused
-
-
-def _shared_options(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    return group["betas"][1], group["eps"], group["eps_inside"], group["capturable"]
+    def _find_block_sets(self) -> None:
+        name = type(self).__name__
+        self._block_sets = find_block_sets(name, self.param_groups, self.partition)
+        check_shared_options(name, self.param_groups, self._block_sets)

@@ -1,4 +1,4 @@
-"""Blocks of the part of a tensor that this rank holds."""
+"""The blocks of the part of a sharded tensor that this rank holds."""
 
 import math
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class ShardLayout(NamedTuple):
-    """How this rank's part falls into blocks of its own, each a part of one of the tensor's."""
+    """How this rank's part falls into local blocks, each a part of one of the tensor's blocks."""
 
-    layout: Layout | IndexLayout
-    labels: Tensor | None  # (blocks of layout,): block of the tensor; None: the same ones
+    layout: Layout | IndexLayout  # the local blocks
+    labels: Tensor | None  # (local blocks,): number in the whole tensor; None: they are the same
 
 
 def shard_layout(layout: Layout | IndexLayout, p: "DTensor") -> ShardLayout:
-    """Lay out this rank's part of a parameter, given how the whole falls into blocks."""
+    """Lay out this rank's part of a parameter, given the layout of the whole."""
     if layout.is_identity:
         return ShardLayout(Layout((local(p).numel(),), (0,)), None)
     if isinstance(layout, IndexLayout):
@@ -37,9 +37,13 @@ def shard_layout(layout: Layout | IndexLayout, p: "DTensor") -> ShardLayout:
 
 
 def _separate(layout: Layout, p: "DTensor") -> ShardLayout | None:
-    """Lay out the part as the whole is, if it is sharded in one dimension that stands for itself.
+    """Lay out the part as a regular view of its shape, if that is possible; else give None.
 
-    Then a block is a triple: of what the dimensions before it say, itself, and those after it.
+    It is if one dimension of the tensor is sharded, and the view of the layout splits or keeps that
+    dimension but does not merge it with others. For example, of a weight (6, 4) with its rows as
+    blocks, a rank that holds rows 2 and 3 has a part (2, 4) with local blocks 0 and 1, whose labels
+    are 2 and 3. In general the number of a block has three digits, from the dimensions before the
+    sharded one, from that one, and from those after it; only the middle digit depends on the rank.
     """
     dims = {
         placement.dim  # type: ignore[attr-defined]  # of Shard, for which there are several classes
@@ -71,13 +75,13 @@ def _separate(layout: Layout, p: "DTensor") -> ShardLayout | None:
 
 
 def _reach(view: tuple[int, ...], start: int, size: int) -> int | None:
-    """Where a product of sizes from ``start`` on is ``size``; None if nowhere."""
+    """Find the end at which the sizes from ``start`` on have the product ``size``, if any."""
     ends = range(start, len(view) + 1)
     return next((end for end in ends if math.prod(view[start:end]) == size), None)
 
 
 def _indices(p: "DTensor", dim: int) -> Tensor:
-    """Indices along one dimension that this rank holds: (indices,)."""
+    """Give the indices along one dimension that this rank holds: (indices,)."""
     shape = [1] * p.ndim
     shape[dim] = -1
     indices = torch.arange(p.shape[dim], device=p.device).view(shape).expand(p.shape)

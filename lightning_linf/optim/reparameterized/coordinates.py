@@ -1,4 +1,4 @@
-"""The coordinates of an optimizer, as a map of vectors."""
+"""The map of a reparameterized optimizer, for one vector of all its parameters."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,12 @@ from lightning_linf.reparam import BoundReparameterization
 
 
 class Coordinates:
-    """The map of an optimizer in coordinates of its own, for a vector of d parameters."""
+    """Multiply vectors of all d parameters with the map A of an optimizer.
+
+    Args:
+        parameters: The parameters whose entries form the vector, in this order.
+        parts: For each part of the map, the parameters that it changes and the map of them.
+    """
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""Tensors of an optimizer that have coordinates of their own."""
+"""The tensors of a parameter group that an optimizer steps in other coordinates."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,23 @@ from lightning_linf.reparam import BoundReparameterization
 
 
 class MappedTensors:
-    """The tensors of one parameter group that have coordinates phi of their own.
+    """Tensors ``theta`` of one parameter group, and their coordinates ``phi = A^-1 theta``.
 
-    During a step the phi are parts of one vector. Between steps they have shapes, but no memory.
-    Those of sharded tensors are sharded alike: they have memory of their own, this rank's part, and
-    the vector, which every rank has, is gathered from them.
+    During a step, the tensors ``phis`` are views of one vector (d,), to which the map applies.
+    Between steps they keep their shapes, but have no memory of their own. The phi of a sharded
+    theta is sharded alike: it has memory for this rank's part, and the vector, which every rank
+    computes as a whole, is gathered from the parts.
     """
 
-    def __init__(self, thetas: list[Tensor], bound: BoundReparameterization) -> None:
+    def __init__(
+        self, thetas: list[Tensor], bound: BoundReparameterization, mixes_tensors: bool
+    ) -> None:
         self.thetas = thetas
-        self.bound = bound
+        self.bound = bound  # A
         self.inverse = bound.inverse()
+        self.mixes_tensors = mixes_tensors
         self.sizes = [theta.numel() for theta in thetas]
-        self.vector = self.before = self.inverse.apply(self.join(thetas))
+        self.vector = self.former_vector = self.inverse.apply(self.join(thetas))
         self.phis = [
             nn.Parameter(shard_like(part, theta) if is_sharded(theta) else part)
             for part, theta in zip(self.split(self.vector), thetas, strict=True)
@@ -32,61 +36,61 @@ class MappedTensors:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of phi: wide enough for all, and for optimizer states."""
+        """The dtype of phi: float32, or wider if a theta is."""
         dtype = torch.float32
         for theta in self.thetas:
             dtype = torch.promote_types(dtype, theta.dtype)
         return dtype
 
     def join(self, tensors: Iterable[Tensor]) -> Tensor:
-        """Flatten and join a tensor for each theta. Shape: (d,)."""
+        """Flatten and concatenate one tensor for each theta: (d,)."""
         dtype = self.dtype
         wholes = gather([tensor.detach() for tensor in tensors])
         return torch.cat([tensor.reshape(-1).to(dtype) for tensor in wholes])
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """Cut a vector (d,) into a whole tensor for each theta."""
+        """Cut a vector (d,) into views in the whole shape of each theta."""
         parts = vector.split_with_sizes(self.sizes)
         return [part.view(theta.shape) for part, theta in zip(parts, self.thetas, strict=True)]
 
-    def follow(self) -> None:
-        """Have phi in the dtype and on the device of the weights, which may have changed."""
+    def match_weights(self) -> None:
+        """Bring phi to the dtype and device of the weights, which may have been cast or moved."""
         for phi, theta in zip(self.phis, self.thetas, strict=True):
             if (phi.dtype, phi.device) == (self.dtype, theta.device):
                 continue
-            if is_sharded(phi):  # torch does not heed phi.data = ...
+            if is_sharded(phi):  # setting phi.data has no effect on a DTensor
                 part = torch.zeros_like(local(theta), dtype=self.dtype)
                 new = nn.Parameter(from_local(part, theta))
                 torch.utils.swap_tensors(phi, new)  # type: ignore[no-untyped-call]  # is torch's
             else:
                 phi.data = theta.new_zeros((), dtype=self.dtype).expand(phi.shape)
 
-    def read(self) -> None:
+    def read_weights(self) -> None:
         """Set phi to the coordinates of the weights."""
-        self.follow()
-        self.before = self.inverse.apply(self.join(self.thetas))
-        self.vector = self.before.clone()
+        self.match_weights()
+        self.former_vector = self.inverse.apply(self.join(self.thetas))
+        self.vector = self.former_vector.clone()
         for phi, part in zip(self.phis, self.split(self.vector), strict=True):
             if is_sharded(phi):
                 local(phi).copy_(part_of(part, phi))
             else:
-                phi.data = part  # keeps phi the same object, as the inner optimizer knows it
+                phi.data = part  # phi stays the same object: the inner optimizer's parameter
 
-    def write(self) -> None:
-        """Add to the weights what has been added to phi."""
+    def write_weights(self) -> None:
+        """Add to the weights A times what has been added to phi since they were last equal."""
         parts = self.split(self.vector)
         for phi, part, gathered in zip(self.phis, parts, gather(self.phis), strict=True):
             if is_sharded(phi):
                 part.copy_(gathered)
             elif phi.data_ptr() != part.data_ptr():  # the inner optimizer has set phi.data
                 part.copy_(phi)
-        moves = self.bound.apply(self.vector - self.before)
+        moves = self.bound.apply(self.vector - self.former_vector)
         for theta, move in zip(self.thetas, self.split(moves), strict=True):
             local(theta).add_(part_of(move, theta))
-        self.before.copy_(self.vector)
+        self.former_vector.copy_(self.vector)
 
-    def read_gradients(self, mixes_tensors: bool) -> None:
-        """Set the gradient with respect to phi."""
+    def read_gradients(self) -> None:
+        """Set the gradient of phi to A^T times that of the weights."""
         gradients = [theta.grad for theta in self.thetas]
         if all(gradient is None for gradient in gradients):
             for phi in self.phis:
@@ -97,7 +101,7 @@ class MappedTensors:
                 "Reparameterized: expected dense gradients, got a sparse one. Use sparse=False in "
                 "its embedding, or leave it out of the map with `only`."
             )
-        if mixes_tensors and not all(theta.requires_grad for theta in self.thetas):
+        if self.mixes_tensors and not all(theta.requires_grad for theta in self.thetas):
             raise RuntimeError(
                 "Reparameterized: expected that every parameter which took part at the start still "
                 "requires grad, got a frozen one, which a map that mixes tensors would move. "
@@ -110,23 +114,49 @@ class MappedTensors:
             )
         )
         for phi, grad, part in zip(self.phis, gradients, self.split(gradient), strict=True):
-            if grad is None and not mixes_tensors:
+            if grad is None and not self.mixes_tensors:
                 phi.grad = None
             else:
                 phi.grad = shard_like(part, phi) if is_sharded(phi) else part
 
-    def forget(self) -> None:
-        """Free what only a step needs."""
+    def free(self) -> None:
+        """Free the memory that only a step needs."""
         empty = self.vector.new_zeros(())
-        self.vector = self.before = empty
+        self.vector = self.former_vector = empty
         for phi in self.phis:
             phi.grad = None
             if not is_sharded(phi):
                 phi.data = empty.expand(phi.shape)
 
+    def transposed(
+        self, values: Mapping[Tensor, Tensor], bound: BoundReparameterization, squared: bool
+    ) -> dict[Tensor, Tensor]:
+        """Multiply running means of gradients, or of their squares, by the transpose of a map.
+
+        Args:
+            values: For some of the thetas, the mean.
+            bound: The map: A or its inverse.
+            squared: The means are of squares.
+
+        Returns:
+            The products, for the same thetas, or for all of them if the map mixes tensors.
+        """
+        present = [theta in values for theta in self.thetas]
+        if not any(present):
+            return {}
+        joined = self.join(values.get(theta, torch.zeros_like(theta)) for theta in self.thetas)
+        product = (bound.apply_transpose_squared if squared else bound.apply_transpose)(joined)
+        return {
+            theta: shard_like(part, theta)
+            for theta, part, is_present in zip(
+                self.thetas, self.split(product), present, strict=True
+            )
+            if is_present or self.mixes_tensors
+        }
+
 
 def check_thetas(tensors: Sequence[Tensor]) -> None:
-    """Raise a ValueError for tensors that no map can change."""
+    """Raise a ValueError if one of the tensors cannot be mapped."""
     if any(isinstance(tensor, UninitializedParameter) for tensor in tensors):
         raise ValueError(
             "Reparameterized: expected initialized parameters, got a lazy one. Run the module once "

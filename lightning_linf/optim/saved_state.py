@@ -1,4 +1,8 @@
-"""A saved state, taken by an optimizer as a whole or not at all."""
+"""Loading a saved state: checked before anything changes, and undone as a whole if it fails.
+
+Throughout, ``groups`` are the parameter groups of the optimizer that loads, and ``saved`` is a
+state dict as :meth:`torch.optim.Optimizer.state_dict` returns it.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +14,8 @@ from torch.optim import Optimizer
 from lightning_linf.distributed.shards import is_sharded
 
 Saved = dict[str, Any]
-COUNTS = ("step", "exp_avg_sq_step")  # in the state of a parameter
+COUNTS = ("step", "exp_avg_sq_step")  # numbers of updates, in the state of a parameter
+# Parts of parameter names that DDP, torch.compile and the like put there.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
@@ -20,13 +25,15 @@ def load_as_a_whole(
     prepare: Callable[[Saved], Saved],
     restore: Callable[[Saved], None] = lambda _: None,
 ) -> None:
-    """Load a state as torch does; if anything fails, the optimizer stays as it was.
+    """Load a state as torch does, but leave the optimizer as it was if anything fails.
 
     Args:
-        optimizer: One that leaves its state and groups as they are until torch puts new ones there.
-        state_dict: What was saved.
-        prepare: Checks what is about to be loaded, and gives it as torch is to load it.
-        restore: Gets that again after torch has loaded it.
+        optimizer: The optimizer that loads. Its own code must not change state or groups in place
+            before torch sets new ones: what is restored are the former objects.
+        state_dict: The saved state.
+        prepare: Checks the state, after the user's hooks, and returns it as torch is to load it.
+        restore: Is called with what ``prepare`` returned, after torch has loaded it, to repair what
+            torch has cast.
     """
     prepared: Saved = {}
 
@@ -34,7 +41,7 @@ def load_as_a_whole(
         prepared.update(prepare(final))
         return prepared
 
-    # Next to torch's own work: the user's hooks before it may change what is loaded.
+    # Registered last, so that hooks of the user, which may change the state, come before.
     hooks = [
         optimizer.register_load_state_dict_pre_hook(before),
         optimizer.register_load_state_dict_post_hook(lambda _: restore(prepared), prepend=True),
@@ -57,20 +64,23 @@ def completed(
     required: set[str],
     older: Mapping[str, Any],
 ) -> Saved:
-    """Fill in what older states lack, with counts as tensors and the optimizer's own names.
+    """Bring a saved state into the form of today's states.
 
-    Saved names may have a wrapper's prefix.
+    Hyperparameters that older versions lacked are filled in, counts of steps that were saved as
+    numbers become tensors, and the names of parameters become those of the optimizer, since saved
+    ones may have the prefix of a wrapper such as DDP.
 
     Args:
-        optimizer: Its name, for errors.
+        optimizer: Name of the class, for errors.
         groups: Its parameter groups.
-        saved: With groups of the same sizes.
-        required: Hyperparameters without which the state is that of another class.
-        older: Hyperparameters that older states lack, with what these meant.
+        saved: A state whose groups have the same sizes.
+        required: Hyperparameters that every state of this class has had.
+        older: Hyperparameters that states of older versions lack, each with the value that those
+            versions behaved as if they had.
 
     Raises:
-        ValueError: If hyperparameters are missing, or parameters known by name are in another
-            order.
+        ValueError: If required hyperparameters are missing, so the state is that of another class,
+            or if named parameters are in another order.
     """
     for theirs in saved["param_groups"]:
         missing = required - theirs.keys()
@@ -93,7 +103,7 @@ def completed(
 def with_own_names(
     groups: Sequence[Mapping[str, Any]], saved_groups: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Give saved groups the names of the parameters that they are loaded for, if they have any."""
+    """Replace the parameter names in saved groups by those of the optimizer, if it has any."""
     named = []
     for ours, theirs in zip(groups, saved_groups, strict=True):
         group = {key: value for key, value in theirs.items() if key != "param_names"}
@@ -103,7 +113,7 @@ def with_own_names(
 
 
 def has_these_groups(groups: Sequence[Mapping[str, Any]], saved: Saved) -> bool:
-    """Tell whether groups have the sizes of those of an optimizer; torch refuses others."""
+    """Tell whether a saved state has groups of the same sizes; torch refuses it otherwise."""
     ours, theirs = (
         [len(group["params"]) for group in each] for each in (groups, saved["param_groups"])
     )
@@ -113,7 +123,7 @@ def has_these_groups(groups: Sequence[Mapping[str, Any]], saved: Saved) -> bool:
 def saved_entries(
     groups: Sequence[Mapping[str, Any]], saved: Saved
 ) -> Iterator[tuple[Any, Tensor, dict[str, Any]]]:
-    """Every parameter that has a saved state: its key there, itself, and that state."""
+    """Yield, for every parameter with a saved state, its key there, itself, and that state."""
     indices = [index for group in saved["param_groups"] for index in group["params"]]
     params = [p for group in groups for p in group["params"]]
     for index, p in zip(indices, params, strict=True):
@@ -122,9 +132,10 @@ def saved_entries(
 
 
 def check_names(optimizer: str, groups: Sequence[Mapping[str, Any]], saved: Saved) -> None:
-    """Raise a ValueError if a parameter that both know by name has another place.
+    """Raise a ValueError if a parameter stands at another place than the one of its name.
 
-    What was renamed is taken in its order, as torch takes all.
+    A name that only one side knows is no error: torch goes by the order, and parameters may have
+    been renamed.
     """
     ours, theirs = (
         [_bare(name) for group in each for name in group.get("param_names", ())]
@@ -150,15 +161,16 @@ def check_shape(
     value: Any,
     shape: torch.Size | None = None,
 ) -> None:
-    """Raise a ValueError unless a part of the state has the shape of its parameter, or another.
+    """Raise a ValueError unless an entry of a parameter's saved state has the expected shape.
 
     Args:
-        optimizer: Its name, for errors.
+        optimizer: Name of the class, for errors.
         groups: Its parameter groups.
         p: The parameter.
-        key: Name of the part.
-        value: The part.
-        shape: That is expected. Default: the parameter's, and sharded as it is.
+        key: Name of the entry, such as ``"exp_avg"``.
+        value: The entry.
+        shape: The expected shape. Default: that of the parameter; the entry must then be sharded
+            as the parameter is, too.
     """
     expected = p.shape if shape is None else shape
     got: Any = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -180,7 +192,7 @@ def check_shape(
 
 
 def place_of(groups: Sequence[Mapping[str, Any]], p: Tensor) -> str:
-    """Say which parameter it is: its number, its name if it has one, and its shape."""
+    """Describe a parameter for an error: its number, its name if it has one, and its shape."""
     params = [each for group in groups for each in group["params"]]
     names = [name for group in groups for name in group.get("param_names", ())]
     number = next(number for number, each in enumerate(params) if each is p)
@@ -189,7 +201,7 @@ def place_of(groups: Sequence[Mapping[str, Any]], p: Tensor) -> str:
 
 
 def _with_counts(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Have counts as tensors that count far: once they were numbers."""
+    """Have counts as float32 tensors: they may be saved as numbers, and bfloat16 stops at 256."""
     counts = {
         key: torch.as_tensor(entry[key], dtype=torch.float32)
         for key in COUNTS

@@ -1,4 +1,4 @@
-"""Parameters that have second moments in common, and their blocks."""
+"""Parameters whose second moments are kept in one vector, and the blocks that they fall into."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,23 +10,27 @@ from lightning_linf.distributed.shards import is_sharded, sum_over_ranks
 from lightning_linf.optim.blockwise.shard_layout import shard_layout
 from lightning_linf.partition.layouts import IndexLayout, Layout
 
-# Squares added up at once on the CPU, where a sum of 3e7 in float32 loses up to 0.3 %.
-_PART = 2**16
+# Squares that are added up at once on the CPU: one float32 sum of 3e7 loses up to 0.3 %.
+_CHUNK = 2**16
 
 
 @dataclass
-class Unit:
-    """Parameters whose second moments are one vector of numbers.
+class BlockSet:
+    """The blocks of one parameter, or the one block that several parameters form together.
 
-    One parameter with blocks of its own, or several that are one block together. Methods take and
-    give parts of sharded parameters, gradients and moments, those of this rank.
+    Its second moments are one vector, with a number for each block. Examples: a weight matrix of
+    5 rows under the partition "row" is a set of 5 blocks; all parameters of a model under the
+    partition "global" are a set of one block.
+
+    Where a parameter is sharded, methods take and return what belongs to this rank's part of it:
+    of gradients, moments and, unless they say otherwise, blocks.
     """
 
-    layout: Layout | IndexLayout  # of the first parameter; any others have the same block
+    layout: Layout | IndexLayout  # of the first parameter; any others lie in the same single block
     params: list[Tensor]
-    groups: list[int]  # of each parameter, the number of its parameter group
-    sizes: Tensor | None = None  # (blocks,): of an IndexLayout
-    labels: Tensor | None = None  # (blocks of the part,): the block of the tensor
+    groups: list[int]  # for each parameter, the number of its parameter group
+    sizes: Tensor | None = None  # entries of each block, if the layout is irregular: (blocks,)
+    labels: Tensor | None = None  # which of the tensor's blocks the local ones are: (local blocks,)
 
     @property
     def owner(self) -> Tensor:
@@ -35,7 +39,7 @@ class Unit:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the second moments: float32, or wider if a parameter is."""
+        """The dtype of the second moments: float32, or wider if a parameter is."""
         dtype = torch.float32
         for p in self.params:
             dtype = torch.promote_types(dtype, p.dtype)
@@ -43,30 +47,30 @@ class Unit:
 
     @property
     def state_shape(self) -> torch.Size:
-        """That of the second moments: the parameter's if every entry is a block."""
+        """The shape of the second moments: the parameter's own if every entry is a block."""
         return self.owner.shape if self.is_identity else torch.Size([self.num_blocks])
 
     def __post_init__(self) -> None:
         self.num_blocks = self.layout.num_blocks
-        self.is_whole = self.num_blocks == 1
-        self.is_identity = self.layout.is_identity
+        self.is_whole = self.num_blocks == 1  # each gradient lies in one block as a whole
+        self.is_identity = self.layout.is_identity  # every entry is a block
         self.is_sharded = self.spans_ranks = False
 
     def shard(self) -> None:
-        """Lay out this rank's part, once all parameters are known."""
+        """Lay out this rank's parts, once all parameters have been added."""
         self.is_sharded = any(map(is_sharded, self.params))
         if not self.is_sharded:
             return
         self.spans_ranks = not self.is_identity
         self.is_whole = self.is_whole and self.spans_ranks
         p, layout = self.owner, self.layout
-        if is_sharded(p) and not self.is_whole:  # then it is the only one
+        if is_sharded(p) and not self.is_whole:  # so it is the only parameter
             self.layout, self.labels = shard_layout(layout, p)
             if isinstance(self.layout, IndexLayout):
                 self.sizes = layout.counts(p.device)
 
     def move_index(self) -> None:
-        """Have the index where the parameter is: a step must not copy it each time."""
+        """Move index tensors to the parameter's device, so that steps need not copy them."""
         device = self.owner.device
         if self.labels is not None:
             self.labels = self.labels.to(device)
@@ -78,9 +82,11 @@ class Unit:
                 self.layout = replace(self.layout, index=self.layout.index.to(device))
 
     def norms(self, g: Tensor, dtype: torch.dtype) -> Tensor:
-        """Root of :meth:`size` times the mean square of each block of one gradient: (blocks,).
+        """Compute the norm of each block of one gradient: (local blocks,).
 
-        Of a sharded one, what this rank's part adds to it, for the blocks of the part.
+        It is the 2-norm, except in irregular layouts: there the sum of squares is divided by the
+        number of entries of the block before the root is taken. Either way the mean of squares is
+        its square divided by :meth:`size`.
         """
         layout = self.layout
         if self.is_whole:
@@ -94,13 +100,13 @@ class Unit:
         last = len(layout.view) - 1
         rest = [dim for dim in range(last + 1) if dim not in layout.keep]
         parts = g.reshape(layout.view)
-        if g.is_cpu and last in layout.keep:  # ten times as fast as norms across rows
+        if g.is_cpu and last in layout.keep:  # ten times as fast as vector_norm across rows
             return parts.to(dtype).square().sum(rest).sqrt_().view(-1)
         norms: Tensor = torch.linalg.vector_norm(parts, dim=rest, dtype=dtype)
         return norms.view(-1)
 
     def joint_norms(self, norms: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Norms of the blocks from those of one or several gradients: (blocks,)."""
+        """Combine the norms of one or several gradients, on the device of ``like``: (blocks,)."""
         if len(norms) == 1:
             return norms[0]
         joint: Tensor = torch.linalg.vector_norm(
@@ -109,19 +115,19 @@ class Unit:
         return joint.view(1)
 
     def size(self, grads: Sequence[Tensor]) -> float:
-        """Entries in a block of these gradients; 1 if that differs, and :meth:`norms` divides."""
+        """Give the number of entries by which the square of :meth:`norms` is to be divided."""
         if self.is_identity or (self.sizes is not None and not self.is_whole):
             return 1.0
         return sum([g.numel() for g in grads]) / self.num_blocks
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum over the blocks of this rank's part that are of one block: (blocks,)."""
+        """Add up local blocks that are parts of one block: (local blocks,) -> (blocks,)."""
         if self.labels is None:
             return values
         return values.new_zeros(self.num_blocks).index_add_(0, self.labels, values)
 
     def mean(self, params: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-        """Mean over each block of numbers for the entries of some of the parameters: (blocks,)."""
+        """Average values, one for each entry of some of the parameters, by block: (blocks,)."""
         if self.is_identity:
             return values[0].reshape(-1)
         if self.spans_ranks:
@@ -136,17 +142,17 @@ class Unit:
         return values.sum().view(1) if self.is_whole else self.layout.block_sum(values.reshape(-1))
 
     def expand(self, values: Tensor, p: Tensor) -> Tensor:
-        """Values of the blocks (blocks,) for every entry of a parameter, in its shape."""
+        """Give every entry of a parameter the value of its block: (blocks,) -> shape of ``p``."""
         if self.is_whole:
             return values.to(p.device).expand(p.numel()).view(p.shape)
-        return self.layout.expand(self._picked(values)).view(p.shape)
+        return self.layout.expand(self._local(values)).view(p.shape)
 
     def aligned(self, p: Tensor, m: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See a parameter and its first moment in a shape to which values (blocks,) broadcast."""
+        """View a parameter, its first moment and (blocks,) values so that the values broadcast."""
         layout = self.layout
-        if self.is_whole:  # 1 for each dimension: as a scalar it would be rounded to p's dtype
+        if self.is_whole:  # of p's number of dimensions: a scalar would be rounded to p's dtype
             return p, m, values.to(p.device).view((1,) * p.ndim)
-        values = self._picked(values)
+        values = self._local(values)
         if layout.is_identity:
             return p, m, values.view(p.shape)
         if isinstance(layout, Layout) and p.is_contiguous() and m.is_contiguous():
@@ -154,22 +160,22 @@ class Unit:
             return p.view(layout.view), m.view(layout.view), values.view(kept)
         return p, m, layout.expand(values).view(p.shape)
 
-    def _picked(self, values: Tensor) -> Tensor:
-        """Values (blocks,) for the blocks of this rank's part."""
+    def _local(self, values: Tensor) -> Tensor:
+        """Pick the values of local blocks: (blocks,) -> (local blocks,)."""
         return values if self.labels is None else values[self.labels]
 
 
 def _norm(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """2-norm of one gradient: (1,)."""
+    """Compute the 2-norm of one gradient: (1,)."""
     norm: Tensor
     if not g.is_cpu or g.dtype != dtype:
         norm = torch.linalg.vector_norm(g, dtype=dtype)
     else:
         flat = g.reshape(-1)
-        num_whole = g.numel() // _PART * _PART
-        rest = flat[num_whole:]
+        num_chunked = g.numel() // _CHUNK * _CHUNK
+        rest = flat[num_chunked:]
         norm = torch.dot(rest, rest).sqrt_()
-        if num_whole:  # threads share the rows
-            rows: Tensor = torch.linalg.vector_norm(flat[:num_whole].view(-1, _PART), dim=1)
+        if num_chunked:  # threads share the rows
+            rows: Tensor = torch.linalg.vector_norm(flat[:num_chunked].view(-1, _CHUNK), dim=1)
             norm = torch.linalg.vector_norm(torch.cat([rows, norm.view(1)]))
     return norm.view(1)

@@ -1,4 +1,4 @@
-"""Saved states of optimizers that run in coordinates phi."""
+"""Saved states in coordinates ``phi``: checked, and turned into those of the inner optimizer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Optimizer
 
-from lightning_linf.optim.loading import (
+from lightning_linf.optim.saved_state import (
     Saved,
     check_names,
     check_shape,
@@ -15,14 +15,10 @@ from lightning_linf.optim.loading import (
     with_own_names,
 )
 
-PREFIX = "phi."  # of the entries of a state in coordinates phi
-_NUMBERS = (
-    "step",
-    "eta",
-    "mu",
-    "mu_product",
-)  # of a parameter, in the states of torch's optimizers
-_ELEMENTWISE = (  # torch's optimizers whose other state has the shape of the parameter
+PREFIX = "phi."  # begins the names of state entries in coordinates phi
+# Torch's optimizers whose state consists of tensors in the shape of the parameter, and of numbers.
+_NUMBERS = ("step", "eta", "mu", "mu_product")
+_ELEMENTWISE = (
     *(SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam),
     *(torch.optim.Adamax, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop),
     *(torch.optim.Rprop, torch.optim.ASGD),
@@ -30,7 +26,7 @@ _ELEMENTWISE = (  # torch's optimizers whose other state has the shape of the pa
 
 
 def check_coordinates(groups: Sequence[Mapping[str, Any]], saved: Saved) -> None:
-    """Raise a ValueError if a state is in other coordinates."""
+    """Raise a ValueError if a saved state is in other coordinates than those of the groups."""
     for group, theirs in zip(groups, saved["param_groups"], strict=False):
         got = theirs.get("reparameterization", "none")
         if got != group["reparameterization"]:
@@ -47,17 +43,18 @@ def for_inner(
     pairs: Sequence[tuple[Tensor, Tensor]],
     saved: Saved,
 ) -> Saved:
-    """Give a saved state as the inner optimizer loads it: without prefixes.
+    """Turn a saved state into one that the inner optimizer loads: without prefixes.
 
     Args:
-        inner: The optimizer in coordinates phi.
+        inner: The inner optimizer.
         groups: Parameter groups of the outer one.
-        pairs: Every parameter, and what the inner optimizer steps in its place.
-        saved: With groups of the same sizes.
+        pairs: Every parameter, and the tensor that the inner optimizer steps in its place.
+        saved: A state whose groups have the same sizes.
 
     Raises:
-        ValueError: If the state is of the parameters themselves, or of others: by shapes for
-            torch's optimizers, else if their shapes have another order; by names, if there are.
+        ValueError: If the state is in the coordinates of the weights, or that of other parameters
+            as told by their names, if any, or by their shapes. Of an inner optimizer that is not
+            torch's, it is only known that entries in the shapes of the parameters have their order.
     """
     check_names("Reparameterized", groups, saved)
     mapped = {theta for theta, phi in pairs if phi is not theta}
@@ -100,7 +97,7 @@ def _check_shapes(inner: Optimizer, groups: Sequence[Mapping[str, Any]], saved: 
                     check_shape("Reparameterized", groups, p, key, tensor, total)
                 elif tensor.ndim:
                     shapes.setdefault(key, []).append((p.shape, p, tensor))
-    for key, found in shapes.items():  # those of other optimizers may be anything
+    for key, found in shapes.items():  # shapes of entries that are not those of parameters pass
         if sorted(shape for shape, *_ in found) == sorted(t.shape for *_, t in found):
             for _, p, tensor in found:
                 check_shape("Reparameterized", groups, p, key, tensor)

@@ -1,4 +1,4 @@
-"""The parameters of an optimizer matched with the blocks of a partition."""
+"""Find the blocks that the parameters of an optimizer fall into."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
@@ -8,31 +8,31 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_linf.distributed.shards import is_flattened
-from lightning_linf.optim.blockwise.unit import Unit
+from lightning_linf.optim.blockwise.block_set import BlockSet
 from lightning_linf.partition import Partition
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.pieces import nothing, whole
 from lightning_linf.partition_names import ModuleFreeName, PartitionName
 
-NAMES = get_args(ModuleFreeName)
+_NAMES = get_args(ModuleFreeName)
 
 
 def check_partition(optimizer: str, partition: object) -> None:
-    """Raise a ValueError unless it is a Partition or the name of one that needs no module."""
-    if isinstance(partition, Partition) or partition in NAMES:
+    """Raise a ValueError unless it is a Partition, or the name of one that needs no module."""
+    if isinstance(partition, Partition) or partition in _NAMES:
         return
     if partition in get_args(PartitionName):
         remedy = f"Build Partition.of(module, {partition!r}) and pass it."
     else:
         remedy = "See Partition.of, Partition.by_regex and Partition.by_function."
     raise ValueError(
-        f"{optimizer}: expected `partition` to be one of {', '.join(map(repr, NAMES))} or a "
+        f"{optimizer}: expected `partition` to be one of {', '.join(map(repr, _NAMES))} or a "
         f"Partition, got {partition!r}. {remedy}"
     )
 
 
 def check_params(optimizer: str, params: Iterable[Tensor]) -> None:
-    """Raise a ValueError for parameters whose blocks have no mean square here."""
+    """Raise a ValueError for parameters of which no mean square by block can be taken."""
     for p in params:
         if isinstance(p, UninitializedParameter):
             got, remedy = "a lazy one", "Run the module once before you build the optimizer"
@@ -48,30 +48,48 @@ def check_params(optimizer: str, params: Iterable[Tensor]) -> None:
         )
 
 
-def match(
+def find_block_sets(
     optimizer: str, groups: Sequence[Mapping[str, Any]], partition: str | Partition
-) -> list[Unit]:
-    """Find the units of an optimizer's parameter groups, in the order of their first parameters.
+) -> list[BlockSet]:
+    """Sort parameters into block sets, in the order of the first parameter of each.
 
     Raises:
-        ValueError: If the parameters are not those of a Partition.
+        ValueError: If the partition is a Partition of other parameters.
     """
     params = [(p, index) for index, group in enumerate(groups) for p in group["params"]]
     layouts = _layouts(optimizer, groups, [p for p, _ in params], partition)
-    units: dict[object, Unit] = {}
+    found: dict[object, BlockSet] = {}
     for (p, index), layout in zip(params, layouts, strict=True):
         if p.numel() == 0:
-            units[p] = Unit(nothing(), [p], [index])
+            found[p] = BlockSet(nothing(), [p], [index])
             continue
-        if layout is None:  # frozen, so it has no place in the partition; thawed, it is one block
-            units[p] = Unit(whole(p.shape), [p], [index])
+        if layout is None:  # frozen when the partition was made; if trained later, it is one block
+            found[p] = BlockSet(whole(p.shape), [p], [index])
             continue
-        unit = units.setdefault(layout.first, Unit(layout, [], []))
-        unit.params.append(p)
-        unit.groups.append(index)
-    for unit in units.values():
-        unit.shard()
-    return list(units.values())
+        blocks = found.setdefault(layout.first, BlockSet(layout, [], []))
+        blocks.params.append(p)
+        blocks.groups.append(index)
+    for blocks in found.values():
+        blocks.shard()
+    return list(found.values())
+
+
+def check_shared_options(
+    optimizer: str, groups: Sequence[Mapping[str, Any]], block_sets: Iterable[BlockSet]
+) -> None:
+    """Raise a ValueError if groups that share a block differ in what its step size depends on."""
+    for pair in {(blocks.groups[0], other) for blocks in block_sets for other in blocks.groups}:
+        ours, theirs = (_shared_options(groups[index]) for index in pair)
+        if ours != theirs:
+            raise ValueError(
+                f"{optimizer}: expected parameter groups {pair[0]} and {pair[1]}, which share a "
+                f"block, to agree in beta2, eps, eps_inside and capturable, got {ours} and "
+                f"{theirs}. Set them alike, or use a partition in which they share none."
+            )
+
+
+def _shared_options(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    return group["betas"][1], group["eps"], group["eps_inside"], group["capturable"]
 
 
 def _layouts(
@@ -80,7 +98,7 @@ def _layouts(
     params: list[Tensor],
     partition: str | Partition,
 ) -> Sequence[Layout | IndexLayout | None]:
-    """Lay out every parameter; those with the same ``first`` share their block."""
+    """Give the layout of every parameter; those with the same ``first`` share their block."""
     shapes = [p.shape for p in params]
     if isinstance(partition, Partition):
         names = [name for group in groups for name in group.get("param_names", ())]
