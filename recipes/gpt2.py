@@ -26,11 +26,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.functional import cross_entropy, pad
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import compare
-from corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE, cache_folder
+from comparison import compare
+from data.corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE, cache_folder
 from settings import RecipeError, refuse_unless
-from token_data import TokenData
-from training import (
+from data.token_data import TokenData
+from training.train import (
     MAY_CHANGE_ON_RESUME,
     TrainingConfig,
     make_optimizers,

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from figures import draw_comparison, draw_quadratic
+from comparison.figures import draw_comparison, draw_quadratic
 from quadratic import METHODS
 from quadratic import sentences as quadratic_sentences
-from tables import seeds_rows, seeds_sentences
+from comparison.tables import seeds_rows, seeds_sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results"

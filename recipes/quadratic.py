@@ -29,10 +29,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim import Optimizer
 
-from figures import draw_quadratic
+from comparison.figures import draw_quadratic
 from lightning_linf.optim import BlockwiseAdam
 from settings import RecipeError, check_fields, parse, refuse_unless
-from versions import versions
+from comparison.versions import versions
 
 _CONTROL = 1e-12  # a rotation that changes only the rounding
 

@@ -24,11 +24,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-import compare
-from image_data import Batch, ImageData
-from images import content_id, load
+from comparison import compare
+from data.image_data import Batch, ImageData
+from data.images import content_id, load
 from settings import RecipeError, refuse_unless
-from training import MAY_CHANGE_ON_RESUME, TrainingConfig, make_optimizers, make_trainer, train
+from training.train import MAY_CHANGE_ON_RESUME, TrainingConfig, make_optimizers, make_trainer, train
 
 NUM_CLASSES = 10  # of all data sets that images.py reads
 

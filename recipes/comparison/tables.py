@@ -9,11 +9,11 @@ from typing import Any
 from rich.box import HORIZONTALS
 from rich.table import Table
 
-from rank_correlation import spearman, spearman_interval
-from records import Record, ends, losses, own_smoothness, smoothness_at
-from single_run import number
-from sweep import Rate, best, is_end
-from variants import ADAM, ROTATED_ADAM, ROTATED_SGD, SGD, Variant
+from comparison.rank_correlation import spearman, spearman_interval
+from comparison.records import Record, ends, losses, own_smoothness, smoothness_at
+from comparison.single_run import number
+from comparison.sweep import Rate, best, is_end
+from comparison.variants import ADAM, ROTATED_ADAM, ROTATED_SGD, SGD, Variant
 
 _LEVEL = 0.01  # nats; a closer result tells nothing from one seed
 _FEWEST_GROUPS = 3  # of optimizers, to rank them

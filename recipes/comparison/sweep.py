@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from runs import Runs
-from single_run import Outcome, Run
-from training import TrainingConfig
-from variants import Variant
+from comparison.runs import Runs
+from comparison.single_run import Outcome, Run
+from training.train import TrainingConfig
+from comparison.variants import Variant
 
 _STEP = 2.0  # between neighbours beyond an end
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from own_geometry import OwnGeometry
-from report import LossRecorder
-from training import Prepare, TrainingConfig
+from comparison.own_geometry import OwnGeometry
+from training.summary import LossRecorder
+from training.train import Prepare, TrainingConfig
 
 
 @dataclass(frozen=True)

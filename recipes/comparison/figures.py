@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from records import Record, ends, losses, own_smoothness, smoothness_at
+from comparison.records import Record, ends, losses, own_smoothness, smoothness_at
 
 _MARKERS = "osD^vP*X<>hp"
 _DPI = 110

@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from training import TrainingConfig  # which imports this module
+    from training.train import TrainingConfig  # which imports this module
 
 Rows = Sequence[dict[str, Any]]  # a monitor's `history`
 _NUM_LAST = 20  # steps whose mean is the training loss of a run

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from lightning_linf import Geometry, SwapOptimizer
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
-from report import LossHistory, print_report
+from training.summary import LossHistory, print_report
 from settings import check_fields, find_checkpoint, refuse_unless
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-import images
+from data import images
 from settings import RecipeError
 
 Batch = tuple[Tensor, Tensor]  # images (batch, channels, height, width), labels (batch,)

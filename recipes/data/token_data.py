@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from corpus import build, cache_folder, token_dtype
+from data.corpus import build, cache_folder, token_dtype
 from settings import RecipeError
 
 

@@ -18,15 +18,15 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from figures import draw_comparison
-from runs import Runs, say, write_json
+from comparison.figures import draw_comparison
+from comparison.runs import Runs, say, write_json
 from settings import parse, parse_two, refuse
-from single_run import Outcome, Run
-from sweep import Rate, best, chosen, is_end, sweep
-from tables import comparison_sentence, comparison_table, seeds_sentences, seeds_table
-from training import ConfigT, Prepare, TrainingConfig
-from variants import ADAM, CHOICES, FEW, Variant
-from versions import versions
+from comparison.single_run import Outcome, Run
+from comparison.sweep import Rate, best, chosen, is_end, sweep
+from comparison.tables import comparison_sentence, comparison_table, seeds_sentences, seeds_table
+from training.train import ConfigT, Prepare, TrainingConfig
+from comparison.variants import ADAM, CHOICES, FEW, Variant
+from comparison.versions import versions
 
 ABOUT = (
     "Train with Adam, Adam in rotated coordinates, blockwise Adam, AdaSGD and SGD, each at three "

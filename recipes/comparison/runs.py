@@ -23,8 +23,8 @@ from rich.console import Console, RenderableType
 
 import lightning_linf
 from settings import RecipeError
-from single_run import Outcome, Run, number, train
-from training import Prepare
+from comparison.single_run import Outcome, Run, number, train
+from training.train import Prepare
 
 _SAME_ANYWHERE = {"name", "runs_dir", "cache_dir"}  # no part of what a run is
 _SOURCES = (Path(lightning_linf.__file__).parent, Path(__file__).parent)  # a part of it, like torch
