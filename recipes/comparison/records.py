@@ -1,9 +1,25 @@
-"""What a comparison left in its comparison.json, read by quantity: one value a seed."""
+"""The record of a comparison, its `comparison.json`: how it is written, and read by quantity.
 
+A quantity is read as a list with one value for each seed.
+"""
+
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_linf.report.files import write_atomically
+
 Record = Mapping[str, Any]  # a comparison.json, or one variant in it
+
+
+@rank_zero_only
+def write_json(path: Path, content: Any, allow_nan: bool = False) -> None:
+    """Write a file that holds the old content or all of the new, even if this is interrupted."""
+    text = json.dumps(content, indent=1, allow_nan=allow_nan) + "\n"
+    write_atomically(path, text, "name: expected the file of results")
 
 
 def losses(variant: Record) -> list[Any]:
@@ -21,12 +37,13 @@ def ends(variant: Record, quantity: str) -> list[Any]:
 
 
 def own_smoothness(variant: Record) -> list[float]:
-    """Read H(Phi) / d of the partition that the optimizer has, at the end of every seed."""
+    """Read H(Phi) / d for the optimizer's own partition Phi, where each of its runs ended."""
     return [smoothness[variant["partition"]] for smoothness in ends(variant, "smoothness")]
 
 
 def smoothness_at(adam: Record, variant: Record) -> list[float]:
-    """Read H(Phi) / d of a variant's geometry where Adam's run of every seed ended."""
-    if variant["rotation"] and variant["partition"] == "coordinate":  # one block: as unrotated
+    """Read H(Phi) / d for a variant's partition and coordinates, where Adam's runs ended."""
+    if variant["rotation"] and variant["partition"] == "coordinate":
         return [rotated[variant["rotation"]] for rotated in ends(adam, "rotated")]
+    # The partition "global" is one block, whose smoothness no rotation changes.
     return [smoothness[variant["partition"]] for smoothness in ends(adam, "smoothness")]
