@@ -41,7 +41,7 @@ lint: $(VENV)/dev.stamp
 
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
-	$(BIN)/mypy recipes/gpt2.py recipes/resnet.py recipes/quadratic.py recipes/paper.py
+	$(BIN)/mypy recipes
 
 wheel: $(VENV)/dev.stamp  ## build the wheel, install it elsewhere, test it outside the tree
 	rm -rf build dist $(VENV)-wheel

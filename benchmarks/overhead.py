@@ -26,7 +26,7 @@ from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 
-from gpt2 import Config, prepare, tiny
+from gpt2 import Config, prepare
 
 
 class Clock(Callback):
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--strategy", default="auto")
     choices = parser.parse_args()
     config = replace(
-        tiny(),
+        Config(),
         max_steps=choices.steps,
         accelerator=choices.accelerator,
         devices=choices.devices,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 
-from gpt2 import GPT2, tiny
-from token_data import TokenData
+from data.token_data import TokenData
+from gpt2 import GPT2, Config
 
 
 class _KeepWeights(Callback):
@@ -38,7 +38,7 @@ def trained_gpt2(steps: list[int]) -> tuple[GPT2, Tensor, dict[int, dict[str, Te
     Returns:
         The module, a batch of 16 training sequences it has not seen by then, and the weights.
     """
-    config = tiny()
+    config = Config()
     seed_everything(config.seed, verbose=False)
     module, keep = GPT2(config), _KeepWeights(steps)
     fields = (

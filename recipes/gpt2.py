@@ -11,13 +11,13 @@
     python recipes/gpt2.py --preset 124m --devices 8 --strategy fsdp2  # weights and states shared
 
 Every field of `Config` is a flag (--help), also with dashes. Flags win over `--config FILE.yaml`,
-and that over the preset; --print_config shows the outcome.
+and that over the preset, a file in recipes/presets; --print_config shows the outcome.
 Needs: pip install 'lightning-linf[recipes]'
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -26,49 +26,51 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.functional import cross_entropy, pad
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import compare
-from corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE, cache_folder
+from command_line import find_presets
+from comparison import compare
+from data.corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE, cache_folder
+from data.token_data import TokenData
 from settings import RecipeError, refuse_unless
-from token_data import TokenData
-from training import (
-    MAY_CHANGE_ON_RESUME,
-    TrainingConfig,
-    make_optimizers,
-    make_trainer,
-    train,
-)
+from training.config import TrainingConfig
+from training.resume import MAY_CHANGE_ON_RESUME
+from training.train import make_optimizers, make_trainer, train
 
-_IGNORED = -1  # no token
+_IGNORED = -1  # target of a position that does not count
 
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
-    """Choices of a run; the defaults are the preset `tiny`."""
+    """Settings of a run; the defaults are those of the preset `tiny`."""
 
     name: str = "gpt2-tiny"
     """Folder of the run under runs_dir."""
     data: str = "stdlib"
-    """Text: stdlib (Python's own sources), a file, a folder, a glob, or hf:NAME (see corpus.py)."""
+    """Text: stdlib (Python's own sources), a file, a folder, a glob, or hf:NAME of the Hub."""
     val_fraction: float = 0.1
-    """Share of the documents held out for validation."""
+    """Share of the documents held out for validation. More make the validation loss surer and leave
+    less to train on."""
     vocab_size: int = 4096
-    """Tokens of the byte-level BPE that is trained on the text."""
+    """Tokens of the byte-level BPE that is trained on the text. With more of them a sequence holds
+    more text, and the embedding is larger. Losses per token compare only at one size."""
     sequence_length: int = 128
-    """Tokens a sequence, which is a sample; the loss is over all but the first."""
+    """Tokens of a sequence, which is one sample. A longer one gives more context, and attention
+    costs its square."""
     n_layer: int = 2
-    """Transformer blocks."""
+    """Transformer blocks: more learn more, and cost time and memory in proportion."""
     n_head: int = 4
-    """Attention heads a block, which share n_embd."""
+    """Attention heads of a block. They share n_embd, so that more of them are narrower ones."""
     n_embd: int = 64
-    """Width."""
+    """Width of the network; parameters and time of the blocks grow with its square."""
     dropout: float = 0.0
-    """Chance to drop a value. Above 0, a resumed run draws other masks than one in one go."""
+    """Chance to drop a value in training, against overfitting. Above 0, a resumed run draws other
+    masks than an uninterrupted one."""
     val_sequences: int = 64
-    """Sequences of a validation."""
+    """Sequences of a validation: more take longer, and give a surer loss."""
     probe_sequences: int = 16
-    """Sequences of a micro-batch that a probe sees: its graph needs some ten times their memory."""
+    """Sequences of a micro-batch that a probe sees. Fewer need less memory, some ten times that of
+    training on them, and leave more to chance."""
     cache_dir: str = ".cache"
-    """Where tokenizers and tokens are kept for the next run."""
+    """Folder in which tokenizers and tokens are kept for the next run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,49 +89,20 @@ class Config(TrainingConfig):
         return cache_folder(self.data, self.cache_dir, self.vocab_size, self.val_fraction).name
 
 
-def tiny() -> Config:
-    """370k parameters, on two CPU cores."""
-    return Config()
-
-
-def small() -> Config:
-    """14M parameters, on one GPU."""
-    return replace(
-        tiny(), name="gpt2-small", vocab_size=8192, n_layer=6, n_head=6, n_embd=384,
-        sequence_length=256, batch_size=64, micro_batch=64, max_steps=2000, lr=1e-3,
-        warmup_steps=100, val_every=200, val_sequences=256, checkpoint_every=500,
-        heterogeneity_every=50, smoothness_every=250, precision="bf16-mixed",
-    )  # fmt: skip
-
-
-def gpt2_124m() -> Config:
-    """GPT-2 on OpenWebText, half a million tokens a step.
-
-    Not without biases, as others train it: transformers' GPT-2 has no switch for them.
-    """
-    return replace(
-        small(), name="gpt2-124m", data="hf:openwebtext", val_fraction=0.0005, vocab_size=50304,
-        n_layer=12, n_head=12, n_embd=768, sequence_length=1024, batch_size=512, micro_batch=16,
-        max_steps=100_000, lr=1.8e-3, warmup_steps=2000, val_every=1000, val_sequences=512,
-        checkpoint_every=1000, heterogeneity_every=100, smoothness_every=2500, probe_sequences=4,
-        probe_batches=8,
-    )  # fmt: skip
-
-
 ABOUT = "Train a GPT-2 and watch the geometry of its loss. compare: several optimizers on it."
-PRESETS: dict[str, Callable[[], Config]] = {"tiny": tiny, "small": small, "124m": gpt2_124m}
+PRESETS = find_presets("gpt2", Config, default="tiny")
 
 
 class GPT2(LightningModule):
     """Predict the next token, on batches of token ids of shape (batch, sequence).
 
     Args:
-        config: Choices of the run, or a mapping of them.
+        config: Settings of the run, or a mapping of them, as checkpoints have it.
     """
 
     def __init__(self, config: Config | Mapping[str, Any]) -> None:
         super().__init__()
-        if not isinstance(config, Config):  # as a checkpoint has it
+        if not isinstance(config, Config):
             config = Config(**config)
         self.save_hyperparameters({"config": asdict(config)})
         self.config = config
@@ -150,18 +123,18 @@ class GPT2(LightningModule):
         )
 
     def configure_model(self) -> None:
-        """Under fsdp2, give every rank its share of each block, and of the rest together."""
+        """Shard the network under fsdp2: each block for itself, and then all the rest."""
         if self.device_mesh is None or isinstance(self.model, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
         for block in self.model.transformer.h:
-            fully_shard(block, mesh=mesh)  # gathered while it computes
+            fully_shard(block, mesh=mesh)  # whole only while it computes
         fully_shard(self.model, mesh=mesh)
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Average the cross-entropy of every token but the first, in nats."""
+        """Give the mean cross-entropy of every token but the first, in nats."""
         logits = self.model(tokens).logits  # (batch, sequence, vocab)
-        # The last logits have no target. To ignore them is faster than to cut them off: no copy.
+        # The last logits have no target. To ignore them copies nothing; to cut them off would.
         targets = pad(tokens[:, 1:], (0, 1), value=_IGNORED)
         return cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED)
 
@@ -192,14 +165,14 @@ class GPT2(LightningModule):
         self.log("val_perplexity", mean.exp(), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, unless another geometry is chosen."""
+        """AdamW, which `SwapOptimizer` exchanges where another geometry is chosen."""
         return make_optimizers(self, self.config)
 
 
 def prepare(
     config: Config, callbacks: Sequence[Callback], **options: Any
 ) -> tuple[Trainer, GPT2, TokenData]:
-    """Make all that a run needs; ``options`` are further ones of the Trainer."""
+    """Make trainer, network and data of a run; ``options`` are further ones of the Trainer."""
     seed_everything(config.seed, workers=True, verbose=False)
     module = GPT2(config)
     data = TokenData(
@@ -218,16 +191,16 @@ def prepare(
 
 
 def main(config: Config) -> Trainer:
-    """Train, and say what was measured."""
+    """Train, and print what was measured."""
     may_change = MAY_CHANGE_ON_RESUME | {"val_sequences", "probe_sequences", "cache_dir"}
-    # Lightning would give states that another strategy saved to the wrong parameters under fsdp2.
+    # Under fsdp2 Lightning would load states that another strategy saved into wrong parameters.
     may_change -= {"strategy"} if config.strategy == "fsdp2" else set()
     title = f"GPT-2 on sequences of {config.sequence_length} tokens,"
     return train(config, prepare, may_change, title)
 
 
 def run(args: Sequence[str]) -> None:
-    """Do what a command line asks for."""
+    """Train or compare, as the command line says."""
     compare.run(args, PRESETS, prepare, main, ABOUT)
 
 

@@ -1,4 +1,4 @@
-"""Run the three recipes at their small sizes and write docs/results.md from what came out.
+"""Run the three recipes at their small sizes and write docs/results.md from their results.
 
     python recipes/paper.py            # as `make paper`: half an hour on two CPU cores
     python recipes/paper.py --long     # also more rotations and more blocks: half an hour more
@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
-from figures import draw_comparison, draw_quadratic
+from comparison.figures import draw_comparison, draw_quadratic
+from comparison.sentences import seeds_sentences
+from comparison.tables import seeds_rows
 from quadratic import METHODS
 from quadratic import sentences as quadratic_sentences
-from tables import seeds_rows, seeds_sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results"
@@ -40,11 +41,11 @@ class Study:
 
     Args:
         title: Heading on the page.
-        about: What it is about, in a sentence or two.
+        about: What is studied, in a sentence or two.
         command: The recipe and its flags.
-        results: Names of its results on the page, and of their folders under ``RUNS``. Studies
-            that share a folder share the runs that both have.
-        is_long: Whether only ``--long`` runs it.
+        results: The names of its results on the page, each with their folder under ``RUNS``.
+            Studies with the same folder share the runs that both make.
+        is_long: Whether it runs only with ``--long``.
     """
 
     title: str
@@ -134,7 +135,7 @@ def main() -> None:
 
 
 def make(study: Study) -> None:
-    """Run a command, and keep its log."""
+    """Run a command, and keep its results in `docs/results`."""
     recipe, *flags = shlex.split(study.command)
     started = time.perf_counter()
     subprocess.run([sys.executable, f"recipes/{recipe}", *flags], cwd=ROOT, check=True)
@@ -145,13 +146,13 @@ def make(study: Study) -> None:
         record = json.loads((ROOT / RUNS / folder / log).read_text())
         old = _record(name) or {}
         kept_all = {**old, "minutes": 0} == {**record, "minutes": 0}
-        # of the command, with all its results
+        # The time of the whole command, also where it has several results.
         record["minutes"] = old["minutes"] if kept_all else seconds / 60
         (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def draw() -> None:
-    """Draw the figures of the logs that are there."""
+    """Draw the figures of the results that are there."""
     for study in STUDIES:
         for name in study.results:
             if (record := _record(name)) is not None:
@@ -240,7 +241,7 @@ def _comparison(name: str, record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cost(record: Mapping[str, Any]) -> str:
-    """Add up the runs, which may be of several calls."""
+    """Add up the time of all steps; the runs may have been made by several calls."""
     finished = [
         run
         for variant in record["variants"]

@@ -3,17 +3,16 @@
     python recipes/quadratic.py                   # seconds on a CPU
     python recipes/quadratic.py --dim 200 --angles '[0,1]'
 
-Minimises x^T H x / 2 where H has ten eigenvalues 1 and then 1/k^2, in coordinates turned by
-exp(t M) for growing t, M random and skew-symmetric. Start and spectrum turn along, so that all
-problems are one and the same up to the rotation. Every optimizer runs at all learning rates of a
-grid, constant over the run, and is judged at its best. A rotation by 1e-12 shows what rounding
-alone does. Writes quadratic.json and .png to runs_dir/name.
+Minimises x^T H x / 2, where H has ten eigenvalues 1 and then 1/k^2, in coordinates rotated by
+exp(t M) for growing t, with a random skew-symmetric M. The start is rotated with them, so that all
+problems are the same up to the rotation. Every optimizer runs at all learning rates of a grid, each
+constant over the run, and is judged at its best. A rotation by 1e-12 shows what rounding alone
+does. Writes quadratic.json and .png to runs_dir/name.
 
 Every field of `Config` is a flag (--help); flags win over `--config FILE.yaml`.
 Needs: pip install 'lightning-linf[recipes]'
 """
 
-import json
 import math
 import sys
 import time
@@ -29,36 +28,38 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim import Optimizer
 
-from figures import draw_quadratic
+from command_line import parse
+from comparison.figures import draw_quadratic
+from comparison.records import write_json
+from comparison.versions import versions
 from lightning_linf.optim import BlockwiseAdam
-from settings import RecipeError, check_fields, parse, refuse_unless
-from versions import versions
+from settings import RecipeError, check_fields, refuse_unless
 
 _CONTROL = 1e-12  # a rotation that changes only the rounding
 
 
 @dataclass(frozen=True)
 class Config:
-    """Choices of the study."""
+    """Settings of the study."""
 
     name: str = "quadratic"
     """Folder of the results under runs_dir."""
     dim: int = 1000
-    """Coordinates d."""
+    """Number of coordinates, d: more are nearer to a network, and cost their square."""
     num_large: int = 10
-    """Eigenvalues 1; the others are 1, 1/4, 1/9, ..."""
+    """Number of eigenvalues that are 1; the others are 1, 1/4, 1/9, ..."""
     angles: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3, 1.0)
-    """Values of t; the eigenvalues of M are spread over +-2i."""
+    """Values of t, how far to rotate. The eigenvalues of M lie between -2i and 2i."""
     max_steps: int = 500
     """Steps of every optimizer."""
     num_rates: int = 12
-    """Learning rates tried, each half the one before."""
+    """Learning rates tried, each half the one before: more reach smaller ones, and cost more."""
     beta2: float = 0.95
-    """Memory of g^2 of Adam and AdaSGD."""
+    """How much of the mean of g^2 Adam and AdaSGD keep in a step: more follows the noise less."""
     seed: int = 0
-    """Of the start and of M."""
+    """Decides the start and M."""
     runs_dir: str = "runs"
-    """Where results go."""
+    """Folder of all results."""
 
     def __post_init__(self) -> None:
         check_fields(self, may_be_zero={"seed"})
@@ -71,11 +72,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer of vectors, each a problem of its own, and the largest rate that is tried."""
+    """An optimizer and its largest learning rate; ``make`` gets a list of vectors to optimize.
+
+    Each vector is a problem of its own.
+    """
 
     name: str
     max_lr: float
-    make: Callable[[Sequence[Tensor], float, float], Optimizer]  # of all x, lr, beta2
+    make: Callable[[Sequence[Tensor], float, float], Optimizer]  # of all vectors, lr and beta2
 
 
 def _adasgd(xs: Sequence[Tensor], lr: float, betas: tuple[float, float]) -> Optimizer:
@@ -116,13 +120,13 @@ def final_losses(hessians: Tensor, starts: Tensor, config: Config) -> list[dict[
     Args:
         hessians: Symmetric, one a problem. Shape (p, d, d).
         starts: Shape (p, d).
-        config: Choices of the study.
+        config: Settings of the study.
 
     Returns:
-        By problem and method, the final losses by learning rate, largest rate first.
+        For each problem and method the final losses, that of the largest learning rate first.
     """
     rates = [2.0**-i for i in range(config.num_rates)]
-    # One optimizer steps all problems at its rate: most of the time of a step is its call.
+    # One optimizer steps the vectors of all problems, because the call takes most of its time.
     points = [[x.clone().requires_grad_() for x in starts] for _ in METHODS for _ in rates]
     optimizers = [
         method.make(points[i * len(rates) + j], method.max_lr * rate, config.beta2)
@@ -201,8 +205,8 @@ def sentences(rows: Sequence[dict[str, Any]], control: dict[str, Any]) -> list[s
     """Say, per method, whether its loss rises with the (1,1)-norm or stays.
 
     Args:
-        rows: Of all t.
-        control: Of a rotation so small that it changes only the rounding.
+        rows: The results for every t.
+        control: The result for a rotation so small that it changes only the rounding.
     """
     ordered = sorted(rows, key=lambda row: float(row["one_one_norm_per_param"]))
     texts = []
@@ -230,14 +234,12 @@ def main(config: Config) -> Path:
     console.print(results_table(rows))
     for sentence in sentences(rows, control):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    folder = Path(config.runs_dir, config.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "quadratic.json"
+    path = Path(config.runs_dir, config.name, "quadratic.json")
     content = {
         "config": asdict(config), "rows": rows, "control": control, "seconds": seconds,
         "versions": versions(),
     }  # fmt: skip
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content, allow_nan=True)  # the losses of rates that diverge
     draw_quadratic(rows, path.with_suffix(".png"))
     console.print(f"Written: {path} and .png, {seconds:.0f} s", highlight=False, markup=False)
     return path

@@ -10,13 +10,13 @@
     python recipes/resnet.py --preset cifar10 --data cifar10:DIR --devices 2 --strategy ddp
 
 Every field of `Config` is a flag (--help), also with dashes. Flags win over `--config FILE.yaml`,
-and that over the preset; --print_config shows the outcome.
+and that over the preset, a file in recipes/presets; --print_config shows the outcome.
 Needs: pip install 'lightning-linf[recipes]'
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -24,37 +24,43 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-import compare
-from image_data import Batch, ImageData
-from images import content_id, load
+from command_line import find_presets
+from comparison import compare
+from data.image_data import Batch, ImageData
+from data.images import content_id, load
 from settings import RecipeError, refuse_unless
-from training import MAY_CHANGE_ON_RESUME, TrainingConfig, make_optimizers, make_trainer, train
+from training.config import TrainingConfig
+from training.resume import MAY_CHANGE_ON_RESUME
+from training.train import make_optimizers, make_trainer, train
 
-NUM_CLASSES = 10  # of all data sets that images.py reads
+NUM_CLASSES = 10  # of each data set that data/images.py reads
 
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
-    """Choices of a run; the defaults are the preset `digits`."""
+    """Settings of a run; the defaults are those of the preset `digits`."""
 
     name: str = "resnet-digits"
     """Folder of the run under runs_dir."""
     data: str = "digits"
-    """Images: digits (of scikit-learn), cifar10:DIR (python batches), fashion-mnist:DIR (idx)."""
+    """Images: digits (of scikit-learn), or cifar10:DIR, fashion-mnist:DIR (see data/images.py)."""
     width: int = 8
-    """Channels of the first stage, which double three times; ResNet-18 has 64."""
+    """Channels of the first stage, which double three times: 64 in ResNet-18. Parameters and time
+    grow with the square."""
     batch_size: int = 32
-    """Images an optimizer step, over all devices and accumulated micro-batches."""
+    """Images of an optimizer step, over all devices and accumulated micro-batches."""
     micro_batch: int = 32
-    """Images a device takes at a time, whose statistics BatchNorm uses."""
+    """Images that a device takes at a time; BatchNorm takes its statistics from them alone."""
     max_steps: int = 300
-    """Optimizer steps."""
+    """Optimizer steps of the run."""
     weight_decay: float = 5e-4
-    """Decay of matrices: decoupled, but in adam and sgd coupled (L2), so a part of the gradient."""
+    """Decay of matrices: more keeps weights smaller. adam and sgd add it to the gradient (L2), the
+    others take it off the weights (decoupled)."""
     val_images: int = 1000
-    """Images of a validation, at most."""
+    """Images of a validation, at most: more take longer, and give a surer loss."""
     probe_images: int = 64
-    """Images of a micro-batch that a probe sees: its graph needs some ten times their memory."""
+    """Images of a micro-batch that a probe sees. Fewer need less memory, some ten times that of
+    training on them, and leave more to chance."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,26 +74,12 @@ class Config(TrainingConfig):
         return content_id(self.data)
 
 
-def digits() -> Config:
-    """177k parameters, on two CPU cores."""
-    return Config()
-
-
-def cifar10() -> Config:
-    """11M parameters, on one GPU; give --data cifar10:DIR."""
-    return replace(
-        digits(), name="resnet-cifar10", data="cifar10:data/cifar-10-batches-py", width=64,
-        batch_size=256, micro_batch=256, max_steps=4000, lr=1e-3, warmup_steps=200, val_every=400,
-        val_images=10_000, checkpoint_every=400, heterogeneity_every=50, smoothness_every=1000,
-    )  # fmt: skip
-
-
 ABOUT = "Train a ResNet-18 and watch the geometry of its loss. compare: several optimizers on it."
-PRESETS: dict[str, Callable[[], Config]] = {"digits": digits, "cifar10": cifar10}
+PRESETS = find_presets("resnet", Config, default="digits")
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 one where the shape changes."""
+    """Two 3 x 3 convolutions beside a shortcut: a 1 x 1 convolution where the shape changes."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -108,7 +100,7 @@ class Block(nn.Module):
 
 
 def resnet18(num_channels: int, width: int) -> nn.Sequential:
-    """Make the form for small images: a 3 x 3 stem of stride 1 and no pooling after it.
+    """Make the ResNet-18 for small images, with a 3 x 3 stem of stride 1 and no pooling after it.
 
     Source:
         He, Zhang, Ren & Sun, arXiv:1512.03385: four stages of two blocks.
@@ -128,12 +120,12 @@ class ResNet(LightningModule):
     """Classify images.
 
     Args:
-        config: Choices of the run, or a mapping of them.
+        config: Settings of the run, or a mapping of them, as checkpoints have it.
     """
 
     def __init__(self, config: Config | Mapping[str, Any]) -> None:
         super().__init__()
-        if not isinstance(config, Config):  # as a checkpoint has it
+        if not isinstance(config, Config):
             config = Config(**config)
         self.save_hyperparameters({"config": asdict(config)})
         self.config = config
@@ -169,7 +161,7 @@ class ResNet(LightningModule):
             self.log(name, value, batch_size=weight, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, unless another geometry is chosen."""
+        """AdamW, which `SwapOptimizer` exchanges where another geometry is chosen."""
         return make_optimizers(self, self.config)
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -180,7 +172,7 @@ class ResNet(LightningModule):
 def prepare(
     config: Config, callbacks: Sequence[Callback], **options: Any
 ) -> tuple[Trainer, ResNet, ImageData]:
-    """Make all that a run needs; ``options`` are further ones of the Trainer."""
+    """Make trainer, network and data of a run; ``options`` are further ones of the Trainer."""
     seed_everything(config.seed, workers=True, verbose=False)
     module = ResNet(config)
     data = ImageData(
@@ -195,13 +187,13 @@ def prepare(
 
 
 def main(config: Config) -> Trainer:
-    """Train, and say what was measured."""
+    """Train, and print what was measured."""
     may_change = MAY_CHANGE_ON_RESUME | {"val_images", "probe_images"}
     return train(config, prepare, may_change, f"ResNet-18 of width {config.width}")
 
 
 def run(args: Sequence[str]) -> None:
-    """Do what a command line asks for."""
+    """Train or compare, as the command line says."""
     compare.run(args, PRESETS, prepare, main, ABOUT, lacks="head")  # it has no attention
 
 

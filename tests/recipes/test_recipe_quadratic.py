@@ -1,23 +1,14 @@
 import dataclasses
-import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
+import support.recipes  # noqa: F401  # makes recipes/ importable, or skips this file
 import torch
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-if not (RECIPES / "quadratic.py").is_file():
-    pytest.skip("recipes/ is not beside tests/: they are not in the wheel", allow_module_level=True)
-for library in ("jsonargparse", "matplotlib"):
-    pytest.importorskip(library, reason=f"the recipes need {library}: lightning-linf[recipes]")
-if str(RECIPES) not in sys.path:
-    sys.path.insert(0, str(RECIPES))  # as for `python recipes/quadratic.py`
-
-quadratic = importlib.import_module("quadratic")
-settings = importlib.import_module("settings")
+import quadratic
+from command_line import parse as parse_command_line
+from settings import RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +73,7 @@ def test_the_best_rate_is_found_and_an_end_is_told():
     best = quadratic._best([math.inf, 3.0, 2.0, 4.0], "SGD")
     assert best == {"lr": 2.0, "loss": 2.0, "is_end": False}
     assert quadratic._best([math.nan, 3.0], "SGD")["is_end"]
-    with pytest.raises(settings.RecipeError, match="num_rates: expected a rate at which SGD does"):
+    with pytest.raises(RecipeError, match="num_rates: expected a rate at which SGD does"):
         quadratic._best([math.inf, math.nan], "SGD")
 
 
@@ -120,7 +111,7 @@ def test_table_record_and_figure(config, capsys):
 
 def test_the_dataclass_is_the_command_line(tmp_path, capsys):
     def parse(*args):
-        return settings.parse({"quadratic": quadratic.Config}, args, "About.")
+        return parse_command_line({"quadratic": quadratic.Config}, args, "About.")
 
     file = tmp_path / "choices.yaml"
     file.write_text("dim: 20\nangles: [0, 1]\n")

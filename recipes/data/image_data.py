@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-import images
+from data.images import load
 from settings import RecipeError
 
 Batch = tuple[Tensor, Tensor]  # images (batch, channels, height, width), labels (batch,)
 
 
 class ImageList(Dataset[Batch]):
-    """Images by position; position ``i`` shows image ``place(i)``."""
+    """Images in the order of a run: number ``i`` is image ``place(i)``."""
 
     def __init__(
         self, pixels: Tensor, labels: Tensor, num_images: int, place: Callable[[int], int]
@@ -37,20 +37,21 @@ class ImageList(Dataset[Batch]):
 
 
 class ImageData(LightningDataModule):
-    """Batches of images, with mean 0 and standard deviation 1 in every channel of the training set.
+    """Batches of images, each channel with mean 0 and variance 1 over the training set.
 
-    Image ``i`` of a run is the ``i mod n``-th of the permutation that ``(seed, i // n)`` draws of
-    the ``n`` training images, and step ``s`` uses the ``batch_size`` images from ``s * batch_size``
-    on, however they are shared out to ranks and micro-batches. So a resumed run needs to know only
-    the step it starts at. Images are not augmented.
+    In each epoch the ``n`` training images come in another order, drawn from ``(seed, epoch)``:
+    image ``i`` of a run has position ``i mod n`` in epoch ``i // n``. Step ``s`` uses the
+    ``batch_size`` images from ``s * batch_size`` on, however they are shared out to ranks and
+    micro-batches. So a resumed run needs to know only the step it starts at. Images are not
+    augmented.
 
     Args:
-        data: Where the images come from (see ``images``).
+        data: Where the images come from (see `data.images`).
         batch_size: Images an optimizer step, over all ranks and micro-batches.
         micro_batch: Images a batch.
         max_steps: Optimizer steps of the run.
-        val_images: Most images of a validation.
-        seed: Of the order.
+        val_images: Images of a validation, at most.
+        seed: Decides the order.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class ImageData(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)  # the module logs them all
+        self.save_hyperparameters(logger=False)  # the module logs all of them
         self.data = data
         self.batch_size = batch_size
         self.micro_batch = micro_batch
@@ -74,8 +75,8 @@ class ImageData(LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        (pixels, labels), (val_pixels, val_labels) = images.load(self.data)
-        if len(val_labels) < self._rank()[1]:  # a rank without one would be waited for
+        (pixels, labels), (val_pixels, val_labels) = load(self.data)
+        if len(val_labels) < self._rank()[1]:  # the others would wait forever for a rank without
             raise RecipeError(
                 f"data: expected a validation image for every device, got {len(val_labels)} in "
                 f"{self.data!r}. Use fewer devices."

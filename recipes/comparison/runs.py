@@ -1,6 +1,7 @@
-"""The runs of a comparison: each is trained once and kept as a file, several at a time if asked.
+"""The runs of a comparison: each is trained once, and its outcome is kept as a file.
 
-Other choices, other data, other code or another torch make another run.
+A run is trained again when its settings, its data, the code behind it or the version of torch is
+another. Several runs can go on at a time.
 """
 
 import hashlib
@@ -14,33 +15,34 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from functools import cache
+from inspect import getfile
+from modulefinder import ModuleFinder
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, RenderableType
 
 import lightning_linf
+from comparison import single_run
+from comparison.records import write_json
+from comparison.single_run import Outcome, Run, loss_text
 from settings import RecipeError
-from single_run import Outcome, Run, number, train
-from training import Prepare
+from training.config import Prepare
 
-_SAME_ANYWHERE = {"name", "runs_dir", "cache_dir"}  # no part of what a run is
-_SOURCES = (Path(lightning_linf.__file__).parent, Path(__file__).parent)  # a part of it, like torch
-_OF_NO_RUN = {  # choose runs, show them, or are another study
-    "compare.py", "figures.py", "paper.py", "quadratic.py", "rank_correlation.py", "records.py",
-    "runs.py", "sweep.py", "tables.py", "variants.py", "versions.py",
-}  # fmt: skip
+_PLACES = {"name", "runs_dir", "cache_dir"}  # settings that no outcome depends on
+_LIBRARY = Path(lightning_linf.__file__).parent
+_RECIPES = Path(__file__).parents[1]
 
 
 class Runs:
-    """Make runs that are not there yet.
+    """Make the runs that were not made before.
 
     Args:
-        prepare: Makes trainer, module and data of a config, callbacks and options of the Trainer.
-        num_jobs: Runs at a time, each in a process of its own if there are several.
-        budget: Minutes after which no run is started.
+        prepare: The recipe's function that makes trainer, module and data from a config, callbacks
+            and further arguments of the Trainer.
+        num_jobs: How many runs go on at a time; if several, each in a process of its own.
+        budget: Minutes after which no further run is started.
     """
 
     def __init__(self, prepare: Prepare, num_jobs: int = 1, budget: float = math.inf) -> None:
@@ -51,14 +53,14 @@ class Runs:
         self._finished: dict[Path, Outcome] = {}
 
     def finish(self, runs: Sequence[Run], data_id: str) -> list[Outcome]:
-        """Give the outcomes of all, after making those that are missing.
+        """Give the outcomes of all runs, after making those that are missing.
 
         Raises:
             RecipeError: If the budget ends before the last one is started.
         """
         paths = [_path(run, data_id) for run in runs]
-        # All before the first run, and from memory before files, which rank 0 alone writes: ranks
-        # (which must share runs_dir) agree on what is left.
+        # All ranks must agree on which runs are missing. So each looks at all files before the
+        # first run is made, and at its own memory first, because only rank 0 writes files.
         outcomes = [self._finished.get(path) or _read(path) for path in paths]
         for i, outcome in enumerate(outcomes):
             if outcome is not None and paths[i] not in self._finished:
@@ -81,7 +83,7 @@ class Runs:
             for i in missing:
                 if time.monotonic() > self.deadline:
                     return
-                yield i, train(runs[i], self.prepare)
+                yield i, single_run.train(runs[i], self.prepare)
             return
         num_threads = max(1, (os.cpu_count() or 1) // self.num_jobs)
         context = multiprocessing.get_context("spawn")  # a fork would break CUDA and thread pools
@@ -92,7 +94,7 @@ class Runs:
                 while len(running) < self.num_jobs and time.monotonic() <= self.deadline:
                     if (started := next(left, None)) is None:
                         break
-                    running[pool.submit(train, runs[started], self.prepare)] = started
+                    running[pool.submit(single_run.train, runs[started], self.prepare)] = started
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -100,12 +102,12 @@ class Runs:
 
     def _finish(self, i: int, runs: Sequence[Run], path: Path, outcome: Outcome, note: str) -> None:
         self._finished[path] = outcome
-        losses = f"train {number(outcome.train_loss)}, val {number(outcome.val_loss)}"
+        losses = f"train {loss_text(outcome.train_loss)}, val {loss_text(outcome.val_loss)}"
         say(f"{i + 1}/{len(runs)} {runs[i].label}: {losses}, {note}")
 
 
 def _start_job(num_threads: int) -> None:
-    """Prepare a process for runs; it ends with the one that started it, even if that is killed."""
+    """Prepare a process for runs; it ends when the one that started it does, even if killed."""
     torch.set_num_threads(num_threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -123,32 +125,30 @@ def say(what: RenderableType) -> None:
     Console().print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
 
 
-@rank_zero_only
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(part, path)
-
-
 def _path(run: Run, data_id: str) -> Path:
-    """Name the file of a run after all that its outcome depends on."""
-    choices = {k: v for k, v in asdict(run.config).items() if k not in _SAME_ANYWHERE}
+    """Name the file of a run by a hash of all that its outcome depends on."""
+    choices = {k: v for k, v in asdict(run.config).items() if k not in _PLACES}
     measured = [run.partitions, run.rotations, run.num_points]
-    what = [data_id, choices, measured, torch.__version__, _code()]
+    what = [data_id, choices, measured, torch.__version__, _code(getfile(type(run.config)))]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     name = run.label.replace(", ", "-").replace(" ", "-")
     return Path(run.config.runs_dir, run.config.name, f"{name}-{digest[:8]}.json")
 
 
 @cache
-def _code() -> str:
+def _code(recipe: str) -> str:
+    """Hash the library, and the files that the recipe and `single_run` import.
+
+    What only chooses runs and shows them, which begins at `comparison.compare`, is left out, and so
+    are other recipes: a change there repeats no run.
+    """
+    finder = ModuleFinder([str(_RECIPES)], excludes=["comparison.compare"])
+    for program in (recipe, getfile(single_run)):
+        finder.load_file(program)
+    imported = {getattr(module, "__file__", None) for module in finder.modules.values()} - {None}
     digest = hashlib.sha256()
-    for folder in _SOURCES:
-        for file in sorted(folder.rglob("*.py")):
-            if folder != _SOURCES[1] or file.name not in _OF_NO_RUN:
-                digest.update(file.read_bytes())
+    for file in [*sorted(_LIBRARY.rglob("*.py")), *sorted(map(Path, imported))]:
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from runs import Runs
-from single_run import Outcome, Run
-from training import TrainingConfig
-from variants import Variant
+from comparison.runs import Runs
+from comparison.single_run import Outcome, Run
+from comparison.variants import Variant
+from training.config import TrainingConfig
 
-_STEP = 2.0  # between neighbours beyond an end
+_STEP = 2.0  # factor from the best rate, where it is the largest or smallest, to the next one
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A learning rate and the runs at it, one a seed; a loss is None if one of them diverged."""
+    """A learning rate and the runs with it, one a seed; a loss is None if a run diverged."""
 
     lr: float
     outcomes: tuple[Outcome, ...]
@@ -42,7 +42,7 @@ def best(rates: Sequence[Rate]) -> Rate:
 
 
 def is_end(chosen: Rate, rates: Sequence[Rate]) -> bool:
-    """Tell whether a better rate may lie beyond those tried."""
+    """Tell whether the rate is the largest or smallest tried: a better one may lie beyond."""
     tried = [rate.lr for rate in rates]
     is_outer = len(tried) > 1 and chosen.lr in (min(tried), max(tried))
     return is_outer and chosen.train_loss is not None
@@ -56,17 +56,18 @@ def sweep(
     widen: int,
     data_id: str,
 ) -> dict[Variant, list[Rate]]:
-    """Run every variant at its learning rates, and at further ones while the best is an end.
+    """Run every variant at its learning rates.
 
-    A variant that shares the rate of another runs at the best one of that.
+    While the best rate is the largest or the smallest tried, one beyond it is added. A variant with
+    ``same_rate_as`` runs only at the best rate of that other variant.
 
     Args:
-        config: What all runs share; its ``lr`` is the unit of the variants' factors.
-        runs: Makes those that are missing.
-        variants: What to run.
-        num_seeds: Runs at each rate: seeds ``config.seed`` and up.
-        widen: Rates that may be added for a variant.
-        data_id: Names the data.
+        config: Settings that all runs share; the rates are its ``lr`` times a variant's factors.
+        runs: Makes the runs that were not made before.
+        variants: The optimizers to run.
+        num_seeds: Runs at each rate, with the seeds ``config.seed`` and up.
+        widen: How many rates may be added for a variant.
+        data_id: Name of the content of the data.
     """
     rates = {
         variant: [_rounded(config.lr * factor) for factor in variant.factors]
@@ -106,12 +107,12 @@ def _run_all(
 
 
 def chosen(config: TrainingConfig, variant: Variant, lr: float) -> TrainingConfig:
-    """Give the choices of a variant's run; it validates at its end alone."""
+    """Give the settings of a variant's run, which validates only at its end."""
     return replace(config, **variant.choices, lr=lr, val_every=config.max_steps)
 
 
 def _further(rates: Sequence[Rate]) -> float | None:
-    """Give the next learning rate beyond the best one, if that is an end of those tried."""
+    """Give the rate beyond the best one, if that is the largest or the smallest tried."""
     tried = sorted(rate.lr for rate in rates)
     found = best(rates)
     if found.train_loss is None or found.lr == tried[0]:

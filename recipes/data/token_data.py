@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from corpus import build, cache_folder, token_dtype
+from data.corpus import build, cache_folder, token_dtype
 from settings import RecipeError
 
 
 class TokenBlocks(Dataset[Tensor]):
-    """Blocks of consecutive tokens; block ``i`` starts at ``place(i)``."""
+    """Sequences of consecutive tokens; number ``i`` starts at token ``place(i)``."""
 
     def __init__(
         self,
@@ -43,26 +43,26 @@ class TokenBlocks(Dataset[Tensor]):
 class TokenData(LightningDataModule):
     """Batches of token ids, shape (batch, sequence).
 
-    ``seed`` alone fixes the training stream: sequence ``i`` of the run starts at a place drawn
-    from ``(seed, i)``, and step ``s`` uses the ``batch_size`` sequences from ``s * batch_size`` on,
-    however they are shared out to ranks and micro-batches. So a resumed run needs to know only the
-    step it starts at. (Lightning restores its own counters, but would start a plain DataLoader at
-    its first batch again.)
+    The order of the training sequences depends on ``seed`` alone: sequence ``i`` of the run starts
+    at a place drawn from ``(seed, i)``, and step ``s`` uses the ``batch_size`` sequences from
+    ``s * batch_size`` on, however they are shared out to ranks and micro-batches. So a resumed run
+    needs to know only the step it starts at. (Lightning would start a plain DataLoader at its first
+    batch again.)
 
-    The ranks share the sequences here, so give the Trainer ``use_distributed_sampler=False``; its
-    sampler would hold a list of every index of the run.
+    The sequences are shared out to the ranks here. So give the Trainer
+    ``use_distributed_sampler=False``: its sampler would hold a list of every index of the run.
 
     Args:
-        data: Where the text comes from (see ``corpus``).
+        data: Where the text comes from (see `data.corpus`).
         cache_dir: Where tokenizers and tokens are kept.
-        vocab_size: Most tokens of the tokenizer.
+        vocab_size: Tokens of the tokenizer, at most.
         val_fraction: Share of the documents held out.
         sequence_length: Tokens a sequence.
         batch_size: Sequences an optimizer step, over all ranks and micro-batches.
         micro_batch: Sequences a batch.
         max_steps: Optimizer steps of the run.
-        val_sequences: Most sequences of a validation.
-        seed: Where the training blocks lie.
+        val_sequences: Sequences of a validation, at most.
+        seed: Decides where the training sequences start.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TokenData(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)  # the module logs them all
+        self.save_hyperparameters(logger=False)  # the module logs all of them
         self.data = data
         self.cache_dir = cache_dir
         self.vocab_size = vocab_size
@@ -106,7 +106,7 @@ class TokenData(LightningDataModule):
     def setup(self, stage: str) -> None:
         num_ranks = self._rank()[1]
         self.train_tokens = self._load("train", self.sequence_length)
-        # A rank without a validation sequence would be waited for.
+        # Without a validation sequence for every rank the others would wait for it forever.
         self.val_tokens = self._load("validation", self.sequence_length * num_ranks)
 
     @override

@@ -1,4 +1,4 @@
-"""The geometry of the loss as the optimizer sees it: at points of a run, in its own coordinates."""
+"""The geometry of the loss in the coordinates of the optimizer, at points of a run."""
 
 import time
 from collections.abc import Sequence
@@ -20,22 +20,22 @@ from lightning_linf.optim import Reparameterized
 from lightning_linf.probe import Landscape, measure_landscape
 from lightning_linf.probe.partitions import choose_partitions
 
-KEEP = 0.9  # of Adam's promised decrease: what `recommend` is asked for
+_KEEP = 0.9  # share of Adam's promised decrease that a recommended partition must keep
 
 
 class OwnGeometry(Callback):
-    """Measure the geometry after evenly spread steps, the last one at the end of the run.
+    """Measure the geometry after evenly spread steps, the last time at the end of the run.
 
-    The loss is that of the training batches that come next, of the network as it trains (BatchNorm
-    with batch statistics), a mean over all ranks.
+    The loss is the mean over all ranks and over the training batches that come next, of the network
+    in training mode, where BatchNorm uses the statistics of the batch.
 
     Args:
-        num_points: How many measurements.
-        partitions: Which partitions, beside "coordinate" and "global".
-        rotations: Scopes and strengths of rotations, as if the optimizer ran in them, too: what
-            the (1,1)-norm is in those coordinates.
-        num_batches: Micro-batches that the loss is a mean over.
-        num_probes: As of :func:`~lightning_linf.measure_geometry`.
+        num_points: Number of measurements.
+        partitions: Partitions whose smoothness is measured, beside "coordinate" and "global".
+        rotations: Scope and strength of rotations; the (1,1)-norm is also measured in the
+            coordinates that the optimizer would have in them.
+        num_batches: Micro-batches over which the loss is a mean.
+        num_probes: Probes of a (1,1)-norm, as in :func:`~lightning_linf.measure_geometry`.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class OwnGeometry(Callback):
         self.rotations = rotations
         self.num_batches = num_batches
         self.num_probes = num_probes
-        self.rows: list[dict[str, Any]] = []  # by measurement
+        self.rows: list[dict[str, Any]] = []  # one a measurement
         self._num_steps = 0
 
     @override
@@ -69,7 +69,7 @@ class OwnGeometry(Callback):
         started = time.perf_counter()
         (optimizer,) = trainer.optimizers
         data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        with isolate_rng():  # an iterator draws a number
+        with isolate_rng():  # an iterator draws a number, which training must not notice
             batches = list(islice(data.train_dataloader(), self.num_batches))
 
         def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -121,9 +121,9 @@ def _rotated(optimizer: Optimizer, scope: str, strength: float) -> Reparameteriz
 
 
 def _row(report: GeometryReport) -> dict[str, Any]:
-    """Keep what the comparison shows, all smoothness over d."""
+    """Keep what the comparison shows; every smoothness is divided by d."""
     d = report.num_params
-    advice = report.recommend(KEEP)
+    advice = report.recommend(_KEEP)
     return {
         "num_params": d,
         "one_one_norm_per_param": report.one_one_norm_per_param,
@@ -131,7 +131,7 @@ def _row(report: GeometryReport) -> dict[str, Any]:
         "lambda_max": report.lambda_max,
         "lambda_max_relative_error": report.lambda_max_relative_error,
         "density": report.density,
-        # H(Phi) / d, or a bound of it for all but coordinate and global
+        # H(Phi) / d for coordinate and global, an upper bound of it for others
         "smoothness": {name: block.upper / d for name, block in report.smoothness.items()},
         "operator_norm": {
             name: [block.lower / d, block.operator_upper / d]

@@ -1,4 +1,7 @@
-"""The recipes' figures, as PNG files; a bare `Figure` is drawn by Agg, without a display."""
+"""The figures of the recipes, as PNG files.
+
+They are made from a bare matplotlib `Figure`, which needs no display.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from records import Record, ends, losses, own_smoothness, smoothness_at
+from comparison.records import Record, ends, losses, own_smoothness, smoothness_at
 
 _MARKERS = "osD^vP*X<>hp"
 _DPI = 110
@@ -28,7 +31,10 @@ def draw_quadratic(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_comparison(record: Record, path: Path) -> None:
-    """Draw the final training loss of every seed against the geometry at its end, and at Adam's."""
+    """Draw the final training loss of every seed against the geometry of the loss.
+
+    Each panel has one measure of it: where the run ended, and in the last one where Adam's did.
+    """
     found = {(v["optimizer"], v["geometry"]): v for v in record["variants"]}
     adam = found.get(("adam", "coordinate"))
     quantities: list[tuple[Callable[[Record], list[Any]], str]] = [
@@ -53,7 +59,7 @@ def draw_comparison(record: Record, path: Path) -> None:
                 label=f"{variant['optimizer']} ({variant['geometry']})",
             )
         axes.set(xscale="log", xlabel=label)
-        # The default writes 2, 3, 4, 6 where there is less than a decade, one over the other.
+        # On less than a decade the default labels 2, 3, 4 and 6, which overlap.
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())

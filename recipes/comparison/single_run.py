@@ -7,20 +7,21 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from own_geometry import OwnGeometry
-from report import LossRecorder
-from training import Prepare, TrainingConfig
+from comparison.own_geometry import OwnGeometry
+from training.config import Prepare, TrainingConfig
+from training.losses import LossRecorder
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, and what is measured on it.
+    """A run, and the geometry that is measured on it.
 
     Args:
-        config: Its choices.
-        partitions: Of which the smoothness is measured in the optimizer's own coordinates.
-        rotations: Other coordinates in which the (1,1)-norm is measured: scopes and strengths.
-        num_points: How often; 0 measures nothing.
+        config: Its settings.
+        partitions: Partitions whose smoothness is measured, in the optimizer's own coordinates.
+        rotations: Scope and strength of rotations; the (1,1)-norm is also measured in their
+            coordinates.
+        num_points: Number of measurements, the last at the end of the run; 0 measures nothing.
     """
 
     config: TrainingConfig
@@ -30,7 +31,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Optimizer, blocks, coordinates, learning rate, and the seed where there are several."""
+        """Name the run by what differs between runs, as in `sgd rotated global, lr 1, seed 0`."""
         config = self.config
         words = [
             config.optimizer,
@@ -51,11 +52,11 @@ class Outcome:
     val_loss: float | None
     seconds_per_step: float
     seed: int = 0
-    geometry: tuple[dict[str, Any], ...] = ()  # by measurement, the last at the end
+    geometry: tuple[dict[str, Any], ...] = ()  # one entry a measurement, the last at the end
 
 
 def train(run: Run, prepare: Prepare) -> Outcome:
-    """Make a run."""
+    """Make a run and measure it."""
     config = run.config
     recorder = LossRecorder()
     own = OwnGeometry(
@@ -64,7 +65,7 @@ def train(run: Run, prepare: Prepare) -> Outcome:
     callbacks: list[Callback] = [recorder, own] if run.num_points else [recorder]
     log = logging.getLogger("lightning.pytorch")
     level = log.level
-    log.setLevel(logging.WARNING)  # else every run says which devices there are
+    log.setLevel(logging.WARNING)  # otherwise Lightning lists the devices at every run
     try:
         trainer, module, data = prepare(
             config, callbacks, logger=False, enable_checkpointing=False, enable_progress_bar=False
@@ -85,6 +86,6 @@ def train(run: Run, prepare: Prepare) -> Outcome:
     )
 
 
-def number(loss: float | None) -> str:
-    """Write a loss."""
+def loss_text(loss: float | None) -> str:
+    """Write a loss with three digits, or that it diverged."""
     return "diverged" if loss is None else f"{loss:.3f}"

@@ -1,144 +1,41 @@
-"""What a recipe says at its end: the measured geometry as a table, and its last row in words."""
+"""What a recipe prints at its end: the measured geometry as a table, and its last row in words."""
 
 import math
 import shlex
 import shutil
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from typing_extensions import override
 
-if TYPE_CHECKING:
-    from training import TrainingConfig  # which imports this module
+from training.config import TrainingConfig
+from training.losses import LossHistory
 
+_RECIPES = Path(__file__).resolve().parents[1]
 Rows = Sequence[dict[str, Any]]  # a monitor's `history`
-_NUM_LAST = 20  # steps whose mean is the training loss of a run
-_CHECK_EVERY = 10  # steps between looks whether the loss is still finite
 
 
-class LossHistory(Callback):
-    """Keep what the module logs as ``train_loss`` and ``val_loss``, by 0-based optimizer step.
-
-    Under accumulation the training loss is that of the micro-batch that completed the step.
-
-    Args:
-        every_n_steps: Keep the training loss of every n-th step, those that a monitor measures.
-    """
-
-    def __init__(self, every_n_steps: int) -> None:
-        self.every_n_steps = every_n_steps
-        self.train: dict[int, float] = {}
-        self.validation: dict[int, float] = {}
-        self._num_steps = 0
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._num_steps = trainer.global_step  # more than 0 when resumed
-
-    @override
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        if trainer.global_step == self._num_steps:
-            return  # accumulating
-        self._num_steps = trainer.global_step
-        if self._num_steps % self.every_n_steps == 0:  # elsewhere the device need not wait for it
-            self.train[self._num_steps - 1] = float(trainer.callback_metrics["train_loss"])
-
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validation[trainer.global_step - 1] = float(trainer.callback_metrics["val_loss"])
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"train": dict(self.train), "validation": dict(self.validation)}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.train = dict(state_dict["train"])
-        self.validation = dict(state_dict["validation"])
-
-
-class LossRecorder(Callback):
-    """Keep the mean training loss of the last steps and the median time of one.
-
-    Stops a run whose loss is no longer finite.
-    """
-
-    def __init__(self) -> None:
-        self.train_loss = math.nan
-        self.losses: list[Tensor] = []  # by step, of this rank
-        self.times: list[float] = []
-        self._sum: Tensor | float = 0.0
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.times.append(time.perf_counter())
-
-    @override
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        self._sum = self._sum + outputs["loss"].detach()  # already divided by their number
-        if trainer.global_step == len(self.losses):
-            return  # accumulating
-        self.losses.append(torch.as_tensor(self._sum))
-        self.times.append(time.perf_counter())
-        self._sum = 0.0
-        if len(self.losses) % _CHECK_EVERY == 0:  # elsewhere the device need not wait for it
-            is_lost = not bool(self.losses[-1].isfinite())
-            if trainer.strategy.reduce_boolean_decision(is_lost, all=False):
-                trainer.should_stop = True
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mean = torch.stack(self.losses[-_NUM_LAST:]).mean()
-        self.train_loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
-
-    @property
-    def seconds_per_step(self) -> float:
-        """The median, which the first steps and other programs hardly change."""
-        pairs = zip(self.times, self.times[1:], strict=False)
-        return statistics.median(end - start for start, end in pairs)
-
-
-def print_report(
+def print_summary(
     smoothness: Rows,
     heterogeneity: Rows,
     losses: LossHistory,
-    config: "TrainingConfig",
+    config: TrainingConfig,
     checkpoint: Path,
     classes: tuple[str, str],
 ) -> None:
-    """Print the table, the sentences, and what to do next.
+    """Print the table, the sentences, and commands that show more.
 
     Args:
         smoothness: History of the smoothness monitor.
         heterogeneity: History of the heterogeneity monitor.
-        losses: What was logged.
-        config: Choices of the run.
-        checkpoint: Where it ended.
-        classes: Class paths of its module and of its data.
+        losses: The losses that the module logged.
+        config: Settings of the run.
+        checkpoint: The file in which the run ended.
+        classes: Import paths of the classes of its module and of its data, for `measure`.
     """
     console = Console()
     if smoothness:
@@ -154,7 +51,10 @@ def print_report(
 
 
 def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -> Table:
-    """Lay out one row per measurement of the smoothness, with the latest other values before it."""
+    """Lay out one row per measurement of the smoothness.
+
+    Beside it stand the latest losses and the latest density that were known at that step.
+    """
     table = Table(
         title="Geometry of the loss",
         caption="N/d: what a step along l-infinity meets; lambda_max: along l2",
@@ -186,8 +86,8 @@ def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -
     return table
 
 
-def optimizer_sentence(config: "TrainingConfig") -> str:
-    """Say what trained, and in which coordinates the geometry is measured all the same."""
+def optimizer_sentence(config: TrainingConfig) -> str:
+    """Say which optimizer trained, and that the geometry is not measured in its coordinates."""
     name: str = config.optimizer
     if config.optimizer == "blockwise_adam":
         name += f" (blocks: {config.partition or 'tensor'})"
@@ -200,10 +100,11 @@ def optimizer_sentence(config: "TrainingConfig") -> str:
 
 
 def geometry_sentence(smoothness: Rows) -> str:
-    """Say what the last measurement promises Adam over SGD.
+    """Say by how much the last measurement favours Adam over SGD, or SGD over Adam.
 
-    A step of steepest descent promises a decrease of ``dual(g)^2 / (2 N)``: with the 1-norm of the
-    gradient and N of "coordinate" along l-infinity, with its 2-norm and lambda_max along l2.
+    A step of steepest descent promises to lower the loss by ``dual(g)^2 / (2 N)``. Along l-infinity
+    ``dual(g)`` is the 1-norm of the gradient and ``N`` the operator norm of the Hessian for the
+    partition "coordinate"; along l2 they are its 2-norm and lambda_max.
     """
     if not smoothness:
         return (
@@ -232,19 +133,19 @@ def geometry_sentence(smoothness: Rows) -> str:
 
 
 def measure_command(checkpoint: Path, model: str, data: str) -> str:
-    """Spell the command that measures all there is about a checkpoint of a recipe."""
-    recipes = shlex.quote(str(_seen_from_here(Path(__file__).parent)))
+    """Write the command that measures the whole geometry at a checkpoint of a recipe."""
+    recipes = shlex.quote(str(_seen_from_here(_RECIPES)))
     arguments = f"{shlex.quote(str(checkpoint))} --model {model} --data {data}"
     return _command("lightning-linf", "cli", f"measure {arguments}", f"PYTHONPATH={recipes} ")
 
 
 def tensorboard_command(runs_dir: str) -> str:
-    """Spell the command that shows the runs."""
+    """Write the command that shows the runs in TensorBoard."""
     return _command("tensorboard", "tensorboard", f"--logdir {shlex.quote(runs_dir)}")
 
 
 def _command(name: str, extra: str, arguments: str, variables: str = "") -> str:
-    """Spell a command for the environment that this program runs in."""
+    """Write a command so that it works in the environment that this program runs in."""
     program = Path(sys.executable).with_name(name)
     if not program.exists():
         return f"pip install 'lightning-linf[{extra}]' && {variables}{name} {arguments}"
@@ -254,16 +155,18 @@ def _command(name: str, extra: str, arguments: str, variables: str = "") -> str:
 
 
 def _seen_from_here(path: Path) -> Path:
+    """Shorten a path below the working directory."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _bracket(row: dict[str, Any], quantity: str) -> tuple[float, float]:
-    """Read both ends of a quantity of Adam's geometry."""
+    """Read the lower and the upper end of a quantity of the partition "coordinate", Adam's."""
     return row[f"{quantity}_lower/coordinate"], row[f"{quantity}_upper/coordinate"]
 
 
 def _latest(values: dict[int, Any], step: int) -> float | None:
+    """Find the value of the last step up to ``step``."""
     past = [known for known in values if known <= step]
     return float(values[max(past)]) if past else None
 

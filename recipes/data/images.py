@@ -1,12 +1,12 @@
-"""Labelled images for the ResNet recipe, as two pairs of arrays, and batches of them.
+"""Labelled images, as a pair of arrays for training and one for validation.
 
 Where images come from (``data``):
 
 - ``digits``: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, which come with it. Every
   fifth is held out.
 - ``cifar10:DIR``: the "python version" of CIFAR-10: data_batch_1 to 5 and test_batch.
-- ``fashion-mnist:DIR``: idx files, as of MNIST and Fashion-MNIST: train-images-idx3-ubyte,
-  train-labels-idx1-ubyte, and t10k-..., each also with .gz.
+- ``fashion-mnist:DIR``: the idx files of Fashion-MNIST or MNIST: train-images-idx3-ubyte,
+  train-labels-idx1-ubyte, and the same with t10k for train; each plain or packed, with .gz.
 """
 
 import gzip
@@ -54,7 +54,7 @@ def content_id(data: str) -> str:
 
 def _digits() -> tuple[Labelled, Labelled]:
     found = load_digits()
-    images = (found.images * (255 / 16)).round().astype(np.uint8)[:, None]  # they have 17 levels
+    images = (found.images * (255 / 16)).round().astype(np.uint8)[:, None]  # of 17 levels, 0 to 16
     labels = found.target.astype(np.int64)
     is_validation = np.arange(len(labels)) % 5 == 1
     train, held_out = (images[~is_validation], labels[~is_validation]), (

@@ -1,50 +1,27 @@
-"""What a comparison says: the sweep, the other seeds with the geometry, and what follows."""
+"""What a comparison says in words about its runs, for or against the theory."""
 
 import math
 import statistics
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from rich.box import HORIZONTALS
-from rich.table import Table
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import bootstrap, spearmanr
 
-from rank_correlation import spearman, spearman_interval
-from records import Record, ends, losses, own_smoothness, smoothness_at
-from single_run import number
-from sweep import Rate, best, is_end
-from variants import ADAM, ROTATED_ADAM, ROTATED_SGD, SGD, Variant
+from comparison.records import Record, ends, losses, own_smoothness, smoothness_at
+from comparison.sweep import Rate, best
+from comparison.tables import deviation_text, mean_text
+from comparison.variants import ADAM, ROTATED_ADAM, ROTATED_SGD, SGD, Variant
 
-_LEVEL = 0.01  # nats; a closer result tells nothing from one seed
+_LEVEL = 0.01  # nats; a smaller difference of single runs may be chance
 _FEWEST_GROUPS = 3  # of optimizers, to rank them
-
-
-def comparison_table(results: Mapping[Variant, Sequence[Rate]], num_steps: int) -> Table:
-    """Lay out one row per optimizer, at its learning rate with the least training loss."""
-    table = _table(f"After {num_steps} steps, by optimizer", (
-        ("optimizer", "left"), ("geometry", "left"), ("best lr", "right"),
-        ("train\nloss", "right"), ("val\nloss", "right"), ("other lr:\ntrain loss", "right"),
-        ("s /\nstep", "right"),
-    ))  # fmt: skip
-    for variant, rates in results.items():
-        chosen = best(rates)
-        at_end = is_end(chosen, rates)
-        table.add_row(
-            variant.optimizer,
-            variant.geometry,
-            f"{chosen.lr:g}{'*' if at_end else ''}",
-            number(chosen.train_loss),
-            number(chosen.val_loss),
-            "\n".join(f"{r.lr:g}: {number(r.train_loss)}" for r in rates if r is not chosen),
-            f"{chosen.seconds_per_step:.3f}",
-        )
-        if at_end:
-            table.caption = "* an end of the rates tried: a better one may lie beyond (--widen)"
-    return table
+_NUM_RESAMPLES = 2000
 
 
 def comparison_sentence(results: Mapping[Variant, Sequence[Rate]], num_steps: int) -> str:
-    """Say whether Adam is ahead of itself in rotated coordinates."""
+    """Say whether Adam is ahead of Adam in rotated coordinates."""
     if not {ADAM, ROTATED_ADAM} <= results.keys():
         return "Adam and rotated Adam were not both run."
     chosen = best(results[ADAM])
@@ -67,37 +44,8 @@ def comparison_sentence(results: Mapping[Variant, Sequence[Rate]], num_steps: in
     )
 
 
-def seeds_table(record: Record) -> Table:
-    """Lay out one row per optimizer: its losses over the seeds, and the geometry at the end."""
-    num_seeds = record["options"]["seeds"]
-    table = _table(f"At the best rate, other seeds ({num_seeds}), and the geometry at the end", (
-        ("optimizer", "left"), ("geometry", "left"), ("train loss", "right"),
-        ("(1,1)-\nnorm/d", "right"), ("lambda\nmax", "right"), ("H(Phi)\n/ d", "right"),
-    ))  # fmt: skip
-    for optimizer, geometry, train_loss, _, *measured in seeds_rows(record):
-        table.add_row(optimizer, geometry, train_loss, *measured)
-    table.caption = "± sd over seeds; geometry: mean, in the coordinates that the optimizer saw"
-    return table
-
-
-def seeds_rows(record: Record) -> list[list[str]]:
-    """Write the cells of that table."""
-    return [
-        [
-            variant["optimizer"],
-            variant["geometry"],
-            _spread([outcome["train_loss"] for outcome in variant["seeds"]]),
-            _spread([outcome["val_loss"] for outcome in variant["seeds"]]).split(" ±")[0],
-            _mean(ends(variant, "one_one_norm_per_param")),
-            _mean(ends(variant, "lambda_max")),
-            _mean(own_smoothness(variant)),
-        ]
-        for variant in record["variants"]
-    ]
-
-
 def seeds_sentences(record: Record) -> list[str]:
-    """Say what the other seeds show, for or against the theory."""
+    """Say what the runs with other seeds show, for or against the theory."""
     found = {(v["optimizer"], v["geometry"]): v for v in record["variants"]}
     adam, rotated, sgd, rotated_sgd = (
         found.get((variant.optimizer, variant.geometry))
@@ -107,10 +55,10 @@ def seeds_sentences(record: Record) -> list[str]:
     if adam and rotated:
         texts.append(_ahead(adam, rotated))
         norms = [ends(variant, "one_one_norm_per_param") for variant in (adam, rotated)]
+        own, turned = (f"{mean_text(norm)} for {{}} ({_range(norm)})" for norm in norms)
         texts.append(
             "(1,1)-norm / d in the optimizer's own coordinates: "
-            f"{_mean(norms[0])} for Adam ({_range(norms[0])}), {_mean(norms[1])} for rotated Adam "
-            f"({_range(norms[1])})."
+            f"{own.format('Adam')}, {turned.format('rotated Adam')}."
         )
     if sgd and rotated_sgd:
         texts.append(_unmoved(sgd, rotated_sgd))
@@ -121,11 +69,12 @@ def seeds_sentences(record: Record) -> list[str]:
 
 
 def rank_sentences(record: Record, adam: Record | None) -> list[str]:
-    """Say how well the smoothness of the geometries ranks the training losses, in four ways.
+    """Say in four ways how well the smoothness H(Phi) ranks the training losses.
 
-    Where each run ended; where Adam's run of the same seed ended, one point for all geometries;
-    each with and without SGD, whose step follows the gradient's size. Rotated SGD is SGD again, so
-    it does not count.
+    H(Phi) is measured where each run ended, and where Adam's run of the same seed ended, which is
+    one point for all geometries. Each is compared with and without SGD, because the size of SGD's
+    step, unlike that of the others, follows the size of the gradient. Rotated SGD is left out: it
+    is SGD again.
     """
     texts = []
     reference = None if adam is None or None in losses(adam) else adam
@@ -153,16 +102,42 @@ def _rank_sentence(where: str, which: str, groups: Sequence[Sequence[tuple[float
     what = f"Spearman's rho of H(Phi) {where} and the training loss ({which}"
     if len(groups) < _FEWEST_GROUPS:
         return f"{what}): {len(groups)} optimizers, too few."
-    rho = spearman([pair for group in groups for pair in group])
-    lower, upper = spearman_interval(groups)
+    rho, lower, upper = rank_correlation(groups)
     return (
         f"{what}, {len(groups)} optimizers, {sum(map(len, groups))} runs): {rho:.2f}, 95 % "
         f"interval {lower:.2f} to {upper:.2f} over resampled optimizers."
     )
 
 
+def rank_correlation(groups: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float, float]:
+    """Correlate the ranks of two quantities, and give a 95 % interval by resampling.
+
+    Seeds of one optimizer are not independent optimizers, so a resample draws whole groups.
+
+    Args:
+        groups: The pairs of each optimizer. Shape (optimizers, seeds, 2), at least 2 optimizers.
+
+    Returns:
+        Spearman's rho and the two ends of the interval; NaN if a quantity does not vary.
+    """
+    pairs = np.asarray(groups)
+
+    def rho(chosen: npt.NDArray[np.int64]) -> float:
+        return float(spearmanr(*pairs[chosen].reshape(-1, 2).T).statistic)
+
+    everyone = np.arange(len(pairs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about resamples of one run alone, which have no rho
+        resampled = bootstrap(
+            (everyone,), rho, n_resamples=_NUM_RESAMPLES, vectorized=False, method="percentile",
+            rng=np.random.default_rng(0),
+        ).bootstrap_distribution  # fmt: skip
+        lower, upper = np.nanquantile(resampled, [0.025, 0.975])
+        return rho(everyone), float(lower), float(upper)
+
+
 def recommendation_sentence(record: Record, adam: Record) -> str:
-    """Say which partition `recommend` chose on Adam's runs, and what Adam loses with it."""
+    """Say which partition `recommend` chose where Adam's runs ended, and how it trained."""
     chosen = Counter(str(name) for name in ends(adam, "recommended"))
     by_partition = {
         variant["partition"]: variant
@@ -186,7 +161,7 @@ def _ahead(adam: Record, rotated: Record) -> str:
     differences = _differences(rotated, adam)
     if not differences:
         return "Adam and rotated Adam cannot be compared: runs of one of them diverged."
-    spreads = [_deviation(losses(variant)) for variant in (adam, rotated)]
+    spreads = [deviation_text(losses(variant)) for variant in (adam, rotated)]
     mean = statistics.fmean(differences)
     side = "ahead of" if mean > 0 else "behind"
     return (
@@ -207,12 +182,12 @@ def _unmoved(sgd: Record, rotated: Record) -> str:
 
 
 def _blockwise(record: Record, adam: Record) -> str:
-    texts = [
+    """Write how much higher the training loss of each blockwise optimizer is than Adam's."""
+    return ", ".join(
         f"{variant['geometry']} {_signed(_differences(variant, adam))}"
         for variant in record["variants"]
         if variant["optimizer"] in ("blockwise_adam", "adasgd")
-    ]
-    return ", ".join(texts)
+    )
 
 
 def _differences(variant: Record, other: Record) -> list[float]:
@@ -220,29 +195,6 @@ def _differences(variant: Record, other: Record) -> list[float]:
     pairs = list(zip(variant["seeds"], other["seeds"], strict=True))
     losses = [(a["train_loss"], b["train_loss"]) for a, b in pairs]
     return [] if any(None in pair for pair in losses) else [a - b for a, b in losses]
-
-
-def _table(title: str, columns: Sequence[tuple[str, Any]]) -> Table:
-    # 80 columns hold no more
-    table = Table(title=title, box=HORIZONTALS, padding=0, pad_edge=False, show_edge=False)
-    for name, side in columns:
-        table.add_column(name, justify=side, no_wrap=True)
-    return table
-
-
-def _spread(losses: Sequence[float | None]) -> str:
-    finite = [loss for loss in losses if loss is not None]
-    if len(finite) < len(losses) or not finite:
-        return f"{len(losses) - len(finite)}/{len(losses)} diverged"
-    return f"{statistics.fmean(finite):.3f} ±{_deviation(finite)}"
-
-
-def _deviation(values: Sequence[float]) -> str:
-    return f"{statistics.stdev(values):.3f}" if len(values) > 1 else "?"
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.3g}" if values else "-"
 
 
 def _range(values: Sequence[float]) -> str:

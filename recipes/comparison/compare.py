@@ -1,13 +1,13 @@
 """Compare optimizers on equal terms, each at the best learning rate of a sweep.
 
 All runs have the same data in the same order, initial weights, warm-up, schedule, clipping and
-number of steps. None has weight decay, which means something else in each geometry. A finished run
-is kept as `runs_dir/name/*.json`, so an interrupted comparison goes on where it stopped.
+number of steps. None has weight decay, because it means something else in each geometry. A finished
+run is kept as `runs_dir/name/*.json`, so an interrupted comparison goes on where it stopped.
 
-With --seeds, every optimizer also trains with seeds that the sweep did not have, at its best rate,
-and at their end the geometry is measured in the coordinates that the optimizer saw; where Adam
-ends, that of every optimizer, so that they compare at one point. All that came out is written to
-`runs_dir/name/comparison.json`, with a figure beside it.
+With --seeds, every optimizer also trains at its best rate with seeds that the sweep did not have.
+Where these runs end, the geometry is measured in the coordinates that the optimizer saw. Where
+Adam's runs end, the geometries of all optimizers are measured, so that they compare at one point.
+All results are written to `runs_dir/name/comparison.json`, with a figure beside it.
 """
 
 import math
@@ -18,15 +18,18 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from figures import draw_comparison
-from runs import Runs, say, write_json
-from settings import parse, parse_two, refuse
-from single_run import Outcome, Run
-from sweep import Rate, best, chosen, is_end, sweep
-from tables import comparison_sentence, comparison_table, seeds_sentences, seeds_table
-from training import ConfigT, Prepare, TrainingConfig
-from variants import ADAM, CHOICES, FEW, Variant
-from versions import versions
+from command_line import parse, parse_two
+from comparison.figures import draw_comparison
+from comparison.records import write_json
+from comparison.runs import Runs, say
+from comparison.sentences import comparison_sentence, seeds_sentences
+from comparison.single_run import Outcome, Run
+from comparison.sweep import Rate, best, chosen, is_end, sweep
+from comparison.tables import comparison_table, seeds_table
+from comparison.variants import ADAM, CHOICES, FEW, Variant
+from comparison.versions import versions
+from settings import refuse
+from training.config import ConfigT, Prepare, TrainingConfig
 
 ABOUT = (
     "Train with Adam, Adam in rotated coordinates, blockwise Adam, AdaSGD and SGD, each at three "
@@ -35,7 +38,7 @@ ABOUT = (
     "repeated."
 )
 NUM_STEPS = 250
-_WARMUP_STEPS = 25  # at most
+_MOST_WARMUP_STEPS = 25
 _CHOSEN_HERE: dict[str, Any] = {
     "optimizer": "adamw", "partition": None, "rotation": None, "rotation_strength": 1.0,
     "swap_at": 0, "weight_decay": 0.0, "resume": None,
@@ -44,27 +47,31 @@ _CHOSEN_HERE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Options:
-    """Choices of a comparison beside those of its runs."""
+    """Settings of a comparison beside those of its runs."""
 
     variants: Literal["few", "control", "all"] = "few"
-    """control: also rotated SGD, at SGD's rate; all: also weaker rotations and more blocks."""
+    """few: five optimizers. control adds rotated SGD at the rate of SGD; all adds weaker rotations
+    and more kinds of blocks, and takes twice as long."""
     widen: int = 0
-    """Rates that may be added to the three of an optimizer, while the best of them is an end."""
+    """How many learning rates may be added to the three of an optimizer, each beyond the best one
+    while that is the largest or the smallest. More find a better rate and take longer."""
     sweep_seeds: int = 1
-    """Seeds that each rate runs with; the best is that of the least mean training loss."""
+    """Runs with each learning rate; the best rate has the least mean training loss. More cost more,
+    and let less chance into the choice."""
     seeds: int = 0
-    """Further seeds for each optimizer at its best rate, at whose end the geometry is measured."""
+    """Further runs of each optimizer at its best rate; at their ends the geometry is measured. From
+    2 on they show how much is chance."""
     points: int = 1
     """Measurements of the geometry on each of these runs, evenly spread, the last at its end."""
     batch_sizes: tuple[int, ...] = ()
-    """Samples a step: one comparison for each; by default that of the runs."""
+    """Batch sizes to compare at, one after the other; if none is given, that of the runs."""
     jobs: int = 1
-    """Runs at a time, which share the cores, or the one GPU."""
+    """Runs that go on at a time and share the cores, or the one GPU and its memory."""
     budget: float = math.inf
-    """Minutes after which no run is started; the same command goes on."""
+    """Minutes after which no further run is started; the same command goes on with the rest."""
 
     def check(self, config: TrainingConfig) -> None:
-        """Refuse what cannot be compared."""
+        """Refuse settings with which no comparison can be made."""
         for name, lowest in (
             ("widen", 0), ("sweep_seeds", 1), ("seeds", 0), ("points", 1), ("jobs", 1),
         ):  # fmt: skip
@@ -88,7 +95,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out: runs of the sweep, and those with other seeds, by variant."""
+    """The results: runs of the sweep, and those with other seeds, by variant."""
 
     config: TrainingConfig
     sweep: Mapping[Variant, Sequence[Rate]]
@@ -96,7 +103,7 @@ class Comparison:
 
 
 def shorter(presets: Mapping[str, Callable[[], ConfigT]]) -> dict[str, Callable[[], ConfigT]]:
-    """Change presets to what a comparison takes by default."""
+    """Change presets to what a comparison takes by default: fewer steps of larger batches."""
 
     def change(preset: Callable[[], ConfigT]) -> ConfigT:
         config = preset()
@@ -105,7 +112,7 @@ def shorter(presets: Mapping[str, Callable[[], ConfigT]]) -> dict[str, Callable[
             name=f"{config.name}-compare",
             batch_size=2 * config.batch_size,  # accumulated: less chance in who is ahead
             max_steps=min(config.max_steps, NUM_STEPS),
-            warmup_steps=min(config.warmup_steps, _WARMUP_STEPS),
+            warmup_steps=min(config.warmup_steps, _MOST_WARMUP_STEPS),
             weight_decay=0.0,
         )
 
@@ -124,11 +131,12 @@ def run(
 
     Args:
         args: The command line without the program.
-        presets: Named sets of choices, the default first.
-        prepare: Makes trainer, module and data of a config, callbacks and options of the Trainer.
-        train: Makes a run.
+        presets: Named sets of settings, the default first.
+        prepare: The recipe's function that makes trainer, module and data from a config, callbacks
+            and further arguments of the Trainer.
+        train: The recipe's function that trains, for a command line without `compare`.
         about: First line of the help.
-        lacks: A partition that the network does not have.
+        lacks: A partition that the network does not have, as a ResNet has no "head".
     """
     if args[:1] != ["compare"]:
         train(parse(presets, args, about, "%(prog)s [compare]"))
@@ -145,14 +153,14 @@ def main(
     options: Options = Options(),  # frozen
     measured: Sequence[Variant] = (),
 ) -> list[Comparison]:
-    """Make the runs that are not there yet, and print what came out, for every batch size.
+    """Make the runs that were not made before, and print the results, for every batch size.
 
     Args:
-        config: Choices that all runs share.
-        prepare: Makes trainer, module and data of a config, callbacks and options of the Trainer.
-        variants: What to compare.
-        options: How.
-        measured: Whose geometries are measured at the ends of Adam's runs; by default those of
+        config: Settings that all runs share.
+        prepare: As for :func:`run`.
+        variants: The optimizers to compare.
+        options: Settings of the comparison.
+        measured: The variants whose geometries are measured at the ends of Adam's runs; by default
             ``variants``.
     """
     options.check(config)
@@ -204,10 +212,10 @@ def _other_seeds(
     options: Options,
     data_id: str,
 ) -> dict[Variant, list[Outcome]]:
-    """Run every variant at its best rate with other seeds, and measure what its optimizer saw.
+    """Run every variant at its best rate with other seeds, and measure the geometry at the end.
 
-    Where Adam ends, all geometries are measured: they compare at one point, and tell which
-    partition would do.
+    At the ends of Adam's runs all geometries are measured, so that they compare at one point and
+    the coarsest partition that suffices there can be recommended.
     """
     partitions = tuple({variant.partition: None for variant in measured})
     rotations = tuple({v.rotation: None for v in measured if v.partition == "coordinate"})
@@ -229,7 +237,7 @@ def _other_seeds(
 
 
 def _record(comparison: Comparison, options: Options, data_id: str) -> dict[str, Any]:
-    """Collect all in plain JSON types."""
+    """Collect the content of comparison.json."""
     config = comparison.config
     return {
         "name": config.name,

@@ -1,4 +1,4 @@
-"""The optimizers that a comparison has, in the words of its table."""
+"""The optimizers that a comparison can have."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ _FACTORS = (0.5, 1, 2)
 
 @dataclass(frozen=True)
 class Variant:
-    """An optimizer in the words of the table.
+    """An optimizer with its geometry.
 
     Args:
-        optimizer: Its name.
-        geometry: Its blocks and coordinates.
-        choices: Fields of the config.
-        factors: Its learning rates as multiples of ``lr``.
-        same_rate_as: Takes the best rate of that variant instead.
+        optimizer: Its name in tables.
+        geometry: Its blocks and coordinates in tables.
+        choices: The fields of the config that select it.
+        factors: The learning rates to try, as multiples of ``lr``.
+        same_rate_as: Another variant, whose best rate it takes instead of trying its own.
     """
 
     optimizer: str
@@ -28,14 +28,14 @@ class Variant:
 
     @property
     def partition(self) -> str:
-        """The partition Phi of its second moments; SGD, which has none, goes with `global`."""
+        """The partition Phi of its second moments; SGD, which has none, counts as `global`."""
         if self.optimizer == "blockwise_adam":
             return str(self.choices["partition"])
         return "coordinate" if self.optimizer == "adam" else "global"
 
     @property
     def rotation(self) -> tuple[str, float] | None:
-        """Scope and strength of the rotation that it runs in."""
+        """Scope and strength of the rotation in whose coordinates it runs."""
         if "rotation" not in self.choices:
             return None
         return self.choices["rotation"], self.choices.get("rotation_strength", 1.0)
@@ -58,7 +58,7 @@ ADAM = Variant("adam", "coordinate", {"optimizer": "adam"}, _FACTORS)
 ROTATED_ADAM = _rotated_adam("global")
 ADASGD = Variant("adasgd", "global", {"optimizer": "adasgd"}, (1.5, 3, 6))
 SGD = Variant("sgd", "global, l2", {"optimizer": "sgd"}, (150, 300, 600))
-# To rounding it is SGD, so a sweep of its own would tell nothing.
+# It equals SGD up to rounding, so a sweep of its own would tell nothing.
 ROTATED_SGD = Variant(
     "sgd", "global, l2, rotated", {"optimizer": "sgd", "rotation": "global"}, same_rate_as=SGD
 )

@@ -4,15 +4,17 @@ Where text comes from (``data``):
 
 - ``stdlib``: the sources of Python's own standard library, without its tests. Needs no network.
 - a file, a folder (all its files but hidden ones) or a glob of text files. Bytes that are not UTF-8
-  become U+FFFD; a file with a NUL byte counts as binary, and it and empty files are left out.
-- ``hf:NAME`` or ``hf:NAME:CONFIGURATION``: column ``text`` of the Hub data set's ``train`` split.
+  become U+FFFD. Empty files, and files with a NUL byte, which are taken for binary, are left out.
+- ``hf:NAME`` or ``hf:NAME:CONFIGURATION``: a data set of the Hugging Face Hub, of which the column
+  ``text`` of the split ``train`` is read.
 
-The tokenizer is always trained here, on the first 200 MB of the training documents: no download,
-any vocabulary size; but losses per token compare only between runs with the same tokenizer.
+The tokenizer is always trained here, on the first 200 million characters of the training documents.
+That needs no download and allows any vocabulary size, but losses per token compare only between
+runs with the same tokenizer.
 
-Documents are sorted by name, and of every ``k = round(1 / val_fraction)`` the second is held out,
-so no document is on both sides. (A file that is alone is cut in two.) Tokenizer and tokens are
-cached under a hash of the text, or of the Hub's name for it, and of the settings.
+Documents are sorted by name, and of every ``k = round(1 / val_fraction)`` the second is held out
+for validation, so no document is on both sides. (A single file is cut in two.) Tokenizer and tokens
+are cached under a hash of the settings and of the text, or of the Hub's name for it.
 """
 
 import glob
@@ -35,7 +37,7 @@ from settings import RecipeError
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0  # special tokens come first
 MIN_VOCAB_SIZE = 257  # every byte, and the end of text
-_TOKENIZER_CHARS = 200_000_000  # merges settle long before; more costs memory
+_TOKENIZER_CHARS = 200_000_000  # more would cost memory and hardly change the merges
 _CHUNK_CHARS = 4_000_000  # text encoded at a time, on all cores
 _FOREIGN = {"site-packages", "dist-packages", "__pycache__"}
 _TESTS = {"test", "tests", "idle_test"}
@@ -91,12 +93,12 @@ def read_documents(data: str, val_fraction: float) -> Iterator[str]:
 
 
 def is_validation(index: int, val_fraction: float) -> bool:
-    """Tell whether the document at ``index`` is held out: the second of k, so that two suffice."""
+    """Tell whether the document at ``index`` is held out: the second of k, so that 2 are enough."""
     return index % max(2, round(1 / val_fraction)) == 1
 
 
 def cache_folder(data: str, cache_dir: str, vocab_size: int, val_fraction: float) -> Path:
-    """Name the folder whose content is a function of the settings and of the text alone."""
+    """Name the folder of the tokens by a hash of all that they depend on: settings and text."""
     digest = hashlib.sha256(f"{_FORMAT} {vocab_size} {val_fraction}".encode())
     if data.startswith("hf:"):
         digest.update(data.encode())
@@ -111,8 +113,8 @@ def cache_folder(data: str, cache_dir: str, vocab_size: int, val_fraction: float
 def build(data: str, folder: Path, vocab_size: int, val_fraction: float) -> None:
     """Train the tokenizer and encode all documents into ``folder``, unless it is there.
 
-    All is written beside ``folder`` and renamed at the end, so an interrupted run leaves nothing
-    that a later one would take for complete.
+    All files are written into a folder of another name, which is renamed at the end. So an
+    interrupted build leaves nothing that a later one would take for complete.
     """
     if folder.exists():
         return
@@ -137,7 +139,7 @@ def build(data: str, folder: Path, vocab_size: int, val_fraction: float) -> None
         try:
             os.replace(part, folder)
         except OSError:
-            if not folder.exists():  # else another process was faster, with the same content
+            if not folder.exists():  # otherwise another process was faster, with the same content
                 raise
 
 

@@ -1,0 +1,1 @@
+"""Optimizers compared on equal terms: the runs, and the tables, figures and sentences."""

@@ -1,0 +1,1 @@
+"""What a network is trained on: text as tokens, and images."""

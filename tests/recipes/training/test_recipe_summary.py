@@ -1,0 +1,116 @@
+import io
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from support.recipes import RECIPES
+
+import gpt2
+from training import summary
+from training.losses import LossHistory
+
+
+def rows(lower=1.25, upper=1.5, step=99):
+    smoothness = {
+        "step": step, "one_one_norm_per_param": 2.0, "one_one_norm_relative_error": 0.1,
+        "operator_norm_lower/coordinate": 1.25, "operator_norm_upper/coordinate": 1.5,
+        "advantage_lower/coordinate": lower, "advantage_upper/coordinate": upper,
+        "lambda_max": 8.0, "lambda_max_relative_error": 0.01,
+    }  # fmt: skip
+    return [smoothness], [{"step": 49, "density": 9.0}, {"step": 89, "density": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "numbers", "verdict"),
+    [
+        ((1.25, 1.5), "promises 1.25 to 1.5 times", "this point favours Adam."),
+        ((0.5, 0.75), "promises 0.5 to 0.75 times", "this point favours SGD."),
+        ((0.5, 1.5), "promises 0.5 to 1.5 times", "leaves open which of them"),
+        ((1.0, 1.0), "promises 1 to 1 times", "leaves open which of them"),
+        ((float("nan"), float("nan")), "promises nan", "leaves open which of them"),
+    ],
+)
+def test_the_sentence_says_which_side_it_came_out(bounds, numbers, verdict):
+    sentence = summary.geometry_sentence(rows(*bounds)[0])
+    assert sentence.startswith("At step 99 steepest descent along l-infinity")
+    assert numbers in sentence
+    assert verdict in sentence
+
+
+def test_the_sentence_tells_the_advantage_along_the_gradient():
+    measured = rows(0.5, 2.0)[0]
+    measured[-1]["step_advantage/coordinate"] = 1.234
+    assert summary.geometry_sentence(measured).endswith("along the gradient it is 1.23 times.")
+    measured[-1]["step_advantage/coordinate"] = math.nan
+    assert "along the gradient" not in summary.geometry_sentence(measured)
+
+
+@pytest.mark.parametrize(
+    ("choices", "start"),
+    [
+        ({}, "Trained with adamw. The geometry is measured in the coordinates of the parameters."),
+        ({"optimizer": "blockwise_adam"}, "Trained with blockwise_adam (blocks: tensor). The"),
+        (
+            {"optimizer": "blockwise_adam", "partition": "row", "rotation": "global"},
+            "Trained with blockwise_adam (blocks: row) in rotated coordinates (global). The",
+        ),
+        (
+            {"rotation": "row", "rotation_strength": 0.25, "swap_at": 7},
+            "Trained with adamw for 7 steps, then adamw in rotated coordinates (row, 0.25). The",
+        ),
+    ],
+)
+def test_the_report_says_what_trained(choices, start):
+    assert summary.optimizer_sentence(gpt2.Config(**choices)).startswith(start)
+
+
+def test_the_sentence_says_that_nothing_was_measured():
+    assert "was not measured" in summary.geometry_sentence([])
+
+
+def test_the_table_has_the_latest_values_of_the_past_and_fits_80_columns():
+    losses = LossHistory(1)
+    losses.train = {99_999: 10.5, 100_000: 9.0}
+    losses.validation = {49: 10.25, 149_999: 9.0}
+    measured, heterogeneity = rows(0.012345, 0.12345, step=99_999)
+    measured[0] |= {
+        "operator_norm_lower/coordinate": 0.0012345, "operator_norm_upper/coordinate": 0.0023456,
+        "one_one_norm_per_param": 0.0045678, "lambda_max": 0.012345,
+    }  # fmt: skip
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary.geometry_table(measured, heterogeneity, losses))
+    row = next(line for line in console.export_text().splitlines() if "99999" in line)
+    assert " ".join(row.split()) == (
+        "99999 10.500 10.250 0.0046 ±10% 0.0012-0.0023 0.0123 +1% 0.500 0.0123 to 0.123"
+    )
+
+
+CLASSES = ("gpt2.GPT2", "data.token_data.TokenData")
+
+
+def test_the_command_for_the_full_report_starts_from_the_present_folder(tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "lightning-linf"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    monkeypatch.chdir(RECIPES.parent)
+    rest = "measure 'a b/last.ckpt' --model gpt2.GPT2 --data data.token_data.TokenData"
+    command = summary.measure_command(Path("a b", "last.ckpt"), *CLASSES)
+    assert command == f"PYTHONPATH=recipes {program} {rest}"
+    monkeypatch.chdir(tmp_path)
+    command = summary.measure_command(Path("a b", "last.ckpt"), *CLASSES)
+    assert command == f"PYTHONPATH={RECIPES} bin/lightning-linf {rest}"
+
+
+def test_the_tensorboard_command_fits_the_environment(tmp_path, monkeypatch):
+    program = tmp_path / ".venv" / "bin" / "tensorboard"
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    monkeypatch.chdir(tmp_path)
+    assert summary.tensorboard_command("runs").startswith("pip install")
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    assert summary.tensorboard_command("runs") == ".venv/bin/tensorboard --logdir runs"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert summary.tensorboard_command("runs") == "tensorboard --logdir runs"
