@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_linf.callbacks._kept_batch import KeptBatch
-from lightning_linf.callbacks._lightning import sum_over_ranks
+from lightning_linf.callbacks._recent_batches import KeptBatch
+from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
 from lightning_linf.errors import RefusedLossError
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe import Landscape, ProbeError
-from lightning_linf.probe.batches import split_batch
+from lightning_linf.probe.batch_copy import split_batch
 from lightning_linf.probe.landscape import Mode
 
 _T = TypeVar("_T")

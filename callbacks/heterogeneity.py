@@ -7,18 +7,18 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import tags
-from lightning_linf.callbacks._lightning import (
+from lightning_linf.callbacks._nonfinite_state import poisoned_state
+from lightning_linf.callbacks._trainer import (
     gradient_scale,
     logged_step,
     loss_scale,
     sum_over_ranks,
 )
-from lightning_linf.callbacks._monitor import (
+from lightning_linf.callbacks.monitor import (
     GeometryMonitor,
     OnError,
     named_optimized_parameters,
 )
-from lightning_linf.callbacks._poison import poisoned_state
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_counted_here, is_sharded, local_grad
 from lightning_linf.functional.heterogeneity import (

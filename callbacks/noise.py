@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import tags
-from lightning_linf.callbacks._lightning import logged_step, loss_scale, sum_over_ranks
 from lightning_linf.callbacks._microbatches import Microbatches, ShardedMicrobatches, num_real
-from lightning_linf.callbacks._monitor import (
+from lightning_linf.callbacks._trainer import logged_step, loss_scale, sum_over_ranks
+from lightning_linf.callbacks.monitor import (
     GeometryMonitor,
     OnError,
     named_optimized_parameters,
@@ -25,7 +25,7 @@ from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_sharded
 from lightning_linf.functional.noise import Noise
 from lightning_linf.lightning_packages import either, is_either
-from lightning_linf.probe.objective import batch_weight
+from lightning_linf.probe.loss_function import batch_weight
 
 
 class GradientNoiseMonitor(GeometryMonitor):

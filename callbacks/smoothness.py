@@ -15,17 +15,16 @@ from typing_extensions import override
 
 from lightning_linf import tags
 from lightning_linf.callbacks._budget import TimeBudget
-from lightning_linf.callbacks._kept_batch import KeptBatch
-from lightning_linf.callbacks._lightning import loss_scale, sum_over_ranks
-from lightning_linf.callbacks._monitor import (
+from lightning_linf.callbacks._progress import probe_progress
+from lightning_linf.callbacks._recent_batches import KeptBatch
+from lightning_linf.callbacks._trainer import loss_scale, sum_over_ranks
+from lightning_linf.callbacks._training_landscape import TrainingLandscape
+from lightning_linf.callbacks.monitor import (
     GeometryMonitor,
     OnError,
     optimized_parameters,
     outside_parameters,
 )
-from lightning_linf.callbacks._progress import probe_progress
-from lightning_linf.callbacks._scalars import scalars_of
-from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.distributed.gathering import gather
 from lightning_linf.distributed.ranks import Ranks
@@ -34,7 +33,7 @@ from lightning_linf.partition import Partition
 from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName, check_structure
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
-from lightning_linf.probe.arguments import (
+from lightning_linf.probe.argument_checks import (
     check_callable,
     check_choice,
     check_positive,
@@ -45,6 +44,7 @@ from lightning_linf.probe.landscape import Mode
 from lightning_linf.probe.measure import measure_noise
 from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.report import GeometryReport
+from lightning_linf.report.scalars import scalars_of
 
 
 class LinfSmoothnessMonitor(GeometryMonitor):

@@ -18,30 +18,30 @@ from lightning_linf.errors import ProbeError
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.lightning_packages import is_either
-from lightning_linf.probe.arguments import (
+from lightning_linf.probe.argument_checks import (
     check_callable,
     check_choice,
     check_positive,
     check_whole,
 )
+from lightning_linf.probe.batch_copy import clone_tensor, copy_batch
 from lightning_linf.probe.batch_list import list_batches
-from lightning_linf.probe.batches import clone_tensor, copy_batch
-from lightning_linf.probe.guard import check_loss
-from lightning_linf.probe.isolation import Isolation, untouched
-from lightning_linf.probe.kernels import (
+from lightning_linf.probe.double_backward import (
     check_graph,
     gradients_of,
     lack_of_derivatives_named,
     make_embeddings_dense,
     twice_differentiable,
 )
-from lightning_linf.probe.objective import batch_weight, make_objective
+from lightning_linf.probe.fabric import unwrapped
+from lightning_linf.probe.fully_shard import bypass_sharding, gather_sharded, reshard
+from lightning_linf.probe.loss_check import check_loss
+from lightning_linf.probe.loss_function import batch_weight, make_objective
+from lightning_linf.probe.module_state import Isolation, untouched
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.train_only import require_no_loss_in_training
 from lightning_linf.probe.trainer_state import TrainerState
 from lightning_linf.probe.training_dtype import training_dtype
-from lightning_linf.probe.unsharded import bypass_sharding, gather_sharded, reshard
-from lightning_linf.probe.unwrapped import unwrapped
 from lightning_linf.reparam import Reparameterization
 
 Mode = Literal["eval", "train"]
@@ -62,7 +62,7 @@ class Landscape:
     """The loss of a module as a function of its trainable parameters, on fixed batches.
 
     Use it as a context manager: inside, the module belongs to the probe; on leaving, everything is
-    as it was, to the last bit (see :func:`~lightning_linf.probe.isolation.untouched`, and of the
+    as it was, to the last bit (see :func:`~lightning_linf.probe.module_state.untouched`, and of the
     trainer :class:`~lightning_linf.probe.trainer_state.TrainerState`).
 
     The loss is the mean over batches (and ranks) weighted by the module's ``probe_weight(batch)``,
@@ -107,8 +107,8 @@ class Landscape:
         ValueError: If an argument has a wrong value, or ``reparameterization`` cannot be bound.
         ProbeError: If there is no batch, no usable parameter
             (:class:`~lightning_linf.probe.parameters.ParameterVector`) or loss
-            (:func:`~lightning_linf.probe.objective.make_objective`), or, when evaluated, the loss
-            is not a finite scalar or an operation in it has no second derivative.
+            (:func:`~lightning_linf.probe.loss_function.make_objective`), or, when evaluated, the
+            loss is not a finite scalar or an operation in it has no second derivative.
 
     Example:
         >>> module = nn.Linear(2, 1, bias=False)
@@ -237,7 +237,7 @@ class Landscape:
             A remark, if the gradient is not that of the loss; None if all is well.
 
         Raises:
-            ProbeError: See :func:`~lightning_linf.probe.guard.check_loss`, which says how.
+            ProbeError: See :func:`~lightning_linf.probe.loss_check.check_loss`, which says how.
         """
 
         def evaluate(vector: ParameterVector, offset: Tensor | None) -> tuple[list[Tensor], Tensor]:

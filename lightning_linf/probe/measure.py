@@ -34,12 +34,12 @@ from lightning_linf.functional.noise import (
 from lightning_linf.partition import Partition
 from lightning_linf.partition.attention import FusedQKV
 from lightning_linf.partition.structure import PartitionName, check_structure
-from lightning_linf.probe.arguments import check_callable, check_whole
+from lightning_linf.probe.argument_checks import check_callable, check_whole
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.brackets import Halves, bracket_smoothness, checked_products
+from lightning_linf.probe.fabric import unwrapped
 from lightning_linf.probe.landscape import Landscape, Mode
 from lightning_linf.probe.partitions import choose_partitions, default_partitions
-from lightning_linf.probe.unwrapped import unwrapped
 from lightning_linf.reparam import Reparameterization
 from lightning_linf.report import GeometryReport, Noise
 

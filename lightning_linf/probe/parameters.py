@@ -76,7 +76,7 @@ class ParameterVector:
         """Put copies of all parameters and buffers where a module holds them.
 
         Tied entries stay tied. Putting the originals back is the business of
-        :func:`~lightning_linf.probe.isolation.untouched`.
+        :func:`~lightning_linf.probe.module_state.untouched`.
 
         Args:
             slots: Container, key and tensor of every place.

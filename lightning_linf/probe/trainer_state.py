@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_linf.errors import RestoreError
-from lightning_linf.probe.isolation import has_state, is_source, slots_of
-from lightning_linf.probe.tensor_values import TensorValues
+from lightning_linf.probe.module_state import has_state, is_source, slots_of
+from lightning_linf.probe.saved_tensors import TensorValues
 
 _ATOMS = (int, float, complex, str, bytes, type(None), type)
 _MUTABLE = (dict, list, set, deque)

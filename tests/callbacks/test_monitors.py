@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_linf import Partition, tags
 from lightning_linf.callbacks import (
+    GeometryMonitor,
     GradientHeterogeneityMonitor,
     GradientNoiseMonitor,
     LinfSmoothnessMonitor,
-    _monitor,
 )
 from lightning_linf.callbacks import _budget as budget_module
 from lightning_linf.callbacks import smoothness as smoothness_module
@@ -645,7 +645,7 @@ def test_lightning_cli_builds_the_monitors(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr("sys.argv", ["train.py", *arguments])
     cli = LightningCLI(Quadratic, run=False, save_config_callback=None)
-    monitors = [c for c in cli.trainer.callbacks if isinstance(c, _monitor.GeometryMonitor)]
+    monitors = [c for c in cli.trainer.callbacks if isinstance(c, GeometryMonitor)]
     assert (monitors[0].num_probes, monitors[0].max_overhead, monitors[0].mode) == (8, 0.1, "train")
     assert monitors[1].every_n_steps == 7
 

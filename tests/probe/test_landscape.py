@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_linf.probe import Landscape, ProbeError, measure_geometry
-from lightning_linf.probe.batches import split_batch
+from lightning_linf.probe.batch_copy import split_batch
 from lightning_linf.probe.measure import choose_partitions, measure_landscape
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from lightning_linf.errors import RestoreError
 from lightning_linf.probe import ProbeError
-from lightning_linf.probe.isolation import untouched
+from lightning_linf.probe.module_state import untouched
 
 
 class Slotted:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_linf.errors import ProbeError, RestoreError
 from lightning_linf.lightning_packages import is_either
-from lightning_linf.probe.tensor_values import TensorValues
+from lightning_linf.probe.saved_tensors import TensorValues
 
 # Objects of these packages are machinery or data that is reachable from a module but not part of
 # its state, except for modules, tensors and generators.

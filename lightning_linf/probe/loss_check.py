@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_linf.errors import RefusedLossError, RestoreError
 from lightning_linf.functional.random import derive_seed, normal
-from lightning_linf.probe.kernels import check_graph, gradients_of, graph_traits
+from lightning_linf.probe.double_backward import check_graph, gradients_of, graph_traits
 from lightning_linf.probe.parameters import ParameterVector
 
 # Parameters, as leaves, and loss, `offset` (d,) away from the present point.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_linf.errors import ProbeError
 from lightning_linf.lightning_packages import is_either
-from lightning_linf.probe.batches import num_samples
+from lightning_linf.probe.batch_copy import num_samples
 
 Objective: TypeAlias = Callable[[Any, int], Tensor]
 

@@ -17,12 +17,12 @@ from typing_extensions import override
 
 from lightning_linf import tags
 from lightning_linf.callbacks import _recording
-from lightning_linf.callbacks._lightning import is_dev_run, logged_step
-from lightning_linf.callbacks._unmeasured import why_nothing
+from lightning_linf.callbacks._due_steps import why_nothing
+from lightning_linf.callbacks._trainer import is_dev_run, logged_step
 from lightning_linf.errors import RestoreError
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.partition.pieces import trainable_parameters
-from lightning_linf.probe.arguments import check_choice, check_whole
+from lightning_linf.probe.argument_checks import check_choice, check_whole
 
 OnError = Literal["warn", "raise"]
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_linf.probe import ProbeError
-from lightning_linf.probe.batches import copy_batch
+from lightning_linf.probe.batch_copy import copy_batch
 
 
 class KeptBatch:
