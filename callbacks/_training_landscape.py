@@ -10,14 +10,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_linf.callbacks._recent_batches import KeptBatch
+from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
 from lightning_linf.errors import RefusedLossError
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.batch_copy import split_batch
-from lightning_linf.probe.landscape import Mode
+from lightning_linf.probe.functional_module import Mode
 
 _T = TypeVar("_T")
 _MOST_PARTS = 16  # of a batch; each attempt that fails costs the time until it fails

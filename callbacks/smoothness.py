@@ -15,8 +15,8 @@ from typing_extensions import override
 
 from lightning_linf import tags
 from lightning_linf.callbacks._budget import TimeBudget
+from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._progress import probe_progress
-from lightning_linf.callbacks._recent_batches import KeptBatch
 from lightning_linf.callbacks._trainer import loss_scale, sum_over_ranks
 from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.monitor import (
@@ -40,8 +40,8 @@ from lightning_linf.probe.argument_checks import (
     check_whole,
 )
 from lightning_linf.probe.brackets import OPERATOR_HVPS
-from lightning_linf.probe.landscape import Mode
-from lightning_linf.probe.measure import measure_noise
+from lightning_linf.probe.functional_module import Mode
+from lightning_linf.probe.noise import measure_noise
 from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.report import GeometryReport
 from lightning_linf.report.scalars import scalars_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_linf.errors import ProbeError
-from lightning_linf.probe.module_state import is_machinery, slots_of
+from lightning_linf.probe.stateful_objects import is_machinery, slots_of
 
 _ATOMS = (int, float, complex, str, bytes, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, deque)

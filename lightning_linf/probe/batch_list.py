@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_linf.probe.module_state import capture_random
+from lightning_linf.probe.random_state import capture_random
 
 
 def list_batches(caller: str, name: str, batches: Sequence[Any] | Iterable[Any]) -> Sequence[Any]:

@@ -24,15 +24,15 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
-def gather_sharded(slots: Iterable[tuple[Any, Any, Tensor]]) -> dict[int, Tensor]:
+def gather_sharded(places: Iterable[tuple[Any, Any, Tensor]]) -> dict[int, Tensor]:
     """Gather the whole of every sharded tensor, by the identity of what stands for it.
 
     All ranks must call this; one whose memory runs out inside leaves the others waiting.
 
     Args:
-        slots: Container, key and tensor of every place that holds a parameter or a buffer.
+        places: Container, key and tensor of every place that holds a parameter or a buffer.
     """
-    sharded = {id(tensor): tensor.detach() for _, _, tensor in slots if is_sharded(tensor)}
+    sharded = {id(tensor): tensor.detach() for _, _, tensor in places if is_sharded(tensor)}
     return dict(zip(sharded, gather(list(sharded.values())), strict=True))
 
 

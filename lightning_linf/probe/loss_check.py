@@ -8,7 +8,12 @@ from torch import Tensor
 
 from lightning_linf.errors import RefusedLossError, RestoreError
 from lightning_linf.functional.random import derive_seed, normal
-from lightning_linf.probe.double_backward import check_graph, gradients_of, graph_traits
+from lightning_linf.probe.autograd_graph import (
+    check_graph,
+    gradients_of,
+    graph_traits,
+    products_of,
+)
 from lightning_linf.probe.parameters import ParameterVector
 
 # Parameters, as leaves, and loss, `offset` (d,) away from the present point.
@@ -180,15 +185,7 @@ class _Trial:
 
     def _multiply(self, parameters: list[Tensor], gradients: Sequence[Tensor]) -> Tensor:
         parts = self._vector.unflatten(self._direction)
-        pairs = [(g, v) for g, v in zip(gradients, parts, strict=True) if g.requires_grad]
-        if not pairs:  # the loss is linear, or its graph is lost
-            return torch.zeros_like(self._direction)
-        products = torch.autograd.grad(
-            [g for g, _ in pairs],
-            parameters,
-            [v.to(g.dtype) for g, v in pairs],
-            materialize_grads=True,
-        )
+        products = products_of(gradients, parameters, parts, retain_graph=False)
         return self._scaled(self._vector.flatten(products))
 
     def _draw(self, name: str) -> Tensor:

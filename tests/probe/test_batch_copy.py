@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader
 
 from lightning_linf.callbacks import LinfSmoothnessMonitor
-from lightning_linf.callbacks._recent_batches import KeptBatch
+from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.probe import ProbeError, measure_geometry
 from lightning_linf.probe.batch_copy import copy_batch, num_samples, split_batch
 

@@ -26,7 +26,8 @@ from lightning_linf.callbacks import (
 from lightning_linf.functional.noise import noise_compute, noise_init, noise_update
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe import landscape as landscape_module
-from lightning_linf.probe.measure import measure_landscape, measure_noise
+from lightning_linf.probe.measure import measure_landscape
+from lightning_linf.probe.noise import measure_noise
 from lightning_linf.probe.partitions import choose_partitions
 
 pytestmark = [
