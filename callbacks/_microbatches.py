@@ -58,7 +58,7 @@ class Microbatches:
         self._gradient = self._zeros(sum(sizes))
         parts = self._gradient.split_with_sizes(sizes)
         for p, part in zip(self._parameters, parts, strict=True):
-            handle = p.register_hook(partial(self._hear, part))  # type: ignore[no-untyped-call]
+            handle = p.register_hook(partial(self._add_gradient, part))  # type: ignore[no-untyped-call]
             self._handles.append(handle)
 
     def finish(self, factor: float) -> None:
@@ -107,7 +107,7 @@ class Microbatches:
             )
         return num_added >= 2 and not num_overflows
 
-    def _hear(self, part: Tensor, gradient: Tensor) -> None:
+    def _add_gradient(self, part: Tensor, gradient: Tensor) -> None:
         try:  # an error here would end the training's own backward pass
             part += _as_real(gradient.detach().to_dense()).reshape(-1)
         except Exception as error:

@@ -7,18 +7,15 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import tags
-from lightning_linf.callbacks._nonfinite_state import poisoned_state
+from lightning_linf.callbacks._nonfinite_state import nonfinite_state
+from lightning_linf.callbacks._optimized_parameters import named_optimized_parameters
 from lightning_linf.callbacks._trainer import (
     gradient_scale,
     logged_step,
     loss_scale,
     sum_over_ranks,
 )
-from lightning_linf.callbacks.monitor import (
-    GeometryMonitor,
-    OnError,
-    named_optimized_parameters,
-)
+from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_counted_here, is_sharded, local_grad
 from lightning_linf.functional.heterogeneity import (
@@ -83,8 +80,8 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._is_due(trainer) and self._is_first_this_step(trainer, optimizer):
-            with self._errors_handled(trainer, "measure"):
+        if self.is_due(trainer) and self._is_first_this_step(trainer, optimizer):
+            with self.errors_handled(trainer, "measure"):
                 self._measure(trainer, pl_module, optimizer)
 
     def _is_first_this_step(self, trainer: Trainer, optimizer: Optimizer) -> bool:
@@ -100,7 +97,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         parameters = named_optimized_parameters(pl_module, optimizer)
         has_gradients = any(p.grad is not None for p in parameters.values())
         if not trainer.strategy.reduce_boolean_decision(has_gradients, all=False):
-            self._postpone()  # training_step has returned None
+            self.postpone()  # training_step has returned None
             return
         ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
         scale = gradient_scale(trainer, optimizer)
@@ -108,7 +105,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         sums = ranks.together(lambda: _sums_of_share(list(parameters.values()), scale, *share))
         sums = _over_ranks(sums, ranks)
         if loss_scale(trainer) is not None and (sums.num_inf + sums.num_nan).any():
-            self._postpone()  # the scaler will skip this step
+            self.postpone()  # the scaler will skip this step
             return
         merged = merge_tensors(sums)
         each, whole = heterogeneity_compute(sums), heterogeneity_compute(merged)
@@ -129,9 +126,9 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
             whole=_columns(whole),
             histogram=log10_histogram(merged),
         )
-        self._warn_of_poison(trainer, optimizer, parameters, sums)
+        self._warn_of_nonfinite(trainer, optimizer, parameters, sums)
 
-    def _warn_of_poison(
+    def _warn_of_nonfinite(
         self,
         trainer: Trainer,
         optimizer: Optimizer,
@@ -142,16 +139,16 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         counts = (sums.num_inf + sums.num_nan).tolist()
         bad = [name for name, count in zip(parameters, counts, strict=True) if count]
         if bad:
-            self._warn_once(
+            self.warn_once(
                 "gradients",
                 f"{sum(counts)} entries of the gradient are inf or NaN at step "
                 f"{logged_step(trainer)}, first in {bad[0]}. They are left out of all numbers but "
                 "`num_nonfinite`. Look at the loss, or clip and lower the learning rate.",
             )
         if "state" not in self._warned:
-            found = poisoned_state(optimizer, parameters)
+            found = nonfinite_state(optimizer, parameters)
             if trainer.strategy.reduce_boolean_decision(found is not None, all=False):
-                self._warn_once(
+                self.warn_once(
                     "state",
                     f"the optimizer's {found or 'state on another rank'} is not finite at step "
                     f"{logged_step(trainer)}, and stays so whatever the gradients are. Resume from "

@@ -15,12 +15,9 @@ from typing_extensions import override
 
 from lightning_linf import tags
 from lightning_linf.callbacks._microbatches import Microbatches, ShardedMicrobatches, num_real
+from lightning_linf.callbacks._optimized_parameters import named_optimized_parameters
 from lightning_linf.callbacks._trainer import logged_step, loss_scale, sum_over_ranks
-from lightning_linf.callbacks.monitor import (
-    GeometryMonitor,
-    OnError,
-    named_optimized_parameters,
-)
+from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_sharded
 from lightning_linf.functional.noise import Noise
@@ -79,9 +76,7 @@ class GradientNoiseMonitor(GeometryMonitor):
     """
 
     record_tag = tags.PREFIX + "noise_per_tensor"
-    _what_is_needed = (
-        "two microbatches with finite gradients. Accumulate gradients over more batches."
-    )
+    needs = "two microbatches with finite gradients. Accumulate gradients over more batches."
 
     def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
         super().__init__(every_n_steps, on_error, name)
@@ -107,7 +102,7 @@ class GradientNoiseMonitor(GeometryMonitor):
         step = logged_step(trainer)
         if step != self._present_step:  # the first microbatch of the step
             self._present_step = step
-            self._microbatches = _open(trainer, pl_module) if self._is_due(trainer) else None
+            self._microbatches = _open(trainer, pl_module) if self.is_due(trainer) else None
         with self._in_step() as microbatches:
             if microbatches:  # by now, for training_step may take entries out of the batch
                 microbatches.weight = batch_weight(pl_module, batch)
@@ -132,26 +127,16 @@ class GradientNoiseMonitor(GeometryMonitor):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if self._microbatches is not None:
-            with self._errors_handled(trainer, "measure"):
+            with self.errors_handled(trainer, "measure"):
                 noise = self._microbatches.noise()
                 if noise is None:
-                    self._postpone()
+                    self.postpone()
                 else:
                     self._record(trainer, pl_module, noise)
-        self._forget()  # an optimizer that computes the loss again is done with this step
+        self.release()  # an optimizer that computes the loss again is done with this step
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        self._forget()
-
-    @override
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
+    def release(self) -> None:
         if self._microbatches is not None:
             self._microbatches.stop()
         self._microbatches = None

@@ -1,13 +1,16 @@
-"""What is logged of a geometry report."""
+"""The scalars that are logged of a report: one line for each quantity."""
 
 from functools import partial
 
 from lightning_linf import tags
-from lightning_linf.report import GeometryReport
+from lightning_linf.report.report import GeometryReport
 
 
 def scalars_of(report: GeometryReport) -> dict[str, float]:
-    """Give numbers by tag, without what follows from another tag."""
+    """Give the numbers by tag, but for those that follow from others.
+
+    Smoothness is divided by d here, so that all of it compares with ``lambda_max``.
+    """
     d = report.num_params
     scalars = {
         tags.ONE_ONE_NORM_PER_PARAM: report.one_one_norm_per_param,
