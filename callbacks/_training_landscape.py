@@ -7,9 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from lightning_linf.callbacks._kept_batch import KeptBatch
@@ -17,7 +15,6 @@ from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
 from lightning_linf.errors import RefusedLossError
 from lightning_linf.functional.random import derive_seed
-from lightning_linf.lightning_packages import is_either
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.batch_copy import split_batch
 from lightning_linf.probe.functional_module import Mode
@@ -25,23 +22,6 @@ from lightning_linf.probe.functional_module import Mode
 _T = TypeVar("_T")
 _MOST_PARTS = 16  # of a batch; each attempt that fails costs the time until it fails
 _SAME_LOSS = 1e-4  # relative; float32 sums in another order differ by less
-
-
-def refuse_tensor_parallelism(caller: str, trainer: Trainer) -> None:
-    """Raise where parameters are sharded in another way than by ``fully_shard`` alone.
-
-    Raises:
-        MisconfigurationException: If a tensor is split over several devices.
-    """
-    strategy = trainer.strategy
-    if is_either(strategy, ModelParallelStrategy):
-        size = strategy.device_mesh["tensor_parallel"].size()
-        if size > 1:
-            raise MisconfigurationException(
-                f"{caller}: expected parameters sharded by fully_shard alone, got tensor "
-                f"parallelism over {size} devices. Use "
-                "ModelParallelStrategy(tensor_parallel_size=1) or remove the callback."
-            )
 
 
 class TrainingLandscape:

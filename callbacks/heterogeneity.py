@@ -34,23 +34,25 @@ _MEDIAN = QUANTILES.index(0.5)
 class GradientHeterogeneityMonitor(GeometryMonitor):
     """Log density, Gini coefficient, energy share and more of the gradient that training uses.
 
-    Reads ``.grad`` in ``on_before_optimizer_step``: after ranks have averaged and AMP unscaled it,
-    before clipping. A parameter of the optimizer without a gradient counts as zeros; one that
-    ``named_parameters()`` of the module does not list is named by its place in the optimizer
-    ("optimizer.0.1": group 0, number 1). A step with overflowing float16 gradients, which the
-    gradient scaler skips, or without a gradient, because ``training_step`` returned None, is passed
-    over, and the next one is measured in its place. Gradients that are not finite, and an
-    optimizer's state that is not, are said once. Cost: about three passes over the gradient and one
-    over the state on measured steps, nothing on others; with several ranks each counts its part
-    (its shards, or an equal share of a gradient that all have), and one reduction of some 9,000
-    numbers for each tensor adds up the counts. Training is not changed in any bit.
+    When: in ``on_before_optimizer_step``, after ranks have averaged ``.grad`` and AMP has unscaled
+    it, before clipping. A step is passed over, and the next one measured in its place, if float16
+    gradients overflow, so that the gradient scaler skips it, or if it has no gradient, because
+    ``training_step`` returned None. Training is not changed in any bit.
 
-    Logged under ``geometry/``: ``density``, ``gini``, ``top1_energy``, ``zero_fraction``,
-    ``median_log10_grad``, ``num_nonfinite`` (:class:`~lightning_linf.functional.Heterogeneity`),
-    and one record per parameter tensor, with a histogram of log10|g|. With several optimizers each
-    gets its own tags, ending in ``/optimizer0`` and so on. ``history`` holds it in memory and in
-    checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
-    ``per_tensor``.
+    What: the gradients of the parameters that the optimizer steps. One without a gradient counts as
+    zeros; one that ``named_parameters()`` of the module does not list is named by its place in the
+    optimizer ("optimizer.0.1": group 0, number 1). A warning says once that gradients, and once
+    that an optimizer's state, are not finite.
+
+    Cost: about three passes over the gradient and one over the state on measured steps, nothing on
+    others. With several ranks each counts its part (its shards, or an equal share of a gradient
+    that all have), and one reduction of some 9,000 numbers for each tensor adds up the counts.
+
+    Logged under ``geometry/``: what ``lightning_linf.quantities`` lists for this monitor
+    (:class:`~lightning_linf.functional.Heterogeneity`), and one record per parameter tensor, with a
+    histogram of log10|g|. With several optimizers each gets its own tags, ending in ``/optimizer0``
+    and so on. ``history`` holds it in memory and in checkpoints: one dict per measurement with
+    ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
 
     Args:
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
@@ -74,7 +76,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
 
     def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
         super().__init__(every_n_steps, on_error, name)
-        self._measured: tuple[int, set[int]] = (-1, set())
+        self._measured: tuple[int, set[int]] = (-1, set())  # a step, and optimizers by identity
 
     @override
     def on_before_optimizer_step(
@@ -169,7 +171,7 @@ def _columns(result: Heterogeneity) -> dict[str, Tensor]:
 def _sums_of_share(
     parameters: list[nn.Parameter], scale: float, rank: int, world_size: int
 ) -> HeterogeneitySums:
-    """Count what this rank has to count of each gradient, so that ranks add up to the whole."""
+    """Count a part of each gradient on this rank, so that the counts of all ranks are the whole's."""
     if all(p.grad is None for p in parameters):
         raise ValueError("expected gradients before the optimizer step, but all are None.")
     parts = []

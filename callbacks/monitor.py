@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
@@ -23,9 +22,9 @@ from lightning_linf.callbacks._recording import (
     write_session,
     writers,
 )
+from lightning_linf.callbacks._strategies import refuse_flat_shards
 from lightning_linf.callbacks._trainer import is_dev_run, logged_step
 from lightning_linf.errors import RestoreError
-from lightning_linf.lightning_packages import is_either
 from lightning_linf.probe.argument_checks import check_choice, check_whole
 
 OnError = Literal["warn", "raise"]
@@ -105,13 +104,7 @@ class GeometryMonitor(Callback):
             return
         self._warned, self._num_measured = set(), 0  # another trainer may have been before
         self._failures_before = self._num_failures
-        if is_either(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
-            raise MisconfigurationException(
-                f"{type(self).__name__}: expected whole parameters, or those that fully_shard "
-                f"makes, got {type(trainer.strategy).__name__}, whose flat pieces do not tell "
-                "where they belong. Use Trainer(strategy='ddp'), or ModelParallelStrategy with "
-                "fully_shard in configure_model, or remove the callback."
-            )
+        refuse_flat_shards(type(self).__name__, trainer)
         mine = (self.record_tag, self.name)
         twins = [m for m in _monitors(trainer) if (m.record_tag, m.name) == mine]
         if len(twins) > 1:

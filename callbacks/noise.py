@@ -28,31 +28,30 @@ from lightning_linf.probe.loss_function import batch_weight
 class GradientNoiseMonitor(GeometryMonitor):
     """Log the variance of the gradient over samples, from the microbatches of accumulation.
 
-    Reads the gradient of each microbatch between ``on_before_backward`` and ``on_after_backward``,
-    on its way to ``.grad``, and logs in ``on_before_optimizer_step``; nothing has been clipped by
-    then, and float16 gradients are unscaled here. It needs no gradient of its own. Under DDP the
-    microbatches are those of all ranks, as each has them before they are averaged; without
-    accumulation, one of each rank. Of parameters sharded by ``fully_shard`` every microbatch is
-    averaged over ranks, so there must be two. Cost on measured steps, nothing on others: three
+    When: reads the gradient of each microbatch between ``on_before_backward`` and
+    ``on_after_backward``, on its way to ``.grad``, and logs in ``on_before_optimizer_step``.
+    Nothing has been clipped by then, and float16 gradients are unscaled here. A step with fewer
+    than two microbatches, as an epoch's last may be, or with overflowing float16 gradients is
+    passed over, and the next one is measured in its place. Training is not changed in any bit.
+
+    What: the noise of one sample's gradient. A microbatch weighs as many samples as its batch has,
+    or what the module's ``probe_weight(batch)`` says (tokens, say). Whatever differs between
+    microbatches counts as noise, such as dropout. Where the samples of a microbatch mix, as in
+    BatchNorm, the numbers are rough.
+
+    Several devices: under DDP the microbatches are those of all ranks, as each has them before they
+    are averaged; without accumulation, one of each rank. With one microbatch a rank, ``noise/...``
+    is somewhat too small, by about 1 / (4 R) for R ranks. Gradients of parameters sharded by
+    ``fully_shard`` are averaged over ranks in every microbatch, so there must be two of these.
+
+    Cost: no gradient of its own, and nothing on steps that are not measured. On others, three
     vectors of d float32 numbers (of shards, those of this rank) from the first microbatch to the
-    last, and two more while one is added; with several ranks, three such vectors are added up at
-    the end, and of shards none. With one microbatch a rank, ``noise/...`` is somewhat too small, by
-    about 1 / (4 R) for R ranks. Training is not changed in any bit.
+    last, and two more while one is added. With several ranks three such vectors are added up at the
+    end, but none of shards.
 
-    A microbatch weighs as many samples as its batch has, or what the module's
-    ``probe_weight(batch)`` says (tokens, say), and the noise is that of one such sample. Whatever
-    differs between microbatches counts as noise, such as dropout. Where samples of a microbatch
-    mix, as in BatchNorm, the numbers are rough.
-
-    A step with fewer than two microbatches, as an epoch's last may be, or with overflowing float16
-    gradients is passed over, and the next step is measured in its place.
-
-    Logged under ``geometry/``: ``noise_trace``, the variance of one sample's gradient, summed over
-    entries, and ``noise_trace_relative_error`` (standard error); ``noise_scale``, the trace over
-    the gradient's squared norm, in samples; ``noise/coordinate`` and ``noise/global``, mean and
-    root mean square of the entries' standard deviations, which compare; and one record with each
-    parameter tensor's share of the trace and signal-to-noise ratio
-    (:class:`~lightning_linf.functional.Noise`). ``history`` holds everything in memory and in
+    Logged under ``geometry/``: what ``lightning_linf.quantities`` lists for this monitor
+    (:class:`~lightning_linf.functional.Noise`), and one record with each parameter tensor's share
+    of the trace and signal-to-noise ratio. ``history`` holds everything in memory and in
     checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
     ``per_tensor``.
 
@@ -143,7 +142,7 @@ class GradientNoiseMonitor(GeometryMonitor):
 
     @contextmanager
     def _in_step(self) -> Iterator[Microbatches | None]:
-        """Keep an error until the step, where all ranks hear of it."""
+        """Keep an error until the optimizer step, where it becomes an error of all ranks."""
         microbatches = self._microbatches
         try:
             yield microbatches

@@ -21,11 +21,9 @@ from lightning_linf.callbacks._optimized_parameters import (
     remark_on_outside,
 )
 from lightning_linf.callbacks._probe_in_training import probe_in_training
+from lightning_linf.callbacks._strategies import refuse_tensor_parallelism
 from lightning_linf.callbacks._trainer import sum_over_ranks
-from lightning_linf.callbacks._training_landscape import (
-    TrainingLandscape,
-    refuse_tensor_parallelism,
-)
+from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.distributed.ranks import Ranks

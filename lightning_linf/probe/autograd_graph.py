@@ -26,7 +26,7 @@ def gradients_of(
     """Differentiate a loss, with zeros for parameters that do not enter it.
 
     Raises:
-        ProbeError: If none does, or a gradient is sparse.
+        ProbeError: If no parameter enters the loss, or a gradient is sparse.
     """
     with _missing_derivatives_explained():
         gradients = torch.autograd.grad(
@@ -84,7 +84,7 @@ def products_of(
 
 @contextmanager
 def _missing_derivatives_explained() -> Iterator[None]:
-    """Say what to do where autograd meets an operation whose derivative it cannot differentiate.
+    """Say what to do where autograd cannot differentiate the derivative of an operation.
 
     Raises:
         ProbeError: Instead of its NotImplementedError.
@@ -100,7 +100,7 @@ def _missing_derivatives_explained() -> Iterator[None]:
 
 
 class GraphTraits(NamedTuple):
-    """What the operations in a loss tell about it."""
+    """What the operations in a loss tell about its derivatives."""
 
     has_kinks: bool  # the derivative of an operation jumps, as far as names tell
     has_custom_functions: bool  # the backward of an operation is not torch's own

@@ -46,9 +46,9 @@ def make_embeddings_dense(module: nn.Module) -> None:
 
 
 class _PlainWeightNorm(TorchFunctionMode):
-    """Normalise weights by operations whose second derivative is right.
+    """Compute weight normalisation in plain operations instead of torch's fused kernel.
 
-    That of torch's fused kernel is wrong (torch 2.13: ``gradgradcheck`` fails).
+    The second derivative of the kernel is wrong (torch 2.13: ``gradgradcheck`` fails).
     """
 
     def __torch_function__(

@@ -81,13 +81,13 @@ def batch_weight(module: nn.Module, batch: Any) -> float:
 def require_no_loss_in_training(
     error: Exception, module: nn.Module, evaluate_in_training: Callable[[], object]
 ) -> None:
-    """Say so if the loss that failed in eval mode exists in train mode, where it is tried once.
+    """Try once in train mode a loss that failed in eval mode, and say so if it exists there.
 
-    Torchvision's detection networks, for one, return boxes instead of losses in eval mode.
+    An example: torchvision's detection networks return boxes instead of losses in eval mode.
 
     Raises:
-        RestoreError: If the try has left a trace.
-        ProbeError: If it does; else the ``error`` is what is wrong.
+        RestoreError: If what the try has changed could not be put back.
+        ProbeError: If there is a loss in train mode. Otherwise ``error`` tells what is wrong.
     """
     if isinstance(error, RestoreError) or is_out_of_memory(error):
         return

@@ -19,16 +19,17 @@ _MOST_ENTRIES = 4096  # of a tensor that is copied at each evaluation
 
 
 class TrainerState:
-    """What is reachable from the trainer that a module is attached to, if it is.
+    """The state of the trainer that a module is attached to, if it is attached to one.
 
-    That is, of the trainer itself, its loops and their progress, ``callback_metrics`` and its like,
-    optimizers, learning rate schedulers, callbacks and datamodule: every attribute, and what is
-    reachable from it through containers and plain objects. Of data sets, loaders and samplers it is
-    their attributes alone.
+    It comprises the trainer itself, its loops and their progress, ``callback_metrics`` and its
+    like, optimizers, learning rate schedulers, callbacks and datamodule: every attribute, and what
+    can be reached from it through containers and plain objects. Of data sets, loaders and samplers
+    it comprises the attributes, not what these hold.
 
     Args:
         module: Any module.
-        held: Optimizers and schedulers that the module itself holds, with a trainer or without.
+        held: Optimizers and schedulers that the module itself holds; their state is kept also
+            without a trainer.
     """
 
     def __init__(self, module: nn.Module, held: Sequence[Optimizer | LRScheduler] = ()) -> None:
@@ -41,8 +42,8 @@ class TrainerState:
         parts = [*(_parts(trainer) if is_lightnings else ()), *held]
         self._parts = {id(part): part for part in parts}
         self._optimizers = [p for p in self._parts.values() if isinstance(p, Optimizer)]
-        seen = {id(module)}  # whose own state is put back elsewhere
-        for optimizer in self._optimizers:  # too many for a name each
+        seen = {id(module)}  # ModuleState puts it back
+        for optimizer in self._optimizers:  # _OptimizerState watches all of these at once
             seen |= {id(optimizer.state), *(id(p) for p in _parameters(optimizer))}
         for part in parts:
             self._walk(type(part).__name__, part, seen)
@@ -51,17 +52,17 @@ class TrainerState:
     def unchanged(self) -> Iterator[None]:
         """Put back what one evaluation of the loss changes.
 
-        Learning rates and all else in ``param_groups``, attributes and containers are put back, and
-        ``.grad``; of tensors those of up to 4,096 entries. Larger ones, parameters and moments are
-        not copied but watched. What happens between evaluations, such as a signal that asks the
-        training to stop, remains.
+        Put back are learning rates and all else in ``param_groups``, attributes, containers and
+        ``.grad``, and the values of tensors of up to 4,096 entries. Larger tensors, parameters and
+        moments are not copied: their version counters tell whether they were changed. What happens
+        between evaluations, such as a signal that asks the training to stop, remains.
 
         Raises:
             RestoreError: On leaving, if one of these was changed in place.
         """
         containers = [SavedContainer(container) for container in self._containers]
         slots = [(value, name, getattr(value, name)) for value, name in self._slots]
-        small = SavedTensors()  # put back unseen: BatchNorm's statistics change without a version
+        small = SavedTensors()  # copied, for BatchNorm changes its statistics without a new version
         small.add(self._small)
         versions = [t._version for _, t in self._large]
         optimizers = [_OptimizerState(optimizer) for optimizer in self._optimizers]
@@ -102,7 +103,7 @@ class TrainerState:
             elif isinstance(value, (list, tuple, set, frozenset, deque)):
                 items = enumerate(value)
             elif is_data_source(value):
-                self._containers.append(value.__dict__)  # but not millions of samples in them
+                self._containers.append(value.__dict__)  # but not the samples
                 names = ("dataset", "batch_sampler", "sampler")
                 items = ((name, value.__dict__.get(name)) for name in names)
             elif self._is_walked(value):
