@@ -171,7 +171,7 @@ def _columns(result: Heterogeneity) -> dict[str, Tensor]:
 def _sums_of_share(
     parameters: list[nn.Parameter], scale: float, rank: int, world_size: int
 ) -> HeterogeneitySums:
-    """Count a part of each gradient on this rank, so that the counts of all ranks are the whole's."""
+    """Count this rank's part of each gradient; the counts of all ranks add up to the whole's."""
     if all(p.grad is None for p in parameters):
         raise ValueError("expected gradients before the optimizer step, but all are None.")
     parts = []
