@@ -6,7 +6,7 @@ import torch
 
 
 class TimeBudget:
-    """Two clocks, in seconds: one for probes, and one for all else that training does.
+    """Two clocks, in seconds: one for probes, and one for the rest of the training.
 
     Args:
         max_overhead: Probe time as a fraction of training time; None: no limit.

@@ -5,13 +5,13 @@ from typing import Any
 from torch import Tensor
 
 from lightning_linf.probe import ProbeError
-from lightning_linf.probe.batches import copy_batch
+from lightning_linf.probe.batch_copy import copy_batch
 
 
 class KeptBatch:
-    """A batch as it was before ``training_step``, which may write into its containers and objects.
+    """A batch as it was before ``training_step``, which may change its containers and objects.
 
-    Its tensors are not copied but watched.
+    These are copied. Tensors are not: their version counters tell whether they were changed.
     """
 
     def __init__(self, batch: Any, batch_idx: int) -> None:
@@ -25,7 +25,11 @@ class KeptBatch:
         self._versions = self._present_versions()
 
     def batch(self) -> Any:
-        """Give it, if it could be kept and its tensors are unchanged."""
+        """Give the batch.
+
+        Raises:
+            ProbeError: If it could not be copied, or its tensors were changed since.
+        """
         if self._failure is not None:
             raise self._failure
         if self._present_versions() != self._versions:

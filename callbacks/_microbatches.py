@@ -1,4 +1,4 @@
-"""The gradients of the microbatches of one optimizer step, and their noise."""
+"""Gradient noise from the microbatches that one optimizer step accumulates."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +21,7 @@ from lightning_linf.functional.noise_sums import (
 
 
 class Microbatches:
-    """What is kept of the microbatches of a step, which all see the same parameters.
+    """Sums over the gradients of the microbatches of a step, which all see the same parameters.
 
     Reads each gradient on its way to ``.grad``, by hooks on the parameters: before it is added to
     those of earlier microbatches, and before DDP averages it over ranks. A communication hook would
@@ -29,8 +29,8 @@ class Microbatches:
 
     Args:
         parameters: Of the optimizers.
-        ranks: Together with whose microbatches these make the step.
-        may_overflow: Gradients that are not finite are no error, as with a gradient scaler.
+        ranks: The microbatches of all of them make the step.
+        may_overflow: Gradients that are not finite are not an error, as with a gradient scaler.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Microbatches:
         self.weight = 0.0
         """Samples in the present microbatch."""
         self.failure: Exception | None = None
-        """Why nothing will come of this step."""
+        """An error after which this step is not measured; :meth:`noise` raises it."""
         self._parameters = parameters
         self._ranks = ranks
         self._may_overflow = may_overflow
@@ -50,18 +50,18 @@ class Microbatches:
         self._gradient = torch.zeros(0)
 
     def start(self) -> None:
-        """Listen to a backward pass, which is about to begin."""
+        """Set hooks for a backward pass, which is about to begin."""
         if self.failure is not None:
             return
         sizes = [num_real(p) for p in self._parameters]
         self._gradient = self._zeros(sum(sizes))
         parts = self._gradient.split_with_sizes(sizes)
         for p, part in zip(self._parameters, parts, strict=True):
-            handle = p.register_hook(partial(self._hear, part))  # type: ignore[no-untyped-call]
+            handle = p.register_hook(partial(self._add_gradient, part))  # type: ignore[no-untyped-call]
             self._handles.append(handle)
 
     def finish(self, factor: float) -> None:
-        """Take in the gradient of the pass that has ended, times ``factor``."""
+        """Add the gradient of the pass that has ended, times ``factor``, to the sums."""
         self.stop()
         if self.failure is not None:
             return
@@ -75,7 +75,7 @@ class Microbatches:
         self._num_added += 1
 
     def stop(self) -> None:
-        """Listen no more, also after a pass that failed."""
+        """Remove the hooks, also after a pass that failed."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -86,7 +86,7 @@ class Microbatches:
         Raises:
             ProbeError: If another rank failed.
             ValueError: If a gradient is not finite, and may not be.
-            Exception: What is the ``failure`` of this rank.
+            Exception: The ``failure`` of this rank.
         """
         added, overflows = self._ranks.agree(self.failure, self._num_added, self._num_overflows)
         if not self._is_enough(added, overflows):
@@ -96,7 +96,7 @@ class Microbatches:
         if not self._ranks.is_alone:
             spare = self._ranks.together(lambda: torch.empty_like(sums.mean))
             sums = noise_merge(sums, self._ranks.sum, spare)
-        return noise_compute(sums, sizes, _ends_of_the_scale(sum(sizes)))
+        return noise_compute(sums, sizes, _coordinate_and_global(sum(sizes)))
 
     def _is_enough(self, num_added: float, num_overflows: float) -> bool:
         if num_overflows and not self._may_overflow:
@@ -106,7 +106,7 @@ class Microbatches:
             )
         return num_added >= 2 and not num_overflows
 
-    def _hear(self, part: Tensor, gradient: Tensor) -> None:
+    def _add_gradient(self, part: Tensor, gradient: Tensor) -> None:
         try:  # an error here would end the training's own backward pass
             part += _as_real(gradient.detach().to_dense()).reshape(-1)
         except Exception as error:
@@ -152,11 +152,11 @@ class ShardedMicrobatches(Microbatches):
             self._before = [None if p.grad is None else p.grad.clone() for p in self._parameters]
 
     def finish(self, factor: float) -> None:
-        """Take in what it has added, times ``factor``.
+        """Add to the sums what the pass has added, times ``factor``.
 
         Raises:
             ProbeError: If another rank failed.
-            Exception: What is the ``failure`` of this rank.
+            Exception: The ``failure`` of this rank.
         """
         if self._ranks.all_know:
             return
@@ -196,7 +196,7 @@ class ShardedMicrobatches(Microbatches):
         if not self._is_enough(self._num_added, self._num_overflows):
             return None
         assert self._sums is not None
-        whole = _ends_of_the_scale(sum(num_real(p) for p in self._parameters))
+        whole = _coordinate_and_global(sum(num_real(p) for p in self._parameters))
         return noise_compute(self._sums, self._sizes, whole, self._ranks.sum)
 
 
@@ -219,7 +219,10 @@ def _as_real(gradient: Tensor) -> Tensor:
 
 
 class _Blocks:
-    """Coordinates in one block each, or all in one; of shards, those of the whole."""
+    """The partition "coordinate" or "global", without a module to make it of.
+
+    Of sharded parameters the vectors are the part of this rank, and ``sizes`` those of the whole.
+    """
 
     def __init__(self, name: str, num_params: int, num_blocks: int) -> None:
         self.name, self.num_params, self.num_blocks = name, num_params, num_blocks
@@ -234,7 +237,7 @@ class _Blocks:
         return like.new_full((self.num_blocks,), self.num_params / self.num_blocks)
 
 
-def _ends_of_the_scale(num_params: int) -> dict[str, _Blocks]:
+def _coordinate_and_global(num_params: int) -> dict[str, _Blocks]:
     return {
         "coordinate": _Blocks("coordinate", num_params, num_params),
         "global": _Blocks("global", num_params, 1),

@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_linf import record
-from lightning_linf.callbacks._lightning import shown_hyperparameters
+from lightning_linf.callbacks._trainer import shown_hyperparameters
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.record import LogHistogram, Record
 from lightning_linf.tensorboard import layout

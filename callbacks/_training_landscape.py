@@ -11,13 +11,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_linf.callbacks._kept_batch import KeptBatch
-from lightning_linf.callbacks._lightning import sum_over_ranks
+from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
 from lightning_linf.errors import RefusedLossError
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe import Landscape, ProbeError
-from lightning_linf.probe.batches import split_batch
-from lightning_linf.probe.landscape import Mode
+from lightning_linf.probe.batch_copy import split_batch
+from lightning_linf.probe.functional_module import Mode
 
 _T = TypeVar("_T")
 _MOST_PARTS = 16  # of a batch; each attempt that fails costs the time until it fails
@@ -30,23 +30,25 @@ class TrainingLandscape:
     Args:
         mode: That of :class:`~lightning_linf.probe.Landscape`.
         seed: Of the random numbers that the module draws.
-        loss: From module and batch to a scalar. Default: that of the module.
-
-    Attributes:
-        num_parts: Into how many parts batches are split, because whole ones took too much memory.
-        remark: What :meth:`Landscape.check` said at the first probe of the training.
+        loss: From module and batch to a scalar. None: that of the module.
+        warn_once: Takes a kind of warning and its text.
     """
 
     def __init__(
-        self, mode: Mode, seed: int, loss: Callable[[Any, Any], Tensor] | None = None
+        self,
+        mode: Mode,
+        seed: int,
+        loss: Callable[[Any, Any], Tensor] | None,
+        warn_once: Callable[[str, str], object],
     ) -> None:
-        self.num_parts = 1
-        self.remark: str | None = None
+        self._num_parts = 1  # of each batch: more than one where whole ones took too much memory
         self._is_checked = False
-        self._refusal: str | None = None
+        self._remark: str | None = None  # of the check
+        self._refusal: str | None = None  # by the check
         self._mode: Mode = mode
         self._loss = loss
         self._seed = derive_seed("masks", seed)
+        self._warn_once = warn_once
 
     def start_training(self) -> None:
         """Check the loss again at the next visit."""
@@ -74,7 +76,7 @@ class TrainingLandscape:
         """
         ranks = Ranks(sum_over_ranks(trainer), module.device)
         make = partial(self._make, trainer, module, batches, parameters)
-        num_parts = self.num_parts
+        num_parts = self._num_parts
         if not self._is_checked:
             ranks.together(self._refuse_again)
         while True:
@@ -91,7 +93,15 @@ class TrainingLandscape:
                     raise
                 _release_frames(error)
             else:
-                self.num_parts = num_parts
+                self._num_parts = num_parts
+                if self._remark is not None:
+                    self._warn_once("detached", self._remark)
+                if num_parts > 1:
+                    self._warn_once(
+                        f"parts {num_parts}",
+                        "a probe ran out of memory, so from now on it takes its batches in "
+                        f"{num_parts} parts. The numbers are the same.",
+                    )
                 return result
             num_parts *= 2
             gc.collect()
@@ -104,7 +114,7 @@ class TrainingLandscape:
     def _check(self, landscape: Landscape) -> None:
         try:
             with landscape:
-                self.remark = landscape.check()
+                self._remark = landscape.check()
         except RefusedLossError as error:
             self._refusal = str(error)
             raise
@@ -140,8 +150,7 @@ def _require_same_loss(whole: Landscape, parts: Landscape) -> None:
     for landscape in (whole, parts):
         with landscape:
             vector = landscape.parameters
-            origin = torch.zeros(vector.num_params, dtype=vector.dtype, device=vector.device)
-            losses.append(landscape.loss(origin))  # needs less memory than the gradient's graph
+            losses.append(landscape.loss(vector.zeros()))  # without the gradient's graph
     if abs(losses[0] - losses[1]) > _SAME_LOSS * abs(losses[0]):
         raise ProbeError(
             "probe: out of memory, and expected a loss that is the mean over samples, so that it "

@@ -7,18 +7,15 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import quantities
-from lightning_linf.callbacks._lightning import (
+from lightning_linf.callbacks._nonfinite_state import nonfinite_state
+from lightning_linf.callbacks._optimized_parameters import named_optimized_parameters
+from lightning_linf.callbacks._trainer import (
     gradient_scale,
     logged_step,
     loss_scale,
     sum_over_ranks,
 )
-from lightning_linf.callbacks._monitor import (
-    GeometryMonitor,
-    OnError,
-    named_optimized_parameters,
-)
-from lightning_linf.callbacks._poison import poisoned_state
+from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_counted_here, is_sharded, local_grad
 from lightning_linf.functional.heterogeneity import (
@@ -37,21 +34,25 @@ _MEDIAN = QUANTILES.index(0.5)
 class GradientHeterogeneityMonitor(GeometryMonitor):
     """Log density, Gini coefficient, energy share and more of the gradient that training uses.
 
-    Reads ``.grad`` in ``on_before_optimizer_step``: after ranks have averaged and AMP unscaled it,
-    before clipping. A parameter of the optimizer without a gradient counts as zeros; one that
-    ``named_parameters()`` of the module does not list is named by its place in the optimizer
-    ("optimizer.0.1": group 0, number 1). A step with overflowing float16 gradients, which the
-    gradient scaler skips, or without a gradient, because ``training_step`` returned None, is passed
-    over, and the next one is measured in its place. Gradients that are not finite, and an
-    optimizer's state that is not, are said once. Cost: about three passes over the gradient and one
-    over the state on measured steps, nothing on others; with several ranks each counts its part
-    (its shards, or an equal share of a gradient that all have), and one reduction of some 9,000
-    numbers for each tensor adds up the counts. Training is not changed in any bit.
+    When: in ``on_before_optimizer_step``, after ranks have averaged ``.grad`` and AMP has unscaled
+    it, before clipping. A step is passed over, and the next one measured in its place, if float16
+    gradients overflow, so that the gradient scaler skips it, or if it has no gradient, because
+    ``training_step`` returned None. Training is not changed in any bit.
 
-    :mod:`lightning_linf.quantities` says what it logs. With several optimizers each gets its own
-    tags, ending in ``/optimizer0`` and so on. ``history`` holds everything in memory and in
-    checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
-    ``per_tensor``.
+    What: the gradients of the parameters that the optimizer steps. One without a gradient counts as
+    zeros; one that ``named_parameters()`` of the module does not list is named by its place in the
+    optimizer ("optimizer.0.1": group 0, number 1). A warning says once that gradients, and once
+    that an optimizer's state, are not finite.
+
+    Cost: about three passes over the gradient and one over the state on measured steps, nothing on
+    others. With several ranks each counts its part (its shards, or an equal share of a gradient
+    that all have), and one reduction of some 9,000 numbers for each tensor adds up the counts.
+
+    Logged under ``geometry/``: what ``lightning_linf.quantities`` lists for this monitor
+    (:class:`~lightning_linf.functional.Heterogeneity`), and one record per parameter tensor, with a
+    histogram of log10|g|. With several optimizers each gets its own tags, ending in ``/optimizer0``
+    and so on. ``history`` holds it in memory and in checkpoints: one dict per measurement with
+    ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
 
     Args:
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
@@ -75,14 +76,14 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
 
     def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
         super().__init__(every_n_steps, on_error, name)
-        self._measured: tuple[int, set[int]] = (-1, set())
+        self._measured: tuple[int, set[int]] = (-1, set())  # a step, and optimizers by identity
 
     @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._is_due(trainer) and self._is_first_this_step(trainer, optimizer):
-            with self._errors_handled(trainer, "measure"):
+        if self.is_due(trainer) and self._is_first_this_step(trainer, optimizer):
+            with self.errors_handled(trainer, "measure"):
                 self._measure(trainer, pl_module, optimizer)
 
     def _is_first_this_step(self, trainer: Trainer, optimizer: Optimizer) -> bool:
@@ -98,7 +99,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         parameters = named_optimized_parameters(pl_module, optimizer)
         has_gradients = any(p.grad is not None for p in parameters.values())
         if not trainer.strategy.reduce_boolean_decision(has_gradients, all=False):
-            self._postpone()  # training_step has returned None
+            self.postpone()  # training_step has returned None
             return
         ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
         scale = gradient_scale(trainer, optimizer)
@@ -106,7 +107,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         sums = ranks.together(lambda: _sums_of_share(list(parameters.values()), scale, *share))
         sums = _over_ranks(sums, ranks)
         if loss_scale(trainer) is not None and (sums.num_inf + sums.num_nan).any():
-            self._postpone()  # the scaler will skip this step
+            self.postpone()  # the scaler will skip this step
             return
         merged = merge_tensors(sums)
         each, whole = heterogeneity_compute(sums), heterogeneity_compute(merged)
@@ -127,9 +128,9 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
             whole=_columns(whole),
             histogram=log10_histogram(merged),
         )
-        self._warn_of_poison(trainer, optimizer, parameters, sums)
+        self._warn_of_nonfinite(trainer, optimizer, parameters, sums)
 
-    def _warn_of_poison(
+    def _warn_of_nonfinite(
         self,
         trainer: Trainer,
         optimizer: Optimizer,
@@ -140,16 +141,16 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         counts = (sums.num_inf + sums.num_nan).tolist()
         bad = [name for name, count in zip(parameters, counts, strict=True) if count]
         if bad:
-            self._warn_once(
+            self.warn_once(
                 "gradients",
                 f"{sum(counts)} entries of the gradient are inf or NaN at step "
                 f"{logged_step(trainer)}, first in {bad[0]}. They are left out of all numbers but "
                 "`num_nonfinite`. Look at the loss, or clip and lower the learning rate.",
             )
         if "state" not in self._warned:
-            found = poisoned_state(optimizer, parameters)
+            found = nonfinite_state(optimizer, parameters)
             if trainer.strategy.reduce_boolean_decision(found is not None, all=False):
-                self._warn_once(
+                self.warn_once(
                     "state",
                     f"the optimizer's {found or 'state on another rank'} is not finite at step "
                     f"{logged_step(trainer)}, and stays so whatever the gradients are. Resume from "
@@ -170,7 +171,7 @@ def _columns(result: Heterogeneity) -> dict[str, Tensor]:
 def _sums_of_share(
     parameters: list[nn.Parameter], scale: float, rank: int, world_size: int
 ) -> HeterogeneitySums:
-    """Count what this rank has to count of each gradient, so that ranks add up to the whole."""
+    """Count this rank's part of each gradient; the counts of all ranks add up to the whole's."""
     if all(p.grad is None for p in parameters):
         raise ValueError("expected gradients before the optimizer step, but all are None.")
     parts = []

@@ -14,44 +14,45 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import quantities
-from lightning_linf.callbacks._lightning import logged_step, loss_scale, sum_over_ranks
 from lightning_linf.callbacks._microbatches import Microbatches, ShardedMicrobatches, num_real
-from lightning_linf.callbacks._monitor import (
-    GeometryMonitor,
-    OnError,
-    named_optimized_parameters,
-)
+from lightning_linf.callbacks._optimized_parameters import named_optimized_parameters
+from lightning_linf.callbacks._trainer import logged_step, loss_scale, sum_over_ranks
+from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_sharded
 from lightning_linf.functional.noise import NoiseEstimate
 from lightning_linf.lightning_packages import either, is_either
-from lightning_linf.probe.objective import batch_weight
+from lightning_linf.probe.loss_function import batch_weight
 
 
 class GradientNoiseMonitor(GeometryMonitor):
     """Log the variance of the gradient over samples, from the microbatches of accumulation.
 
-    Reads the gradient of each microbatch between ``on_before_backward`` and ``on_after_backward``,
-    on its way to ``.grad``, and logs in ``on_before_optimizer_step``; nothing has been clipped by
-    then, and float16 gradients are unscaled here. It needs no gradient of its own. Under DDP the
-    microbatches are those of all ranks, as each has them before they are averaged; without
-    accumulation, one of each rank. Of parameters sharded by ``fully_shard`` every microbatch is
-    averaged over ranks, so there must be two. Cost on measured steps, nothing on others: three
+    When: reads the gradient of each microbatch between ``on_before_backward`` and
+    ``on_after_backward``, on its way to ``.grad``, and logs in ``on_before_optimizer_step``.
+    Nothing has been clipped by then, and float16 gradients are unscaled here. A step with fewer
+    than two microbatches, as an epoch's last may be, or with overflowing float16 gradients is
+    passed over, and the next one is measured in its place. Training is not changed in any bit.
+
+    What: the noise of one sample's gradient. A microbatch weighs as many samples as its batch has,
+    or what the module's ``probe_weight(batch)`` says (tokens, say). Whatever differs between
+    microbatches counts as noise, such as dropout. Where the samples of a microbatch mix, as in
+    BatchNorm, the numbers are rough.
+
+    Several devices: under DDP the microbatches are those of all ranks, as each has them before they
+    are averaged; without accumulation, one of each rank. With one microbatch a rank, ``noise/...``
+    is somewhat too small, by about 1 / (4 R) for R ranks. Gradients of parameters sharded by
+    ``fully_shard`` are averaged over ranks in every microbatch, so there must be two of these.
+
+    Cost: no gradient of its own, and nothing on steps that are not measured. On others, three
     vectors of d float32 numbers (of shards, those of this rank) from the first microbatch to the
-    last, and two more while one is added; with several ranks, three such vectors are added up at
-    the end, and of shards none. With one microbatch a rank, ``noise/...`` is somewhat too small, by
-    about 1 / (4 R) for R ranks. Training is not changed in any bit.
+    last, and two more while one is added. With several ranks three such vectors are added up at the
+    end, but none of shards.
 
-    A microbatch weighs as many samples as its batch has, or what the module's
-    ``probe_weight(batch)`` says (tokens, say), and the noise is that of one such sample. Whatever
-    differs between microbatches counts as noise, such as dropout. Where samples of a microbatch
-    mix, as in BatchNorm, the numbers are rough.
-
-    A step with fewer than two microbatches, as an epoch's last may be, or with overflowing float16
-    gradients is passed over, and the next step is measured in its place.
-
-    :mod:`lightning_linf.quantities` says what it logs. ``history`` holds everything in memory and
-    in checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
+    Logged under ``geometry/``: what ``lightning_linf.quantities`` lists for this monitor
+    (:class:`~lightning_linf.functional.Noise`), and one record with each parameter tensor's share
+    of the trace and signal-to-noise ratio. ``history`` holds everything in memory and in
+    checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
     ``per_tensor``.
 
     Args:
@@ -74,9 +75,7 @@ class GradientNoiseMonitor(GeometryMonitor):
     """
 
     record_tag = quantities.NOISE_OF_GRADIENT.record_tag
-    _what_is_needed = (
-        "two microbatches with finite gradients. Accumulate gradients over more batches."
-    )
+    needs = "two microbatches with finite gradients. Accumulate gradients over more batches."
 
     def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
         super().__init__(every_n_steps, on_error, name)
@@ -102,7 +101,7 @@ class GradientNoiseMonitor(GeometryMonitor):
         step = logged_step(trainer)
         if step != self._present_step:  # the first microbatch of the step
             self._present_step = step
-            self._microbatches = _open(trainer, pl_module) if self._is_due(trainer) else None
+            self._microbatches = _open(trainer, pl_module) if self.is_due(trainer) else None
         with self._in_step() as microbatches:
             if microbatches:  # by now, for training_step may take entries out of the batch
                 microbatches.weight = batch_weight(pl_module, batch)
@@ -127,33 +126,23 @@ class GradientNoiseMonitor(GeometryMonitor):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if self._microbatches is not None:
-            with self._errors_handled(trainer, "measure"):
+            with self.errors_handled(trainer, "measure"):
                 noise = self._microbatches.noise()
                 if noise is None:
-                    self._postpone()
+                    self.postpone()
                 else:
                     self._record(trainer, pl_module, noise)
-        self._forget()  # an optimizer that computes the loss again is done with this step
+        self.release()  # an optimizer that computes the loss again is done with this step
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        self._forget()
-
-    @override
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
+    def release(self) -> None:
         if self._microbatches is not None:
             self._microbatches.stop()
         self._microbatches = None
 
     @contextmanager
     def _in_step(self) -> Iterator[Microbatches | None]:
-        """Keep an error until the step, where all ranks hear of it."""
+        """Keep an error until the optimizer step, where it becomes an error of all ranks."""
         microbatches = self._microbatches
         try:
             yield microbatches

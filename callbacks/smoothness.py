@@ -2,12 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,66 +15,66 @@ from typing_extensions import override
 from lightning_linf import quantities
 from lightning_linf.callbacks._budget import TimeBudget
 from lightning_linf.callbacks._kept_batch import KeptBatch
-from lightning_linf.callbacks._lightning import loss_scale, sum_over_ranks
-from lightning_linf.callbacks._monitor import (
-    GeometryMonitor,
-    OnError,
+from lightning_linf.callbacks._last_step import LastStep
+from lightning_linf.callbacks._optimized_parameters import (
     optimized_parameters,
-    outside_parameters,
+    remark_on_outside,
 )
-from lightning_linf.callbacks._progress import probe_progress
-from lightning_linf.callbacks._scalars import scalars_of
+from lightning_linf.callbacks._probe_in_training import probe_in_training
+from lightning_linf.callbacks._strategies import refuse_tensor_parallelism
+from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.callbacks._training_landscape import TrainingLandscape
+from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
-from lightning_linf.distributed.gathering import gather
 from lightning_linf.distributed.ranks import Ranks
-from lightning_linf.lightning_packages import is_either
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, PartitionName
-from lightning_linf.probe import Landscape, ProbeError, measure_landscape
-from lightning_linf.probe.arguments import (
+from lightning_linf.probe.argument_checks import (
     check_callable,
     check_choice,
     check_positive,
     check_whole,
 )
-from lightning_linf.probe.brackets import OPERATOR_HVPS
-from lightning_linf.probe.landscape import Mode
-from lightning_linf.probe.measure import measure_noise
+from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.report import GeometryReport
+from lightning_linf.report.scalars import scalars_of
 
 
 class LinfSmoothnessMonitor(GeometryMonitor):
-    """Log how smooth the loss is for Adam, for SGD and between, and which one that favours.
+    """Log how smooth the loss is for Adam, for SGD and between, and which of them that favours.
 
-    Probes in ``on_train_batch_end``, right after an optimizer step, on the training batches it has
-    just used (as they came to ``training_step``), over the parameters of the optimizers, with
-    Hessian-vector products of the loss that ``training_step`` (or the module's
-    ``probe_loss(batch)``) returns: what :func:`~lightning_linf.measure_geometry` does. Training is
-    not changed in any bit. Cost: about 1 + 2 gradients a product times ``num_batches``, with
-    ``num_probes`` + 32 products for each partition but "global", and some ten for that.
-    Under DDP every rank probes its own batches and each product is averaged over ranks: one
-    reduction of d numbers per product (2 d for those of the (1,1)-norm), and one of five.
-    Parameters sharded by ``fully_shard`` (ModelParallelStrategy) are gathered for the probe, so
-    that a rank needs memory for whole ones, twice, and for a few whole vectors; tensor parallelism
-    is refused.
+    Measures what :func:`~lightning_linf.measure_geometry` does: the loss that ``training_step`` (or
+    the module's ``probe_loss(batch)``) returns, by products with its Hessian, over the parameters
+    of the optimizers. Training is not changed in any bit.
+
+    When: in ``on_train_batch_end``, right after an optimizer step, on the training batches that it
+    has just used, as they came to ``training_step``. A step that the gradient scaler skips, or for
+    which ``training_step`` returns None, is passed over, and the next one is measured in its place.
     The first probe of a training also tries whether the loss is the same when evaluated again, and
-    whether products are the change of its gradient (:meth:`Landscape.check`), at the cost of about
-    7 gradients; it refuses a loss that fails.
-    A step that the gradient scaler skips, or for which ``training_step`` returns None, is passed
-    over, and the next one is measured in its place.
-    A probe that runs out of memory is repeated with its batches in parts; one that SIGTERM
-    interrupts is given up.
+    whether products are the change of its gradient (:meth:`Landscape.check`), and refuses a loss
+    that fails.
 
-    :mod:`lightning_linf.quantities` says what it logs; smoothness is divided by the number of
-    parameters, so that all of it compares. Noise is logged if there are several batches (or ranks)
-    and no :class:`GradientNoiseMonitor` beside it. One microbatch overstates the (1,1)-norm; with
-    several batches, ``one_one_norm_batch_excess`` tells roughly by how much
-    (:func:`~lightning_linf.functional.batch_excess`). ``history`` holds everything in
-    memory and in checkpoints: one dict per measurement with ``step``, the scalars,
-    ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
+    Cost: about 1 + 2 gradients a product times ``num_batches``, with ``num_probes`` + 32 products
+    for each partition but "global" and some ten for that; the check, once, about 7 gradients. A
+    probe that runs out of memory is repeated with its batches in parts; one that SIGTERM interrupts
+    is given up.
+
+    Several devices: every rank probes its own batches, and each product is averaged over ranks, in
+    one reduction of d numbers (2 d for those of the (1,1)-norm) and one of five. Parameters sharded
+    by ``fully_shard`` (ModelParallelStrategy) are gathered for the probe: a rank needs memory for
+    two copies of all of them and for a few vectors of that length. Tensor parallelism is refused.
+
+    Logged under ``geometry/``: what ``lightning_linf.quantities`` lists for this monitor, each
+    smoothness in loss per parameter squared and over d, so that all compare, and one record of each
+    parameter tensor. The noise is logged with several batches (or ranks) and no
+    :class:`GradientNoiseMonitor` beside this monitor. One microbatch overstates the (1,1)-norm;
+    ``one_one_norm_batch_excess`` says, with several, by how much two halves of them do
+    (:func:`~lightning_linf.functional.batch_excess.batch_excess`).
+
+    ``history`` holds everything in memory and in checkpoints: one dict per measurement with
+    ``step``, the scalars, ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
     :class:`~lightning_linf.GeometryReport`.
 
     Args:
@@ -158,11 +157,10 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self.seed = seed
         self.probe_loss = probe_loss
         self._batches: deque[KeptBatch] = deque(maxlen=num_batches)
-        self._before: dict[int, Tensor] = {}  # parameters before a step to be measured, by id
-        self._scale_before: float | None = None  # of the loss in that step
+        self._last_step = LastStep()
         self._last_global_step = 0
         self._budget = TimeBudget(max_overhead)
-        self._landscape = TrainingLandscape(mode, seed, probe_loss)
+        self._landscape = TrainingLandscape(mode, seed, probe_loss, self.warn_once)
 
     @property
     @override
@@ -173,15 +171,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        strategy = trainer.strategy
-        if stage == "fit" and is_either(strategy, ModelParallelStrategy):
-            size = strategy.device_mesh["tensor_parallel"].size()
-            if size > 1:
-                raise MisconfigurationException(
-                    "LinfSmoothnessMonitor: expected parameters sharded by fully_shard alone, got "
-                    f"tensor parallelism over {size} devices. Use "
-                    "ModelParallelStrategy(tensor_parallel_size=1) or remove the callback."
-                )
+        if stage == "fit":
+            refuse_tensor_parallelism("LinfSmoothnessMonitor", trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -201,11 +192,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._is_due(trainer) and not self._before:  # the first of several optimizers
-            self._before = {
-                id(p): p.detach().clone() for p in optimized_parameters(*trainer.optimizers)
-            }
-            self._scale_before = loss_scale(trainer)
+        if self.is_due(trainer):
+            self._last_step.begin(trainer)
 
     def make_partitions(
         self, pl_module: LightningModule, parameters: Sequence[nn.Parameter]
@@ -215,22 +203,15 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         The base makes those of ``partitions``, without those that cannot place a parameter, of
         which it warns (or raises, with ``on_error="raise"``).
         """
+        options: dict[str, Any] = {"output_dims": self.output_dims, "fused_qkv": self.fused_qkv}
         made = []
         for name in self.partitions:
             try:
-                made.append(
-                    Partition.of(
-                        pl_module,
-                        name,
-                        parameters=parameters,
-                        output_dims=self.output_dims,
-                        fused_qkv=self.fused_qkv,
-                    )
-                )
+                made.append(Partition.of(pl_module, name, parameters=parameters, **options))
             except ValueError as error:
                 if self.on_error == "raise":
                     raise
-                self._warn_once(f"partition {name}", f"measures without {name!r}. {error}")
+                self.warn_once(f"partition {name}", f"measures without {name!r}. {error}")
         return made
 
     @override
@@ -248,94 +229,53 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         if trainer.global_step == self._last_global_step:  # accumulating: no optimizer step
             return
         self._last_global_step = trainer.global_step
-        if self._is_due(trainer):
+        if self.is_due(trainer):
             # The gradient scaler has skipped the step, or training_step has returned None.
-            was_made = has_loss and not self._is_skipped(trainer)
+            was_made = has_loss and not self._last_step.was_skipped(trainer)
             if not trainer.strategy.reduce_boolean_decision(was_made, all=True):
-                self._postpone()
+                self.postpone()
             else:
                 self._measure_in_time(trainer, pl_module)
-        self._before = {}
+        self._last_step.forget()
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        self._forget()
-
-    @override
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
+    def release(self) -> None:
         self._batches.clear()
-        self._before = {}
-
-    def _is_skipped(self, trainer: Trainer) -> bool:
-        """Whether the scaler has left out the step because of overflowing gradients."""
-        scale = loss_scale(trainer)
-        return scale is not None and self._scale_before is not None and scale < self._scale_before
+        self._last_step.forget()
 
     def _measure_in_time(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._budget.stop_training(pl_module.device)
         # Clocks differ between ranks, and one must not wait for the others in a collective.
         if trainer.strategy.broadcast(self._budget.is_affordable()):
-            with self._errors_handled(trainer, "measure"):
+            with self.errors_handled(trainer, "measure"):
                 self._measure(trainer, pl_module)
             self._budget.stop_probe(pl_module.device)
         self._budget.start_training(pl_module.device)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = optimized_parameters(*trainer.optimizers)
-        outside = outside_parameters(pl_module, *trainer.optimizers)
-        if outside:
-            shapes = ", ".join(str(tuple(p.shape)) for p in outside.values())
-            self._warn_once(
-                "outside",
-                "holds constant what the optimizers step but the module's named_parameters() does "
-                f"not list: of shape {shapes}. Make it an attribute of an nn.Module to measure it.",
-            )
+        remark = remark_on_outside(pl_module, *trainer.optimizers)
+        if remark is not None:
+            self.warn_once("outside", remark)
         ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
         partitions = ranks.together(
             lambda: choose_partitions(
                 pl_module, self.make_partitions(pl_module, parameters), parameters
             )
         )
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set in its __init__
+        noise_is_logged = any(isinstance(each, GradientNoiseMonitor) for each in callbacks)
         several = trainer.world_size * len(self._batches) > 1
-        noise_is_logged = any(
-            isinstance(callback, GradientNoiseMonitor)
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        probe = partial(
+            probe_in_training,
+            trainer,
+            partitions,
+            self._last_step,
+            num_probes=self.num_probes,
+            with_noise=several and not noise_is_logged,
+            seed=self.seed,
         )
-        most_hvps = (self.num_probes + OPERATOR_HVPS) * len(partitions)
-
-        def probe(landscape: Landscape) -> GeometryReport:
-            with probe_progress(trainer, "Probing", most_hvps) as advance, landscape:
-
-                def on_hvps(count: int) -> None:
-                    if trainer.received_sigterm:
-                        raise ProbeError("given up, because SIGTERM asks the training to end.")
-                    advance(count)
-
-                return measure_landscape(
-                    landscape,
-                    partitions,
-                    num_probes=self.num_probes,
-                    noise=measure_noise(landscape) if several and not noise_is_logged else None,
-                    last_step=self._last_step(landscape),
-                    seed=self.seed,
-                    on_hvps=on_hvps,
-                )
-
         report = self._landscape.visit(trainer, pl_module, self._batches, parameters, probe)
-        if self._landscape.remark is not None:
-            self._warn_once("detached", self._landscape.remark)
-        if self._landscape.num_parts > 1:
-            self._warn_once(
-                f"parts {self._landscape.num_parts}",
-                "a probe ran out of memory, so from now on it takes its batches in "
-                f"{self._landscape.num_parts} parts. The numbers are the same.",
-            )
         self.last_report = report
         rows = report.per_tensor.values()
         columns = {
@@ -349,19 +289,6 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             quantities.PROBE_OVERHEAD.tag: self._budget.overhead(seconds),
         }
         self.record(trainer, {**scalars_of(report), **cost}, columns, list(report.per_tensor))
-
-    def _last_step(self, landscape: Landscape) -> Tensor | None:
-        """What the optimizer has just added to the parameters. Shape: (d,)."""
-        vector = landscape.parameters
-        if not all(id(p) in self._before for p in vector.originals):
-            return None  # a parameter group that the step itself has added
-        moves = landscape.ranks.together(
-            lambda: [
-                p.detach().to(vector.dtype) - self._before[id(p)].to(vector.dtype)
-                for p in vector.originals
-            ]
-        )
-        return vector.flatten(gather(moves))
 
     @override
     def state_dict(self) -> dict[str, Any]:

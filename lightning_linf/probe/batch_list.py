@@ -1,4 +1,4 @@
-"""What may be given as the batches of a landscape."""
+"""The batches of a landscape, from a list or a loader."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_linf.probe.isolation import capture_random
+from lightning_linf.probe.random_state import capture_random
 
 
 def list_batches(caller: str, name: str, batches: Sequence[Any] | Iterable[Any]) -> Sequence[Any]:
-    """Give batches by their number: a list as it is, all of a loader.
+    """Give a list of batches as it is, and all batches of a loader as a list.
 
     A loader that shuffles draws from the global random state, which is put back.
 

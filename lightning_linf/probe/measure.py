@@ -1,9 +1,8 @@
-"""The geometry of a module's loss landscape, measured in one call."""
+"""Everything that a report holds, measured on one loss landscape."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,37 +10,29 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_linf.errors import ProbeError
-from lightning_linf.functional.blocks import (
-    block_norm,
-    dual_block_norm,
-    dual_direction,
-    wide_dtype,
-)
 from lightning_linf.functional.heterogeneity import (
     heterogeneity_compute,
     heterogeneity_update,
     merge_tensors,
 )
 from lightning_linf.functional.linear_map import LinearMap
-from lightning_linf.functional.noise import noise_compute
-from lightning_linf.functional.noise_sums import (
-    NoiseSums,
-    noise_init,
-    noise_merge,
-    noise_update,
-)
+from lightning_linf.functional.noise_sums import NoiseSums
 from lightning_linf.functional.r_squared import r_squared
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, PartitionName
-from lightning_linf.probe.arguments import check_callable, check_whole
+from lightning_linf.probe.along_steps import curvatures, dual_norms, secants
+from lightning_linf.probe.argument_checks import check_callable, check_whole
 from lightning_linf.probe.batch_list import list_batches
-from lightning_linf.probe.brackets import Halves, bracket_smoothness, checked_products
-from lightning_linf.probe.landscape import Landscape, Mode
+from lightning_linf.probe.brackets import bracket_smoothness
+from lightning_linf.probe.fabric import unwrap_fabric
+from lightning_linf.probe.functional_module import Mode
+from lightning_linf.probe.landscape import Landscape
+from lightning_linf.probe.noise import measure_noise, summarize_noise
 from lightning_linf.probe.partitions import choose_partitions, default_partitions
-from lightning_linf.probe.unwrapped import unwrapped
+from lightning_linf.probe.products import HessianProducts
 from lightning_linf.reparam import Reparameterization
-from lightning_linf.report import GeometryReport, Noise
+from lightning_linf.report import GeometryReport
 
 
 def measure_geometry(
@@ -115,7 +106,7 @@ def measure_geometry(
         >>> round(report.one_one_norm, 3), round(report.lambda_max, 3)  # of the Hessian 2 x x^T
         (18.0, 10.0)
     """
-    module = unwrapped("measure_geometry", module)
+    module = unwrap_fabric("measure_geometry", module)
     batches = list_batches("measure_geometry", "batches", batches)
     check_callable("measure_geometry", "on_hvps", on_hvps)
     check_structure("measure_geometry", output_dims, fused_qkv)
@@ -156,28 +147,6 @@ def measure_geometry(
     return replace(report, settings={**report.settings, **left_out})
 
 
-def measure_noise(landscape: Landscape) -> NoiseSums:
-    """Gather the gradient of each batch of each rank, at one gradient each.
-
-    Raises:
-        ProbeError: If there are fewer than two batches in all.
-    """
-    vector = landscape.parameters
-    like = torch.empty(0, dtype=vector.dtype, device=vector.device)
-    ranks = landscape.ranks
-    sums = ranks.together(lambda: noise_init(vector.num_params, like))
-    landscape.each_gradient(lambda gradient, weight: noise_update(sums, gradient, weight))
-    if not ranks.is_alone:
-        spare = ranks.together(lambda: torch.empty_like(sums.mean))
-        sums = noise_merge(sums, ranks.sum, spare)
-    if not sums.counts.sum() > 0:
-        raise ProbeError(
-            "measure_geometry: expected at least two batches for the gradient noise, got one. "
-            "Pass more `noise_batches`."
-        )
-    return sums
-
-
 def measure_landscape(
     landscape: Landscape,
     partitions: Sequence[Partition],
@@ -210,7 +179,8 @@ def measure_landscape(
     begin, hvps_before = time.perf_counter(), landscape.num_hvps
     check_whole("measure_geometry", "num_probes", num_probes, 4)
     check_whole("measure_geometry", "max_hvps", max_hvps, 1, or_none=True)
-    if last_step is not None and landscape.reparameterization is not None:
+    coordinates = landscape.reparameterization
+    if last_step is not None and coordinates is not None:
         raise ValueError(
             "measure_geometry: expected no `last_step` together with a reparameterization, whose "
             "inverse it would need. Leave one of them out."
@@ -229,96 +199,55 @@ def measure_landscape(
             "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
             "for a square root, logarithm or norm at zero in the loss."
         )
-    multiply = checked_products(landscape.hvp, on_hvps)
-    dual_norm, curvature = _along_gradient(multiply, gradient, partitions)
-    first_half = landscape.first_half()
-    halves: Halves | None = None
-    if first_half is not None:
-        of_halves = partial(landscape.hvp_of_halves, first_half=first_half)
-        halves = Halves(checked_products(of_halves, on_hvps), first_half)
+    products = HessianProducts(landscape, on_hvps)
+    curvature = curvatures(gradient, partitions, products)
     brackets = bracket_smoothness(
-        landscape, partitions, multiply, halves,
-        num_probes=num_probes, max_hvps=max_hvps, seed=seed,
-    )  # fmt: skip
-    coordinate = brackets.smoothness["coordinate"]
+        landscape, partitions, products, num_probes=num_probes, max_hvps=max_hvps, seed=seed
+    )
+    one_one_norm, coarsest = brackets.coordinate, brackets.smoothness["global"]
     sums = heterogeneity_update(vector.unflatten(gradient))
     each, whole = heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
+    shares = one_one_norm.tensor_parts
     columns = {
         "num_params": torch.tensor(vector.sizes),
-        "one_one_norm_share": brackets.tensor_shares,
+        "one_one_norm_share": shares / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny),
         "density": each.density,
         "gini": each.gini,
     }
-    summary: Noise | None = None
+    noise_summary = None
     if noise is not None:
-        result = noise_compute(noise, vector.sizes, {p.name: p for p in partitions})
-        columns["signal_to_noise"] = result.tensor_signal_to_noise
-        summary = Noise(
-            num_microbatches=int(noise.counts.sum()) + 1,
-            weight=float(noise.weight),
-            trace=float(result.trace),
-            trace_relative_error=float(result.trace_relative_error),
-            noise_scale=float(result.noise_scale),
-            block_noise={name: float(value) for name, value in result.block_noise.items()},
-        )
-    values = [column.tolist() for column in columns.values()]
+        noise_summary, ratios = summarize_noise(noise, vector.sizes, partitions)
+        columns["signal_to_noise"] = ratios
+    secant = None
+    if last_step is not None:
+        secant = secants(landscape, gradient, last_step, partitions)
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return GeometryReport(
         num_params=vector.num_params,
         loss=landscape.loss(),
         density=float(whole.density),
-        one_one_norm=coordinate.upper,
-        one_one_norm_relative_error=coordinate.upper_relative_error,
-        lambda_max=brackets.lambda_max,
-        lambda_max_relative_error=brackets.lambda_max_relative_error,
-        dual_norm=dual_norm,
+        one_one_norm=brackets.smoothness["coordinate"].upper,
+        one_one_norm_relative_error=brackets.smoothness["coordinate"].upper_relative_error,
+        one_one_norm_batch_excess=one_one_norm.batch_excess,
+        lambda_max=coarsest.lower / vector.num_params,
+        lambda_max_relative_error=coarsest.operator_upper_residual,
+        dual_norm=dual_norms(gradient, partitions),
         curvature=curvature,
         smoothness=brackets.smoothness,
         r_squared={p.name: float(r_squared(gradient, p)) for p in partitions},
         per_tensor={
             name: dict(zip(columns, row, strict=True))
-            for name, *row in zip(vector.names, *values, strict=True)
+            for name, row in zip(vector.names, rows, strict=True)
         },
-        noise=summary,
-        secant=_secant(landscape, gradient, last_step, partitions),
+        noise=noise_summary,
+        secant=secant,
         settings={
             "mode": landscape.mode,
             "seed": seed,
             "num_batches": landscape.num_batches,
             "num_probes": num_probes,
-            "coordinates": (
-                "parameters"
-                if landscape.reparameterization is None
-                else repr(landscape.reparameterization)
-            ),
+            "coordinates": "parameters" if coordinates is None else repr(coordinates),
         },
         num_hvps=landscape.num_hvps - hvps_before,
         seconds=time.perf_counter() - begin,
-        one_one_norm_batch_excess=brackets.batch_excess,
     )
-
-
-def _along_gradient(
-    multiply: Callable[[Tensor], Tensor], gradient: Tensor, partitions: Sequence[Partition]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Dual norm of the gradient, and curvature along the step of norm 1 that reaches it."""
-    names = [partition.name for partition in partitions]
-    directions = torch.stack([dual_direction(gradient, partition) for partition in partitions])
-    products = multiply(directions)
-    curvatures = (directions * products).sum(dim=1, dtype=wide_dtype(gradient)).tolist()
-    dual_norms = [float(dual_block_norm(gradient, partition)) for partition in partitions]
-    return dict(zip(names, dual_norms, strict=True)), dict(zip(names, curvatures, strict=True))
-
-
-def _secant(
-    landscape: Landscape,
-    gradient: Tensor,
-    last_step: Tensor | None,
-    partitions: Sequence[Partition],
-) -> dict[str, float] | None:
-    """Change of the gradient over the length of the step, in each partition's norms."""
-    if last_step is None or not last_step.any():
-        return None
-    change = gradient - landscape.gradient(-last_step)
-    return {
-        p.name: float(dual_block_norm(change, p) / block_norm(last_step, p)) for p in partitions
-    }

@@ -61,6 +61,15 @@ class ParameterVector:
         self.widen = any(t.is_floating_point() and t.dtype.itemsize < 4 for t in tensors)
         self.originals = list(named.values())
 
+    def zeros(self, *leading: int) -> Tensor:
+        """Make zero vectors, in the working dtype. Shape: (*leading, d)."""
+        return torch.zeros(*leading, self.num_params, dtype=self.dtype, device=self.device)
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor of the working dtype, on the device of the parameters."""
+        return torch.empty(0, dtype=self.dtype, device=self.device)
+
     def widened(self, dtype: torch.dtype) -> Self:
         """Give the same parameters, whose copies are in ``dtype``, like all of the module."""
         wide = copy.copy(self)
@@ -69,17 +78,17 @@ class ParameterVector:
 
     def substitute(
         self,
-        slots: Iterable[tuple[Any, Any, Tensor]],
+        places: Iterable[tuple[Any, Any, Tensor]],
         offset: Tensor | None = None,
         whole: Mapping[int, Tensor] | None = None,
     ) -> list[Tensor]:
         """Put copies of all parameters and buffers where a module holds them.
 
-        Tied entries stay tied. Putting the originals back is the business of
-        :func:`~lightning_linf.probe.isolation.untouched`.
+        Tied entries stay tied. :func:`~lightning_linf.probe.module_state.untouched` puts the
+        originals back.
 
         Args:
-            slots: Container, key and tensor of every place.
+            places: Container, key and tensor of every place.
             offset: Added to the copies of our parameters, shape (d,).
             whole: What to copy instead of sharded tensors, by the identity of these.
 
@@ -93,7 +102,7 @@ class ParameterVector:
                 copied.add_(part)
         for copied in copies.values():
             copied.requires_grad_()
-        for container, key, tensor in slots:
+        for container, key, tensor in places:
             if id(tensor) not in copies:
                 copies[id(tensor)] = self._copy(whole.get(id(tensor), tensor))
             container[key] = copies[id(tensor)]

@@ -1,7 +1,6 @@
-"""What a loss changes outside its module, on the trainer's side, put back."""
+"""Put back what evaluating a loss changes outside its module: the state of the trainer."""
 
-import operator
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,25 +10,26 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_linf.errors import RestoreError
-from lightning_linf.probe.isolation import has_state, is_source, slots_of
-from lightning_linf.probe.tensor_values import TensorValues
+from lightning_linf.probe.saved_containers import MUTABLE, SavedContainer, are_same
+from lightning_linf.probe.saved_tensors import SavedTensors
+from lightning_linf.probe.stateful_objects import has_state, is_data_source, slots_of
 
 _ATOMS = (int, float, complex, str, bytes, type(None), type)
-_MUTABLE = (dict, list, set, deque)
 _MOST_ENTRIES = 4096  # of a tensor that is copied at each evaluation
 
 
 class TrainerState:
-    """What is reachable from the trainer that a module is attached to, if it is.
+    """The state of the trainer that a module is attached to, if it is attached to one.
 
-    That is, of the trainer itself, its loops and their progress, ``callback_metrics`` and its like,
-    optimizers, learning rate schedulers, callbacks and datamodule: every attribute, and what is
-    reachable from it through containers and plain objects. Of data sets, loaders and samplers it is
-    their attributes alone.
+    It comprises the trainer itself, its loops and their progress, ``callback_metrics`` and its
+    like, optimizers, learning rate schedulers, callbacks and datamodule: every attribute, and what
+    can be reached from it through containers and plain objects. Of data sets, loaders and samplers
+    it comprises the attributes, not what these hold.
 
     Args:
         module: Any module.
-        held: Optimizers and schedulers that the module itself holds, with a trainer or without.
+        held: Optimizers and schedulers that the module itself holds; their state is kept also
+            without a trainer.
     """
 
     def __init__(self, module: nn.Module, held: Sequence[Optimizer | LRScheduler] = ()) -> None:
@@ -42,8 +42,8 @@ class TrainerState:
         parts = [*(_parts(trainer) if is_lightnings else ()), *held]
         self._parts = {id(part): part for part in parts}
         self._optimizers = [p for p in self._parts.values() if isinstance(p, Optimizer)]
-        seen = {id(module)}  # whose own state is put back elsewhere
-        for optimizer in self._optimizers:  # too many for a name each
+        seen = {id(module)}  # ModuleState puts it back
+        for optimizer in self._optimizers:  # _OptimizerState watches all of these at once
             seen |= {id(optimizer.state), *(id(p) for p in _parameters(optimizer))}
         for part in parts:
             self._walk(type(part).__name__, part, seen)
@@ -52,26 +52,25 @@ class TrainerState:
     def unchanged(self) -> Iterator[None]:
         """Put back what one evaluation of the loss changes.
 
-        Learning rates and all else in ``param_groups``, attributes and containers are put back, and
-        ``.grad``; of tensors those of up to 4,096 entries. Larger ones, parameters and moments are
-        not copied but watched. What happens between evaluations, such as a signal that asks the
-        training to stop, remains.
+        Put back are learning rates and all else in ``param_groups``, attributes, containers and
+        ``.grad``, and the values of tensors of up to 4,096 entries. Larger tensors, parameters and
+        moments are not copied: their version counters tell whether they were changed. What happens
+        between evaluations, such as a signal that asks the training to stop, remains.
 
         Raises:
             RestoreError: On leaving, if one of these was changed in place.
         """
-        items = [_items(container) for container in self._containers]
+        containers = [SavedContainer(container) for container in self._containers]
         slots = [(value, name, getattr(value, name)) for value, name in self._slots]
-        small = TensorValues()  # put back unseen: BatchNorm's statistics change without a version
+        small = SavedTensors()  # copied, for BatchNorm changes its statistics without a new version
         small.add(self._small)
         versions = [t._version for _, t in self._large]
         optimizers = [_OptimizerState(optimizer) for optimizer in self._optimizers]
         try:
             yield
         finally:
-            for container, saved in zip(self._containers, items, strict=True):
-                if not _is_same(_items(container), saved):
-                    _put_back(container, saved)
+            for container in containers:
+                container.restore()
             for value, name, item in slots:
                 object.__setattr__(value, name, item)
             changed = small.restore()
@@ -92,7 +91,7 @@ class TrainerState:
                 continue
             seen.add(id(value))
             items: Iterable[tuple[Any, Any]] = ()
-            if isinstance(value, _MUTABLE):
+            if isinstance(value, MUTABLE):
                 self._containers.append(value)
             if isinstance(value, Tensor):
                 if value.numel() <= _MOST_ENTRIES:
@@ -103,8 +102,8 @@ class TrainerState:
                 items = dict.items(value)
             elif isinstance(value, (list, tuple, set, frozenset, deque)):
                 items = enumerate(value)
-            elif is_source(value):
-                self._containers.append(value.__dict__)  # but not millions of samples in them
+            elif is_data_source(value):
+                self._containers.append(value.__dict__)  # but not the samples
                 names = ("dataset", "batch_sampler", "sampler")
                 items = ((name, value.__dict__.get(name)) for name in names)
             elif self._is_walked(value):
@@ -137,7 +136,7 @@ class _OptimizerState:
             if p.grad is not gradient:
                 p.grad = gradient
         present = self._present()
-        if _is_same(present, self._values) and _versions(present) == self._versions:
+        if are_same(present, self._values) and _versions(present) == self._versions:
             return []
         return [f"what {type(self._optimizer).__name__} steps or keeps"]
 
@@ -170,34 +169,6 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 def _is_ours(callback: Any) -> bool:
     """Whether it is a monitor of ours, whose long history would be walked for nothing."""
     return type(callback).__module__.startswith("lightning_linf.")
-
-
-def _items(container: Any) -> list[Any]:
-    kind = _kind(container)
-    values = kind.values(container) if isinstance(container, dict) else ()
-    return [*kind.__iter__(container), *values]
-
-
-def _is_same(present: list[Any], saved: list[Any]) -> bool:
-    return len(present) == len(saved) and all(map(operator.is_, present, saved))
-
-
-def _put_back(container: Any, saved: list[Any]) -> None:
-    kind = _kind(container)
-    kind.clear(container)
-    if isinstance(container, dict):
-        half = len(saved) // 2
-        for key, item in zip(saved[:half], saved[half:], strict=True):
-            kind.__setitem__(container, key, item)
-    elif isinstance(container, set):
-        kind.update(container, saved)
-    else:
-        kind.extend(container, saved)
-
-
-def _kind(container: Any) -> Any:
-    """Give the base class, whose methods subclasses may forbid or extend."""
-    return next(kind for kind in (OrderedDict, *_MUTABLE) if isinstance(container, kind))
 
 
 def _require_none(changed: list[str]) -> None:

@@ -16,7 +16,7 @@ _TRUE = ("64-true", "bf16-true", "16-true")  # with these a Trainer sets torch's
 def training_dtype(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Give new tensors ``dtype`` where the module's trainer gives them that of its parameters.
 
-    That is around ``training_step`` alone, as Lightning does.
+    Lightning does so around ``training_step`` alone, and so does whoever calls this.
 
     Args:
         module: A LightningModule may be attached to a trainer.

@@ -21,7 +21,8 @@ from lightning_linf.functional.noise import noise_compute
 from lightning_linf.metrics import GradientHeterogeneity, OneOneNorm
 from lightning_linf.optim import Reparameterized
 from lightning_linf.probe import Landscape, ProbeError
-from lightning_linf.probe.measure import measure_landscape, measure_noise
+from lightning_linf.probe.measure import measure_landscape
+from lightning_linf.probe.noise import measure_noise
 from lightning_linf.probe.partitions import choose_partitions
 
 pytestmark = pytest.mark.slow  # each test forks two processes

@@ -24,82 +24,22 @@ import warnings
 
 import lightning
 import pytest
-import test_bit_identity as bit_identity
 import torch
 import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from support.bit_identity import IGNORED_WARNINGS, assert_same
+from support.faulty_training import Regression, at_probes, fit, weights
 from support.ranks import Heard, environment, in_two_processes
-from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
 
-pytestmark = [
-    bit_identity.pytestmark,
-    pytest.mark.filterwarnings("ignore:.*dataloader is not resumable:UserWarning"),  # it is
-]
-
-
-class Regression(lightning.LightningModule):
-    """A small net; ``fault(module, probe, batch)`` is called in each evaluation of a probe."""
-
-    def __init__(self, fault=None):
-        super().__init__()
-        torch.manual_seed(2)
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 1))
-        self.fault = fault
-
-    def loss(self, batch):
-        x, y = batch
-        return (self.net(x) - y).square().mean()
-
-    def training_step(self, batch, batch_idx):
-        loss = self.loss(batch)
-        self.log("train_loss", loss)
-        return loss
-
-    def probe_loss(self, batch):
-        loss = self.loss(batch)
-        return loss if self.fault is None else self.fault(self, loss, batch)
-
-    def train_dataloader(self):
-        generator = torch.Generator().manual_seed(2)
-        x = torch.randn(80, 4, generator=generator)
-        x = x.roll(-8 * self.global_step, 0)  # a resumed run goes on where it was
-        data = TensorDataset(x, x.sum(1, keepdim=True).sin())
-        world_size, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler = DistributedSampler(data, world_size, rank, shuffle=False)
-        return DataLoader(data, batch_size=8 // world_size, sampler=sampler)
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), 1e-2)
-
-
-def fit(module, callbacks, tmp_path, *, ckpt_path=None, **options):
-    trainer = lightning.Trainer(
-        callbacks=callbacks,
-        default_root_dir=tmp_path,
-        log_every_n_steps=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **{
-            "accelerator": "cpu",
-            "max_steps": 8,
-            "logger": False,
-            "enable_checkpointing": False,
-            **options,
-        },
-    )
-    trainer.fit(module, ckpt_path=ckpt_path)
-    return trainer
-
-
-def weights(module):
-    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+pytestmark = pytest.mark.filterwarnings(
+    *IGNORED_WARNINGS,
+    "ignore:.*dataloader is not resumable:UserWarning",  # it is
+)
 
 
 def steps(monitor):
@@ -111,19 +51,6 @@ def plain_weights(tmp_path):
     module = Regression()
     fit(module, [], tmp_path)
     return weights(module)
-
-
-def at_probes(numbers, replace):
-    """A fault in the probes with these numbers, from 0: ``replace(loss, batch)``."""
-    seen = []
-
-    def fault(module, loss, batch):
-        step = module.trainer.global_step
-        if step not in seen:
-            seen.append(step)
-        return replace(loss, batch) if len(seen) - 1 in numbers else loss
-
-    return fault
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
@@ -298,7 +225,7 @@ def test_keyboard_interrupt_in_a_probe(tmp_path):
     assert caught == [KeyboardInterrupt]
     assert torch.equal(weights(module), expected)
     saved = torch.load(tmp_path / "interrupted.ckpt", weights_only=True)
-    bit_identity.assert_same(saved["optimizer_states"][0]["state"], state)
+    assert_same(saved["optimizer_states"][0]["state"], state)
     resumed, plain = Regression(), Regression()
     fit(resumed, [monitor], tmp_path, ckpt_path=tmp_path / "interrupted.ckpt")
     fit(plain, [], tmp_path)
@@ -331,7 +258,7 @@ KILLED = """
     import lightning, os, signal, torch
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger
-    import test_faults as faults
+    from support import faulty_training as faults
     from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
 
     folder, fatal, ckpt_path = sys.argv[1], int(sys.argv[2]), sys.argv[3] or None
@@ -379,7 +306,7 @@ def test_sigkill_in_a_probe(tmp_path):
         code, message = run_apart(tmp_path / name, fatal=-1, ckpt_path=path)
         assert code == 0, message
     resumed, whole = (torch.load(tmp_path / name / "result.pt") for name in ("resumed", "whole"))
-    bit_identity.assert_same(resumed, whole)
+    assert_same(resumed, whole)
     assert [row[0] for row in whole["smoothness"]] == [1, 3, 5, 7]
 
 

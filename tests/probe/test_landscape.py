@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_linf.probe import Landscape, ProbeError, measure_geometry
-from lightning_linf.probe.batches import split_batch
-from lightning_linf.probe.measure import choose_partitions, measure_landscape
+from lightning_linf.probe.batch_copy import split_batch
+from lightning_linf.probe.measure import measure_landscape
+from lightning_linf.probe.partitions import choose_partitions
 
 
 @pytest.fixture(params=networks.ALL, scope="module")

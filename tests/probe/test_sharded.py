@@ -27,7 +27,8 @@ from lightning_linf.functional.noise import noise_compute
 from lightning_linf.functional.noise_sums import noise_init, noise_update
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe import landscape as landscape_module
-from lightning_linf.probe.measure import measure_landscape, measure_noise
+from lightning_linf.probe.measure import measure_landscape
+from lightning_linf.probe.noise import measure_noise
 from lightning_linf.probe.partitions import choose_partitions
 
 pytestmark = [

@@ -1,9 +1,9 @@
 """The tests pass on a machine with a GPU, where Lightning warns of every training on the CPU."""
 
 import pytest
-import test_bit_identity as bit_identity
+from support import bit_identity
 
-pytestmark = bit_identity.pytestmark
+pytestmark = pytest.mark.filterwarnings(*bit_identity.IGNORED_WARNINGS)
 
 
 class PresentGPU:

@@ -4,10 +4,9 @@ import copy
 
 import lightning
 import pytest
-import test_bit_identity as bit_identity
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from support import networks
+from support import bit_identity, networks
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
@@ -25,7 +24,7 @@ from lightning_linf.probe import Landscape, measure_geometry
 
 pytestmark = [
     pytest.mark.gpu,
-    bit_identity.pytestmark,
+    pytest.mark.filterwarnings(*bit_identity.IGNORED_WARNINGS),
 ]
 DEVICE = "cuda"
 

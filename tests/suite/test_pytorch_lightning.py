@@ -15,8 +15,8 @@ from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning import strategies as other_strategies
 from pytorch_lightning.cli import LightningCLI as OtherCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from support.two_packages import PACKAGES, data, net_of
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_linf import Geometry, GeometryMixin, measure_geometry
 from lightning_linf.callbacks import (
@@ -40,40 +40,11 @@ needs_callbacks = pytest.mark.skipif(
     not RequirementCache("pytorch-lightning>=2.6"),
     reason="pytorch_lightning below 2.6 takes callbacks of its own class only",
 )
-PACKAGES = {"lightning": lightning, "pytorch_lightning": pytorch_lightning}
 CLIS = {"lightning": LightningCLI, "pytorch_lightning": OtherCLI}
 QUIET = {
     "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,
     "enable_progress_bar": False, "enable_model_summary": False,
 }  # fmt: skip
-
-
-def net_of(package, mixin=()):
-    """A module of one package, the same but for that."""
-
-    class Net(*mixin, PACKAGES[package].LightningModule):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(1)
-            self.net = nn.Sequential(
-                nn.Linear(4, 6), nn.LayerNorm(6), nn.Dropout(0.2), nn.Linear(6, 1)
-            )
-
-        def training_step(self, batch, batch_idx):
-            x, y = batch
-            loss = (self.net(x) - y).square().mean()
-            self.log("loss", loss, on_step=True)
-            return loss
-
-        def configure_optimizers(self):
-            return torch.optim.AdamW(self.parameters(), lr=1e-2)
-
-    return Net
-
-
-def data():
-    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(5))
-    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True).sin()), batch_size=8)
 
 
 def monitors():
@@ -227,16 +198,16 @@ def test_a_module_without_a_trainer_is_measured():
 PROJECT = """
 import pytorch_lightning
 import lightning
-import test_pytorch_lightning as test
+from support import two_packages
 
 
-class Net(test.net_of("pytorch_lightning")):
+class Net(two_packages.net_of("pytorch_lightning")):
     pass
 
 
 class Data(pytorch_lightning.LightningDataModule):
     def train_dataloader(self):
-        return test.data()
+        return two_packages.data()
 
 
 class OtherData(lightning.LightningDataModule):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_linf.callbacks import LinfSmoothnessMonitor
 from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.probe import ProbeError, measure_geometry
-from lightning_linf.probe.batches import copy_batch, num_samples, split_batch
+from lightning_linf.probe.batch_copy import copy_batch, num_samples, split_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 

@@ -1,16 +1,16 @@
-"""The module inside the wrapper that Fabric puts around it."""
+"""The module inside the wrapper that Lightning Fabric puts around it."""
 
 from torch import nn
 
 
-def unwrapped(caller: str, module: nn.Module) -> nn.Module:
+def unwrap_fabric(caller: str, module: nn.Module) -> nn.Module:
     """Give the module that ``Fabric.setup`` was given, or this one.
 
-    The wrapper adds autocast and synchronisation to it, which a probe does without, and other names
-    of parameters.
+    The wrapper adds autocast and synchronisation, which a probe does without, and renames the
+    parameters.
 
     Raises:
-        ValueError: If it is no module.
+        ValueError: If ``module`` is not an nn.Module.
     """
     if not isinstance(module, nn.Module):
         raise ValueError(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_linf.callbacks import LinfSmoothnessMonitor
-from lightning_linf.probe import Landscape, ProbeError, guard, measure_geometry
+from lightning_linf.probe import Landscape, ProbeError, loss_check, measure_geometry
 
 cross_entropy = networks.cross_entropy
 
@@ -196,7 +196,7 @@ def test_right_losses_pass_in_train_mode(name):
 
 def test_right_losses_pass_with_a_margin(monkeypatch):
     """No two steps that disagree with H v agree with each other to half the mismatch, for 0.1."""
-    monkeypatch.setattr(guard, "_CONSISTENT", 0.5)
+    monkeypatch.setattr(loss_check, "_CONSISTENT", 0.5)
     for make in RIGHT.values():
         assert check(make(), torch.float32) is None
 

@@ -1,11 +1,14 @@
-"""What is logged of a geometry report."""
+"""The scalars that are logged of a report: one line for each quantity."""
 
 from lightning_linf import quantities
-from lightning_linf.report import GeometryReport
+from lightning_linf.report.report import GeometryReport
 
 
 def scalars_of(report: GeometryReport) -> dict[str, float]:
-    """Give numbers by tag, without what follows from another tag."""
+    """Give the numbers by tag, but for those that follow from others.
+
+    Smoothness is divided by d here, so that all of it compares with ``lambda_max``.
+    """
     d = report.num_params
     scalars = {
         quantities.ONE_ONE_NORM_PER_PARAM.tag: report.one_one_norm_per_param,

@@ -1,4 +1,4 @@
-"""Arguments of monitors and probes, checked."""
+"""Checks of arguments, whose errors all read alike."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -16,11 +16,11 @@ def check_whole(
     """Raise a ValueError unless it is a whole number, no smaller than ``least``.
 
     Args:
-        caller: Public name to say who asks.
-        name: Of the argument.
-        value: What was given; True and 2.0 are no whole numbers.
-        least: The smallest that is allowed. None: any.
-        remedy: Sentence to end the message with.
+        caller: Public name that the message begins with.
+        name: Name of the argument.
+        value: What was given; True and 2.0 are not whole numbers.
+        least: The smallest number that is allowed. None: any.
+        remedy: Sentence that the message ends with.
         or_none: None is allowed, too.
     """
     if value is None and or_none:

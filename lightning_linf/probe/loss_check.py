@@ -1,4 +1,4 @@
-"""Whether a loss is a function, and its second derivatives are right: tried once on one batch."""
+"""Try on one batch whether a loss is a function of the parameters and twice differentiable."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,55 +8,67 @@ from torch import Tensor
 
 from lightning_linf.errors import RefusedLossError, RestoreError
 from lightning_linf.functional.random import derive_seed, normal
-from lightning_linf.probe.kernels import check_graph, gradients_of, graph_traits
+from lightning_linf.probe.autograd_graph import (
+    check_graph,
+    gradients_of,
+    graph_traits,
+    products_of,
+)
 from lightning_linf.probe.parameters import ParameterVector
 
-# Parameters, as leaves, and loss, `offset` (d,) away from the present point.
+# From a vector and an offset (d,) from the present point to its parameters, as leaves, and the
+# loss.
 Evaluate = Callable[[ParameterVector, Tensor | None], tuple[list[Tensor], Tensor]]
 
-_AWAY = 1e-3  # of a parameter's size: no unit sits exactly on its kink there
-_CONSISTENT = 0.1  # of a mismatch: by how much two steps that show it may differ
+# The comparison is made this far from the present point, relative to a parameter's size: units that
+# sit exactly on their kink here, as at an initialisation with zeros, do not there.
+_AWAY = 1e-3
+# Two steps show the same mismatch if their changes differ by at most this share of it.
+_CONSISTENT = 0.1
 
 
 class _Steps(NamedTuple):
-    """Lengths relative to a parameter's size, and what may differ, relative too."""
+    """Which steps to compare over, and how far the two sides may be apart."""
 
-    steps: tuple[float, ...]
-    product: float
-    slope: float
+    steps: tuple[float, ...]  # lengths, relative to a parameter's size
+    product: float  # largest relative distance of H v and the change of the gradient
+    slope: float  # largest distance of slopes of the loss, relative to the gradient
 
 
-# In float32 a smooth network's H v and difference are some 1e-4 apart, a sharp one's 1e-2.
+# In float32, H v and the change of the gradient are some 1e-4 apart for smooth networks, and up to
+# 1e-2 for sharp ones.
 _FIRST = _Steps((1e-3,), product=0.01, slope=0.01)
-# In float64 some 1e-6; a smaller step crosses fewer kinks, until rounding takes over.
+# In float64 they are some 1e-6 apart. Smaller steps cross fewer kinks, until rounding takes over.
 _FINE = _Steps((1e-6, 1e-8, 1e-10), product=0.01, slope=1e-4)
-# Where float64 cannot tell, because the module computes in float32 all the same.
+# For modules that compute in float32 even if parameters and batch are float64.
 _COARSE = _Steps((1e-3, 3e-3), product=0.05, slope=0.01)
 
 
 class _Mismatch(NamedTuple):
-    relative: float  # to the longer of H v and the change
-    is_detached: bool  # the gradient is not the slope of the loss, or autograd took all of it
+    relative: float  # distance of H v and the change over the longer of them
+    # Something is held constant on purpose: the gradient is not the slope of the loss, or all of
+    # its backward is torch's own.
+    is_detached: bool
 
 
 class _Verdict(NamedTuple):
     agrees: bool
-    mismatch: _Mismatch | None = None  # None if no two steps show the same
+    mismatch: _Mismatch | None = None  # None if no two steps show the same one
 
 
 def check_loss(evaluate: Evaluate, vector: ParameterVector) -> str | None:
     """Evaluate the loss twice, and compare a product H v with differences of its gradient.
 
     They are compared near the present point along one random direction, in which every parameter
-    that has a gradient moves by as much of its size. A mismatch counts if two steps show the same:
-    across kinks (ReLU) and under rounding they do not, and then nothing is said. Cost: two losses,
-    and mostly a product with its graph and two gradients; where these do not fit, up to 14
-    gradients more, in float64.
+    that has a gradient moves by the same share of its size. A mismatch counts if two steps of
+    different lengths show the same one; across kinks (as of ReLU) and under rounding they do not,
+    and then nothing is said. Cost: two losses, and mostly one product and two gradients; where
+    these disagree, up to 14 gradients more, in float64.
 
     Returns:
         A remark if they differ because gradients are stopped (a detach, a straight-through
-        estimator): because the gradient is not the slope of the loss, or no operation in it has a
-        backward of the user's. None if they do not differ.
+        estimator): the gradient is not the slope of the loss, or no operation in it has a backward
+        that is not torch's own. None if they do not differ.
 
     Raises:
         RefusedLossError: If the two losses differ (by 1e-5 on the CPU, else 1e-3); or if the change
@@ -86,7 +98,10 @@ def check_loss(evaluate: Evaluate, vector: ParameterVector) -> str | None:
 
 
 def _same_loss(evaluate: Evaluate, vector: ParameterVector) -> list[float]:
-    """Evaluate it twice; give the root mean square of each parameter, a typical one for zeros."""
+    """Require the same loss twice; give the root mean square of each parameter.
+
+    Parameters that are zero get the mean of the others, so that they move, too.
+    """
     parameters, loss = evaluate(vector, None)
     first, second = loss.item(), evaluate(vector, None)[1].item()
     tolerance = 1e-5 if vector.device.type == "cpu" else 1e-3  # GPUs add up in any order
@@ -180,15 +195,7 @@ class _Trial:
 
     def _multiply(self, parameters: list[Tensor], gradients: Sequence[Tensor]) -> Tensor:
         parts = self._vector.unflatten(self._direction)
-        pairs = [(g, v) for g, v in zip(gradients, parts, strict=True) if g.requires_grad]
-        if not pairs:  # the loss is linear, or its graph is lost
-            return torch.zeros_like(self._direction)
-        products = torch.autograd.grad(
-            [g for g, _ in pairs],
-            parameters,
-            [v.to(g.dtype) for g, v in pairs],
-            materialize_grads=True,
-        )
+        products = products_of(gradients, parameters, parts, retain_graph=False)
         return self._scaled(self._vector.flatten(products))
 
     def _draw(self, name: str) -> Tensor:

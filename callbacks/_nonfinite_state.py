@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 from lightning_linf.distributed.shards import local
 
 
-def poisoned_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> str | None:
+def nonfinite_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> str | None:
     """Name a tensor of an optimizer's state, or of this rank's shards of it, with inf or NaN.
 
-    A momentum that holds a NaN keeps it: it decays to nothing else.
+    A momentum that holds a NaN keeps it at every further step, whatever the gradients are.
     """
     named = {
         f"{key} of {name}": local(value)

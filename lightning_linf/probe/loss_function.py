@@ -1,4 +1,4 @@
-"""How a module and a batch make a loss."""
+"""The loss that a module has on a batch, and the weight of the batch in a mean."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -7,14 +7,17 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
-from lightning_linf.errors import ProbeError
+from lightning_linf.distributed.ranks import is_out_of_memory
+from lightning_linf.errors import ProbeError, RestoreError
 from lightning_linf.lightning_packages import is_either
-from lightning_linf.probe.batches import num_samples
+from lightning_linf.probe.batch_copy import num_samples
 
-Objective: TypeAlias = Callable[[Any, int], Tensor]
+LossFunction: TypeAlias = Callable[[Any, int], Tensor]
 
 
-def make_objective(module: nn.Module, loss: Callable[[nn.Module, Any], Tensor] | None) -> Objective:
+def find_loss_function(
+    module: nn.Module, loss: Callable[[nn.Module, Any], Tensor] | None
+) -> LossFunction:
     """Find what turns ``(batch, batch_idx)`` into a scalar loss.
 
     In this order: ``loss(module, batch)`` if given, the module's ``probe_loss(batch)``, a
@@ -73,6 +76,34 @@ def batch_weight(module: nn.Module, batch: Any) -> float:
         "(or tokens) that the loss is a mean over."
     )
     return float(num_samples(batch, remedy))
+
+
+def require_no_loss_in_training(
+    error: Exception, module: nn.Module, evaluate_in_training: Callable[[], object]
+) -> None:
+    """Try once in train mode a loss that failed in eval mode, and say so if it exists there.
+
+    An example: torchvision's detection networks return boxes instead of losses in eval mode.
+
+    Raises:
+        RestoreError: If what the try has changed could not be put back.
+        ProbeError: If there is a loss in train mode. Otherwise ``error`` tells what is wrong.
+    """
+    if isinstance(error, RestoreError) or is_out_of_memory(error):
+        return
+    # Statistics over ranks would wait for ranks on which nothing has failed.
+    if any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+        return
+    try:
+        evaluate_in_training()
+    except RestoreError:
+        raise
+    except Exception:
+        return
+    raise ProbeError(
+        f"probe: expected a loss of {type(module).__name__} in eval mode, but there is one in "
+        f'train mode only. Measure with mode="train". In eval mode: {type(error).__name__}: {error}'
+    ) from error
 
 
 def _scalar(output: Any, source: str) -> Tensor:

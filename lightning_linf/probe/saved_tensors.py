@@ -1,4 +1,4 @@
-"""Values of tensors, kept and put back: many of them in one call."""
+"""The values of tensors, kept and put back: many of them in one call."""
 
 from collections.abc import Iterable
 
@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 
-class TensorValues:
+class SavedTensors:
     """The values that tensors have when they are added, to be put back as often as one likes."""
 
     def __init__(self) -> None:
-        self._plain: list[_Saved] = []  # a hundred thousand of them are no rare thing
-        self._others: list[_Saved] = []  # each in its own call
+        self._plain: list[_SavedTensor] = []  # put back in one call: there may be 100,000 of them
+        self._others: list[_SavedTensor] = []  # put back one by one
 
     def add(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Copy the values of tensors; the names are for errors."""
         with torch.inference_mode(False):
             for name, tensor in named:
-                saved = _Saved(name, tensor)
+                saved = _SavedTensor(name, tensor)
                 (self._plain if saved.is_plain else self._others).append(saved)
 
     def restore(self) -> list[str]:
-        """Put all values back, where they were; tells which could not be."""
+        """Put all values back into the memory they were in; return what went wrong, by tensor."""
         each = self._others
         try:
             with torch.inference_mode(False):
@@ -42,7 +42,9 @@ class TensorValues:
         return failures
 
 
-class _Saved:
+class _SavedTensor:
+    """A tensor, its memory and a copy of its values."""
+
     __slots__ = ("copy", "data", "is_plain", "name", "pointer", "tensor", "whole")
 
     def __init__(self, name: str, tensor: Tensor) -> None:

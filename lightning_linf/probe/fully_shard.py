@@ -1,4 +1,4 @@
-"""Run a module that ``fully_shard`` has sharded as one whose parameters are whole."""
+"""Run a module that ``fully_shard`` has sharded as if its parameters were whole."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +14,7 @@ _FULLY_SHARD, _TENSOR_PARALLEL = "torch.distributed.fsdp", "torch.distributed.te
 
 
 def reshard(module: nn.Module) -> None:
-    """Put shards where ``fully_shard`` has left parameters whole, as after a forward pass alone."""
+    """Free whole parameters that ``fully_shard`` has left, as after a forward pass alone."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     from torch.distributed.fsdp import FSDPModule  # half a second
@@ -24,20 +24,22 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
-def gather_sharded(slots: Iterable[tuple[Any, Any, Tensor]]) -> dict[int, Tensor]:
-    """Gather the whole of every sharded tensor, by the identity of what stands for it.
+def gather_sharded(places: Iterable[tuple[Any, Any, Tensor]]) -> dict[int, Tensor]:
+    """Gather every sharded tensor; give the whole ones by the identity of the sharded ones.
 
     All ranks must call this; one whose memory runs out inside leaves the others waiting.
 
     Args:
-        slots: Container, key and tensor of every place that holds a parameter or a buffer.
+        places: Container, key and tensor of every place that holds a parameter or a buffer.
     """
-    sharded = {id(tensor): tensor.detach() for _, _, tensor in slots if is_sharded(tensor)}
+    sharded = {id(tensor): tensor.detach() for _, _, tensor in places if is_sharded(tensor)}
     return dict(zip(sharded, gather(list(sharded.values())), strict=True))
 
 
 def bypass_sharding(module: nn.Module) -> None:
-    """Take away the hooks by which ``fully_shard`` gathers parameters; they are not put back.
+    """Remove the hooks by which ``fully_shard`` gathers parameters.
+
+    The caller puts them back, with all other state of the module.
 
     Raises:
         ProbeError: If there are hooks of tensor parallelism, which cannot do without its shards.

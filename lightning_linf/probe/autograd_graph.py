@@ -1,22 +1,17 @@
-"""Kernels that can be differentiated twice, while probing only."""
+"""Derivatives of a loss by autograd, and what its graph tells about them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils.parametrizations import _WeightNorm  # no public name for what it makes
-from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import TorchFunctionMode
 
 from lightning_linf.errors import ProbeError
-from lightning_linf.functional.full_precision import full_float32_precision
 
-# By the beginnings of their nodes' names; the gradient jumps there.
+# Operations whose derivative jumps somewhere, by the beginnings of the names of their nodes.
 _KINKS = (
     *("Relu", "LeakyRelu", "PreluKernel", "Rrelu", "Threshold", "Hardtanh", "Hardsigmoid", "Abs"),
     *("Clamp", "Max", "Min", "Amax", "Amin", "Aminmax", "AdaptiveMaxPool", "FractionalMaxPool"),
@@ -25,63 +20,15 @@ _KINKS = (
 _NO_SECOND_DERIVATIVE = ("torch::autograd::Error", "torch::autograd::NotImplemented")
 
 
-@contextmanager
-def twice_differentiable(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run ``module`` eagerly, without autocast or TF32, with kernels that have a double backward.
-
-    Must be open around forward *and* backward: activation checkpointing runs forward again.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(full_float32_precision())
-        # Fused attention has no double backward.
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        # Compiled graphs have no double backward either.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        # Second derivatives in bfloat16 are noise; the parameters are float32 or wider here.
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if any(isinstance(part, nn.RNNBase) for part in module.modules()):
-            # cuDNN's recurrent kernels have no double backward, nor a backward in eval mode.
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        if any(map(_has_weight_norm, module.modules())):
-            stack.enter_context(_PlainWeightNorm())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        yield
-
-
-@contextmanager
-def lack_of_derivatives_named() -> Iterator[None]:
-    """Say what to do where autograd meets an operation whose derivative it cannot differentiate.
-
-    Raises:
-        ProbeError: Instead of its NotImplementedError.
-    """
-    try:
-        yield
-    except NotImplementedError as error:
-        raise ProbeError(
-            f"probe: an operation in the loss has no second derivative: {error} Use a version in "
-            "plain PyTorch for the probe (for an EmbeddingBag a sum over an Embedding), e.g. by "
-            "defining probe_loss(batch)."
-        ) from error
-
-
-def make_embeddings_dense(module: nn.Module) -> None:
-    """Let embeddings have dense gradients: sparse ones cannot be differentiated again."""
-    for part in module.modules():
-        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
-            part.sparse = False
-
-
 def gradients_of(
     loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
     """Differentiate a loss, with zeros for parameters that do not enter it.
 
     Raises:
-        ProbeError: If none does, or a gradient is sparse.
+        ProbeError: If no parameter enters the loss, or a gradient is sparse.
     """
-    with lack_of_derivatives_named():
+    with _missing_derivatives_explained():
         gradients = torch.autograd.grad(
             loss, parameters, create_graph=create_graph, allow_unused=True
         )
@@ -104,8 +51,56 @@ def gradients_of(
     )
 
 
+def products_of(
+    gradients: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    *,
+    retain_graph: bool,
+) -> tuple[Tensor, ...]:
+    """Multiply the Hessian with a vector, given in one part for each parameter.
+
+    Args:
+        gradients: Of the loss, with a graph of their own.
+        parameters: With respect to which these were taken.
+        vectors: The parts of the vector.
+        retain_graph: Keep the graph for further products.
+
+    Raises:
+        ProbeError: If an operation has no second derivative.
+    """
+    pairs = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g.requires_grad]
+    if not pairs:  # the loss is linear
+        return tuple(torch.zeros_like(p) for p in parameters)
+    with _missing_derivatives_explained():
+        return torch.autograd.grad(
+            [g for g, _ in pairs],
+            parameters,
+            grad_outputs=[v.to(g.dtype) for g, v in pairs],
+            retain_graph=retain_graph,
+            materialize_grads=True,
+        )
+
+
+@contextmanager
+def _missing_derivatives_explained() -> Iterator[None]:
+    """Say what to do where autograd cannot differentiate the derivative of an operation.
+
+    Raises:
+        ProbeError: Instead of its NotImplementedError.
+    """
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ProbeError(
+            f"probe: an operation in the loss has no second derivative: {error} Use a version in "
+            "plain PyTorch for the probe (for an EmbeddingBag a sum over an Embedding), e.g. by "
+            "defining probe_loss(batch)."
+        ) from error
+
+
 class GraphTraits(NamedTuple):
-    """What the operations in a loss tell about it."""
+    """What the operations in a loss tell about its derivatives."""
 
     has_kinks: bool  # the derivative of an operation jumps, as far as names tell
     has_custom_functions: bool  # the backward of an operation is not torch's own
@@ -125,30 +120,6 @@ def graph_traits(loss: Tensor) -> GraphTraits:
             weight = getattr(node.next_functions[0][0], "variable", None)
             padding_rows[id(weight)].append(row)
     return GraphTraits(has_kinks, has_custom_functions, padding_rows)
-
-
-class _PlainWeightNorm(TorchFunctionMode):
-    """Normalise weights by operations whose second derivative is right.
-
-    That of torch's fused kernel is wrong (torch 2.13: ``gradgradcheck`` fails).
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is not torch._weight_norm:
-            return func(*args, **(kwargs or {}))
-        v, g, dim = args
-        return v * (g / torch.norm_except_dim(v, 2, dim))
-
-
-def _has_weight_norm(part: nn.Module) -> bool:
-    hooks = part._forward_pre_hooks.values()
-    return isinstance(part, _WeightNorm) or any(isinstance(hook, WeightNorm) for hook in hooks)
 
 
 def check_graph(

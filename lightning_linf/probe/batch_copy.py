@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_linf.errors import ProbeError
-from lightning_linf.probe.isolation import is_machinery, slots_of
+from lightning_linf.probe.stateful_objects import is_machinery, slots_of
 
 _ATOMS = (int, float, complex, str, bytes, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, deque)
@@ -21,8 +21,8 @@ def copy_batch(batch: Any, copy_tensor: Callable[[Tensor], Tensor]) -> Any:
     """Copy containers and objects of any class deeply, and tensors by ``copy_tensor``.
 
     An object is copied attribute by attribute, or by its own ``__deepcopy__``; what occurs twice is
-    copied once. Kept as they are: modules, data sets, objects of other packages that are no state
-    (images, tokenizers), read-only and memory-mapped arrays.
+    copied once. Not copied are modules, data sets, objects of packages that hold no state (images,
+    tokenizers), and read-only and memory-mapped arrays: the copy refers to the same ones.
 
     Raises:
         ProbeError: If an object cannot be copied.
@@ -89,7 +89,10 @@ def split_batch(batch: Any, num_parts: int) -> list[Any]:
 
 
 class _Memo(dict[int, Any]):
-    """Copies by the identity of what they are copies of; those of ``dicts`` are made on demand."""
+    """The memo of ``copy.deepcopy``: from the identity of an object to its copy.
+
+    Copies of ``dicts`` are made by their own class, once deepcopy asks for them.
+    """
 
     def __init__(self) -> None:
         self.dicts: dict[int, dict[Any, Any]] = {}
@@ -102,10 +105,10 @@ class _Memo(dict[int, Any]):
 
 
 def _is_attribute_dict(value: dict[Any, Any]) -> bool:
-    """Whether it is a dict of a class of its own, which may give entries for attributes.
+    """Whether it is a dict of a class of its own, which may show its entries as attributes.
 
-    Then it is to be made by its class: deepcopy would take an entry for a method, or leave
-    ``self.__dict__ = self`` behind.
+    Then its class must make the copy: deepcopy might call an entry instead of a method, or lose
+    ``self.__dict__ = self``.
     """
     cls = type(value)
     reduces = cls.__reduce_ex__ is object.__reduce_ex__ and cls.__reduce__ is object.__reduce__
@@ -113,7 +116,7 @@ def _is_attribute_dict(value: dict[Any, Any]) -> bool:
 
 
 def _parts(batch: Any) -> Iterator[Any]:
-    """Find what deepcopy must not copy itself: tensors, and what is kept as it is; each once."""
+    """Find what deepcopy must not copy by itself: tensors, and what is not copied; each once."""
     pending, seen = [batch], set()
     while pending:
         value = pending.pop()

@@ -9,55 +9,40 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_linf import quantities
-from lightning_linf.callbacks import _recording
-from lightning_linf.callbacks._lightning import is_dev_run, logged_step
-from lightning_linf.callbacks._unmeasured import why_nothing
+from lightning_linf.callbacks._due_steps import DueSteps
+from lightning_linf.callbacks._recording import (
+    make_record,
+    start_jsonl,
+    write_layout,
+    write_session,
+    writers,
+)
+from lightning_linf.callbacks._strategies import refuse_flat_shards
+from lightning_linf.callbacks._trainer import is_dev_run, logged_step
 from lightning_linf.errors import RestoreError
-from lightning_linf.lightning_packages import is_either
-from lightning_linf.partition.pieces import trainable_parameters
-from lightning_linf.probe.arguments import check_choice, check_whole
+from lightning_linf.probe.argument_checks import check_choice, check_whole
 
 OnError = Literal["warn", "raise"]
 
 
-def optimized_parameters(*optimizers: Optimizer) -> list[nn.Parameter]:
-    """List what optimizers step."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return [p for group in groups for p in group["params"]]
-
-
-def outside_parameters(module: nn.Module, *optimizers: Optimizer) -> dict[str, nn.Parameter]:
-    """Name what optimizers step and ``module.named_parameters()`` does not list, by position."""
-    listed = {id(p) for p in module.parameters()}
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return {
-        f"optimizer.{i}.{j}": p
-        for i, group in enumerate(groups)
-        for j, p in enumerate(group["params"])
-        if p.requires_grad and id(p) not in listed
-    }
-
-
-def named_optimized_parameters(
-    module: nn.Module, *optimizers: Optimizer
-) -> dict[str, nn.Parameter]:
-    """Name what optimizers step and requires grad."""
-    inside = trainable_parameters(module, optimized_parameters(*optimizers))
-    return {**inside, **outside_parameters(module, *optimizers)}
-
-
 class GeometryMonitor(Callback):
-    """Base of the monitors; a monitor decides what to measure and calls :meth:`record`.
+    """Base of the monitors: when to measure, where the numbers go, and what an error does.
 
-    In ``on_fit_start`` the first one writes a layout for TensorBoard's custom scalars. The last
-    layout counts, so one of your own is to be written later, in ``on_train_start`` say.
+    A monitor of your own sets ``record_tag`` and overrides the hook in which it measures. There it
+    asks :meth:`is_due`, measures within :meth:`errors_handled`, and hands its numbers to
+    :meth:`record`; instead of a step that cannot be measured it has the next one measured by
+    :meth:`postpone`. What it keeps for a measurement it frees in :meth:`release`. Hooks that are
+    defined here must be called by ``super()``. To choose other steps, for this monitor or one of
+    ours, override :meth:`should_measure`.
+
+    In ``on_fit_start`` the first monitor of a trainer writes a layout for TensorBoard's custom
+    scalars. The last layout counts, so one of your own is to be written later, in
+    ``on_train_start`` say.
 
     Args:
         every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
@@ -70,14 +55,30 @@ class GeometryMonitor(Callback):
         ValueError: If an argument has a wrong value.
         MisconfigurationException: In ``setup``, for FSDPStrategy and DeepSpeed, and for another
             monitor with the same tags.
+
+    Example:
+        >>> class GradientNormMonitor(GeometryMonitor):
+        ...     record_tag = "geometry/gradient_norm_per_tensor"
+        ...
+        ...     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        ...         if self.is_due(trainer):
+        ...             with self.errors_handled(trainer, "measure"):
+        ...                 gradients = {n: p.grad for n, p in pl_module.named_parameters()}
+        ...                 norms = torch.stack([g.norm() for g in gradients.values()])
+        ...                 scalars = {"geometry/gradient_norm": float(norms.norm())}
+        ...                 self.record(trainer, scalars, {"norm": norms}, list(gradients))
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[GradientNormMonitor(every_n_steps=10)], logger=False)
     """
 
-    record_tag: str  # of the per-tensor record
-    _what_is_needed = "a loss and finite gradients. Look at training_step and the gradient scaler."
+    record_tag: str
+    """Tag of the record of each parameter tensor; it starts with "geometry/"."""
+    needs = "a loss and finite gradients. Look at training_step and the gradient scaler."
+    """What a step must have to be measured, and what to do if none has it: two sentences."""
     max_history = 1000
     """How many of the latest measurements ``history`` keeps, also in checkpoints."""
 
-    def __init__(self, every_n_steps: int, on_error: OnError, name: str = "") -> None:
+    def __init__(self, every_n_steps: int, on_error: OnError = "warn", name: str = "") -> None:
         caller = type(self).__name__
         check_whole(caller, "every_n_steps", every_n_steps, 1)
         check_choice(caller, "on_error", on_error, get_args(OnError))
@@ -90,10 +91,7 @@ class GeometryMonitor(Callback):
         self._num_failures = 0
         self._failures_before = 0  # in earlier trainings
         self._num_measured = 0  # in this training and what it resumes
-        self._first_step: int | None = None  # of this training
-        self._asked_step = -1  # the last step at which should_measure was asked
-        self._due_step: int | None = None  # the last step at which a measurement was due
-        self._is_postponed = False  # it could not be measured, so the next one is due
+        self._due_steps = DueSteps()
 
     @property
     @override
@@ -106,13 +104,7 @@ class GeometryMonitor(Callback):
             return
         self._warned, self._num_measured = set(), 0  # another trainer may have been before
         self._failures_before = self._num_failures
-        if is_either(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
-            raise MisconfigurationException(
-                f"{type(self).__name__}: expected whole parameters, or those that fully_shard "
-                f"makes, got {type(trainer.strategy).__name__}, whose flat pieces do not tell "
-                "where they belong. Use Trainer(strategy='ddp'), or ModelParallelStrategy with "
-                "fully_shard in configure_model, or remove the callback."
-            )
+        refuse_flat_shards(type(self).__name__, trainer)
         mine = (self.record_tag, self.name)
         twins = [m for m in _monitors(trainer) if (m.record_tag, m.name) == mine]
         if len(twins) > 1:
@@ -122,11 +114,11 @@ class GeometryMonitor(Callback):
                 f"give the others a name, as in {type(self).__name__}(..., name='train')."
             )
         if trainer.barebones:
-            self._warn_once(
+            self.warn_once(
                 "barebones", "Trainer(barebones=True) logs nothing, so nothing is measured."
             )
         elif not is_dev_run(trainer) and 0 <= trainer.max_steps < self.every_n_steps:
-            self._warn_once(
+            self.warn_once(
                 "never",
                 f"`every_n_steps`={self.every_n_steps} is more than the {trainer.max_steps} steps "
                 "of this training, so nothing will be measured. Lower it.",
@@ -136,23 +128,21 @@ class GeometryMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitors = _monitors(trainer)
         if monitors[0] is self and not trainer.barebones:
-            with self._errors_handled(trainer, "lay out TensorBoard's custom scalars"):
-                _recording.write_layout(trainer, monitors)
+            with self.errors_handled(trainer, "lay out TensorBoard's custom scalars"):
+                write_layout(trainer, monitors)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._asked_step, self._due_step, self._is_postponed = -1, None, False
-        self._first_step = None
+        self._due_steps = DueSteps()
 
     @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._due_step is None:  # in on_train_start a resumed counter is still one behind
-            self._first_step = logged_step(trainer)
-            self._due_step = self._first_step - 1
-            with self._errors_handled(trainer, "continue geometry.jsonl"):
-                _recording.start_jsonl(trainer, logged_step(trainer))
+        # Not in on_train_start, where the counter of a resumed training is still one behind.
+        if self._due_steps.begin(logged_step(trainer)):
+            with self.errors_handled(trainer, "continue geometry.jsonl"):
+                start_jsonl(trainer, logged_step(trainer))
 
     def should_measure(self, trainer: Trainer) -> bool:
         """Decide before an optimizer step; every rank must decide alike. Made to override.
@@ -164,22 +154,15 @@ class GeometryMonitor(Callback):
             return False
         if is_dev_run(trainer):
             return not self.history
-        assert self._due_step is not None  # a batch has started
-        intervals = (logged_step(trainer) + 1) // self.every_n_steps
-        return intervals > (self._due_step + 1) // self.every_n_steps
+        return self._due_steps.ends_interval(logged_step(trainer), self.every_n_steps)
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        """Whether to measure this step; asks ``should_measure`` once in it."""
-        step = logged_step(trainer)
-        if step != self._asked_step:
-            self._asked_step = step
-            if self.should_measure(trainer) or self._is_postponed:
-                self._due_step, self._is_postponed = step, False
-        return step == self._due_step
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether to measure this step; asks :meth:`should_measure` once in it."""
+        return self._due_steps.is_due(logged_step(trainer), lambda: self.should_measure(trainer))
 
-    def _postpone(self) -> None:
-        """Measure at the next step instead."""
-        self._is_postponed = True
+    def postpone(self) -> None:
+        """Measure at the next step instead of this one, which lacks something."""
+        self._due_steps.postpone()
 
     def record(
         self,
@@ -218,28 +201,37 @@ class GeometryMonitor(Callback):
         tagged = {quantities.of_monitor(tag, self.name) + suffix: v for tag, v in scalars.items()}
         trainer.callback_metrics.update({tag: torch.tensor(v) for tag, v in tagged.items()})
         for logger in trainer.loggers:
-            with self._errors_handled(trainer, f"log to {type(logger).__name__}"):
+            with self.errors_handled(trainer, f"log to {type(logger).__name__}"):
                 logger.log_metrics(tagged, step=step)
         record_tag = f"{self.record_tag}/{self.name}" if self.name else self.record_tag
-        entry_on_disk = _recording.make_record(
+        entry_on_disk = make_record(
             step, record_tag + suffix, tagged, tensor_names, columns, whole or {}, histogram
         )
-        for task, write in _recording.writers(trainer, entry_on_disk):
-            with self._errors_handled(trainer, task):
+        for task, write in writers(trainer, entry_on_disk):
+            with self.errors_handled(trainer, task):
                 write()
 
     @contextmanager
-    def _errors_handled(self, trainer: Trainer, task: str) -> Iterator[None]:
+    def errors_handled(self, trainer: Trainer, task: str) -> Iterator[None]:
+        """Do with an error what ``on_error`` says.
+
+        Args:
+            trainer: The trainer, at the present step.
+            task: What is done inside, for the warning: "could not measure at step 9".
+
+        Raises:
+            RestoreError: In any case: the training would go on as another one.
+        """
         try:
             yield
         except RestoreError:
-            raise  # to go on would be another training
+            raise
         except Exception as error:
             if self.on_error == "raise":
                 raise
             self._num_failures += 1
             cause = f"{type(error).__name__}: {error}"
-            self._warn_once(
+            self.warn_once(
                 re.sub(r"[-+\d.e]+|inf|nan", "", cause),  # the same but for numbers
                 f"could not {task} at step {logged_step(trainer)} and goes on without. {cause}",
             )
@@ -248,29 +240,38 @@ class GeometryMonitor(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.release()
         monitors = _monitors(trainer)
         if monitors[0] is self and any(monitor.history for monitor in monitors):
-            with self._errors_handled(trainer, "show the run among TensorBoard's HPARAMS"):
-                _recording.write_session(trainer)
+            with self.errors_handled(trainer, "show the run among TensorBoard's HPARAMS"):
+                write_session(trainer)
         if self._num_failures > 1:
             rank_zero_warn(
                 f"{type(self).__name__}: {self._num_failures} failures in all, and "
                 f"{len(self.history)} measurements in `history`; each cause was reported once."
             )
-        made_steps = self._first_step not in (None, logged_step(trainer))
+        made_steps = self._due_steps.first not in (None, logged_step(trainer))
         has_failed = self._num_failures > self._failures_before
         if made_steps and not (self._num_measured or has_failed or trainer.barebones):
-            assert self._first_step is not None
-            why = why_nothing(
-                self._first_step,
+            why = self._due_steps.why_none(
                 logged_step(trainer),
                 self.every_n_steps,
-                passed_over=self._what_is_needed if self._is_postponed else None,
+                needs=self.needs,
                 chooses_itself=type(self).should_measure is not GeometryMonitor.should_measure,
             )
-            self._warn_once("never", why)
+            self.warn_once("never", why)
 
-    def _warn_once(self, kind: str, message: str) -> None:
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Free what is kept for a measurement, as the training has ended. Made to override."""
+
+    def warn_once(self, kind: str, message: str) -> None:
+        """Warn on rank zero, of one kind once in a training."""
         if kind not in self._warned:
             self._warned.add(kind)
             rank_zero_warn(f"{type(self).__name__}: {message}")

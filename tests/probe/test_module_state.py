@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from lightning_linf.errors import RestoreError
 from lightning_linf.probe import ProbeError
-from lightning_linf.probe.isolation import untouched
+from lightning_linf.probe.module_state import untouched
 
 
 class Slotted:
@@ -145,10 +145,10 @@ def test_changes_are_undone_on_leaving_and_on_rewinding(prepare, change):
     prepare(module)
     identity = id(getattr(module, "x", None))
     before = world(module)
-    with untouched(module) as isolation:
+    with untouched(module) as state:
         change(module)
         assert world(module) != before
-        isolation.rewind()
+        state.rewind()
         assert world(module) == before
         change(module)
     assert world(module) == before
@@ -181,11 +181,11 @@ def test_a_failing_restore_is_said_and_does_not_stop_the_others():
     weight = module.weight
 
     def run():
-        with untouched(module) as isolation:
-            for table, key, _ in isolation.slots:
+        with untouched(module) as state:
+            for table, key, _ in state.places:
                 table[key] = torch.ones(2)
             module.calls += 1
-            isolation._values.insert(0, ("Locked.bank", lambda: 1 / 0))
+            state._values.insert(0, ("Locked.bank", lambda: 1 / 0))
 
     with pytest.raises(RestoreError, match=r"Locked.bank \(ZeroDivisionError"):
         run()
@@ -218,8 +218,8 @@ def test_large_read_only_arrays_are_not_copied():
     module = nn.Linear(1, 1)
     module.data = np.zeros(3)
     module.data.flags.writeable = False
-    with untouched(module) as isolation:
-        assert not isolation._values
+    with untouched(module) as state:
+        assert not state._values
 
 
 def test_graphs_that_the_training_holds_stay_usable():
@@ -252,14 +252,14 @@ def test_many_tensors_are_put_back_in_one_call_wherever_their_memory_is():
             num_calls[str(func)] += 1
             return func(*args, **(kwargs or {}))
 
-    with untouched(module) as isolation:
+    with untouched(module) as state:
         tensors[0].data.zero_()  # leaves the version as it is
         tensors[1].t_()  # leaves the memory as it is
         tensors[2].data = torch.zeros(7)
         tensors[3].add_(1)
         module.history.clear()
         with Count():
-            isolation.rewind()
+            state.rewind()
         assert sum(count for name, count in num_calls.items() if "copy_" in name) < 10
         tensors[4].add_(1)
     assert module.history == tensors
@@ -274,10 +274,10 @@ def test_one_tensor_that_cannot_be_put_back_is_named_and_the_others_are():
     module.history = [torch.zeros(2) for _ in range(3)]
 
     def change_and_break_one():
-        with untouched(module) as isolation:
+        with untouched(module) as state:
             for tensor in module.history:
                 tensor.fill_(1.0)
-            isolation._tensors._plain[1].copy = torch.zeros(3)
+            state._tensors._plain[1].copy = torch.zeros(3)
 
     with pytest.raises(RestoreError, match=r"Linear\.history\.1 \(") as raised:
         change_and_break_one()

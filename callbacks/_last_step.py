@@ -1,0 +1,49 @@
+"""The optimizer step after which a probe runs: where it started, and whether it was made."""
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_linf.callbacks._optimized_parameters import optimized_parameters
+from lightning_linf.callbacks._trainer import loss_scale
+from lightning_linf.distributed.gathering import gather
+from lightning_linf.probe import Landscape
+
+
+class LastStep:
+    """The parameters and the scale of the loss as they were before an optimizer step."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, Tensor] = {}  # by the identity of the parameters
+        self._scale_before: float | None = None
+
+    def begin(self, trainer: Trainer) -> None:
+        """Copy the parameters, before the first of several optimizers steps."""
+        if not self._before:
+            parameters = optimized_parameters(*trainer.optimizers)
+            self._before = {id(p): p.detach().clone() for p in parameters}
+            self._scale_before = loss_scale(trainer)
+
+    def forget(self) -> None:
+        """Free the copies."""
+        self._before = {}
+
+    def was_skipped(self, trainer: Trainer) -> bool:
+        """Whether the gradient scaler has left out the step because of overflowing gradients."""
+        scale = loss_scale(trainer)
+        return scale is not None and self._scale_before is not None and scale < self._scale_before
+
+    def change(self, landscape: Landscape) -> Tensor | None:
+        """What the step has added to the parameters of a landscape, which is entered. Shape: (d,).
+
+        None if the step itself has added some of them to the optimizer.
+        """
+        vector = landscape.parameters
+        if not all(id(p) in self._before for p in vector.originals):
+            return None
+        moves = landscape.ranks.together(
+            lambda: [
+                p.detach().to(vector.dtype) - self._before[id(p)].to(vector.dtype)
+                for p in vector.originals
+            ]
+        )
+        return vector.flatten(gather(moves))

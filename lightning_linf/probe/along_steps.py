@@ -1,0 +1,47 @@
+"""What the loss does along single steps: those of steepest descent, and training's own last one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_linf.functional.blocks import (
+    block_norm,
+    dual_block_norm,
+    dual_direction,
+    wide_dtype,
+)
+from lightning_linf.partition import Partition
+from lightning_linf.probe.landscape import Landscape
+from lightning_linf.probe.products import HessianProducts
+
+
+def dual_norms(gradient: Tensor, partitions: Sequence[Partition]) -> dict[str, float]:
+    """Dual norm of the gradient (d,) for each partition."""
+    return {p.name: float(dual_block_norm(gradient, p)) for p in partitions}
+
+
+def curvatures(
+    gradient: Tensor, partitions: Sequence[Partition], products: HessianProducts
+) -> dict[str, float]:
+    """Curvature v^T H v along each partition's steepest descent v of norm 1, at a product each."""
+    directions = torch.stack([dual_direction(gradient, partition) for partition in partitions])
+    along = directions * products.of_all(directions)
+    values = along.sum(dim=1, dtype=wide_dtype(gradient)).tolist()
+    return {p.name: value for p, value in zip(partitions, values, strict=True)}
+
+
+def secants(
+    landscape: Landscape, gradient: Tensor, last_step: Tensor, partitions: Sequence[Partition]
+) -> dict[str, float] | None:
+    """Smoothness along a step (d,) that led here, at the cost of one gradient.
+
+    It is the change of the gradient over the length of the step, in each partition's norms. None
+    for a step of zeros.
+    """
+    if not last_step.any():
+        return None
+    change = gradient - landscape.gradient(-last_step)
+    return {
+        p.name: float(dual_block_norm(change, p) / block_norm(last_step, p)) for p in partitions
+    }

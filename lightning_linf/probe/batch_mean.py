@@ -1,0 +1,105 @@
+"""Means over the batches of all ranks, weighted by their numbers of samples."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lightning_linf.distributed.ranks import Ranks
+from lightning_linf.errors import ProbeError
+from lightning_linf.probe.functional_module import FunctionalModule
+from lightning_linf.probe.loss_function import batch_weight
+
+
+class Mean(NamedTuple):
+    """What a pass over the batches gives."""
+
+    rows: Tensor  # (r, d)
+    loss: float
+
+
+class BatchMean:
+    """Add up over batches, and then over ranks, each batch with its weight.
+
+    Batches and ranks are also split into two halves, alternately: the batches 0, 2, ... of rank 0
+    and 1, 3, ... of rank 1 are in the first.
+
+    Args:
+        function: Whose batches.
+        ranks: Every rank must make the same calls; a failure on one is a failure on all.
+    """
+
+    def __init__(self, function: FunctionalModule, ranks: Ranks) -> None:
+        self._function = function
+        self._ranks = ranks
+
+    def of(
+        self,
+        evaluate: Callable[[int], tuple[Tensor, float]],
+        num_rows: int,
+        place: Callable[[int], slice] = lambda index: slice(None),
+    ) -> Mean:
+        """Take the mean of ``evaluate(index)``, which gives rows (r, d) and the loss of a batch.
+
+        Args:
+            evaluate: Called for each batch of this rank.
+            num_rows: Of the result.
+            place: From the number of a batch to the rows of the result that it is added to.
+        """
+        failure: Exception | None = None
+        weight, loss = 0.0, 0.0
+        try:
+            sums = self._function.parameters.zeros(num_rows)
+            for index in range(len(self._function.batches)):
+                share = self.weight(index)
+                values, value = evaluate(index)
+                sums[place(index)].add_(values, alpha=share)
+                weight += share
+                loss += share * value
+        except Exception as error:  # raised once the other ranks know
+            failure = error
+        try:
+            weight, loss = self._ranks.agree(failure, weight, loss)
+        finally:
+            del failure  # its traceback holds this frame, and with it the graph
+        return Mean(self._ranks.sum(sums).div_(weight), loss / weight)
+
+    def weight(self, index: int) -> float:
+        """Weight of a batch of this rank.
+
+        Raises:
+            ProbeError: If it is not positive.
+        """
+        if len(self._function.batches) == 1 and self._ranks.is_alone:
+            return 1.0
+        weight = batch_weight(self._function.module, self._function.batches[index])
+        if not weight > 0:
+            raise ProbeError(
+                f"probe: expected batches of positive weight, got {weight} for batch {index}."
+            )
+        return weight
+
+    def half(self, index: int) -> int:
+        """Which half a batch of this rank is in, 0 or 1."""
+        return (self._ranks.rank + index) % 2
+
+    def first_half(self) -> float | None:
+        """Share of the first half in the weight of all batches; None if there is one half alone.
+
+        Raises:
+            ProbeError: If a batch has no positive weight.
+        """
+        num_batches = len(self._function.batches)
+        if self._ranks.is_alone and num_batches == 1:
+            return None
+        weights, failure = [0.0, 0.0], None
+        try:
+            for index in range(num_batches):
+                weights[self.half(index)] += self.weight(index)
+        except Exception as error:
+            failure = error
+        try:
+            first, second = self._ranks.agree(failure, *weights)
+        finally:
+            del failure  # its traceback holds this frame
+        return first / (first + second) if first > 0 and second > 0 else None

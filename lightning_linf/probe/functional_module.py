@@ -1,0 +1,144 @@
+"""A module run as a function of its parameters, and left as it was."""
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Literal
+
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_linf.errors import ProbeError
+from lightning_linf.functional.random import derive_seed
+from lightning_linf.lightning_packages import is_either
+from lightning_linf.probe.batch_copy import clone_tensor, copy_batch
+from lightning_linf.probe.double_backward import make_embeddings_dense, twice_differentiable
+from lightning_linf.probe.fully_shard import bypass_sharding, gather_sharded, reshard
+from lightning_linf.probe.loss_function import find_loss_function, require_no_loss_in_training
+from lightning_linf.probe.module_state import ModuleState, untouched
+from lightning_linf.probe.parameters import ParameterVector
+from lightning_linf.probe.random_state import seed_everything
+from lightning_linf.probe.trainer_state import TrainerState
+from lightning_linf.probe.training_dtype import training_dtype
+
+Mode = Literal["eval", "train"]
+
+
+class FunctionalModule:
+    """The loss of a module on each of some batches, as a function of its trainable parameters.
+
+    Between :meth:`enter` and :meth:`leave` its places for parameters and buffers hold copies, and
+    everything else is put back to what it was before each evaluation, and in the end.
+
+    Args:
+        module: As for :class:`~lightning_linf.probe.Landscape`, like all of these.
+        batches: Moved to the module's device when used.
+        batch_indices: What ``training_step`` gets as ``batch_idx``.
+        loss: From module and batch to a scalar. None: that of the module.
+        mode: "eval" or "train".
+        seed: Of all random numbers that the module draws.
+        chosen: Of the trainable parameters only these. None: all.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Sequence[Any],
+        batch_indices: Sequence[int],
+        loss: Callable[[nn.Module, Any], Tensor] | None,
+        mode: Mode,
+        seed: int,
+        chosen: Collection[nn.Parameter] | None,
+    ) -> None:
+        self.module = module
+        self.batches = batches
+        self.mode: Mode = mode
+        self._batch_indices = batch_indices
+        self._seed = seed
+        self._chosen = chosen
+        reshard(module)
+        self.parameters = ParameterVector(module, chosen)
+        self._loss_function = find_loss_function(module, loss)
+        self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
+        self._exits = ExitStack()
+        self._state: ModuleState | None = None
+        self._whole: dict[int, Tensor] = {}  # of sharded tensors, by the identity of these
+
+    def enter(self) -> None:
+        """Keep the state of the module, and set up how it is run."""
+        reshard(self.module)
+        self.parameters = ParameterVector(self.module, self._chosen)
+        with ExitStack() as exits:
+            state = exits.enter_context(
+                untouched(self.module, refuse_iterators=self._calls_training_step)
+            )
+            self._trainer_state = TrainerState(self.module, state.training_parts)
+            exits.enter_context(twice_differentiable(self.module, self.parameters.device))
+            self._state, self._exits = state, exits.pop_all()
+
+    def gather(self) -> None:
+        """Gather sharded parameters; all ranks must call this, once all have entered."""
+        assert self._state is not None
+        self._whole = gather_sharded(self._state.places)
+
+    def leave(self) -> None:
+        """Put everything back.
+
+        Raises:
+            RestoreError: If something could not be put back.
+        """
+        self._state, self._whole = None, {}
+        self._exits.close()
+
+    def evaluate(
+        self, index: int, offset: Tensor | None = None, vector: ParameterVector | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Evaluate the loss of one batch, with a graph.
+
+        Args:
+            index: Number of the batch.
+            offset: Added to the parameters, shape (d,).
+            vector: The parameters, perhaps in a wider dtype. Default: ``parameters``.
+
+        Returns:
+            The parameters, as leaves, and the loss.
+        """
+        evaluate = partial(self._evaluate, index, offset, vector or self.parameters)
+        try:
+            return evaluate(self.mode)
+        except Exception as error:
+            if self.mode == "eval" and self._state is not None:
+                require_no_loss_in_training(error, self.module, partial(evaluate, "train"))
+            raise
+
+    def _evaluate(
+        self, index: int, offset: Tensor | None, vector: ParameterVector, mode: Mode
+    ) -> tuple[list[Tensor], Tensor]:
+        if self._state is None:
+            raise ProbeError("Landscape: expected to be used inside `with Landscape(...) as ...:`.")
+        self._state.rewind()
+        if self._whole:
+            bypass_sharding(self.module)
+        parameters = vector.substitute(self._state.places, offset, self._whole)
+        self._set_mode(mode)
+        make_embeddings_dense(self.module)
+        if vector.widen:
+            for part in self.module.modules():
+                if is_either(part, LightningModule):
+                    part.__dict__["_dtype"] = vector.dtype  # what self.dtype says
+        seed_everything(derive_seed("landscape", self._seed, index), vector.device)
+        dtype = vector.dtype if vector.widen else None
+        # Copied before it is moved: an object may move its own tensors.
+        batch = copy_batch(self.batches[index], partial(clone_tensor, dtype=dtype))
+        batch = move_data_to_device(batch, vector.device)
+        with self._trainer_state.unchanged(), training_dtype(self.module, vector.dtype):
+            return parameters, self._loss_function(batch, self._batch_indices[index])
+
+    def _set_mode(self, mode: Mode) -> None:
+        if mode == "eval":
+            for part in self.module.modules():
+                part.training = False
+        elif not self.module.training:
+            for part in self.module.modules():
+                part.training = True

@@ -1,0 +1,100 @@
+"""Products with the Hessian of a landscape that are checked, and those of halves of its batches."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_linf.errors import ProbeError
+from lightning_linf.probe.landscape import Landscape
+
+# Of |u.Hv - v.Hu| to what cancels in it: float32 gives 1e-6, a wrong second derivative over 1e-2.
+_SYMMETRY_TOLERANCE = 1e-3
+
+
+class HessianProducts:
+    """Multiply vectors with the Hessian of a landscape, and refuse inf and NaN.
+
+    Args:
+        landscape: Inside its ``with``. With several ranks, all must make the same calls.
+        on_hvps: Called with the number of products after each pass, for progress bars.
+
+    Attributes:
+        first_half: Share of the first half of the batches in their weights; None if they have no
+            two halves.
+    """
+
+    def __init__(self, landscape: Landscape, on_hvps: Callable[[int], object] | None) -> None:
+        self._landscape = landscape
+        self._on_hvps = on_hvps
+        self.first_half = landscape.first_half()
+
+    def of_all(self, vectors: Tensor) -> Tensor:
+        """Products with the Hessian of all batches, of the shape of the vectors: (d,) or (c, d).
+
+        Raises:
+            ProbeError: If one is not finite.
+        """
+        return self._checked(self._landscape.hvp(vectors), 1 if vectors.ndim == 1 else len(vectors))
+
+    def of_halves(self, vectors: Tensor) -> Tensor:
+        """Products with the Hessians of both halves of the batches. Shapes: (c, d) -> (2, c, d).
+
+        Raises:
+            ProbeError: If one is not finite.
+        """
+        assert self.first_half is not None
+        products = self._landscape.hvp_of_halves(vectors, self.first_half)
+        return self._checked(products, len(vectors))
+
+    def mean_of(self, halves: Tensor) -> Tensor:
+        """Products with the Hessian of all batches from those of halves. (2, c, d) -> (c, d)."""
+        assert self.first_half is not None
+        return torch.lerp(halves[1], halves[0], self.first_half)
+
+    def _checked(self, products: Tensor, count: int) -> Tensor:
+        if not products.isfinite().all():
+            raise ProbeError(
+                "probe: expected finite Hessian-vector products, got inf or NaN although the loss "
+                "is finite. Look for a square root, logarithm or norm at zero in the loss."
+            )
+        if self._on_hvps is not None:
+            self._on_hvps(count)
+        return products
+
+
+def check_symmetric(hessian: Tensor) -> None:
+    """Compare a whole Hessian (d, d) with its transpose.
+
+    Raises:
+        ProbeError: If they differ by more than rounding.
+    """
+    scaled = hessian / scale_of(hessian)
+    _require_small((scaled - scaled.T).abs().sum(), 2 * scaled.abs().sum())
+
+
+def check_products(u: Tensor, hu: Tensor, v: Tensor, hv: Tensor) -> None:
+    """Compare u.Hv with v.Hu, for two vectors and their products, which costs no further product.
+
+    Raises:
+        ProbeError: If they differ by more than rounding.
+    """
+    scale = torch.maximum(scale_of(hu), scale_of(hv))
+    hu, hv = hu / scale, hv / scale
+    difference = torch.dot(u, hv) - torch.dot(v, hu)
+    _require_small(difference.abs(), torch.dot(u.abs(), hv.abs()) + torch.dot(v.abs(), hu.abs()))
+
+
+def scale_of(values: Tensor) -> Tensor:
+    """Largest magnitude, or the least normal number, to divide by. Shape: ()."""
+    return values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def _require_small(difference: Tensor, cancelled: Tensor) -> None:
+    if difference > _SYMMETRY_TOLERANCE * cancelled:
+        raise ProbeError(
+            "probe: expected a symmetric Hessian, but u.Hv and v.Hu differ by "
+            f"{float(difference / cancelled):.1e} of what they sum. An operation in the loss "
+            "has a wrong second derivative (a custom autograd.Function whose backward is not "
+            "differentiable, say). Use plain PyTorch for the probe, e.g. in probe_loss(batch)."
+        )

@@ -1,0 +1,141 @@
+"""Upper bounds of the blockwise smoothness H(Phi); that of "coordinate" is the (1,1)-norm."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_linf.functional.batch_excess import batch_excess, excess_of_halves
+from lightning_linf.functional.block_smoothness import block_cauchy, block_smoothness_compute
+from lightning_linf.functional.blocks import wide_dtype
+from lightning_linf.functional.one_one_norm import cross_fitted_one_one_norm_compute
+from lightning_linf.functional.product_sums import (
+    ProductSums,
+    product_sums_init,
+    product_sums_update,
+)
+from lightning_linf.functional.random import cauchy
+from lightning_linf.partition import Partition
+from lightning_linf.probe.parameters import ParameterVector
+from lightning_linf.probe.products import (
+    HessianProducts,
+    check_products,
+    check_symmetric,
+    scale_of,
+)
+
+
+class UpperBound(NamedTuple):
+    """An upper bound of H(Phi) for one partition, or an estimate of one."""
+
+    value: float
+    relative_error: float  # standard error over the value; 0 for a bound that is no estimate
+    block_parts: Tensor  # (B,): what the rows of each block add, but for a common factor
+    tensor_parts: Tensor  # (T,): what the rows of each parameter tensor add, likewise
+    num_hvps: int
+    batch_excess: float | None = None  # of "coordinate", with two halves of the batches
+
+
+class WholeHessian(NamedTuple):
+    """All entries of the Hessian, from as many products as there are parameters."""
+
+    matrix: Tensor  # (d, d)
+    batch_excess: float | None
+
+
+def whole_hessian(products: HessianProducts, vector: ParameterVector) -> WholeHessian:
+    """Multiply the Hessian with every unit vector.
+
+    Raises:
+        ProbeError: If it is not finite, or not symmetric.
+    """
+    unit = torch.eye(vector.num_params, dtype=vector.dtype, device=vector.device)
+    excess: float | None = None
+    if products.first_half is None:
+        matrix = products.of_all(unit)
+    else:
+        both = products.of_halves(unit)
+        matrix = products.mean_of(both)
+        norms = [float((part / scale_of(both)).abs().sum()) for part in (*both, matrix)]
+        excess = excess_of_halves(norms, products.first_half)
+    check_symmetric(matrix)
+    return WholeHessian(matrix, excess)
+
+
+def exact_upper_bound(
+    hessian: WholeHessian, partition: Partition, tensor_sizes: Sequence[int]
+) -> UpperBound:
+    """Compute the bound from all entries of the Hessian."""
+    scale = scale_of(hessian.matrix)  # squares of very small or large entries do not fit
+    matrix = (hessian.matrix / scale).to(wide_dtype(hessian.matrix))
+    roots = partition.sizes(matrix).sqrt()
+    row_norms = partition.block_sum(matrix.square()).sqrt() @ roots  # (d,): q_i
+    parts = roots * partition.block_sum(row_norms.square()).sqrt()
+    tensors = torch.stack([part.sum() for part in row_norms.split_with_sizes(list(tensor_sizes))])
+    value = float(parts.sum()) * float(scale)
+    return UpperBound(value, 0.0, parts, tensors, len(matrix), hessian.batch_excess)
+
+
+def estimated_upper_bound(
+    products: HessianProducts,
+    partition: Partition,
+    vector: ParameterVector,
+    *,
+    num_probes: int,
+    probes_per_pass: int,
+    seed: int,
+) -> UpperBound:
+    """Estimate the bound from products with random probes."""
+    is_coordinate = partition.name == "coordinate"
+    first_half = products.first_half if is_coordinate else None
+    like, sizes = vector.like, vector.sizes
+
+    def draw(probe: int) -> Tensor:
+        if is_coordinate:
+            return cauchy(
+                partition.num_params, seed=seed, probe=probe, dtype=like.dtype, device=like.device
+            )
+        return block_cauchy(partition, seed=seed, probe=probe, like=like)
+
+    sums = product_sums_init(sizes, num_probes, like)
+    half_logs = None if first_half is None else vector.zeros(2)
+    first: tuple[Tensor, Tensor] | None = None
+    for begin in range(0, num_probes, probes_per_pass):
+        probes = range(begin, min(begin + probes_per_pass, num_probes))
+        vectors = torch.stack([draw(probe) for probe in probes])
+        if half_logs is None:
+            multiplied = products.of_all(vectors)
+        else:
+            both = products.of_halves(vectors)
+            multiplied = products.mean_of(both)
+            for logs, half in zip(half_logs, both, strict=True):
+                for product in half:
+                    logs += product.abs().log_()
+            del both
+        for probe, v, product in zip(probes, vectors, multiplied, strict=True):
+            product_sums_update(sums, product, probe, sizes)
+            if probe == 0:
+                first = v.clone(), product.clone()
+            elif first is not None:
+                check_products(*first, v, product)
+                first = None
+    if not is_coordinate:
+        bound = block_smoothness_compute(sums, sizes, partition, seed)
+        error = float(bound.relative_error)
+        return UpperBound(
+            float(bound.value), error, bound.block_parts, bound.tensor_parts, num_probes
+        )
+    norm = cross_fitted_one_one_norm_compute(sums, sizes, seed)
+    excess: float | None = None
+    if half_logs is not None and first_half is not None:
+        log_sums = torch.cat([half_logs, sums.log_sums.sum(dim=0, keepdim=True)])
+        excess = batch_excess(log_sums, num_probes, first_half)
+    rows, error = _row_parts(sums, num_probes), float(norm.relative_error)
+    return UpperBound(float(norm.value), error, rows, norm.tensor_norms, num_probes, excess)
+
+
+def _row_parts(sums: ProductSums, num_probes: int) -> Tensor:
+    """1-norm of each row (d,), but for a common factor."""
+    logs = sums.log_sums.sum(dim=0) / num_probes
+    return (logs - logs.max().clamp(min=torch.finfo(logs.dtype).min)).exp()
