@@ -15,7 +15,7 @@ from lightning_linf.quantity import Column, Histogram, PartitionScalar, Scalar
 from lightning_linf.tensorboard.layout import custom_scalars
 
 PACKAGE = Path(lightning_linf.__file__).parent
-DOCS = PACKAGE.parent / "docs"
+SOURCE_TREE = PACKAGE.parent
 SOURCES = [*(PACKAGE / "callbacks").glob("*.py"), PACKAGE / "tensorboard" / "writer.py"]
 CONSTANTS = {
     name: value for name, value in vars(quantities).items() if value in quantities.ALL
@@ -116,11 +116,15 @@ def test_panels_are_told_of_every_quantity_and_ask_for_no_other():
     assert words <= told.keys()
 
 
-@pytest.mark.skipif(not DOCS.is_dir(), reason="tests the source tree, which is not there")
+@pytest.mark.skipif(
+    not (SOURCE_TREE / "pyproject.toml").is_file(),
+    reason="tests the source tree, and an installed package is under test",
+)
 def test_page_of_quantities_is_up_to_date(monkeypatch):
-    monkeypatch.syspath_prepend(DOCS)
-    written = (DOCS / "quantities.md").read_text(encoding="utf-8")
-    assert import_module("list_quantities").page() == written, "run docs/list_quantities.py"
+    monkeypatch.syspath_prepend(SOURCE_TREE / "docs")
+    listing = import_module("list_quantities")
+    written = listing.PAGE.read_text(encoding="utf-8")
+    assert listing.page() == written, "run python docs/list_quantities.py"
 
 
 def test_only_the_histogram_is_no_number():

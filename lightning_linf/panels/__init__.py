@@ -1,1 +1,1 @@
-"""What the TensorBoard plugin and the HTML report share: tables of records, and the panels."""
+"""What the TensorBoard plugin and the HTML report share: tables of measurements, and the panels."""

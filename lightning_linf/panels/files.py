@@ -1,4 +1,4 @@
-"""Where the files of the page lie."""
+"""Where the JavaScript and style files of the panels are."""
 
 from pathlib import Path
 

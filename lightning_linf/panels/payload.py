@@ -1,4 +1,4 @@
-"""What the panels read, as JSON: thinned out where there is more than a screen can show."""
+"""What the panels read, as JSON; long trainings are thinned to what a screen can show."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from lightning_linf.partition_names import FINE_TO_COARSE
 from lightning_linf.quantities import ALL, PREFIX
 from lightning_linf.quantity import PartitionScalar
 
-MAX_STEPS = 500  # of what the browser gets: about one every two pixels
+MAX_STEPS = 500  # steps that the browser gets at most: about one for every two pixels
 
 
 def vocabulary() -> dict[str, Any]:
@@ -34,7 +34,7 @@ def vocabulary() -> dict[str, Any]:
 
 
 def curves(scalars: Mapping[str, Iterable[tuple[int, float]]], most: int = MAX_STEPS) -> Any:
-    """Turn scalars into steps and values by tag; of equal steps the later one counts."""
+    """Give the steps and values of scalars by tag; of two points of one step, the later one."""
     result = {}
     for tag, points in scalars.items():
         last = sorted(dict(points).items())
@@ -48,11 +48,11 @@ def curves(scalars: Mapping[str, Iterable[tuple[int, float]]], most: int = MAX_S
 
 
 def layers(table: Table, column: str) -> Any:
-    """Give a column of single numbers for all tensors: a row for each step.
+    """Give one quantity of all parameter tensors: a list for each step, a number for each tensor.
 
     Raises:
         KeyError: If there is no such column.
-        ValueError: If it holds several numbers a row.
+        ValueError: If the column has several numbers for each tensor.
     """
     where = table.metadata.slice_of(column)
     if where.stop - where.start != 1:
@@ -61,7 +61,9 @@ def layers(table: Table, column: str) -> Any:
 
 
 def fan(table: Table, column: str, row: int) -> Any:
-    """Give a column of one row (of all parameters: the last): its numbers for each step.
+    """Give the quantiles of one row of a table: a list for each step, a number for each quantile.
+
+    The last row is that of all parameters together, if the table has one.
 
     Raises:
         KeyError: If there is no such column or row.
@@ -83,7 +85,7 @@ def _row(values: Any) -> Sequence[float | str | None]:
 
 
 def _encode(value: float) -> float | str | None:
-    """Shorten to what can be seen; JSON has no inf and NaN."""
+    """Round to what can be seen, and write inf and NaN, which JSON does not have."""
     if math.isfinite(value):
         return float(f"{value:.6g}")
     return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

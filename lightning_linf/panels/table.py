@@ -1,4 +1,4 @@
-"""The table of one record as an array with metadata, and many of them as one series."""
+"""The table of a record as an array and metadata, and the tables of many steps as one."""
 
 import hashlib
 import json
@@ -14,17 +14,17 @@ from lightning_linf import quantities
 from lightning_linf.record import SCHEMA_VERSION, Record, SchemaError
 
 Array = npt.NDArray[np.float32]
-_MAX_WIDTH = 1000  # far more than quantiles need
-_SERIES = "@"  # ends a record's tag in an event's
+_MAX_WIDTH = 1000  # numbers in a column for each tensor: far more than quantiles need
+_SERIES = "@"  # in the tags of event files, stands between the record's tag and a digest
 _BROKEN = (
     *(KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError),
-    *(OverflowError, RecursionError),  # of huge numbers and of deep nesting
+    *(OverflowError, RecursionError),  # raised for huge numbers and for deep nesting
 )
 
 
 @dataclass(frozen=True)
 class Column:
-    """One quantity: a number or, for quantiles, several in each row."""
+    """One quantity of each row: a number, or several if it is a list of quantiles."""
 
     name: str
     width: int
@@ -47,19 +47,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the rows and columns of a table are."""
+    """The names of the rows and columns of a table."""
 
     tensors: list[str]
-    whole: bool  # whether a last row is that of all parameters together
+    whole: bool  # whether there is a last row for all parameters together
     columns: list[Column]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows, and the sum of the columns' widths."""
+        """The number of rows, and that of all columns together."""
         return len(self.tensors) + self.whole, sum(column.width for column in self.columns)
 
     def slice_of(self, name: str) -> slice:
-        """Find a column; KeyError without it."""
+        """Tell where in the array a column is; a KeyError if there is none of that name."""
         start = 0
         for column in self.columns:
             if column.name == name:
@@ -73,7 +73,10 @@ class Metadata:
         return {"tensors": self.tensors, "whole": self.whole, "columns": columns}
 
     def tag_of_series(self, tag: str) -> str:
-        """Give the tag in event files: of a tag, readers keep the first event's metadata only."""
+        """Make the tag in event files out of a record's tag and a digest of these metadata.
+
+        Readers of event files keep only the first metadata of a tag, so other ones need another.
+        """
         digest = hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()
         return f"{tag}{_SERIES}{digest[:8]}"
 
@@ -83,7 +86,7 @@ class Metadata:
 
         Raises:
             SchemaError: If a later version wrote them.
-            ValueError: If they are no such metadata.
+            ValueError: If the content is broken.
         """
         try:
             fields = json.loads(content)
@@ -105,12 +108,12 @@ def tag_of_record(series_tag: str) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Records of one kind over training."""
+    """The tables of one monitor at all its measured steps, or at some of them."""
 
     metadata: Metadata
     steps: list[int]
     values: Array  # (len(steps), *metadata.shape)
-    num_steps: int  # before thinning out
+    num_steps: int  # how many were measured
 
     def thinned(self, most: int) -> "Table":
         """Keep at most this many steps, evenly spaced."""
@@ -132,7 +135,7 @@ def thin(num_steps: int, most: int) -> list[int]:
 
 
 def lay_out(record: Record) -> tuple[Array, Metadata]:
-    """Lay the columns of a record side by side. Shape: ``metadata.shape``."""
+    """Put the columns of a record side by side into one array of shape ``metadata.shape``."""
     parts, columns = [], []
     for name, rows in record.columns.items():
         part = np.asarray(rows, dtype=np.float32).reshape(len(record.tensors), -1)
@@ -148,19 +151,20 @@ def lay_out(record: Record) -> tuple[Array, Metadata]:
 
 
 def fits(metadata: Metadata, array: Any) -> bool:
-    """Whether an array, or None, has the shape of a table and real numbers."""
+    """Whether this is an array (and not None) of real numbers, in the shape of the metadata."""
     return np.shape(array) == metadata.shape and np.issubdtype(array.dtype, np.floating)
 
 
 def stack(metadata: Metadata, rows: Iterable[tuple[int, Any]]) -> tuple[Table, str | None]:
-    """Put arrays of several steps together, in the order of steps, a later one replacing an older.
+    """Join the arrays of several steps into one table, in the order of steps.
 
     Args:
-        metadata: Of all of them.
-        rows: Steps and arrays, or None for one that cannot be read.
+        metadata: Those of all arrays.
+        rows: Pairs of a step and its array, or None in place of an array that cannot be read. Of
+            two arrays of one step the later one counts.
 
     Returns:
-        The series, and a note if some arrays did not fit and were left out.
+        The table, and a note if some arrays did not fit and were left out.
     """
     fitting: dict[int, Array] = {}
     skipped = 0
