@@ -274,7 +274,7 @@ class Reparameterized(Optimizer):
     def _map_new_groups(self) -> None:
         """Map groups that were added since: some callbacks append to ``param_groups`` directly."""
         known = len(self.inner.param_groups)
-        check_known(self.param_groups[:known], [theta for theta, _ in self._pairs])
+        check_known(self.param_groups, known, [theta for theta, _ in self._pairs])
         if len(self.param_groups) == known:
             return
         for group in self.param_groups[known:]:
