@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from lightning_linf import Geometry, SwapOptimizer
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
+from lightning_linf.swap import OptimizerName
 from report import LossHistory, print_report
 from settings import check_fields, find_checkpoint, refuse_unless
 
@@ -34,7 +35,7 @@ class TrainingConfig:
     """Samples a device takes at a time: as many as fit in its memory."""
     max_steps: int = 500
     """Optimizer steps."""
-    optimizer: Literal["adam", "adamw", "sgd", "adasgd", "blockwise_adam", "signum"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """adasgd has one g^2 for all parameters, blockwise_adam one a block; sgd: momentum betas[0]."""
     partition: (
         Literal["coordinate", "row", "column", "head", "tensor", "module", "global"] | None
