@@ -1,15 +1,14 @@
-"""Loading a saved state: checked before anything changes, and undone as a whole if it fails.
+"""Checks of saved states.
 
-Throughout, ``groups`` are the parameter groups of the optimizer that loads, and ``saved`` is a
-state dict as :meth:`torch.optim.Optimizer.state_dict` returns it.
+``groups`` are the parameter groups of the optimizer that loads the state, ``saved`` is the state as
+:meth:`torch.optim.Optimizer.state_dict` returns it, and ``optimizer`` a class name, for errors.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_linf.distributed.shards import is_sharded
 
@@ -17,87 +16,6 @@ Saved = dict[str, Any]
 COUNTS = ("step", "exp_avg_sq_step")  # numbers of updates, in the state of a parameter
 # Parts of parameter names that DDP, torch.compile and the like put there.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-
-
-def load_as_a_whole(
-    optimizer: Optimizer,
-    state_dict: Saved,
-    prepare: Callable[[Saved], Saved],
-    restore: Callable[[Saved], None] = lambda _: None,
-) -> None:
-    """Load a state as torch does, but leave the optimizer as it was if anything fails.
-
-    Args:
-        optimizer: The optimizer that loads. Its own code must not change state or groups in place
-            before torch sets new ones: what is restored are the former objects.
-        state_dict: The saved state.
-        prepare: Checks the state, after the user's hooks, and returns it as torch is to load it.
-        restore: Is called with what ``prepare`` returned, after torch has loaded it, to repair what
-            torch has cast.
-    """
-    prepared: Saved = {}
-
-    def before(_: Optimizer, final: Saved) -> Saved:
-        prepared.update(prepare(final))
-        return prepared
-
-    # Registered last, so that hooks of the user, which may change the state, come before.
-    hooks = [
-        optimizer.register_load_state_dict_pre_hook(before),
-        optimizer.register_load_state_dict_post_hook(lambda _: restore(prepared), prepend=True),
-    ]
-    former = dict(vars(optimizer))
-    try:
-        Optimizer.load_state_dict(optimizer, state_dict)
-    except BaseException:
-        vars(optimizer).update(former)
-        raise
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def completed(
-    optimizer: str,
-    groups: Sequence[Mapping[str, Any]],
-    saved: Saved,
-    required: set[str],
-    older: Mapping[str, Any],
-) -> Saved:
-    """Bring a saved state into the form of today's states.
-
-    Hyperparameters that older versions lacked are filled in, counts of steps that were saved as
-    numbers become tensors, and the names of parameters become those of the optimizer, since saved
-    ones may have the prefix of a wrapper such as DDP.
-
-    Args:
-        optimizer: Name of the class, for errors.
-        groups: Its parameter groups.
-        saved: A state whose groups have the same sizes.
-        required: Hyperparameters that every state of this class has had.
-        older: Hyperparameters that states of older versions lack, each with the value that those
-            versions behaved as if they had.
-
-    Raises:
-        ValueError: If required hyperparameters are missing, so the state is that of another class,
-            or if named parameters are in another order.
-    """
-    for theirs in saved["param_groups"]:
-        missing = required - theirs.keys()
-        if missing:
-            raise ValueError(
-                f"{optimizer}.load_state_dict: expected the state of an optimizer of this class, "
-                f"got one without {', '.join(sorted(missing))}. Change optimizers by carry_state."
-            )
-    check_names(optimizer, groups, saved)
-    entries = {index: _with_counts(entry) for index, _, entry in saved_entries(groups, saved)}
-    return {
-        **saved,
-        "state": {**saved["state"], **entries},
-        "param_groups": [
-            {**older, **theirs} for theirs in with_own_names(groups, saved["param_groups"])
-        ],
-    }
 
 
 def with_own_names(
@@ -164,7 +82,7 @@ def check_shape(
     """Raise a ValueError unless an entry of a parameter's saved state has the expected shape.
 
     Args:
-        optimizer: Name of the class, for errors.
+        optimizer: Name of the class.
         groups: Its parameter groups.
         p: The parameter.
         key: Name of the entry, such as ``"exp_avg"``.
@@ -198,16 +116,6 @@ def place_of(groups: Sequence[Mapping[str, Any]], p: Tensor) -> str:
     number = next(number for number, each in enumerate(params) if each is p)
     name = f" ({names[number]})" if names else ""
     return f"parameter {number}{name} of shape {tuple(p.shape)}"
-
-
-def _with_counts(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Have counts as float32 tensors: they may be saved as numbers, and bfloat16 stops at 256."""
-    counts = {
-        key: torch.as_tensor(entry[key], dtype=torch.float32)
-        for key in COUNTS
-        if isinstance(entry.get(key), (Tensor, int, float))
-    }
-    return {**entry, **counts}
 
 
 def _bare(name: str) -> str:

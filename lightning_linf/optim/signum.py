@@ -2,28 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from lightning_linf.distributed.shards import local, local_grad
+from lightning_linf.optim.checked_optimizer import CheckedOptimizer
 from lightning_linf.optim.hyperparameters import check_decay, check_nonnegative, refuse_sparse
-from lightning_linf.optim.saved_state import (
-    check_shape,
-    completed,
-    has_these_groups,
-    load_as_a_whole,
-    saved_entries,
-)
-
-# Hyperparameters in the groups of every saved state, and those that older ones lack.
-_REQUIRED = {"lr", "momentum", "weight_decay"}
-_OLDER = {"maximize": False, "foreach": None}
+from lightning_linf.optim.saved_state import check_shape, saved_entries
 
 
-class Signum(Optimizer):
+class Signum(CheckedOptimizer):
     r"""Move every coordinate by the learning rate, against the sign of the mean gradient.
 
     .. math::
@@ -65,6 +56,7 @@ class Signum(Optimizer):
 
     decoupled_weight_decay = True
     carried_state = ("exp_avg",)
+    _added_options: ClassVar = {"maximize": False, "foreach": None}
 
     def __init__(
         self,
@@ -85,53 +77,22 @@ class Signum(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group.
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_nonnegative("Signum", "lr", group["lr"])
+        check_nonnegative("Signum", "weight_decay", group["weight_decay"])
+        check_decay("Signum", "momentum", group["momentum"])
+        for p in group["params"]:
+            if p.dtype.is_complex:
+                raise ValueError(
+                    f"Signum: expected real parameters, got {p.dtype}, which has no sign. "
+                    "Optimize its real and imaginary parts."
+                )
 
-        Args:
-            param_group: As for :class:`torch.optim.Optimizer`.
-
-        Raises:
-            ValueError: As the constructor.
-        """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            check_nonnegative("Signum", "lr", group["lr"])
-            check_nonnegative("Signum", "weight_decay", group["weight_decay"])
-            check_decay("Signum", "momentum", group["momentum"])
-            for p in group["params"]:
-                if p.dtype.is_complex:
-                    raise ValueError(
-                        f"Signum: expected real parameters, got {p.dtype}, which has no sign. "
-                        "Optimize its real and imaginary parts."
-                    )
-        except ValueError:
-            self.param_groups.pop()
-            raise
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of the same parameters.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            ValueError: If the state is that of another class, has momentum of other shapes or
-                another order of named parameters, or is not sharded as the parameters are. The
-                optimizer is then left as it was.
-        """
-        load_as_a_whole(self, state_dict, self._prepared)
-
-    def _prepared(self, saved: dict[str, Any]) -> dict[str, Any]:
+    def _check_saved(self, saved: dict[str, Any]) -> None:
         groups = self.param_groups
-        if not has_these_groups(groups, saved):
-            return saved
-        saved = completed("Signum", groups, saved, _REQUIRED, _OLDER)
         for _, p, entry in saved_entries(groups, saved):
             if entry:
                 check_shape("Signum", groups, p, "exp_avg", entry.get("exp_avg"))
-        return saved
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

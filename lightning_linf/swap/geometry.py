@@ -38,10 +38,9 @@ class Geometry:
     it replaces, as far as its class has them; between a class with momentum and one with betas,
     a momentum above 0 becomes beta1, and the other way. If there are other than two betas (as in
     Adan and AdEMAMix), nobody knows what they mean: the new optimizer then has its defaults, and
-    the log says so. Weight decay keeps its number. Its meaning depends on the class: it is
-    decoupled in AdamW, BlockwiseAdam, AdaSGD and Signum, and a part of the gradient (L2) in Adam,
-    SGD and most others; the log says if that changes. Hooks registered on the old optimizer, and
-    attributes that it was given, are not taken over.
+    the log says so. Weight decay keeps its number; it is decoupled in AdamW and our optimizers, and
+    a part of the gradient (L2) in Adam, SGD and most others; the log says if that changes. Hooks
+    registered on the old optimizer, and attributes that it was given, are not taken over.
 
     Args:
         optimizer: A name, a class, or a function that makes an optimizer of parameter groups. A

@@ -12,6 +12,7 @@ from lightning_linf import Partition
 from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum
 from lightning_linf.reparam import Rotation, Scaling
 from lightning_linf.swap import carry_state
+from lightning_linf.swap.groups import decay_note
 
 ROUNDING = {"rtol": 1e-12, "atol": 1e-14}  # of float64
 LR = 0.01
@@ -383,6 +384,30 @@ def test_the_sentence_tells_what_was_carried(make_old, make_new, expected):
     assert sentence.startswith(expected)
     assert bool(new.state) == ("was carried over" in sentence)
     assert torch.isfinite(train(module, new, 3)).all()
+
+
+class SignSGD(torch.optim.Optimizer):
+    """What a user may write: it says itself what it keeps."""
+
+    decoupled_weight_decay = True
+    carried_state = ("exp_avg",)
+
+    def __init__(self, params, lr=LR, weight_decay=0.1):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+
+@pytest.mark.parametrize("make_old", [KINDS["Signum"], KINDS["rotated Adam"], KINDS["SGD"]])
+def test_a_class_that_names_its_state_gets_the_same_mean_as_signum(make_old):
+    _, old, new, sentence = swapped(make_old, SignSGD)
+    assert sentence.startswith("momentum was carried over")
+    expected = KINDS["Signum"]([p for group in old.param_groups for p in group["params"]])
+    carry_state(old, expected)
+    ours, theirs = (list(each.state.values()) for each in (new, expected))
+    for mine, state in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, dict(state), rtol=0, atol=0)
+    assert decay_note(old, new).endswith("decoupled now, no longer a part of the gradient") != (
+        isinstance(old, Signum)
+    )
 
 
 class Adan(Adam):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning
-from test_swap import Net, fit
+from support.swapping import Net, fit
 from torch.optim import SGD
 
 from lightning_linf import Geometry, GeometryMixin, Rotation

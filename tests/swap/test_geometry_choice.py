@@ -2,6 +2,7 @@
 
 import pickle
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from lightning_linf import Geometry, Partition
 from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum
 from lightning_linf.reparam import Rotation
+from lightning_linf.swap.optimizer_names import OPTIMIZERS, OptimizerName
 
 
 def network():
@@ -31,6 +33,11 @@ class Forwarding(torch.optim.Adam):
 
     def __init__(self, params, *args, warm=1, **kwargs):
         super().__init__(params, *args, **kwargs)
+
+
+def test_names_are_those_of_the_table():
+    assert set(get_args(OptimizerName)) == set(OPTIMIZERS)
+    assert all(Geometry(name).kind() is kind for name, kind in OPTIMIZERS.items())
 
 
 @pytest.mark.parametrize(

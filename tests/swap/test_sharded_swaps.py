@@ -7,7 +7,7 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ModelParallelStrategy
 from support.ranks import assert_close, environment, in_two_processes, weights
-from test_sharded_optimizers import data, net
+from support.sharded_net import data, net
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset

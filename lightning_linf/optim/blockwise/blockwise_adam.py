@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from lightning_linf.distributed.gathering import part_of
 from lightning_linf.distributed.shards import from_local, local
@@ -24,17 +24,13 @@ from lightning_linf.optim.blockwise.step_inputs import (
     second_moments,
     with_norms_over_ranks,
 )
+from lightning_linf.optim.checked_optimizer import CheckedOptimizer
 from lightning_linf.optim.hyperparameters import check_betas, check_nonnegative
-from lightning_linf.optim.saved_state import completed, has_these_groups, load_as_a_whole
 from lightning_linf.partition import Partition
 from lightning_linf.partition_names import ModuleFreeName
 
-# Hyperparameters in the groups of every saved state, and those that older ones lack.
-_REQUIRED = {"lr", "betas", "eps", "weight_decay", "eps_inside"}
-_OLDER = {"maximize": False, "foreach": None, "capturable": False}
 
-
-class BlockwiseAdam(Optimizer):
+class BlockwiseAdam(CheckedOptimizer):
     r"""Adam whose second moment is shared by each block: a running mean of its squared gradients.
 
     .. math::
@@ -50,7 +46,8 @@ class BlockwiseAdam(Optimizer):
 
     A block may span tensors and parameter groups. Parameter groups that share a block must agree in
     beta2, ``eps``, ``eps_inside`` and ``capturable``. A parameter whose gradient is None is left as
-    it is, and its entries do not count in the mean of its block in that step.
+    it is, and its entries do not count in the mean of its block in that step. Groups cannot be
+    added if there is a ``Partition``: it has all of its parameters.
 
     The state of every parameter has ``step`` and ``exp_avg``, as Adam's. The second moments,
     ``exp_avg_sq`` with its own count ``exp_avg_sq_step``, are held by the parameter whose blocks
@@ -102,6 +99,7 @@ class BlockwiseAdam(Optimizer):
 
     decoupled_weight_decay = True
     carried_state = ("step", "exp_avg", "exp_avg_sq")
+    _added_options: ClassVar = {"maximize": False, "foreach": None, "capturable": False}
 
     def __init__(
         self,
@@ -131,24 +129,6 @@ class BlockwiseAdam(Optimizer):
         }
         super().__init__(params, defaults)
         self._find_block_sets()
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; refused with a ``Partition``, which has all of its parameters.
-
-        Args:
-            param_group: As for :class:`torch.optim.Optimizer`.
-
-        Raises:
-            ValueError: As the constructor.
-        """
-        super().add_param_group(param_group)
-        try:
-            self._check_group(self.param_groups[-1])
-            if hasattr(self, "_block_sets"):  # else the constructor is still adding groups
-                self._find_block_sets()
-        except ValueError:
-            self.param_groups.pop()
-            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -238,30 +218,6 @@ class BlockwiseAdam(Optimizer):
             v.copy_(blocks.mean([p for p, _, _ in given], scaled).view(v.shape))
             state["exp_avg_sq_step"].fill_(most)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of the same parameters and partition.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            ValueError: If it has moments of other shapes, of another partition or another order of
-                named parameters, or is not sharded as the parameters are (``get_`` and
-                ``set_optimizer_state_dict`` of torch convert it). The optimizer is then left as it
-                was.
-        """
-        load_as_a_whole(self, state_dict, self._prepared, self._restore)
-
-    def _prepared(self, saved: dict[str, Any]) -> dict[str, Any]:
-        name, groups = type(self).__name__, self.param_groups
-        if not has_these_groups(groups, saved):
-            return saved
-        saved = completed(name, groups, saved, _REQUIRED, _OLDER)
-        for group in saved["param_groups"]:
-            check_betas(name, group["betas"])
-        check_saved(name, self._block_sets, groups, saved)
-        return saved
-
     def _restore(self, saved: dict[str, Any]) -> None:
         restore_saved(self._block_sets, self.param_groups, self.state, saved)
 
@@ -278,8 +234,16 @@ class BlockwiseAdam(Optimizer):
             check_nonnegative(name, key, group[key])
         check_betas(name, group["betas"])
         check_params(name, group["params"])
+        if hasattr(self, "_block_sets"):  # else the constructor is still adding groups
+            self._find_block_sets()
 
     def _find_block_sets(self) -> None:
         name = type(self).__name__
-        self._block_sets = find_block_sets(name, self.param_groups, self.partition)
-        check_shared_options(name, self.param_groups, self._block_sets)
+        block_sets = find_block_sets(name, self.param_groups, self.partition)
+        check_shared_options(name, self.param_groups, block_sets)
+        self._block_sets = block_sets
+
+    def _check_saved(self, saved: dict[str, Any]) -> None:
+        for group in saved["param_groups"]:
+            check_betas(type(self).__name__, group["betas"])
+        check_saved(type(self).__name__, self._block_sets, self.param_groups, saved)

@@ -94,11 +94,12 @@ def check_inner(inner: Any, num_groups: int, phis: Sequence[Tensor]) -> None:
         )
 
 
-def check_known(groups: Sequence[dict[str, Any]], thetas: Sequence[Tensor]) -> None:
-    """Raise a RuntimeError unless the groups still hold the parameters that were mapped."""
-    if [id(p) for group in groups for p in group["params"]] != [id(theta) for theta in thetas]:
+def check_known(groups: Sequence[dict[str, Any]], known: int, thetas: Sequence[Tensor]) -> None:
+    """Raise a RuntimeError unless the first groups still hold the parameters that were mapped."""
+    ours = [id(p) for group in groups[:known] for p in group["params"]]
+    if ours != [id(theta) for theta in thetas]:
         raise RuntimeError(
-            f"Reparameterized: expected the {len(groups)} parameter groups that it was made of, "
+            f"Reparameterized: expected the {known} parameter groups that it was made of, "
             "and perhaps others after them, got other parameters in them. Make a new "
             "Reparameterized with all groups."
         )

@@ -44,23 +44,20 @@ class Reparameterized(Optimizer):
     steps them directly.
 
     A map that mixes tensors ("global") moves all tensors of a group together, so a missing gradient
-    counts as zero there. Under other maps a parameter without a gradient stays as it is.
+    counts as zero there. Under other maps a parameter without a gradient stays as it is. Parameters
+    of low precision have coordinates, and so optimizer states, in float32. Between steps the
+    tensors that the inner optimizer steps have no memory, and their values mean nothing.
 
-    Parameters of low precision have coordinates, and so optimizer states, in float32. Between steps
-    the tensors that the inner optimizer steps have no memory, and their values mean nothing.
-
-    An inner optimizer that evaluates a closure must do so before it first moves, as those of torch
-    do. If the inner optimizer has ``train()`` and ``eval()``, as schedule-free ones, call them on
-    this one: they move the weights. Hooks for the steps of all optimizers are called for this one,
-    not for the inner one.
+    An inner optimizer that evaluates a closure must do so before it first moves, as torch's do. If
+    it has ``train()`` and ``eval()``, as schedule-free ones, call them on this one: they move the
+    weights. Hooks around the steps of all optimizers are called for this one alone.
 
     Parameters may be sharded (DTensors, such as ``fully_shard`` makes). The map is that of the
     whole tensors, so a step equals that of a single process up to rounding. phi and the inner
-    optimizer's state are sharded as the weights are. During a step every rank gathers gradients,
-    weights and phi, about three times what ``fully_shard`` sends to gather the weights once, holds
-    whole vectors, and computes the whole map. Between steps, phi keeps the memory of this rank's
-    part. An inner optimizer that sets ``p.data`` cannot step sharded parameters, since that has no
-    effect on a DTensor.
+    optimizer's state are sharded as the weights are. In a step every rank gathers gradients,
+    weights and phi (three times what ``fully_shard`` sends to gather the weights), holds whole
+    vectors, and computes the whole map; between steps, phi keeps the memory of this rank's part.
+    An inner optimizer that sets ``p.data`` cannot be used: that has no effect on a DTensor.
 
     Args:
         params: As torch's optimizers take them: tensors, pairs of name and tensor, or groups.
@@ -154,10 +151,9 @@ class Reparameterized(Optimizer):
         return result
 
     def __getattr__(self, name: str) -> Any:
-        """Give ``train`` and ``eval`` if the inner optimizer has them.
+        """Give ``train`` and ``eval`` if the inner optimizer has them, as schedule-free ones do.
 
-        Schedule-free optimizers do: there they move the weights from one sequence of points to
-        another, which happens in coordinates phi.
+        They move the weights from one sequence of points to another, in coordinates phi.
         """
         move_phi = getattr(self.__dict__.get("inner"), name, None) if name in _MODES else None
         if move_phi is None:
@@ -185,8 +181,7 @@ class Reparameterized(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with a description of the map in every group.
 
-        The names of entries in coordinates phi begin with ``phi.``, so that no other optimizer
-        takes them for its own.
+        Names of entries in coordinates phi begin with ``phi.``: no plain optimizer has such.
         """
         self.adopt_state()  # someone may have changed that of the inner optimizer
         return super().state_dict()
@@ -274,7 +269,7 @@ class Reparameterized(Optimizer):
     def _map_new_groups(self) -> None:
         """Map groups that were added since: some callbacks append to ``param_groups`` directly."""
         known = len(self.inner.param_groups)
-        check_known(self.param_groups[:known], [theta for theta, _ in self._pairs])
+        check_known(self.param_groups, known, [theta for theta, _ in self._pairs])
         if len(self.param_groups) == known:
             return
         for group in self.param_groups[known:]:
