@@ -40,13 +40,10 @@ class DueSteps:
         self._is_postponed = True
 
     def why_none(self, end: int, every_n_steps: int, *, needs: str, chooses_itself: bool) -> str:
-        """Say why nothing was measured, in two sentences, the second of which is the remedy.
+        """Say why nothing was measured in a training that ended after ``end`` steps.
 
-        Args:
-            end: How many steps there were at the end of the training.
-            every_n_steps: Of the monitor.
-            needs: What a step must have to be measured, and what to do, in two sentences.
-            chooses_itself: The monitor has a ``should_measure`` of its own.
+        In two sentences, the second of which is the remedy; so are ``needs``, what a step must have
+        to be measured. ``chooses_itself``: the monitor has a ``should_measure`` of its own.
         """
         first = self.first
         assert first is not None

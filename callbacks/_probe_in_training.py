@@ -26,11 +26,7 @@ def probe_in_training(
     with_noise: bool,
     seed: int,
 ) -> GeometryReport:
-    """Enter a landscape and measure it.
-
-    Raises:
-        ProbeError: If SIGTERM comes meanwhile, and what :func:`measure_landscape` raises.
-    """
+    """Enter a landscape and measure it, with a ProbeError if SIGTERM comes meanwhile."""
     most_hvps = (num_probes + OPERATOR_HVPS) * len(partitions)
     with _progress(trainer, most_hvps) as advance, landscape:
 

@@ -2,21 +2,13 @@
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import (
-    DeepSpeedStrategy,
-    FSDPStrategy,
-    ModelParallelStrategy,
-)
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_linf.lightning_packages import is_either
 
 
 def refuse_flat_shards(caller: str, trainer: Trainer) -> None:
-    """Refuse strategies that join parameters to flat vectors and cut these between ranks.
-
-    Raises:
-        MisconfigurationException: Under FSDPStrategy and DeepSpeed.
-    """
+    """Refuse strategies that join parameters to flat vectors and cut these between ranks."""
     if is_either(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
         raise MisconfigurationException(
             f"{caller}: expected whole parameters, or those that fully_shard makes, got "
@@ -27,11 +19,7 @@ def refuse_flat_shards(caller: str, trainer: Trainer) -> None:
 
 
 def refuse_tensor_parallelism(caller: str, trainer: Trainer) -> None:
-    """Refuse parameters that are sharded in another way than by ``fully_shard`` alone.
-
-    Raises:
-        MisconfigurationException: If tensors are split over several devices.
-    """
+    """Refuse parameters that are sharded in another way than by ``fully_shard`` alone."""
     strategy = trainer.strategy
     if is_either(strategy, ModelParallelStrategy):
         size = strategy.device_mesh["tensor_parallel"].size()

@@ -27,11 +27,8 @@ _SAME_LOSS = 1e-4  # relative; float32 sums in another order differ by less
 class TrainingLandscape:
     """Make the landscape of a trainer's module, of smaller parts where memory is short.
 
-    Args:
-        mode: That of :class:`~lightning_linf.probe.Landscape`.
-        seed: Of the random numbers that the module draws.
-        loss: From module and batch to a scalar. None: that of the module.
-        warn_once: Takes a kind of warning and its text.
+    Arguments are those of :class:`~lightning_linf.probe.Landscape`; ``warn_once`` takes a kind of
+    warning and its text.
     """
 
     def __init__(

@@ -70,7 +70,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     smoothness in loss per parameter squared and over d, so that all compare, and one record of each
     parameter tensor. The noise is logged with several batches (or ranks) and no
     :class:`GradientNoiseMonitor` beside this monitor. One microbatch overstates the (1,1)-norm;
-    ``one_one_norm_batch_excess`` says, with several, by how much two halves of them do
+    ``one_one_norm_batch_excess`` says, with several, what two halves of them exceed it by: it is
+    too large by roughly 1 to 2.4 times that, or more if they are few
     (:func:`~lightning_linf.functional.batch_excess.batch_excess`).
 
     ``history`` holds everything in memory and in checkpoints: one dict per measurement with

@@ -60,11 +60,7 @@ def products_of(
 ) -> tuple[Tensor, ...]:
     """Multiply the Hessian with a vector, given in one part for each parameter.
 
-    Args:
-        gradients: Of the loss, with a graph of their own.
-        parameters: With respect to which these were taken.
-        vectors: The parts of the vector.
-        retain_graph: Keep the graph for further products.
+    The ``gradients`` with respect to the ``parameters`` must have a graph of their own.
 
     Raises:
         ProbeError: If an operation has no second derivative.

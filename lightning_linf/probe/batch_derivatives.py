@@ -20,12 +20,9 @@ class _Graph(NamedTuple):
 class BatchDerivatives:
     """The loss of each batch, its gradient and products with its Hessian.
 
-    In the coordinates phi of a linear map theta = A phi, these are A^T g and A^T H A. Each method
-    returns rows (r, d) and the loss, which is what a mean over batches adds up.
-
-    Args:
-        function: The module, which must be entered when a method is called.
-        reparameterization: The map A, or one to be bound to the parameters. None: the identity.
+    In the coordinates phi of a linear map theta = A phi, the ``reparameterization``, these are
+    A^T g and A^T H A. Each method returns rows (r, d) and the loss, which is what
+    :class:`BatchMean` adds up.
     """
 
     def __init__(
@@ -39,11 +36,7 @@ class BatchDerivatives:
         self.bind()
 
     def bind(self) -> None:
-        """Bind the reparameterization to the present parameters.
-
-        Raises:
-            ValueError: If it does not fit them.
-        """
+        """Bind the reparameterization to the present parameters; it may not fit them."""
         given, vector = self._reparameterization, self._function.parameters
         self._map: LinearMap | None
         if isinstance(given, Reparameterization):

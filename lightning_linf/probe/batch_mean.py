@@ -21,12 +21,8 @@ class Mean(NamedTuple):
 class BatchMean:
     """Add up over batches, and then over ranks, each batch with its weight.
 
-    Batches and ranks are also split into two halves, alternately: the batches 0, 2, ... of rank 0
-    and 1, 3, ... of rank 1 are in the first.
-
-    Args:
-        function: Whose batches.
-        ranks: Every rank must make the same calls; a failure on one is a failure on all.
+    All ranks must make the same calls, and a failure on one is a failure on all. There are also two
+    halves: the batches 0, 2, ... of rank 0 and 1, 3, ... of rank 1 are in the first, and so on.
     """
 
     def __init__(self, function: FunctionalModule, ranks: Ranks) -> None:
@@ -65,11 +61,7 @@ class BatchMean:
         return Mean(self._ranks.sum(sums).div_(weight), loss / weight)
 
     def weight(self, index: int) -> float:
-        """Weight of a batch of this rank.
-
-        Raises:
-            ProbeError: If it is not positive.
-        """
+        """Weight of a batch of this rank; one that is not positive is refused."""
         if len(self._function.batches) == 1 and self._ranks.is_alone:
             return 1.0
         weight = batch_weight(self._function.module, self._function.batches[index])
@@ -84,22 +76,13 @@ class BatchMean:
         return (self._ranks.rank + index) % 2
 
     def first_half(self) -> float | None:
-        """Share of the first half in the weight of all batches; None if there is one half alone.
-
-        Raises:
-            ProbeError: If a batch has no positive weight.
-        """
-        num_batches = len(self._function.batches)
-        if self._ranks.is_alone and num_batches == 1:
+        """Share of the first half in the weight of all batches; None if there is one half alone."""
+        indices = range(len(self._function.batches))
+        if self._ranks.is_alone and len(indices) == 1:
             return None
-        weights, failure = [0.0, 0.0], None
-        try:
-            for index in range(num_batches):
-                weights[self.half(index)] += self.weight(index)
-        except Exception as error:
-            failure = error
-        try:
-            first, second = self._ranks.agree(failure, *weights)
-        finally:
-            del failure  # its traceback holds this frame
+
+        def weigh() -> list[float]:
+            return [sum(self.weight(i) for i in indices if self.half(i) == h) for h in (0, 1)]
+
+        first, second = self._ranks.agree(None, *self._ranks.together(weigh))
         return first / (first + second) if first > 0 and second > 0 else None

@@ -31,14 +31,8 @@ class FunctionalModule:
     Between :meth:`enter` and :meth:`leave` its places for parameters and buffers hold copies, and
     everything else is put back to what it was before each evaluation, and in the end.
 
-    Args:
-        module: As for :class:`~lightning_linf.probe.Landscape`, like all of these.
-        batches: Moved to the module's device when used.
-        batch_indices: What ``training_step`` gets as ``batch_idx``.
-        loss: From module and batch to a scalar. None: that of the module.
-        mode: "eval" or "train".
-        seed: Of all random numbers that the module draws.
-        chosen: Of the trainable parameters only these. None: all.
+    The arguments are those of :class:`~lightning_linf.probe.Landscape`; ``chosen`` are its
+    ``parameters``.
     """
 
     def __init__(
@@ -83,26 +77,17 @@ class FunctionalModule:
         self._whole = gather_sharded(self._state.places)
 
     def leave(self) -> None:
-        """Put everything back.
-
-        Raises:
-            RestoreError: If something could not be put back.
-        """
+        """Put everything back; what cannot be is a RestoreError."""
         self._state, self._whole = None, {}
         self._exits.close()
 
     def evaluate(
         self, index: int, offset: Tensor | None = None, vector: ParameterVector | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Evaluate the loss of one batch, with a graph.
+        """Evaluate the loss of the batch ``index``, at the parameters plus ``offset`` (d,).
 
-        Args:
-            index: Number of the batch.
-            offset: Added to the parameters, shape (d,).
-            vector: The parameters, perhaps in a wider dtype. Default: ``parameters``.
-
-        Returns:
-            The parameters, as leaves, and the loss.
+        ``vector`` may be ``parameters`` in a wider dtype. Returns the parameters, as leaves, and
+        the loss, with its graph.
         """
         evaluate = partial(self._evaluate, index, offset, vector or self.parameters)
         try:

@@ -128,22 +128,18 @@ class Landscape:
         self._loss: float | None = None
 
     def __enter__(self) -> Self:
-        self._loss = None
-        self.ranks.start()
-        failure: Exception | None = None
-        try:
+        def enter() -> None:
             self._function.enter()
             self._derivatives.bind()
-        except Exception as error:
-            failure = error
+
+        self._loss = None
+        self.ranks.start()
         try:
-            self.ranks.agree(failure)
+            self.ranks.together(enter)
             self.ranks.together(self._function.gather)
         except BaseException:
             self._function.leave()
             raise
-        finally:
-            del failure  # its traceback holds this frame
         return self
 
     def __exit__(

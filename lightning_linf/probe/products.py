@@ -30,19 +30,11 @@ class HessianProducts:
         self.first_half = landscape.first_half()
 
     def of_all(self, vectors: Tensor) -> Tensor:
-        """Products with the Hessian of all batches, of the shape of the vectors: (d,) or (c, d).
-
-        Raises:
-            ProbeError: If one is not finite.
-        """
+        """Products with the Hessian of all batches, of the shape of the vectors: (d,) or (c, d)."""
         return self._checked(self._landscape.hvp(vectors), 1 if vectors.ndim == 1 else len(vectors))
 
     def of_halves(self, vectors: Tensor) -> Tensor:
-        """Products with the Hessians of both halves of the batches. Shapes: (c, d) -> (2, c, d).
-
-        Raises:
-            ProbeError: If one is not finite.
-        """
+        """Products with the Hessians of both halves of the batches. Shapes: (c, d) -> (2, c, d)."""
         assert self.first_half is not None
         products = self._landscape.hvp_of_halves(vectors, self.first_half)
         return self._checked(products, len(vectors))
@@ -64,21 +56,13 @@ class HessianProducts:
 
 
 def check_symmetric(hessian: Tensor) -> None:
-    """Compare a whole Hessian (d, d) with its transpose.
-
-    Raises:
-        ProbeError: If they differ by more than rounding.
-    """
+    """Compare a whole Hessian (d, d) with its transpose: they may differ by rounding alone."""
     scaled = hessian / scale_of(hessian)
     _require_small((scaled - scaled.T).abs().sum(), 2 * scaled.abs().sum())
 
 
 def check_products(u: Tensor, hu: Tensor, v: Tensor, hv: Tensor) -> None:
-    """Compare u.Hv with v.Hu, for two vectors and their products, which costs no further product.
-
-    Raises:
-        ProbeError: If they differ by more than rounding.
-    """
+    """Compare u.Hv with v.Hu, which costs no further product: they may differ by rounding alone."""
     scale = torch.maximum(scale_of(hu), scale_of(hv))
     hu, hv = hu / scale, hv / scale
     difference = torch.dot(u, hv) - torch.dot(v, hu)

@@ -45,11 +45,7 @@ class WholeHessian(NamedTuple):
 
 
 def whole_hessian(products: HessianProducts, vector: ParameterVector) -> WholeHessian:
-    """Multiply the Hessian with every unit vector.
-
-    Raises:
-        ProbeError: If it is not finite, or not symmetric.
-    """
+    """Multiply the Hessian with every unit vector; it must be finite and symmetric."""
     unit = torch.eye(vector.num_params, dtype=vector.dtype, device=vector.device)
     excess: float | None = None
     if products.first_half is None:

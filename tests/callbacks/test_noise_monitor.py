@@ -539,7 +539,7 @@ def test_constructor_refusals(arguments, message):
         GradientNoiseMonitor(**arguments)
 
 
-def test_a_parameter_that_cannot_be_heard_leaves_no_hook_on_the_others(tmp_path):
+def test_a_parameter_whose_gradient_cannot_be_read_leaves_no_hook_on_the_others(tmp_path):
     class Freezes(Linear):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)

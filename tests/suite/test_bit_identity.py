@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings(*IGNORED_WARNINGS)
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_heard_elsewhere(monkeypatch):
+def lightning_warns_again(monkeypatch):
     """Lightning says once in a process that a training_step has returned None."""
     monkeypatch.setattr(Closure, "warning_cache", WarningCache())
 
