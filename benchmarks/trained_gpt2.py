@@ -41,11 +41,7 @@ def trained_gpt2(steps: list[int]) -> tuple[GPT2, Tensor, dict[int, dict[str, Te
     config = Config()
     seed_everything(config.seed, verbose=False)
     module, keep = GPT2(config), _KeepWeights(steps)
-    fields = (
-        "data", "cache_dir", "vocab_size", "val_fraction", "sequence_length", "batch_size",
-        "micro_batch", "val_sequences", "seed",
-    )  # fmt: skip
-    data = TokenData(**{name: getattr(config, name) for name in fields}, max_steps=config.max_steps)
+    data = TokenData.of(config)
     trainer = Trainer(
         accelerator="cpu", devices=1, max_steps=max(*steps, 1), max_epochs=1, logger=False,
         callbacks=[keep], gradient_clip_val=config.gradient_clip_val, limit_val_batches=0,

@@ -21,7 +21,6 @@ class NoOptions:
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
-OptionsT = TypeVar("OptionsT", bound=Settings)
 
 
 def find_presets(
@@ -54,8 +53,9 @@ def parse(
     args: Sequence[str],
     about: str,
     command: str = "%(prog)s",
-) -> SettingsT:
-    """Read the command line of a recipe.
+    options: type[Any] = NoOptions,
+) -> tuple[SettingsT, Any]:
+    """Read a command line whose flags are the fields of one or two dataclasses.
 
     Args:
         presets: Named sets of settings, the default first; all return the same dataclass.
@@ -63,25 +63,10 @@ def parse(
             for underscores.
         about: First line of the help.
         command: What the help shows before the flags.
-    """
-    return parse_two(presets, NoOptions, args, about, command)[0]
+        options: A second dataclass, which presets do not change.
 
-
-def parse_two(
-    presets: Mapping[str, Callable[[], SettingsT]],
-    options: type[OptionsT],
-    args: Sequence[str],
-    about: str,
-    command: str = "%(prog)s",
-) -> tuple[SettingsT, OptionsT]:
-    """Read a command line whose flags are the fields of two dataclasses.
-
-    Args:
-        presets: As for :func:`parse`, like all other arguments but ``options``.
-        options: The second dataclass, which presets do not change.
-        args: The command line.
-        about: First line of the help.
-        command: What the help shows before the flags.
+    Returns:
+        The filled dataclasses.
     """
     args = [_with_underscores(arg) for arg in args]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -120,7 +105,7 @@ def parse_two(
         parser.error(str(error))
 
 
-def _filled(kind: type[OptionsT], chosen: Namespace) -> OptionsT:
+def _filled(kind: type[SettingsT], chosen: Namespace) -> SettingsT:
     return kind(**{field.name: chosen[field.name] for field in fields(kind)})
 
 

@@ -175,19 +175,7 @@ def prepare(
     """Make trainer, network and data of a run; ``options`` are further ones of the Trainer."""
     seed_everything(config.seed, workers=True, verbose=False)
     module = GPT2(config)
-    data = TokenData(
-        config.data,
-        cache_dir=config.cache_dir,
-        vocab_size=config.vocab_size,
-        val_fraction=config.val_fraction,
-        sequence_length=config.sequence_length,
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
-        max_steps=config.max_steps,
-        val_sequences=config.val_sequences,
-        seed=config.seed,
-    )
-    return make_trainer(config, callbacks, **options), module, data
+    return make_trainer(config, callbacks, **options), module, TokenData.of(config)
 
 
 def main(config: Config) -> Trainer:

@@ -247,6 +247,6 @@ def main(config: Config) -> Path:
 
 if __name__ == "__main__":
     try:
-        main(parse({"quadratic": Config}, sys.argv[1:], "Rotate a quadratic under optimizers."))
+        main(parse({"quadratic": Config}, sys.argv[1:], "Rotate a quadratic under optimizers.")[0])
     except RecipeError as error:
         sys.exit(f"error: {error}")

@@ -154,11 +154,8 @@ class ResNet(LightningModule):
         # Lightning's mean over ranks of these counts is a whole number, so it must come out as one.
         weight = len(labels) * self.trainer.world_size
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
-        for name, value in (
-            ("val_loss", cross_entropy(logits, labels)),
-            ("val_accuracy", accuracy),
-        ):
-            self.log(name, value, batch_size=weight, prog_bar=True, sync_dist=True)
+        values = {"val_loss": cross_entropy(logits, labels), "val_accuracy": accuracy}
+        self.log_dict(values, batch_size=weight, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW, which `SwapOptimizer` exchanges where another geometry is chosen."""
@@ -175,15 +172,7 @@ def prepare(
     """Make trainer, network and data of a run; ``options`` are further ones of the Trainer."""
     seed_everything(config.seed, workers=True, verbose=False)
     module = ResNet(config)
-    data = ImageData(
-        config.data,
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
-        max_steps=config.max_steps,
-        val_images=config.val_images,
-        seed=config.seed,
-    )
-    return make_trainer(config, callbacks, **options), module, data
+    return make_trainer(config, callbacks, **options), module, ImageData.of(config)
 
 
 def main(config: Config) -> Trainer:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from command_line import parse, parse_two
+from command_line import parse
 from comparison.figures import draw_comparison
 from comparison.records import write_json
 from comparison.runs import Runs, say
@@ -28,7 +28,7 @@ from comparison.sweep import Rate, best, chosen, is_end, sweep
 from comparison.tables import comparison_table, seeds_table
 from comparison.variants import ADAM, CHOICES, FEW, Variant
 from comparison.versions import versions
-from settings import refuse
+from settings import refuse_unless
 from training.config import ConfigT, Prepare, TrainingConfig
 
 ABOUT = (
@@ -72,25 +72,23 @@ class Options:
 
     def check(self, config: TrainingConfig) -> None:
         """Refuse settings with which no comparison can be made."""
-        for name, lowest in (
-            ("widen", 0), ("sweep_seeds", 1), ("seeds", 0), ("points", 1), ("jobs", 1),
-        ):  # fmt: skip
-            if (value := getattr(self, name)) < lowest:
-                refuse(name, f"at least {lowest}", value, "Give a larger number.")
-        if not self.budget > 0:
-            refuse("budget", "minutes above 0", self.budget, "Leave it out for no limit.")
-        if config.devices * config.num_nodes > 1 and (self.jobs > 1 or self.budget < math.inf):
-            remedy = "Leave --jobs and --budget out, or use one device."
-            refuse("jobs", "1, and no budget, on several devices", self.jobs, remedy)
-        if self.seeds and config.strategy == "fsdp2":
-            remedy = "Choose --strategy ddp."
-            refuse(
-                "seeds", "0 beside fsdp2, whose shards are not measured here", self.seeds, remedy
-            )
-        for name, value in _CHOSEN_HERE.items():
-            if getattr(config, name) != value:
-                remedy = "A comparison sets it itself: leave it out."
-                refuse(name, f"{value!r} in a comparison", getattr(config, name), remedy)
+        lowest = {"widen": 0, "sweep_seeds": 1, "seeds": 0, "points": 1, "jobs": 1}
+        is_one_device = config.devices * config.num_nodes == 1
+        refuse_unless(self, (
+            *((name, getattr(self, name) >= least, f"at least {least}", "Give a larger number.")
+              for name, least in lowest.items()),
+            ("budget", self.budget > 0, "minutes above 0", "Leave it out for no limit."),
+            ("jobs", is_one_device or (self.jobs == 1 and self.budget == math.inf),
+             "1, and no budget, on several devices",
+             "Leave --jobs and --budget out, or use one device."),
+            ("seeds", self.seeds == 0 or config.strategy != "fsdp2",
+             "0 beside fsdp2, whose shards are not measured here", "Choose --strategy ddp."),
+        ))  # fmt: skip
+        remedy = "A comparison sets it itself: leave it out."
+        refuse_unless(config, (
+            (name, getattr(config, name) == value, f"{value!r} in a comparison", remedy)
+            for name, value in _CHOSEN_HERE.items()
+        ))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,16 +130,15 @@ def run(
     Args:
         args: The command line without the program.
         presets: Named sets of settings, the default first.
-        prepare: The recipe's function that makes trainer, module and data from a config, callbacks
-            and further arguments of the Trainer.
+        prepare: Makes trainer, module and data of a config (see `training.config.Prepare`).
         train: The recipe's function that trains, for a command line without `compare`.
         about: First line of the help.
         lacks: A partition that the network does not have, as a ResNet has no "head".
     """
     if args[:1] != ["compare"]:
-        train(parse(presets, args, about, "%(prog)s [compare]"))
+        train(parse(presets, args, about, "%(prog)s [compare]")[0])
         return
-    config, options = parse_two(shorter(presets), Options, args[1:], ABOUT, "%(prog)s compare")
+    config, options = parse(shorter(presets), args[1:], ABOUT, "%(prog)s compare", Options)
     there = {name: [v for v in CHOICES[name] if v.partition != lacks] for name in CHOICES}
     main(config, prepare, there[options.variants], options, there["all"])
 
@@ -164,7 +161,7 @@ def main(
             ``variants``.
     """
     options.check(config)
-    runs = Runs(prepare, options.jobs, options.budget)
+    runs = Runs(prepare, config.data_id(), options.jobs, options.budget)
     results = []
     for size in options.batch_sizes or (config.batch_size,):
         sized = config
@@ -185,15 +182,14 @@ def compare(
     measured: Sequence[Variant],
 ) -> Comparison:
     """Compare at one batch size."""
-    data_id = config.data_id()
-    swept = sweep(config, runs, variants, options.sweep_seeds, options.widen, data_id)
+    swept = sweep(config, runs, variants, options.sweep_seeds, options.widen)
     say(comparison_table(swept, config.max_steps))
     say(comparison_sentence(swept, config.max_steps))
     seeds: Mapping[Variant, Sequence[Outcome]] = {}
     if options.seeds:
-        seeds = _other_seeds(config, runs, swept, measured, options, data_id)
+        seeds = _other_seeds(config, runs, swept, measured, options)
     comparison = Comparison(config, swept, seeds)
-    record = _record(comparison, options, data_id)
+    record = _record(comparison, options, runs.data_id)
     path = Path(config.runs_dir, config.name, "comparison.json")
     write_json(path, record)
     if seeds:
@@ -210,7 +206,6 @@ def _other_seeds(
     swept: Mapping[Variant, Sequence[Rate]],
     measured: Sequence[Variant],
     options: Options,
-    data_id: str,
 ) -> dict[Variant, list[Outcome]]:
     """Run every variant at its best rate with other seeds, and measure the geometry at the end.
 
@@ -231,7 +226,7 @@ def _other_seeds(
         for variant, seed in pairs
     ]
     results: dict[Variant, list[Outcome]] = {variant: [] for variant in swept}
-    for (variant, _), outcome in zip(pairs, runs.finish(made, data_id), strict=True):
+    for (variant, _), outcome in zip(pairs, runs.finish(made), strict=True):
         results[variant].append(outcome)
     return results
 

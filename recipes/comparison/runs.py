@@ -6,7 +6,6 @@ another. Several runs can go on at a time.
 
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import threading
@@ -39,26 +38,27 @@ class Runs:
     """Make the runs that were not made before.
 
     Args:
-        prepare: The recipe's function that makes trainer, module and data from a config, callbacks
-            and further arguments of the Trainer.
+        prepare: Makes trainer, module and data of a config (see `training.config.Prepare`).
+        data_id: Name of the content of the data.
         num_jobs: How many runs go on at a time; if several, each in a process of its own.
         budget: Minutes after which no further run is started.
     """
 
-    def __init__(self, prepare: Prepare, num_jobs: int = 1, budget: float = math.inf) -> None:
+    def __init__(self, prepare: Prepare, data_id: str, num_jobs: int, budget: float) -> None:
         self.prepare = prepare
+        self.data_id = data_id
         self.num_jobs = num_jobs
         self.deadline = time.monotonic() + 60 * budget
         self.budget = budget
         self._finished: dict[Path, Outcome] = {}
 
-    def finish(self, runs: Sequence[Run], data_id: str) -> list[Outcome]:
+    def finish(self, runs: Sequence[Run]) -> list[Outcome]:
         """Give the outcomes of all runs, after making those that are missing.
 
         Raises:
             RecipeError: If the budget ends before the last one is started.
         """
-        paths = [_path(run, data_id) for run in runs]
+        paths = [_path(run, self.data_id) for run in runs]
         # All ranks must agree on which runs are missing. So each looks at all files before the
         # first run is made, and at its own memory first, because only rank 0 writes files.
         outcomes = [self._finished.get(path) or _read(path) for path in paths]
@@ -68,7 +68,8 @@ class Runs:
         missing = [i for i, outcome in enumerate(outcomes) if outcome is None]
         for i, outcome in self._make(runs, missing):
             outcomes[i] = outcome
-            _write(paths[i], outcome, runs[i], data_id)
+            content = {"outcome": asdict(outcome), "config": asdict(runs[i].config)}
+            write_json(paths[i], {**content, "data": self.data_id})
             self._finish(i, runs, paths[i], outcome, f"{outcome.seconds_per_step:.3f} s a step")
         done = [outcome for outcome in outcomes if outcome is not None]
         if len(done) < len(runs):
@@ -145,9 +146,9 @@ def _code(recipe: str) -> str:
     finder = ModuleFinder([str(_RECIPES)], excludes=["comparison.compare"])
     for program in (recipe, getfile(single_run)):
         finder.load_file(program)
-    imported = {getattr(module, "__file__", None) for module in finder.modules.values()} - {None}
+    files = [getattr(module, "__file__", None) for module in finder.modules.values()]
     digest = hashlib.sha256()
-    for file in [*sorted(_LIBRARY.rglob("*.py")), *sorted(map(Path, imported))]:
+    for file in [*sorted(_LIBRARY.rglob("*.py")), *sorted({Path(file) for file in files if file})]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -163,8 +164,3 @@ def _read(path: Path) -> Outcome | None:
             f"compare: expected a finished run in {str(path)!r}, got {type(error).__name__}. "
             "Delete it to repeat the run."
         ) from error
-
-
-def _write(path: Path, outcome: Outcome, run: Run, data_id: str) -> None:
-    content = {"outcome": asdict(outcome), "config": asdict(run.config), "data": data_id}
-    write_json(path, content)

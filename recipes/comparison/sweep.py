@@ -49,12 +49,7 @@ def is_end(chosen: Rate, rates: Sequence[Rate]) -> bool:
 
 
 def sweep(
-    config: TrainingConfig,
-    runs: Runs,
-    variants: Sequence[Variant],
-    num_seeds: int,
-    widen: int,
-    data_id: str,
+    config: TrainingConfig, runs: Runs, variants: Sequence[Variant], num_seeds: int, widen: int
 ) -> dict[Variant, list[Rate]]:
     """Run every variant at its learning rates.
 
@@ -67,7 +62,6 @@ def sweep(
         variants: The optimizers to run.
         num_seeds: Runs at each rate, with the seeds ``config.seed`` and up.
         widen: How many rates may be added for a variant.
-        data_id: Name of the content of the data.
     """
     rates = {
         variant: [_rounded(config.lr * factor) for factor in variant.factors]
@@ -75,23 +69,19 @@ def sweep(
         if variant.same_rate_as is None
     }
     for num_left in range(widen, -1, -1):
-        tried = _run_all(config, runs, rates, num_seeds, data_id)
+        tried = _run_all(config, runs, rates, num_seeds)
         further = {v: lr for v, found in tried.items() if (lr := _further(found)) is not None}
         if not (further and num_left):
             break
         for variant, lr in further.items():
             rates[variant] = sorted([*rates[variant], lr])
     shared = {v: [best(tried[v.same_rate_as]).lr] for v in variants if v.same_rate_as is not None}
-    tried |= _run_all(config, runs, shared, num_seeds, data_id)
+    tried |= _run_all(config, runs, shared, num_seeds)
     return {variant: tried[variant] for variant in variants}
 
 
 def _run_all(
-    config: TrainingConfig,
-    runs: Runs,
-    rates: dict[Variant, list[float]],
-    num_seeds: int,
-    data_id: str,
+    config: TrainingConfig, runs: Runs, rates: dict[Variant, list[float]], num_seeds: int
 ) -> dict[Variant, list[Rate]]:
     pairs = [(variant, lr) for variant in rates for lr in rates[variant]]
     made = [
@@ -99,7 +89,7 @@ def _run_all(
         for pair in pairs
         for i in range(num_seeds)
     ]
-    outcomes = iter(runs.finish(made, data_id))
+    outcomes = iter(runs.finish(made))
     tried: dict[Variant, list[Rate]] = {variant: [] for variant in rates}
     for variant, lr in pairs:
         tried[variant].append(Rate(lr, tuple(next(outcomes) for _ in range(num_seeds))))

@@ -1,54 +1,31 @@
-"""Batches of labelled images, in an order that a resumed run can enter anywhere."""
+"""Batches of labelled images."""
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from data.images import load
+from data.samples import RunData
 from settings import RecipeError
 
 Batch = tuple[Tensor, Tensor]  # images (batch, channels, height, width), labels (batch,)
 
 
-class ImageList(Dataset[Batch]):
-    """Images in the order of a run: number ``i`` is image ``place(i)``."""
-
-    def __init__(
-        self, pixels: Tensor, labels: Tensor, num_images: int, place: Callable[[int], int]
-    ) -> None:
-        self.pixels = pixels
-        self.labels = labels
-        self.num_images = num_images
-        self.place = place
-
-    def __len__(self) -> int:
-        return self.num_images
-
-    def __getitem__(self, index: int) -> Batch:
-        place = self.place(index)
-        return self.pixels[place], self.labels[place]
-
-
-class ImageData(LightningDataModule):
+class ImageData(RunData):
     """Batches of images, each channel with mean 0 and variance 1 over the training set.
 
     In each epoch the ``n`` training images come in another order, drawn from ``(seed, epoch)``:
-    image ``i`` of a run has position ``i mod n`` in epoch ``i // n``. Step ``s`` uses the
-    ``batch_size`` images from ``s * batch_size`` on, however they are shared out to ranks and
-    micro-batches. So a resumed run needs to know only the step it starts at. Images are not
-    augmented.
+    image ``i`` of a run has position ``i mod n`` in epoch ``i // n``. Images are not augmented.
 
     Args:
         data: Where the images come from (see `data.images`).
-        batch_size: Images an optimizer step, over all ranks and micro-batches.
-        micro_batch: Images a batch.
+        batch_size: Images of an optimizer step, over all ranks and micro-batches.
+        micro_batch: Images of a batch.
         max_steps: Optimizer steps of the run.
         val_images: Images of a validation, at most.
         seed: Decides the order.
@@ -64,19 +41,16 @@ class ImageData(LightningDataModule):
         val_images: int,
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, micro_batch, max_steps)
         self.save_hyperparameters(logger=False)  # the module logs all of them
         self.data = data
-        self.batch_size = batch_size
-        self.micro_batch = micro_batch
-        self.max_steps = max_steps
         self.val_images = val_images
         self.seed = seed
 
     @override
     def setup(self, stage: str) -> None:
         (pixels, labels), (val_pixels, val_labels) = load(self.data)
-        if len(val_labels) < self._rank()[1]:  # the others would wait forever for a rank without
+        if len(val_labels) < self.rank()[1]:  # the others would wait forever for a rank without
             raise RecipeError(
                 f"data: expected a validation image for every device, got {len(val_labels)} in "
                 f"{self.data!r}. Use fewer devices."
@@ -88,37 +62,27 @@ class ImageData(LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
-        rank, num_ranks = self._rank()
-        num_images = len(self.train_set[1])
-        assert self.trainer is not None
-        # Lightning asks after it has read the checkpoint. The length is that of the whole run all
-        # the same, because Lightning goes on counting batches where the checkpoint stopped.
-        first = self.trainer.global_step * self.batch_size + rank
+        pixels, labels = self.train_set
 
         @lru_cache(maxsize=2)
         def order(epoch: int) -> npt.NDArray[np.int64]:
-            return np.random.default_rng((self.seed, epoch)).permutation(num_images)
+            return np.random.default_rng((self.seed, epoch)).permutation(len(labels))
 
-        def place(index: int) -> int:
-            epoch, position = divmod(first + index * num_ranks, num_images)
-            return int(order(epoch)[position])
+        def make(number: int) -> Batch:
+            epoch, position = divmod(number, len(labels))
+            place = int(order(epoch)[position])
+            return pixels[place], labels[place]
 
-        length = self.max_steps * self.batch_size // num_ranks
-        return DataLoader(ImageList(*self.train_set, length, place), batch_size=self.micro_batch)
+        return self.training_batches(make)
 
     @override
     def val_dataloader(self) -> DataLoader[Batch]:
-        rank, num_ranks = self._rank()
-        last = len(self.val_set[1]) - 1
-        # The same images each time, evenly spread.
-        places = np.linspace(0, last, min(self.val_images, last + 1), dtype=np.int64)
-        mine = places[rank::num_ranks]
-        shown = ImageList(*self.val_set, len(mine), lambda index: int(mine[index]))
-        return DataLoader(shown, batch_size=self.micro_batch)
-
-    def _rank(self) -> tuple[int, int]:
-        assert self.trainer is not None
-        return self.trainer.global_rank, self.trainer.world_size
+        pixels, labels = self.val_set
+        num_images = min(self.val_images, len(labels))
+        places = np.linspace(0, len(labels) - 1, num_images, dtype=np.int64)  # evenly spread
+        return self.validation_batches(
+            lambda place: (pixels[place], labels[place]), places.tolist()
+        )
 
 
 def _tensors(pixels: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> Batch:

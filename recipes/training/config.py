@@ -137,5 +137,5 @@ class TrainingConfig:
 
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
-Prepared = tuple[Trainer, LightningModule, LightningDataModule]
-Prepare = Callable[..., Prepared]  # of a config, callbacks, and options of the Trainer
+# A recipe's function of a config, of callbacks, and of further arguments of the Trainer.
+Prepare = Callable[..., tuple[Trainer, LightningModule, LightningDataModule]]

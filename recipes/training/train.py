@@ -102,8 +102,7 @@ def train(config: TrainingConfig, prepare: Prepare, may_change: set[str], title:
 
     Args:
         config: Settings of the run.
-        prepare: The recipe's function that makes trainer, module and data from a config, callbacks
-            and further arguments of the Trainer.
+        prepare: Makes trainer, module and data of a config (see `training.config.Prepare`).
         may_change: Fields that a resumed run may change.
         title: What trains; it is printed before the number of parameters.
     """

@@ -9,7 +9,7 @@ from settings import RecipeError
 
 
 def parse(*args):
-    return command_line.parse(gpt2.PRESETS, args, "Train.")
+    return command_line.parse(gpt2.PRESETS, args, "Train.")[0]
 
 
 def test_no_argument_means_tiny():
@@ -90,7 +90,7 @@ def test_a_file_beside_the_presets_is_one_and_a_wrong_one_is_refused(tmp_path, m
     (tmp_path / "gpt2" / "mine.yaml").write_text("n_layer: 3\n")
     (tmp_path / "gpt2" / "wrong.yaml").write_text("n_lyer: 3\n")
     presets = command_line.find_presets("gpt2", gpt2.Config, default="mine")
-    assert command_line.parse(presets, [], "Train.") == gpt2.Config(n_layer=3)
+    assert command_line.parse(presets, [], "Train.")[0] == gpt2.Config(n_layer=3)
     with pytest.raises(RecipeError, match=r"preset: expected settings of Config in .*wrong.yaml"):
         presets["wrong"]()
 

@@ -111,7 +111,7 @@ def test_table_record_and_figure(config, capsys):
 
 def test_the_dataclass_is_the_command_line(tmp_path, capsys):
     def parse(*args):
-        return parse_command_line({"quadratic": quadratic.Config}, args, "About.")
+        return parse_command_line({"quadratic": quadratic.Config}, args, "About.")[0]
 
     file = tmp_path / "choices.yaml"
     file.write_text("dim: 20\nangles: [0, 1]\n")

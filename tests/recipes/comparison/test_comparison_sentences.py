@@ -7,6 +7,11 @@ from support.comparisons import rates, record_of
 from comparison import sentences, tables, variants
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(sentences, "_NUM_RESAMPLES", 200)
+
+
 @pytest.mark.parametrize(
     ("adam", "rotated", "expected"),
     [
@@ -83,7 +88,7 @@ def test_a_resample_draws_whole_optimizers():
     _, lower, upper = sentences.rank_correlation(groups)
     draw = np.random.default_rng(0)
     found = []
-    for _ in range(2000):
+    for _ in range(200):
         x, y = np.concatenate([groups[i] for i in draw.integers(3, size=3)]).T
         ranks = [(values[:, None] > values).sum(1) + (values[:, None] == values).sum(1) / 2
                  for values in (x, y)]  # fmt: skip

@@ -2,6 +2,7 @@ import dataclasses
 import math
 
 import pytest
+import support.recipes  # noqa: F401  # makes recipes/ importable, or skips this file
 
 import gpt2
 from comparison import compare, runs, sentences, single_run, sweep, variants
@@ -13,7 +14,7 @@ def test_the_best_rate_is_that_of_the_least_mean_over_the_seeds_of_the_sweep(
     losses = {(0.1, 3): 1.0, (0.1, 4): 4.0, (0.2, 3): 2.0, (0.2, 4): 2.5, (0.4, 3): 0.5}
     made = []
 
-    def ended(self, these, data_id):
+    def ended(self, these):
         made.append([(run.config.optimizer, run.config.lr, run.config.seed) for run in these])
         found = [losses.get((run.config.lr, run.config.seed)) for run in these]
         return [
@@ -38,7 +39,7 @@ def test_the_best_rate_is_that_of_the_least_mean_over_the_seeds_of_the_sweep(
 
 
 def test_rates_are_added_beyond_an_end_until_it_is_none_or_enough(comparison, monkeypatch):
-    def ended(self, made, data_id):
+    def ended(self, made):
         return [outcome_at(run.config.lr) for run in made]
 
     def outcome_at(lr):  # best at 1
