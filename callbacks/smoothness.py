@@ -356,7 +356,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         }
         seconds = self._budget.seconds_of_probe(pl_module.device)
         cost = {tags.PROBE_SECONDS: seconds, tags.PROBE_OVERHEAD: self._budget.overhead(seconds)}
-        self.record(trainer, {**scalars_of(report), **cost}, columns, list(report.per_tensor))
+        scalars = {**scalars_of(report), **cost}
+        self.record(trainer, scalars, columns, list(report.per_tensor), report=report)
 
     def _last_step(self, landscape: Landscape) -> Tensor | None:
         """What the optimizer has just added to the parameters. Shape: (d,)."""

@@ -1,12 +1,13 @@
 """What the panels read, as JSON: thinned out where there is more than a screen can show."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lightning_linf import json_numbers
 from lightning_linf.panels.table import Table, thin
+from lightning_linf.report import ReportText
 
 MAX_STEPS = 500  # of what the browser gets: about one every two pixels
 
@@ -23,6 +24,11 @@ def curves(scalars: Mapping[str, Iterable[tuple[int, float]]], most: int = MAX_S
             "num_steps": len(last),
         }
     return result
+
+
+def report(step: int, text: ReportText) -> Any:
+    """Give the text of a report that was measured at a step."""
+    return {"step": step, **vars(text)}
 
 
 def layers(table: Table, column: str) -> Any:
@@ -54,14 +60,12 @@ def _matrix(table: Table, values: Any) -> Any:
     return {"steps": table.steps, "values": rows, "num_steps": table.num_steps}
 
 
-def _row(values: Any) -> Sequence[float | str | None]:
+def _row(values: Any) -> Sequence[float | str]:
     if np.isfinite(values).all():
         return [float(f"{value:.6g}") for value in values.tolist()]
     return [_encode(value) for value in values.tolist()]
 
 
-def _encode(value: float) -> float | str | None:
-    """Shorten to what can be seen; JSON has no inf and NaN."""
-    if math.isfinite(value):
-        return float(f"{value:.6g}")
-    return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+def _encode(value: float) -> float | str:
+    """Shorten to what can be seen."""
+    return json_numbers.encode(float(f"{value:.6g}"))

@@ -41,7 +41,7 @@ from lightning_linf.probe.landscape import Landscape, Mode
 from lightning_linf.probe.partitions import choose_partitions, default_partitions
 from lightning_linf.probe.unwrapped import unwrapped
 from lightning_linf.reparam import Reparameterization
-from lightning_linf.report import GeometryReport, Noise
+from lightning_linf.report import GeometryReport, NoiseReport
 
 
 def measure_geometry(
@@ -249,11 +249,11 @@ def measure_landscape(
         "density": each.density,
         "gini": each.gini,
     }
-    summary: Noise | None = None
+    summary: NoiseReport | None = None
     if noise is not None:
         result = noise_compute(noise, vector.sizes, {p.name: p for p in partitions})
         columns["signal_to_noise"] = result.tensor_signal_to_noise
-        summary = Noise(
+        summary = NoiseReport(
             num_microbatches=int(noise.counts.sum()) + 1,
             weight=float(noise.weight),
             trace=float(result.trace),

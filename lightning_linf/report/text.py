@@ -1,65 +1,53 @@
-"""A report as tables and sentences, for terminals from 80 columns on."""
+"""The text of a report: lines, cells and sentences, which every place that shows it lays out."""
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
 
-from rich.box import Box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
-
+from lightning_linf.report import advice
 from lightning_linf.report.interval import Interval
-
-if TYPE_CHECKING:
-    from lightning_linf.report.report import GeometryReport
-
-# One line below the head, in ASCII: a redirected stdout may know no box characters.
-HEAD_LINE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-
+from lightning_linf.report.measurement import Measurement
 
 # An excess that falls like 1/sqrt(M) is this times that of halves over the whole; like 1/M, once.
-SLOWEST = 1 / (2**0.5 - 1)
+_SLOWEST = 1 / (2**0.5 - 1)
 
 
-class _Column(NamedTuple):
-    heading: str
-    cells: list[str]
+@dataclass(frozen=True)
+class ReportText:
+    """What a reader gets to know, in the order of reading; plain strings without markup.
 
-
-class ReportView:
-    """What ``rich.print(report)`` shows: header, table, what its columns are, verdict, advice.
-
-    Args:
-        report: What to show.
-        keep: Which advice (:meth:`GeometryReport.recommend`).
+    A terminal and an HTML page show all of it, so that the same run reads the same everywhere.
     """
 
-    def __init__(self, report: "GeometryReport", keep: float = 0.9) -> None:
-        self.report = report
-        self.keep = keep
+    header: list[str]
+    headings: list[str]  # of the table's columns
+    rows: list[list[str]]  # by partition, from many blocks to few
+    num_smoothness: int  # columns of smoothness, after the first; the rest are what it promises
+    legend: list[str]  # what the columns are
+    verdict: str
+    advice: str
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        report = self.report
-        # Text and not str throughout: names of partitions may look like markup.
-        yield from (Text(line, style="bold") for line in _header(report))
-        yield Text()
-        names, smoothness, promise = _columns(report)
-        whole = _table([names, *smoothness, *promise])
-        if Measurement.get(console, options.update(max_width=10_000), whole).maximum <= (
-            options.max_width
-        ):
-            yield whole
-        else:
-            yield _table([names, *smoothness])
-            yield Text()
-            yield _table([names, *promise])
-        yield Text()
-        yield from (Text(line, style="dim") for line in _legend(report))
-        yield Text()
-        yield Text(report.verdict)
-        yield Text(report.recommend(self.keep).sentence)
+
+def describe(measured: Measurement, keep: float = 0.9) -> ReportText:
+    """Put a measurement in words.
+
+    Args:
+        measured: What to describe.
+        keep: The share of Adam's promised decrease that the recommended partition has to keep.
+    """
+    names = fine_to_coarse(measured)
+    smoothness, promise = _smoothness_columns(measured, names), _promise_columns(measured, names)
+    marked = [name if measured.smoothness[name].converged else f"{name} *" for name in names]
+    columns = {"partition": marked, **smoothness, **promise}
+    return ReportText(
+        header=list(_header(measured)),
+        headings=list(columns),
+        rows=[list(row) for row in zip(*columns.values(), strict=True)],
+        num_smoothness=len(smoothness),
+        legend=list(_legend(measured)),
+        verdict=advice.verdict(measured),
+        advice=advice.advise(measured, keep).sentence,
+    )
 
 
 def number(value: float) -> str:
@@ -77,55 +65,57 @@ def with_error(value: float, relative_error: float) -> str:
     return f"{number(value)} ±{100 * relative_error:{digits}} %"
 
 
-def smoothness_bracket(report: "GeometryReport", partition: str) -> Interval:
+def smoothness_bracket(measured: Measurement, partition: str) -> Interval:
     """Give the bracket of N(Phi) over d, comparable with lambda_max."""
-    block = report.smoothness[partition]
-    return Interval(block.lower / report.num_params, block.operator_upper / report.num_params)
+    block = measured.smoothness[partition]
+    return Interval(block.lower / measured.num_params, block.operator_upper / measured.num_params)
 
 
-def around_lambda_max(report: "GeometryReport") -> Interval:
+def around_lambda_max(measured: Measurement) -> Interval:
     """Give both ends of lambda_max: its error is that of the upper one."""
-    return Interval(report.lambda_max, report.lambda_max * (1 + report.lambda_max_relative_error))
+    return Interval(
+        measured.lambda_max, measured.lambda_max * (1 + measured.lambda_max_relative_error)
+    )
 
 
-def fine_to_coarse(report: "GeometryReport") -> list[str]:
+def fine_to_coarse(measured: Measurement) -> list[str]:
     """List the partitions from most blocks to fewest."""
-    return sorted(report.smoothness, key=lambda name: -report.smoothness[name].num_blocks)
+    return sorted(measured.smoothness, key=lambda name: -measured.smoothness[name].num_blocks)
 
 
-def _header(report: "GeometryReport") -> Iterator[str]:
-    one_one = with_error(report.one_one_norm_per_param, report.one_one_norm_relative_error)
-    coordinates = report.settings.get("coordinates", "parameters")
+def _header(measured: Measurement) -> Iterator[str]:
+    one_one = with_error(measured.one_one_norm_per_param, measured.one_one_norm_relative_error)
+    coordinates = measured.settings.get("coordinates", "parameters")
     if coordinates == "parameters":
         coordinates = "the parameters"
     yield (
-        f"Geometry of the loss at one point, d = {report.num_params:,}, in the coordinates of "
+        f"Geometry of the loss at one point, d = {measured.num_params:,}, in the coordinates of "
         f"{coordinates}"
     )
     yield (
-        f"loss {number(report.loss)}, gradient density {number(report.density)}, lambda_max "
-        f"{around_lambda_max(report)}, (1,1)-norm/d {one_one}"
+        f"loss {number(measured.loss)}, gradient density {number(measured.density)}, lambda_max "
+        f"{around_lambda_max(measured)}, (1,1)-norm/d {one_one}"
     )
-    if report.one_one_norm > 0:
-        yield _batch_part(report)
-    if report.noise is not None:
-        noise = report.noise
+    if measured.one_one_norm > 0:
+        yield _batch_part(measured)
+    if measured.noise is not None:
+        noise = measured.noise
         yield (
             f"noise per sample: trace {with_error(noise.trace, noise.trace_relative_error)}, noise "
             f"scale {noise.noise_scale:,.0f} samples ({noise.num_microbatches:,} microbatches, "
             f"{noise.weight:,.0f} samples)"
         )
-    yield f"{report.num_hvps:,} Hessian-vector products (HVPs), {number(report.seconds)} s"
+    yield f"{measured.num_hvps:,} Hessian-vector products (HVPs), {number(measured.seconds)} s"
 
 
-def _batch_part(report: "GeometryReport") -> str:
+def _batch_part(measured: Measurement) -> str:
     """Say what the error beside the (1,1)-norm, that of the probes, leaves out."""
-    excess = report.one_one_norm_batch_excess
+    excess = measured.one_one_norm_batch_excess
     if excess is None:
         return (
             "(1,1)-norm from one microbatch: overstates that of the data, by how much is unknown "
             "(measure on several)"
-            if report.settings.get("num_batches", 1) == 1
+            if measured.settings.get("num_batches", 1) == 1
             else "(1,1)-norm: overstates that of the data, by how much was not measured"
         )
     if excess <= 0:
@@ -133,7 +123,7 @@ def _batch_part(report: "GeometryReport") -> str:
             "(1,1)-norm: two halves of the batches do not exceed it, so what their choice adds is "
             "not seen"
         )
-    most = excess * SLOWEST
+    most = excess * _SLOWEST
     return (
         f"(1,1)-norm: by the choice of batches {100 * excess:.0f} to {100 * most:.0f} % too large, "
         "roughly, and more if they are few (two halves of them exceed it by "
@@ -141,54 +131,40 @@ def _batch_part(report: "GeometryReport") -> str:
     )
 
 
-def _columns(report: "GeometryReport") -> tuple[_Column, list[_Column], list[_Column]]:
-    """Fill the columns: names, those of the smoothness, those of what it promises."""
-    names, d = fine_to_coarse(report), report.num_params
-    blocks = [report.smoothness[name] for name in names]
-    smoothness = [
-        _Column("blocks", [f"{block.num_blocks:,}" for block in blocks]),
-        _Column("N(Phi)/d", [str(smoothness_bracket(report, name)) for name in names]),
-        _Column(
-            "H(Phi)/d",
-            [
-                # H(coordinate) is the (1,1)-norm itself; the others are only bounded.
-                ("" if name == "coordinate" else "<= ")
-                + with_error(block.upper / d, block.upper_relative_error)
-                for name, block in zip(names, blocks, strict=True)
-            ],
-        ),
-    ]
-    if report.secant is not None:
-        smoothness.append(_Column("secant/d", _cells(names, report.secant, d)))
-    smoothness.append(_Column("HVPs", [f"{block.num_hvps:,}" for block in blocks]))
-    promise = [
-        _Column("advantage", [str(report.advantage[name]) for name in names]),
-        _Column("along g", _cells(names, report.step_advantage)),
-        _Column("decrease", [str(report.decrease[name]) for name in names]),
-        _Column("R²", _cells(names, report.r_squared)),
-    ]
-    if report.noise is not None:
-        promise.append(_Column("noise/d", _cells(names, report.noise.block_noise, d)))
-    marked = [
-        name if block.converged else f"{name} *" for name, block in zip(names, blocks, strict=True)
-    ]
-    return _Column("partition", marked), smoothness, promise
+def _smoothness_columns(measured: Measurement, names: list[str]) -> dict[str, list[str]]:
+    d, blocks = measured.num_params, [measured.smoothness[name] for name in names]
+    columns = {
+        "blocks": [f"{block.num_blocks:,}" for block in blocks],
+        "N(Phi)/d": [str(smoothness_bracket(measured, name)) for name in names],
+        "H(Phi)/d": [
+            # H(coordinate) is the (1,1)-norm itself; the others are only bounded.
+            ("" if name == "coordinate" else "<= ")
+            + with_error(block.upper / d, block.upper_relative_error)
+            for name, block in zip(names, blocks, strict=True)
+        ],
+    }
+    if measured.secant is not None:
+        columns["secant/d"] = _cells(names, measured.secant, d)
+    return columns | {"HVPs": [f"{block.num_hvps:,}" for block in blocks]}
+
+
+def _promise_columns(measured: Measurement, names: list[str]) -> dict[str, list[str]]:
+    columns = {
+        "advantage": [str(measured.advantage[name]) for name in names],
+        "along g": _cells(names, measured.step_advantage),
+        "decrease": [str(measured.decrease[name]) for name in names],
+        "R²": _cells(names, measured.r_squared),
+    }
+    if measured.noise is not None:
+        columns["noise/d"] = _cells(names, measured.noise.block_noise, measured.num_params)
+    return columns
 
 
 def _cells(names: list[str], values: dict[str, float], divisor: int = 1) -> list[str]:
     return [number(values[name] / divisor) if name in values else "-" for name in names]
 
 
-def _table(columns: list[_Column]) -> Table:
-    table = Table(box=HEAD_LINE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(Text(column.heading), justify="right" if index else "left")
-    for row in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*(Text(cell) for cell in row))
-    return table
-
-
-def _legend(report: "GeometryReport") -> Iterator[str]:
+def _legend(measured: Measurement) -> Iterator[str]:
     yield (
         "N(Phi): what one step meets of the curvature; an upper end, lambda_max's too, is too low "
         "for 0.25 % of seeds at most. H(Phi): blockwise "
@@ -201,11 +177,11 @@ def _legend(report: "GeometryReport") -> Iterator[str]:
         "curvature along that step itself. R²: of the spread of log|g| beyond chance, between "
         "blocks."
     )
-    if report.secant is not None:
+    if measured.secant is not None:
         yield "secant: smoothness along training's last step."
-    if report.noise is not None:
+    if measured.noise is not None:
         yield "noise: sum over blocks of d_b sigma_b, per sample."
-    if "left_out" in report.settings:
-        yield f"Not measured: {report.settings['left_out']}"
-    if not all(block.converged for block in report.smoothness.values()):
+    if "left_out" in measured.settings:
+        yield f"Not measured: {measured.settings['left_out']}"
+    if not all(block.converged for block in measured.smoothness.values()):
         yield "*: not converged, an end of N(Phi) may still move by over 1 %. Allow more HVPs."

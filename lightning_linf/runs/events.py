@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lightning_linf.panels.table import SHOWN_REPORT, Metadata, fits, is_report, tag_of_record
 from lightning_linf.runs.run import Run
-from lightning_linf.runs.series import Points, Series
+from lightning_linf.runs.series import Places, Points, Series
 from lightning_linf.tags import PREFIX
 from lightning_linf.tensorboard import PLUGIN_NAME
-from lightning_linf.panels.table import Metadata, fits, tag_of_record
-from lightning_linf.tensorboard.tensors import decode
+from lightning_linf.tensorboard.tensors import decode, decode_report
 
 _HEAD = struct.Struct("<QI")  # length of a record, and a checksum of that
 _CHECKSUM = struct.Struct("<I")  # of the record, which it follows
@@ -94,15 +94,16 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
     """
     from tensorboard.util.tensor_util import make_ndarray
 
-    def read(series: Series, file: int, place: int) -> Any:
+    def read(tag: str, file: int, place: int) -> Any:
         event = files[file].at(place)
         values = () if event is None else event.summary.value
-        tensors = [value.tensor for value in values if value.tag == series.tag]
+        tensors = [value.tensor for value in values if value.tag == tag]
         return decode(tensors[-1], make_ndarray) if tensors else None
 
     files = [EventFile(path) for path in paths]
     scalars: defaultdict[str, Points] = defaultdict(Points)
     tables: dict[str, Series] = {}  # by tag of the series
+    reports = Places()
     unknown: dict[str, str] = {}  # by tag of the series, what is wrong with its metadata
     num_broken: Counter[str] = Counter()
     for number, file in enumerate(files):
@@ -110,11 +111,13 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
             if event.session_log.status == event.session_log.START:  # training went back there
                 for points in scalars.values():
                     points.cut(event.step)
-                for series in tables.values():
-                    series.cut(event.step)
+                for places in (*tables.values(), reports):
+                    places.cut(event.step)
             for value in event.summary.value:
                 if value.HasField("simple_value") and value.tag.startswith(PREFIX):
                     scalars[value.tag].add(event.step, value.simple_value)
+                elif value.HasField("tensor") and value.tag == SHOWN_REPORT:
+                    reports.add(event.step, number, place)
                 elif value.HasField("tensor") and _is_known(value, tables, unknown):
                     series = tables[value.tag]
                     series.latest = event.wall_time
@@ -133,7 +136,8 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
     for series in tables.values():
         by_tag[tag_of_record(series.tag)].append(series)
     for tag, kinds in by_tag.items():
-        run.add_table(tag, kinds, read)
+        run.add_table(tag, kinds, lambda series, *place: read(series.tag, *place))
+    run.add_report(reports, lambda *place: decode_report(read(SHOWN_REPORT, *place)))
 
 
 def _is_known(value: Any, tables: dict[str, Series], unknown: dict[str, str]) -> bool:
@@ -141,6 +145,8 @@ def _is_known(value: Any, tables: dict[str, Series], unknown: dict[str, str]) ->
     data = value.metadata.plugin_data
     if value.tag in tables or value.tag in unknown or data.plugin_name != PLUGIN_NAME:
         return value.tag in tables
+    if is_report(value.tag):  # of a monitor that is not shown
+        return False
     try:
         tables[value.tag] = Series(value.tag, Metadata.from_event(data.content))
     except ValueError as error:  # of another schema, or broken

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lightning_linf.runs.series import Point, Series
 from lightning_linf.panels.table import Table, stack
+from lightning_linf.report import ReportText, text_of
+from lightning_linf.runs.series import Places, Point, Series
 
 MAX_STEPS = 250  # of each run in the file, which holds all layers and quantities
 
@@ -17,6 +18,8 @@ class Run:
     name: str
     scalars: dict[str, Sequence[Point]] = field(default_factory=dict)  # by tag
     tables: dict[str, Table] = field(default_factory=dict)  # by tag, of at most MAX_STEPS steps
+    report: ReportText | None = None  # the last that is whole
+    report_step: int = -1
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
@@ -43,3 +46,21 @@ class Run:
             self.note(f"{tag}: {note}")
         if num_other := sum(map(len, others)):
             self.note(f"{tag}: {num_other} records of other parameters left out")
+
+    def add_report(self, places: Places, read: Callable[[int, int], Any]) -> None:
+        """Read the last report that is whole.
+
+        Args:
+            places: Of all reports.
+            read: Gives what ``GeometryReport.to_dict`` made, from a place in a file of this number.
+        """
+        broken: list[str] = []
+        for step, file, place in places.latest_first():
+            try:
+                self.report, self.report_step = text_of(read(file, place)), step
+                break
+            except ValueError as error:  # damaged, of another schema, or cut off meanwhile
+                broken.append(f"the last at step {step}: {error}")
+        if broken:
+            several = "s" if len(broken) > 1 else ""
+            self.note(f"{len(broken)} broken report{several} left out, {broken[0]}")

@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 
 from lightning_linf import tags
-from lightning_linf.panels.table import lay_out
+from lightning_linf.panels.table import lay_out, tag_of_report
 from lightning_linf.record import SCHEMA_VERSION, LogHistogram, Record
 from lightning_linf.tensorboard import PLUGIN_NAME
 
 
 def write_record(writer: Any, record: Record) -> None:
-    """Write a record's table as one tensor event of float32, and its histogram.
+    """Write a record's table as a tensor of float32, its histogram, and its report.
 
-    The event's metadata are JSON: ``schema``, ``tensors`` (names of rows), ``whole`` (whether a
-    last row is that of all parameters together) and ``columns`` (name, width, label, unit and
-    levels of each, in order). Its tag is the record's with a digest of them: parameters may change.
+    All are in one event. The report is a tensor of one string, its JSON. The metadata of the table
+    are JSON, too: ``schema``, ``tensors`` (names of rows), ``whole`` (whether a last row is that of
+    all parameters together) and ``columns`` (name, width, label, unit and levels of each, in
+    order). Its tag is the record's with a digest of them: parameters may change.
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter``.
@@ -27,13 +28,18 @@ def write_record(writer: Any, record: Record) -> None:
     from tensorboard.util.tensor_util import make_tensor_proto
 
     table, columns = lay_out(record)
-    content = json.dumps({"schema": SCHEMA_VERSION, **columns.to_json()})
-    metadata = SummaryMetadata(
-        plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content.encode()),
-        data_class=DATA_CLASS_TENSOR,
-    )
-    series = columns.tag_of_series(record.tag)
-    values = [Summary.Value(tag=series, tensor=make_tensor_proto(table), metadata=metadata)]
+    values = []
+
+    def add(tag: str, tensor: Any, about: dict[str, Any]) -> None:
+        content = json.dumps({"schema": SCHEMA_VERSION, **about}).encode()
+        data = SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content)
+        metadata = SummaryMetadata(plugin_data=data, data_class=DATA_CLASS_TENSOR)
+        tensor = make_tensor_proto(tensor)
+        values.append(Summary.Value(tag=tag, tensor=tensor, metadata=metadata))
+
+    add(columns.tag_of_series(record.tag), table, columns.to_json())
+    if record.report is not None:
+        add(tag_of_report(record.tag), json.dumps(record.report, allow_nan=False), {})
     if record.histogram is not None:
         suffix = record.tag.removeprefix(tags.PREFIX).partition("/")[2]  # of several optimizers
         tag = f"{tags.LOG10_GRAD}/{suffix}" if suffix else tags.LOG10_GRAD

@@ -8,15 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from support.records import read
 
 from lightning_linf import record, tags
 from lightning_linf.cli import main
-from lightning_linf.runs import events
 from lightning_linf.html.page import make_page
-from lightning_linf.runs.run import MAX_STEPS, Run
-from lightning_linf.runs.load import load
-from lightning_linf.record import Record
 from lightning_linf.panels.table import lay_out, stack, thin
+from lightning_linf.record import Record
+from lightning_linf.runs import events
+from lightning_linf.runs.load import load
+from lightning_linf.runs.run import MAX_STEPS, Run
 
 TAG = "geometry/heterogeneity_per_tensor"
 needs_links = pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
@@ -202,7 +203,7 @@ def test_a_line_beyond_all_bounds_is_skipped_in_pieces(tmp_path, monkeypatch):
     with open(path, "ab") as file:
         file.write(b" " * 9000 + entry(2).to_line().encode())
     record.append(path, entry(3))
-    records, notes = record.read(path)
+    records, notes = read(path)
     assert [one.step for one in records] == [1, 3]
     assert notes == ["geometry.jsonl: skipped 1 line that cannot be read (line 2)"]
 
@@ -325,7 +326,7 @@ def test_a_tensor_that_claims_more_than_it_holds_is_left_out(tmp_path, kind):
     (run,) = load([tmp_path])
     assert run.tables[TAG].steps == [1]
     assert run.notes == [f"run: {TAG}: 1 broken record left out"]
-    from test_panels import Plugin
+    from support.plugin import Plugin
 
     status, layers = Plugin(tmp_path).request("/layers", run="run", tag=TAG, column="density")
     assert status == 200
@@ -335,9 +336,9 @@ def test_a_tensor_that_claims_more_than_it_holds_is_left_out(tmp_path, kind):
 
 def test_a_scalar_that_claims_to_be_many_is_refused_in_words(tmp_path):
     write_events(tmp_path / "run", entry(1))
+    from support.plugin import Plugin
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.scalar.metadata import create_summary_metadata
-    from test_panels import Plugin
     from torch.utils.tensorboard import SummaryWriter
 
     about = create_summary_metadata("", "")

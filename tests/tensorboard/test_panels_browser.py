@@ -12,7 +12,7 @@ from support.short_run import IGNORED_WARNINGS, train_into
 from support.tensorboard_process import tensorboard
 
 pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-from test_panels import TAG, entry, other_parameters, write_event
+from support.plugin import TAG, entry, other_parameters, write_event
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_linf.panels.table import lay_out
@@ -371,7 +371,7 @@ def test_corrupt_data_are_noted_and_the_rest_is_shown(browser, tmp_path, load_fa
     writer.close()
     metadata = lay_out(entry(0, [1.0, 2.0]))[1]
     good = json.dumps({"schema": 1, **metadata.to_json()})
-    write_event(runs / "later", good.replace('"schema": 1', '"schema": 2').encode(), [[1.0]])
+    write_event(runs / "later", good.replace('"schema": 1', '"schema": 3').encode(), [[1.0]])
     write_event(runs / "torn", b"{", [[1.0]])
     series = metadata.tag_of_series(TAG)
     write_event(runs / "good", good.encode(), np.ones((7, 3)), tag=series, step=11)
@@ -386,7 +386,7 @@ def test_corrupt_data_are_noted_and_the_rest_is_shown(browser, tmp_path, load_fa
         browser.open(board.entry)
         browser.wait("document.querySelectorAll('.notes li').length === 2")
         notes = browser.run("document.querySelector('.notes').textContent")
-        assert "later: geometry/heterogeneity_per_tensor left out: schema 2 is newer" in notes
+        assert "later: geometry/heterogeneity_per_tensor left out: schema 3 is newer" in notes
         assert "torn: geometry/heterogeneity_per_tensor left out: broken metadata" in notes
         assert browser.run(
             "[...document.querySelectorAll('.runs span')].map((s) => s.textContent)"
