@@ -18,6 +18,9 @@ from rich.table import Table
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_linf import GeometryReport
+from lightning_linf.callbacks import LinfSmoothnessMonitor
+
 if TYPE_CHECKING:
     from training import TrainingConfig  # which imports this module
 
@@ -123,7 +126,7 @@ class LossRecorder(Callback):
 
 
 def print_report(
-    smoothness: Rows,
+    smoothness: LinfSmoothnessMonitor,
     heterogeneity: Rows,
     losses: LossHistory,
     config: "TrainingConfig",
@@ -133,7 +136,7 @@ def print_report(
     """Print the table, the sentences, and what to do next.
 
     Args:
-        smoothness: History of the smoothness monitor.
+        smoothness: The monitor after training.
         heterogeneity: History of the heterogeneity monitor.
         losses: What was logged.
         config: Choices of the run.
@@ -141,10 +144,11 @@ def print_report(
         classes: Class paths of its module and of its data.
     """
     console = Console()
-    if smoothness:
-        console.print(geometry_table(smoothness, heterogeneity, losses))
+    if smoothness.history:
+        console.print(geometry_table(smoothness.history, heterogeneity, losses))
     console.print(optimizer_sentence(config), highlight=False, markup=False)
-    console.print(geometry_sentence(smoothness), highlight=False)
+    sentence = geometry_sentence(smoothness.history, smoothness.last_report)
+    console.print(sentence, highlight=False, markup=False)
     for line in (
         f"Checkpoint: {checkpoint}",
         f"Full report: {measure_command(checkpoint, *classes)}",
@@ -199,36 +203,17 @@ def optimizer_sentence(config: "TrainingConfig") -> str:
     return f"Trained with {name}. The geometry is measured in the coordinates of the parameters."
 
 
-def geometry_sentence(smoothness: Rows) -> str:
-    """Say what the last measurement promises Adam over SGD.
-
-    A step of steepest descent promises a decrease of ``dual(g)^2 / (2 N)``: with the 1-norm of the
-    gradient and N of "coordinate" along l-infinity, with its 2-norm and lambda_max along l2.
-    """
+def geometry_sentence(smoothness: Rows, report: GeometryReport | None) -> str:
+    """Say what the last measurement found, in the words of its report."""
     if not smoothness:
         return (
             "The smoothness was not measured: lower --smoothness_every or train for longer, unless "
             "a warning above gives another reason."
         )
-    lower, upper = _bracket(smoothness[-1], "advantage")
-    verdict = (
-        "this point favours Adam."
-        if lower > 1
-        else "this point favours SGD."
-        if upper < 1
-        else "that leaves open which of them this point favours."
-    )
-    along = smoothness[-1].get("step_advantage/coordinate", math.nan)  # undefined where H < 0
-    by_step = (
-        ""
-        if math.isnan(along)
-        else f" By the curvature along the gradient it is {along:.3g} times."
-    )
-    return (
-        f"At step {smoothness[-1]['step']} steepest descent along l-infinity, the geometry of "
-        f"Adam, promises {lower:.3g} to {upper:.3g} times the decrease of steepest descent along "
-        f"l2, that of SGD: {verdict}{by_step}"
-    )
+    step = smoothness[-1]["step"]
+    if report is None:  # the history is in checkpoints, and reports are not
+        return f"The last measurement is that of step {step}, before this training was resumed."
+    return f"At step {step}: {report.verdict} {report.recommend().sentence}"
 
 
 def measure_command(checkpoint: Path, model: str, data: str) -> str:

@@ -5,9 +5,11 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.reports import make_report
 from support.short_run import IGNORED_WARNINGS, train_into
 
 pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
@@ -17,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_linf import tags
 from lightning_linf.panels import payload
 from lightning_linf.panels.files import STATIC
-from lightning_linf.panels.table import Metadata, lay_out, stack, thin
+from lightning_linf.panels.table import SHOWN_REPORT, Metadata, lay_out, stack, thin
 from lightning_linf.record import SCHEMA_VERSION, SchemaError
 from lightning_linf.tensorboard.plugin import source
 from lightning_linf.tensorboard.plugin.loader import GeometryLoader
@@ -62,6 +64,10 @@ def test_routes_give_what_the_monitors_measured(trained):
     measured = [one["per_tensor"]["gini"].tolist() for one in heterogeneity.history]
     np.testing.assert_allclose(layers["values"], measured, rtol=1e-5)
 
+    _, report = plugin.request("/report", run="a")
+    assert run["report"]
+    assert report == {"step": 7, **vars(smoothness.last_report.text())}
+
     rows = len(heterogeneity.history[0]["tensor_names"])
     _, fan = plugin.request("/fan", run="a", tag=TAG, column="log10_quantiles", row=rows)
     medians = [row[3] for row in fan["values"]]
@@ -76,6 +82,9 @@ def test_routes_give_what_the_monitors_measured(trained):
         ("/scalars", {"run": "other"}, 404, "no such data"),
         ("/scalars", {"run": "../a"}, 404, "no such data"),
         ("/scalars", {}, 400, "expected an argument `run`"),
+        ("/report", {"run": "none"}, 404, "no such data"),
+        ("/report", {"run": "other"}, 404, "no such data"),
+        ("/report", {}, 400, "expected an argument `run`"),
         ("/layers", {"run": "a", "tag": "loss", "column": "gini"}, 404, "no such data"),
         ("/layers", {"run": "a", "tag": TAG, "column": "none"}, 404, "no such data"),
         ("/layers", {"run": "a", "tag": TAG}, 400, "expected an argument `column`"),
@@ -159,6 +168,46 @@ def test_no_event_can_empty_the_tab(tmp_path, content, error):
     assert [run["name"] for run in listed["runs"]] == ["good"]
     (note,) = listed["notes"]
     assert error in note
+
+
+def smoothness_entry(step, report, tag="geometry/smoothness_per_tensor"):
+    return replace(entry(step, [1.0, 2.0]), tag=tag, report=report)
+
+
+def test_a_report_that_cannot_be_read_gives_its_place_to_the_one_before(tmp_path):
+    good = make_report().to_dict()
+    broken = {"later": {"schema": 9}, "list": [], "words": good | {"loss": "small"}}
+    for run, last in broken.items():
+        write(tmp_path / run, smoothness_entry(1, good), smoothness_entry(2, last))
+    write(tmp_path / "none", smoothness_entry(1, {"schema": 9}))
+    write(tmp_path / "old", smoothness_entry(1, None))
+    named = "geometry/smoothness_per_tensor/validation"
+    write(tmp_path / "named", smoothness_entry(1, good, named))
+    plugin = Plugin(tmp_path)
+    _, listed = plugin.request("/runs")
+    has_report = {run["name"]: run["report"] for run in listed["runs"]}
+    shown = [*broken, "none"]
+    assert has_report == {**dict.fromkeys(shown, True), "old": False, "named": False}
+    assert listed["notes"] == []
+    for run in broken:
+        status, report = plugin.request("/report", run=run)
+        assert (status, report["step"]) == (200, 1)
+        assert report["verdict"] == make_report().verdict
+    status, answer = plugin.request("/report", run="none")
+    assert status == 400
+    assert (
+        "none holds no report that is whole (GeometryReport: expected `schema`" in answer["error"]
+    )
+    assert plugin.request("/report", run="named")[0] == 404
+
+
+@pytest.mark.parametrize("tensor", [[1.0], "[" * 100_000, "{", ["{}", "{}"], b"\xff"])
+def test_no_event_in_a_reports_place_can_stop_the_tab(tmp_path, tensor):
+    write(tmp_path / "a", smoothness_entry(1, make_report().to_dict()))
+    write_event(tmp_path / "a", b"", tensor, tag=SHOWN_REPORT, step=2)
+    plugin = Plugin(tmp_path)
+    assert plugin.request("/runs")[1]["notes"] == []
+    assert plugin.request("/report", run="a")[1]["step"] == 1
 
 
 def test_numbers_never_stand_at_names_of_other_parameters(tmp_path):

@@ -29,13 +29,14 @@ RUNS = ["shared/first", "shared/second"]  # shown without the folder
 
 @pytest.fixture(scope="module")
 def histories(tmp_path_factory):
-    """A folder of event files, and by run the histories of its monitors."""
+    """A folder of event files, by run the histories of its monitors, and the last report."""
     folder = tmp_path_factory.mktemp("runs")
-    result = {}
+    result, reports = {}, {}
     for seed, name in enumerate(RUNS):
         _, monitors = train_into(folder, name, seed=seed, max_steps=12)
         result[name] = [monitor.history for monitor in monitors]
-    return folder, result
+        reports[name] = monitors[2].last_report.text()
+    return folder, result, reports
 
 
 @pytest.fixture(scope="module", params=["true", "false"])
@@ -151,6 +152,20 @@ def test_verdict_is_that_of_the_events(page, histories):
         assert card.startswith(run.removeprefix("shared/"))
         assert f"at step {last['step']}" in card
         assert f"{last['advantage_lower/coordinate']:.3g}".rstrip("0").rstrip(".") in card
+        assert histories[2][run].verdict in card
+        assert histories[2][run].advice in card
+
+
+def test_each_card_unfolds_to_the_report_of_the_last_measurement(page, histories):
+    page.run("document.querySelectorAll('article.verdict details').forEach((d) => (d.open = true))")
+    cards = page.run("""[...document.querySelectorAll("article.verdict details")].map((details) =>
+        [...details.querySelectorAll("summary, p, th, td")].map((node) => node.textContent))""")
+    for run, shown in zip(RUNS, cards, strict=True):
+        text = histories[2][run]
+        cells = (cell for row in text.rows for cell in row)
+        step = histories[1][run][2][-1]["step"]
+        expected = [*text.header, *text.headings, *cells, *text.legend]
+        assert shown == [f"Report at step {step}", *expected]
 
 
 def test_smoothness_is_that_of_the_events(page, histories):
