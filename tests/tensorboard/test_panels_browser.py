@@ -91,7 +91,7 @@ def click(page, panel, text):
 def table(page, panel):
     """Show a panel's table and give its cells."""
     click(page, panel, "Table")
-    return page.wait(f"""[...document.querySelectorAll("#{panel} table tr")]
+    return page.wait(f"""[...document.querySelectorAll("#{panel} > .table tr")]
         .map((row) => [...row.children].map((cell) => cell.textContent))""")
 
 
