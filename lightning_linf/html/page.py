@@ -13,14 +13,14 @@ from lightning_linf.panels.files import STATIC
 from lightning_linf.report import ReportText
 from lightning_linf.runs.run import MAX_STEPS, Run
 
-# Nothing is fetched from anywhere, whatever a run is called.
+# Whatever names of runs and layers hold, the browser fetches nothing from anywhere.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
 
 
 def make_page(runs: Sequence[Run]) -> str:
-    """Write runs as one HTML page that needs no other file, of characters that UTF-8 has."""
+    """Write runs as one HTML page that needs no other file, and that can be encoded as UTF-8."""
     style = "".join(
         (STATIC / name).read_text(encoding="utf-8")
         for name in ("vendor/uPlot.min.css", "style.css")
@@ -60,8 +60,8 @@ def _report(run: Run) -> str:
         content = _content(name, run.report_step, run.report)
     elif tags.LAMBDA_MAX in run.scalars:
         content = _paragraphs(
-            "No verdict: its records hold no report, as those of earlier versions of lightning_linf"
-            " do not. The panels show what they hold."
+            "No verdict: its records hold no report that can be read (those of earlier versions of "
+            "lightning_linf have none). The panels show their numbers."
         )
     else:
         content = _paragraphs(
@@ -94,7 +94,7 @@ def _cells(row: Sequence[str]) -> Iterable[str]:
 
 
 def _data(runs: Sequence[Run]) -> dict[str, Any]:
-    """Collect what the panels would ask a server for."""
+    """Collect what the panels would ask TensorBoard's server for."""
     listed = [
         {
             "name": run.name,
@@ -119,7 +119,7 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _tables(run: Run) -> dict[str, Any]:
-    """By tag and column: all layers, or the fans of all rows."""
+    """Give by tag and column the numbers of all layers, or for quantiles the fan of each row."""
     result: dict[str, Any] = {}
     for tag, table in run.tables.items():
         num_rows = table.metadata.shape[0]

@@ -15,17 +15,18 @@ _STEP = re.compile(rb'\{"step": (\d+),')
 
 
 def cut(path: Path, step: int) -> Path | None:
-    """Make room for records from ``step`` on, of a training that starts or resumes there.
+    """Prepare the file for a training that starts or resumes at ``step``.
 
-    Lines from that step on, of a training that was interrupted or went further, move to a file of
-    another name. A line that a kill has torn goes.
+    Records of that step and later ones are of an earlier training that went further than the
+    checkpoint it is resumed from. They move to a file of another name, so that each step is in the
+    file once. An unfinished last line, which a kill leaves, is dropped.
 
     Args:
         path: The file, which need not exist.
-        step: The first one to come.
+        step: The first step that the training will make.
 
     Returns:
-        The file that the lines have moved to, if there were any.
+        The file that the records were moved to, or None if there were none.
     """
     path = _file(path)
     if not path.exists():
@@ -36,7 +37,7 @@ def cut(path: Path, step: int) -> Path | None:
     with open(path, "rb") as file:
         for line in file:
             match = _STEP.match(line)
-            # A line that is none of ours stays: `Reader` says what is wrong with it.
+            # A line that is no record stays: `Reader` will say what is wrong with it.
             if not line.endswith(b"\n") or (match is not None and int(match[1]) >= step):
                 if line.endswith(b"\n"):
                     kept = _free_name(path)
@@ -50,7 +51,7 @@ def cut(path: Path, step: int) -> Path | None:
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one record, on a line of its own even where a write has failed half way."""
+    """Add one record on a line of its own, also after a write that failed half way."""
     path = _file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = record.to_line().encode("utf-8")
@@ -63,15 +64,15 @@ def append(path: Path, record: Record) -> None:
 
 
 class Reader:
-    """The records of an open file, one at a time: it may be larger than the memory."""
+    """The records of an open file, one at a time, because it may be larger than the memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._unreadable: list[int] = []  # numbers of lines
-        self._num_newer = 0
+        self._num_newer = 0  # records of a later version of this package
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
-        """Give all records that are whole, in the order of the file, with their places in it."""
+        """Give each whole record in the order of the file, with the number of bytes before it."""
         self._file.seek(0)
         place, number = 0, 0
         while line := self._file.readline(_MAX_LINE_BYTES):
@@ -82,15 +83,15 @@ class Reader:
                 self._num_newer += 1
             except ValueError:
                 self._unreadable.append(number)
-            while not line.endswith(b"\n") and line:  # its rest, of a line that is too long
+            while not line.endswith(b"\n") and line:  # skip the rest of a line that is too long
                 line = self._file.readline(_MAX_LINE_BYTES)
             place = self._file.tell()
 
     def at(self, place: int) -> Record:
-        """Read a record once more, when the iteration has ended.
+        """Read a record a second time, after the iteration, from the place that it gave.
 
         Raises:
-            ValueError: If it is no longer there.
+            ValueError: If no record is there any more.
         """
         self._file.seek(place)
         return _parse(self._file.readline(_MAX_LINE_BYTES))
@@ -114,7 +115,7 @@ def _parse(line: bytes) -> Record:
 
 
 def _file(path: Path) -> Path:
-    """Follow links, so that none is replaced; where anything but a file is, nothing is written."""
+    """Follow links to the file itself; OSError if it is a folder, a device or a pipe."""
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise OSError(f"expected a file or nothing at {path}, got a folder, a device or a pipe")

@@ -12,22 +12,24 @@ _BYTES = 4  # of one float32 second moment
 
 @dataclass(frozen=True)
 class Advice:
-    """The coarsest partition that is shown to keep ``keep`` of Adam's promised decrease.
+    """The coarsest partition that is shown to keep the share ``keep`` of Adam's promised decrease.
 
-    It is about one step from one point, with the exact gradient: gradient noise, momentum and the
-    rest of training are not in it.
+    Its subject is one step from one point, with the exact gradient: gradient noise, momentum and
+    the rest of training are not considered.
 
     Args:
-        partition: The recommended one; "coordinate" (Adam itself) if no coarser one is shown to.
-        keep: The share that was asked for.
-        shares: By partition, coarsest first, bounds on its promised decrease over Adam's.
-        estimates: The same from the lower ends of N(Phi), where an iteration converged.
-        undecided: Coarser than the recommended partition and neither shown to be good enough nor
-            shown not to be, coarsest first.
+        partition: The recommended one; "coordinate", which is Adam itself, if no coarser one is
+            shown to keep as much.
+        keep: The share that was asked for, such as 0.9.
+        shares: By partition, coarsest first, bounds on its promised decrease divided by Adam's.
+        estimates: The same ratio as one number, from the lower ends of N(Phi), which are close to
+            N(Phi) where their iteration converged.
+        undecided: Partitions coarser than the recommended one whose bounds include ``keep``, so
+            that they may or may not be good enough; coarsest first.
         num_params: Number of parameters d.
         num_blocks: Number of blocks B of ``partition``.
-        adam_advantage: Bounds on Adam's promised decrease over SGD's.
-        not_converged: Partitions whose bounds may still move.
+        adam_advantage: Bounds on Adam's promised decrease divided by SGD's.
+        not_converged: Partitions whose bounds more products could still narrow.
     """
 
     partition: str
@@ -57,12 +59,12 @@ class Advice:
 
     @property
     def saved_fraction(self) -> float:
-        """Saved share of Adam's optimizer state, which is two numbers per parameter."""
+        """Share of Adam's state that is saved; Adam keeps two numbers per parameter."""
         return (self.num_params - self.num_blocks) / (2 * self.num_params)
 
     @property
     def sentence(self) -> str:
-        """The advice without a word on whether the landscape favours Adam at all."""
+        """The advice, which compares partitions with Adam and says nothing of Adam and SGD."""
         keep = f"{100 * self.keep:.3g} %"
         numbers = "1 number" if self.num_blocks == 1 else f"{self.num_blocks:,} numbers"
         if self.partition == "coordinate":
@@ -114,7 +116,7 @@ def advise(measured: Measurement, keep: float) -> Advice:
         lower = dual * dual * divide(adam.lower, block.operator_upper)
         upper = dual * dual * divide(adam.operator_upper, block.lower)
         estimate = dual * dual * divide(adam.lower, block.lower)
-        is_adam = name == "coordinate"  # 1 even where the decrease itself is undefined
+        is_adam = name == "coordinate"  # its share of itself is 1, also where its decrease is NaN
         shares[name] = Interval(1.0, 1.0) if is_adam else Interval(lower, upper)
         estimates[name] = 1.0 if is_adam else estimate
 

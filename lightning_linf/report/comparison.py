@@ -18,11 +18,11 @@ from lightning_linf.report.text import (
 
 
 def compare(first: Measurement, second: Measurement, names: tuple[str, str]) -> Table:
-    """Lay two reports side by side.
+    """Lay two reports side by side, and say where the measurements show a difference.
 
-    Brackets are told apart if they do not overlap, (1,1)-norms if they are more than two standard
-    errors of their difference apart. Loss and density are exact for the batches measured on; how
-    far they vary between batches is not known here.
+    Two brackets are told apart if they do not overlap, two (1,1)-norms if they differ by more than
+    two standard errors of their difference. Loss and gradient density have no answer ("-"): they
+    are exact for the batches that were measured on, and vary between batches by an unknown amount.
     """
     table = make_table(
         ("", *names, "ratio", "told apart"),
@@ -69,7 +69,7 @@ def compare(first: Measurement, second: Measurement, names: tuple[str, str]) -> 
 
 
 def _middle(bracket: Interval) -> float:
-    """Give the geometric midpoint, NaN where there is none."""
+    """Give the geometric mean of both ends, NaN if one of them is negative or NaN."""
     if not (bracket.lower >= 0 and bracket.upper >= 0):
         return math.nan
     return math.sqrt(bracket.lower) * math.sqrt(bracket.upper)

@@ -10,7 +10,7 @@ _REMEDY = "Pass what to_dict, to_json or save made."
 
 
 def encode(value: Any) -> Any:
-    """Turn dataclasses into dicts and non-finite floats into strings, at any depth."""
+    """Turn dataclasses into dicts, and inf and NaN into strings, at any depth."""
     if is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
         return {
@@ -37,7 +37,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     Args:
         kind: float, int, str, a dataclass of such, ``dict[str, kind]``, ``kind | None`` or Scalar.
         value: What a JSON parser made of it.
-        where: Its place, for messages; begins with the name of the outermost class.
+        where: The path to it, for messages, such as "GeometryReport.noise.trace".
 
     Raises:
         ValueError: If ``value`` has another type, or a dataclass lacks keys that have no default,

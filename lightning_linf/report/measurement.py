@@ -18,26 +18,26 @@ class BlockSmoothness:
     """
 
     num_blocks: int
-    lower: float  # reached by a step direction: no statistical error
-    operator_upper: float  # from a scaled eigenvalue; too low for 0.25 % of seeds at most
-    upper: float
-    upper_relative_error: float  # standard error of `upper` over it; 0 where it is no estimate
-    lower_increase: float  # relative increase of `lower` in its last iteration
-    operator_upper_residual: float  # of `operator_upper` over the eigenvalue found behind it
-    num_hvps: int
+    lower: float  # what one direction was found to reach, so it has no statistical error
+    operator_upper: float  # from an eigenvalue; too low for 0.25 % of seeds at most
+    upper: float  # of "coordinate" the (1,1)-norm itself, of the others a bound
+    upper_relative_error: float  # standard error of `upper` over it; 0 where it is not an estimate
+    lower_increase: float  # by how much the last iteration raised `lower`, relative
+    operator_upper_residual: float  # by how much `operator_upper` exceeds that eigenvalue, relative
+    num_hvps: int  # Hessian-vector products for this partition
 
     @property
     def converged(self) -> bool:
-        """Whether further products would move both ends of N(Phi) by little: 1 % or less."""
+        """Whether more products would move neither end of N(Phi) by more than about 1 %."""
         return self.lower_increase <= _CONVERGED and self.operator_upper_residual <= _CONVERGED
 
 
 @dataclass(frozen=True)
 class NoiseReport:
-    """Gradient noise per sample, the unit that the loss is a mean over."""
+    """Gradient noise of one sample, where the loss is a mean over samples."""
 
     num_microbatches: int
-    weight: float  # samples in all of them
+    weight: float  # number of samples in all microbatches together
     trace: float  # of the covariance of one sample's gradient
     trace_relative_error: float  # standard error
     noise_scale: float  # samples; inf if the mean gradient is not distinguishable from 0
@@ -60,20 +60,18 @@ class Measurement:
     lambda_max: float  # largest |eigenvalue|; d times it is N(global)
     lambda_max_relative_error: float  # of its upper end, too low for 0.25 % of seeds at most
     dual_norm: dict[str, float]  # by partition, dual_Phi(g) = sum_b sqrt(d_b) norm2(g_b)
-    curvature: dict[
-        str, float
-    ]  # by partition, v^T H v along its steepest descent v: at most N(Phi)
+    curvature: dict[str, float]  # by partition, v^T H v for v its steepest descent: at most N(Phi)
     smoothness: dict[str, BlockSmoothness]
-    r_squared: dict[str, float]  # by partition, share of log|g|'s spread that is between blocks
-    per_tensor: dict[str, dict[str, float]]  # tensor name -> quantity -> value
+    r_squared: dict[str, float]  # by partition, share of log|g|'s variance between blocks
+    per_tensor: dict[str, dict[str, float]]  # name of a parameter tensor -> quantity -> value
     noise: NoiseReport | None
     secant: dict[str, float] | None  # by partition, smoothness along training's last step
     settings: dict[str, Scalar]  # what it was measured with
     num_hvps: int
     seconds: float
-    # By how much two halves of the batches exceed `one_one_norm`, relative. What the choice of
-    # batches adds to it is roughly 1 to 2.4 times this, more if they are few
-    # (`functional/batch_excess.py`). None with one batch.
+    # A mean of few batches has a larger (1,1)-norm than the data. This is by how much the mean of
+    # half of them exceeds that of all, relative; what all exceed the data by is roughly 1 to 2.4
+    # times as much, more if they are few (`functional/batch_excess.py`). None with one batch.
     one_one_norm_batch_excess: float | None = None
 
     def __post_init__(self) -> None:

@@ -8,7 +8,9 @@ from lightning_linf.report import advice
 from lightning_linf.report.interval import Interval
 from lightning_linf.report.measurement import Measurement
 
-# An excess that falls like 1/sqrt(M) is this times that of halves over the whole; like 1/M, once.
+# What the choice of M batches adds to the (1,1)-norm falls like 1/M at the fastest and like
+# 1/sqrt(M) at the slowest. If like 1/M, it is as much as their two halves exceed the whole by; if
+# like 1/sqrt(M), it is this many times as much.
 _SLOWEST = 1 / (2**0.5 - 1)
 
 
@@ -56,7 +58,12 @@ def number(value: float) -> str:
 
 
 def with_error(value: float, relative_error: float) -> str:
-    """Write a value and, unless it is exact, its relative error in per cent, if that is known."""
+    """Write a value with its relative error in per cent; an exact one has none.
+
+    Example:
+        >>> with_error(5.25, 0.072), with_error(1.0, 0.0)
+        ('5.25 ±7.2 %', '1')
+    """
     if math.isnan(relative_error):
         return f"{number(value)} (error unknown)"
     if relative_error == 0:
@@ -72,7 +79,7 @@ def smoothness_bracket(measured: Measurement, partition: str) -> Interval:
 
 
 def around_lambda_max(measured: Measurement) -> Interval:
-    """Give both ends of lambda_max: its error is that of the upper one."""
+    """Bracket lambda_max: the value itself is a lower end, and its error reaches to the upper."""
     return Interval(
         measured.lambda_max, measured.lambda_max * (1 + measured.lambda_max_relative_error)
     )
@@ -109,7 +116,10 @@ def _header(measured: Measurement) -> Iterator[str]:
 
 
 def _batch_part(measured: Measurement) -> str:
-    """Say what the error beside the (1,1)-norm, that of the probes, leaves out."""
+    """Say by how much the choice of batches makes the (1,1)-norm too large.
+
+    The error that stands beside the (1,1)-norm is that of the probes alone.
+    """
     excess = measured.one_one_norm_batch_excess
     if excess is None:
         return (

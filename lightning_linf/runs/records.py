@@ -33,7 +33,7 @@ def read_records(run: Run, path: Path) -> None:
                 continue
             try:
                 _, metadata = lay_out(entry)
-            except ValueError:  # rows of several widths, or none
+            except ValueError:  # its rows differ in width, or there are none
                 num_broken[entry.tag] += 1
                 continue
             kinds = tables[entry.tag]

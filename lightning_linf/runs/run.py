@@ -1,4 +1,4 @@
-"""A run as the page shows it."""
+"""One run, as a page shows it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ from lightning_linf.panels.table import Table, stack
 from lightning_linf.report import ReportText, text_of
 from lightning_linf.runs.series import Places, Point, Series
 
-MAX_STEPS = 250  # of each run in the file, which holds all layers and quantities
+MAX_STEPS = 250  # of each run in the page, whose size is this times all layers and quantities
 
 
 @dataclass
@@ -29,12 +29,12 @@ class Run:
     def add_table(
         self, tag: str, kinds: Sequence[Series], read: Callable[[Series, int, int], Any]
     ) -> None:
-        """Read the table of the present parameters, thinned out.
+        """Read the table of the parameters that the run had last, at evenly spaced steps.
 
         Args:
             tag: Of its records.
-            kinds: What was found of it: a series for each set of parameters.
-            read: Gives the array of a series at a place in a file of this number.
+            kinds: A series for each set of parameters that the run has had.
+            read: Gives the array of a series from the number of a file and a place in it.
         """
         *others, present = sorted(kinds, key=lambda series: series.latest)
         num_steps, chosen = present.evenly(MAX_STEPS)
@@ -51,8 +51,8 @@ class Run:
         """Read the last report that is whole.
 
         Args:
-            places: Of all reports.
-            read: Gives what ``GeometryReport.to_dict`` made, from a place in a file of this number.
+            places: Where all reports lie.
+            read: Gives what ``GeometryReport.to_dict`` made, from the number of a file and a place.
         """
         broken: list[str] = []
         for step, file, place in places.latest_first():

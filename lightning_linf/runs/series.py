@@ -1,4 +1,4 @@
-"""What a run holds while it is read: few bytes a record, however large its files are."""
+"""What is held of a run while its files are read: a few bytes a record, however long it is."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ Point = tuple[int, float]
 
 
 class Points(Sequence[Point]):
-    """Steps and values of one scalar, in the order of the files; 16 bytes each."""
+    """Steps and values of one scalar, in the order of the files; 16 bytes a point."""
 
     def __init__(self) -> None:
         self._steps, self._values = array("q"), array("d")
@@ -47,7 +47,7 @@ class Points(Sequence[Point]):
 
 
 class Places:
-    """Where records lie, 24 bytes each: those that are shown are read again."""
+    """Where records lie in files, 24 bytes each. The few that are shown are read a second time."""
 
     def __init__(self) -> None:
         self._steps, self._files, self._places = array("q"), array("q"), array("q")

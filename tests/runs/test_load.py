@@ -1,14 +1,17 @@
 """What the report finds and reads: linked, damaged, contradictory and very large sources."""
 
 import json
+import math
 import os
 import struct
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from support.records import read
+from support.reports import make_report
 
 from lightning_linf import record, tags
 from lightning_linf.cli import main
@@ -216,6 +219,38 @@ def test_what_a_training_that_went_back_measures_anew_replaces_the_old(tmp_path)
     assert run.tables[TAG].steps == [1, 2, 3]
     assert run.tables[TAG].values[:, 0, 0].tolist() == [1.0, 2.0, 30.0]
     assert run.scalars[tags.DENSITY][:] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def with_report(step, loss):
+    report = make_report(loss=loss, secant={"global": math.inf}).to_dict()
+    return replace(entry(step), tag="geometry/smoothness_per_tensor", report=report)
+
+
+@pytest.mark.parametrize("write", [write_lines, write_events])
+def test_of_a_step_measured_twice_the_later_report_counts(tmp_path, write):
+    write(tmp_path / "run", with_report(1, 1.0), with_report(4, 2.0), with_report(4, 3.0))
+    (run,) = load([tmp_path])
+    assert run.report_step == 4
+    assert run.report == make_report(loss=3.0, secant={"global": math.inf}).text()
+    assert "inf" in {cell for row in run.report.rows for cell in row}
+
+
+def test_reports_of_steps_that_a_training_went_back_over_are_forgotten(tmp_path):
+    write_events(tmp_path / "run", with_report(1, 1.0), with_report(5, 2.0))
+    later = write_events(tmp_path / "later", entry(2), purge_step=2)
+    later.rename(tmp_path / "run" / "events.out.tfevents.9999999999.x.1")
+    (run,) = load([tmp_path])
+    assert (run.report_step, run.notes) == (1, [])
+
+
+def test_a_report_in_a_torn_line_gives_its_place_to_the_one_before(tmp_path):
+    path = (
+        write_lines(tmp_path / "run", with_report(1, 1.0), with_report(2, 2.0)) / record.FILE_NAME
+    )
+    path.write_bytes(path.read_bytes()[:-40])
+    (run,) = load([tmp_path])
+    assert run.report_step == 1
+    assert run.notes == ["run: geometry.jsonl: skipped 1 line that cannot be read (line 2)"]
 
 
 @pytest.mark.parametrize("write", [write_lines, write_events])
