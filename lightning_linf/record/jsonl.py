@@ -1,4 +1,4 @@
-"""The file `geometry.jsonl`: one record a line, in the order of training."""
+"""The file `geometry.jsonl`: one record on each line, in the order of training."""
 
 import os
 import re
@@ -11,22 +11,22 @@ from lightning_linf.record.record import Record, SchemaError
 
 FILE_NAME = "geometry.jsonl"
 _MAX_LINE_BYTES = 64 * 2**20  # a record of 100,000 parameter tensors takes some 20 MiB
-_STEP = re.compile(rb'\{"step": (\d+),')
+_STEP = re.compile(rb'\{"step": (\d+),')  # how every record begins
 
 
 def cut(path: Path, step: int) -> Path | None:
     """Prepare the file for a training that starts or resumes at ``step``.
 
-    Records of that step and later ones are of an earlier training that went further than the
-    checkpoint it is resumed from. They move to a file of another name, so that each step is in the
-    file once. An unfinished last line, which a kill leaves, is dropped.
+    An earlier training may have gone further before it was resumed from a checkpoint. Its records
+    from ``step`` on move to a new file beside this one, `geometry.1.jsonl` for example, so that
+    every step stands in the file once. A last line that was cut off while being written goes.
 
     Args:
         path: The file, which need not exist.
-        step: The first step that the training will make.
+        step: The first step that will be appended.
 
     Returns:
-        The file that the records were moved to, or None if there were none.
+        The file that the records have moved to, or None if there were none.
     """
     path = _file(path)
     if not path.exists():
@@ -37,7 +37,7 @@ def cut(path: Path, step: int) -> Path | None:
     with open(path, "rb") as file:
         for line in file:
             match = _STEP.match(line)
-            # A line that is no record stays: `Reader` will say what is wrong with it.
+            # A whole line that is no record stays where it is, and `Reader` reports it.
             if not line.endswith(b"\n") or (match is not None and int(match[1]) >= step):
                 if line.endswith(b"\n"):
                     kept = _free_name(path)
@@ -51,7 +51,7 @@ def cut(path: Path, step: int) -> Path | None:
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one record on a line of its own, also after a write that failed half way."""
+    """Append one record, on a new line even if an earlier write has stopped within a line."""
     path = _file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = record.to_line().encode("utf-8")
@@ -64,15 +64,19 @@ def append(path: Path, record: Record) -> None:
 
 
 class Reader:
-    """The records of an open file, one at a time, because it may be larger than the memory."""
+    """Read the records of an open file one at a time, for it may be larger than the memory.
+
+    Iterating gives pairs of a place in the file and the record there. :meth:`at` reads the record
+    at such a place again, so that a caller need not keep all of them.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._unreadable: list[int] = []  # numbers of lines
-        self._num_newer = 0  # records of a later version of this package
+        self._num_newer = 0
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
-        """Give each whole record in the order of the file, with the number of bytes before it."""
+        """Give the place and the record of each line that can be read, in the order of the file."""
         self._file.seek(0)
         place, number = 0, 0
         while line := self._file.readline(_MAX_LINE_BYTES):
@@ -88,16 +92,16 @@ class Reader:
             place = self._file.tell()
 
     def at(self, place: int) -> Record:
-        """Read a record a second time, after the iteration, from the place that it gave.
+        """Read the record at a place again, once the iteration has ended.
 
         Raises:
-            ValueError: If no record is there any more.
+            ValueError: If the file has changed and there is no record any more.
         """
         self._file.seek(place)
         return _parse(self._file.readline(_MAX_LINE_BYTES))
 
     def notes(self) -> list[str]:
-        """Say which lines were skipped so far."""
+        """Say in words which lines the iteration has skipped so far."""
         notes, name = [], Path(self._file.name).name
         if self._unreadable:
             count = f"{len(self._unreadable)} line{'s' if len(self._unreadable) > 1 else ''}"
@@ -115,7 +119,7 @@ def _parse(line: bytes) -> Record:
 
 
 def _file(path: Path) -> Path:
-    """Follow links to the file itself; OSError if it is a folder, a device or a pipe."""
+    """Follow symbolic links to the file itself; OSError if there is anything else than a file."""
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise OSError(f"expected a file or nothing at {path}, got a folder, a device or a pipe")

@@ -149,7 +149,7 @@ def test_records_of_other_parameters_are_left_out_with_a_note(tmp_path):
 
 def test_event_files_of_other_parameters_give_what_the_tab_gives(tmp_path):
     pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-    from support.plugin import TAG, other_parameters
+    from support.geometry_tab import TAG, other_parameters
 
     other_parameters(tmp_path)
     (run,) = load([tmp_path])
@@ -219,7 +219,7 @@ def write_reports(folder, kind, *records):
     """Write records into event files, or into `geometry.jsonl`."""
     if kind == "events":
         pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-        from support.plugin import write
+        from support.geometry_tab import write
 
         write(folder, *records)
     for one in records if kind == "jsonl" else ():

@@ -47,7 +47,7 @@ def in_recipe(folder, monitor):
 
 
 def in_tab(folder, monitor):
-    from support.plugin import Plugin
+    from support.geometry_tab import Plugin
 
     status, answer = Plugin(folder).request("/report", run="a")
     assert status == 200
@@ -74,7 +74,7 @@ def test_verdict_and_advice_are_the_same_sentences_in(trained, read):
 
 
 def test_header_cells_and_legend_are_the_same_in_terminal_page_and_tab(trained):
-    from support.plugin import Plugin
+    from support.geometry_tab import Plugin
 
     text = trained[1].last_report.text()
     answer = Plugin(trained[0]).request("/report", run="a")[1]

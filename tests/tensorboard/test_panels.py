@@ -13,7 +13,7 @@ from support.reports import make_report
 from support.short_run import IGNORED_WARNINGS, train_into
 
 pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-from support.plugin import TAG, Plugin, entry, other_parameters, write, write_event
+from support.geometry_tab import TAG, Plugin, entry, other_parameters, write, write_event
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_linf import tags

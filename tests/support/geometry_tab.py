@@ -1,7 +1,10 @@
-"""The plugin without a server process, and event files of records made by hand."""
+"""Event files that hold tables of the tab "Geometry", and its routes within this process."""
 
 import json
 
+import pytest
+
+pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
