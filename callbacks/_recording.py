@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lightning_linf import record
 from lightning_linf.callbacks._trainer import shown_hyperparameters
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.record import LogHistogram, Record
+from lightning_linf.report import GeometryReport
 from lightning_linf.tensorboard import layout
 from lightning_linf.tensorboard.writer import write_record
 
@@ -27,6 +29,7 @@ def make_record(
     columns: Mapping[str, Tensor],
     whole: Mapping[str, Tensor],
     histogram: tuple[Tensor, Tensor] | None,
+    report: GeometryReport | None,
 ) -> Record:
     """Turn tensors into plain data."""
     counted = None
@@ -40,6 +43,8 @@ def make_record(
         columns={name: column.tolist() for name, column in columns.items()},
         whole={name: value.float().tolist() for name, value in whole.items()},
         histogram=counted,
+        # The table has a row for each tensor already.
+        report=None if report is None else replace(report, per_tensor={}).to_dict(),
     )
 
 

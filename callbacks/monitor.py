@@ -26,6 +26,7 @@ from lightning_linf.callbacks._strategies import refuse_flat_shards
 from lightning_linf.callbacks._trainer import is_dev_run, logged_step
 from lightning_linf.errors import RestoreError
 from lightning_linf.probe.argument_checks import check_choice, check_whole
+from lightning_linf.report import GeometryReport
 
 OnError = Literal["warn", "raise"]
 
@@ -174,6 +175,7 @@ class GeometryMonitor(Callback):
         suffix: str = "",
         whole: Mapping[str, Tensor] | None = None,
         histogram: tuple[Tensor, Tensor] | None = None,
+        report: GeometryReport | None = None,
     ) -> None:
         """Send one measurement to ``history``, every logger and ``trainer.callback_metrics``.
 
@@ -187,6 +189,7 @@ class GeometryMonitor(Callback):
             suffix: Added to every tag, to tell several records of one step apart.
             whole: The columns of all parameters together, of shape () or (q,).
             histogram: Of log10|g|: edges (B + 1,) and counts (B,).
+            report: What the scalars come from. It is kept in event files and `geometry.jsonl`.
         """
         step = logged_step(trainer)
         if self.history and self.history[-1]["tensor_names"] == tensor_names:
@@ -205,7 +208,7 @@ class GeometryMonitor(Callback):
                 logger.log_metrics(tagged, step=step)
         record_tag = f"{self.record_tag}/{self.name}" if self.name else self.record_tag
         entry_on_disk = make_record(
-            step, record_tag + suffix, tagged, tensor_names, columns, whole or {}, histogram
+            step, record_tag + suffix, tagged, tensor_names, columns, whole or {}, histogram, report
         )
         for task, write in writers(trainer, entry_on_disk):
             with self.errors_handled(trainer, task):

@@ -289,7 +289,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             quantities.PROBE_SECONDS.tag: seconds,
             quantities.PROBE_OVERHEAD.tag: self._budget.overhead(seconds),
         }
-        self.record(trainer, {**scalars_of(report), **cost}, columns, list(report.per_tensor))
+        scalars = {**scalars_of(report), **cost}
+        self.record(trainer, scalars, columns, list(report.per_tensor), report=report)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""A report of runs as one HTML file, with the panels of the TensorBoard plugin."""
+"""One HTML file about runs: the report of each in words, and the panels of the TensorBoard tab."""

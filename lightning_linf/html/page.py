@@ -1,4 +1,4 @@
-"""The HTML file itself: words and tables, then the panels with their data inside."""
+"""The HTML file: each run's last report, then the panels with their data inside."""
 
 import html
 import json
@@ -6,27 +6,28 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from lightning_linf import quantities
 from lightning_linf.html.script import bundle
-from lightning_linf.html.words import HEAD, LEGEND, Summary, summarize
 from lightning_linf.panels import payload
 from lightning_linf.panels.files import STATIC
+from lightning_linf.report import ReportText
 from lightning_linf.runs.run import MAX_STEPS, Run
 
-# Nothing is fetched from anywhere, whatever a run is called.
+# Whatever names of runs and layers hold, the browser fetches nothing from anywhere.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
 
 
 def make_page(runs: Sequence[Run]) -> str:
-    """Write runs as one HTML page that needs no other file, of characters that UTF-8 has."""
+    """Write runs as one HTML page that needs no other file, and that can be encoded as UTF-8."""
     style = "".join(
         (STATIC / name).read_text(encoding="utf-8")
         for name in ("vendor/uPlot.min.css", "style.css")
     )
     # A script element ends at "</script", and not even there after "<!--<script".
     data = json.dumps(_data(runs), allow_nan=False).replace("<", "\\u003c")
-    words = "".join(_words(run, summarize(run.scalars)) for run in runs)
+    reports = "".join(map(_report, runs))
     title = f"Geometry of {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}"
     page = f"""<!DOCTYPE html>
 <html lang="en">
@@ -41,8 +42,7 @@ def make_page(runs: Sequence[Run]) -> str:
 <body class="report">
 <h1>{html.escape(title)}</h1>
 <p class="muted">Made by lightning_linf {version("lightning-linf")}.</p>
-{words}
-<p class="muted">{html.escape(LEGEND)}</p>
+{reports}
 <div id="panels"></div>
 <noscript><p>The panels need JavaScript; what is above does not.</p></noscript>
 <script type="application/json" id="data">{data}</script>
@@ -54,23 +54,38 @@ def make_page(runs: Sequence[Run]) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def _words(run: Run, summary: Summary | None) -> str:
+def _report(run: Run) -> str:
     name = html.escape(run.name)
-    if summary is None:
-        return (
-            f'<section class="panel words"><h2>{name}</h2><p>No verdict: its smoothness was not '
-            "measured (LinfSmoothnessMonitor does).</p></section>\n"
+    if run.report is not None:
+        content = _content(name, run.report_step, run.report)
+    elif quantities.LAMBDA_MAX.tag in run.scalars:
+        content = _paragraphs(
+            "No verdict: its records hold no report that can be read (those of earlier versions of "
+            "lightning_linf have none). The panels show their numbers."
         )
-    sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in summary.sentences)
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in HEAD)
-    body = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in summary.rows)
+    else:
+        content = _paragraphs(
+            "No verdict: its smoothness was not measured (LinfSmoothnessMonitor does)."
+        )
+    return f'<section class="panel words"><h2>{name}</h2>{content}</section>\n'
+
+
+def _content(name: str, step: int, text: ReportText) -> str:
+    """Lay out what a terminal shows, of which any cell may hold a user's own words."""
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in text.headings)
+    body = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in text.rows)
     return (
-        f'<section class="panel words"><h2>{name}</h2>'
-        f'<p class="muted">At step {summary.step:,}, the last whole measurement.</p>{sentences}'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}: table">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        "</div></section>\n"
+        _paragraphs(f"At step {step:,}, the last whole measurement.", kind="muted")
+        + _paragraphs(*text.header)
+        + f'<div class="scroll" tabindex="0" role="region" aria-label="{name}: table">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        + _paragraphs(*text.legend, kind="muted")
+        + _paragraphs(text.verdict, text.advice)
     )
+
+
+def _paragraphs(*lines: str, kind: str = "text") -> str:
+    return "".join(f'<p class="{kind}">{html.escape(line)}</p>' for line in lines)
 
 
 def _cells(row: Sequence[str]) -> Iterable[str]:
@@ -79,12 +94,13 @@ def _cells(row: Sequence[str]) -> Iterable[str]:
 
 
 def _data(runs: Sequence[Run]) -> dict[str, Any]:
-    """Collect what the panels would ask a server for."""
+    """Collect what the panels would ask TensorBoard's server for."""
     listed = [
         {
             "name": run.name,
             "scalars": sorted(run.scalars),
             "tables": {tag: table.metadata.to_json() for tag, table in run.tables.items()},
+            "report": run.report is not None,
         }
         for run in runs
     ]
@@ -98,11 +114,16 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
             run.name: {"curves": payload.curves(run.scalars, most=MAX_STEPS)} for run in runs
         },
         "tables": {run.name: _tables(run) for run in runs},
+        "reports": {
+            run.name: payload.report(run.report_step, run.report)
+            for run in runs
+            if run.report is not None
+        },
     }
 
 
 def _tables(run: Run) -> dict[str, Any]:
-    """By tag and column: all layers, or the fans of all rows."""
+    """Give by tag and column the numbers of all layers, or for quantiles the fan of each row."""
     result: dict[str, Any] = {}
     for tag, table in run.tables.items():
         num_rows = table.metadata.shape[0]

@@ -1,15 +1,16 @@
 """What the panels read, as JSON; long trainings are thinned to what a screen can show."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lightning_linf import json_numbers
 from lightning_linf.panels.table import Table, thin
 from lightning_linf.partition_names import FINE_TO_COARSE
 from lightning_linf.quantities import ALL, PREFIX
 from lightning_linf.quantity import PartitionScalar
+from lightning_linf.report import ReportText
 
 MAX_STEPS = 500  # steps that the browser gets at most: about one for every two pixels
 
@@ -47,6 +48,11 @@ def curves(scalars: Mapping[str, Iterable[tuple[int, float]]], most: int = MAX_S
     return result
 
 
+def report(step: int, text: ReportText) -> Any:
+    """Give the text of a report that was measured at a step."""
+    return {"step": step, **vars(text)}
+
+
 def layers(table: Table, column: str) -> Any:
     """Give one quantity of all parameter tensors: a list for each step, a number for each tensor.
 
@@ -78,14 +84,12 @@ def _matrix(table: Table, values: Any) -> Any:
     return {"steps": table.steps, "values": rows, "num_steps": table.num_steps}
 
 
-def _row(values: Any) -> Sequence[float | str | None]:
+def _row(values: Any) -> Sequence[float | str]:
     if np.isfinite(values).all():
         return [float(f"{value:.6g}") for value in values.tolist()]
     return [_encode(value) for value in values.tolist()]
 
 
-def _encode(value: float) -> float | str | None:
-    """Round to what can be seen, and write inf and NaN, which JSON does not have."""
-    if math.isfinite(value):
-        return float(f"{value:.6g}")
-    return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+def _encode(value: float) -> float | str:
+    """Shorten to what can be seen."""
+    return json_numbers.encode(float(f"{value:.6g}"))

@@ -101,6 +101,20 @@ class Metadata:
             raise ValueError(f"broken metadata ({type(error).__name__}: {error})") from error
 
 
+def tag_of_report(tag: str) -> str:
+    """Give the tag in event files of the reports that records of a tag hold."""
+    return f"{tag}{_SERIES}report"
+
+
+def is_report(series_tag: str) -> bool:
+    """Whether a series is of reports, and not of tables."""
+    return series_tag.endswith(tag_of_report(""))
+
+
+# Of several smoothness monitors in a training, the one without a name is shown.
+SHOWN_REPORT = tag_of_report(quantities.SMOOTHNESS.record_tag)
+
+
 def tag_of_record(series_tag: str) -> str:
     """Undo :meth:`Metadata.tag_of_series`."""
     return series_tag.partition(_SERIES)[0]

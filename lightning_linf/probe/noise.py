@@ -10,7 +10,7 @@ from lightning_linf.functional.noise import noise_compute
 from lightning_linf.functional.noise_sums import NoiseSums, noise_init, noise_merge, noise_update
 from lightning_linf.partition import Partition
 from lightning_linf.probe.landscape import Landscape
-from lightning_linf.report import Noise
+from lightning_linf.report import NoiseReport
 
 
 def measure_noise(landscape: Landscape) -> NoiseSums:
@@ -35,10 +35,10 @@ def measure_noise(landscape: Landscape) -> NoiseSums:
 
 def summarize_noise(
     sums: NoiseSums, tensor_sizes: Sequence[int], partitions: Sequence[Partition]
-) -> tuple[Noise, Tensor]:
+) -> tuple[NoiseReport, Tensor]:
     """Compute what a report says of the noise, and each tensor's signal-to-noise ratio (T,)."""
     result = noise_compute(sums, tensor_sizes, {p.name: p for p in partitions})
-    noise = Noise(
+    noise = NoiseReport(
         num_microbatches=int(sums.counts.sum()) + 1,
         weight=float(sums.weight),
         trace=float(result.trace),

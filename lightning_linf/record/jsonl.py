@@ -114,13 +114,6 @@ class Reader:
         return notes
 
 
-def read(path: Path) -> tuple[list[Record], list[str]]:
-    """Read all records of a file, and notes on the lines that were skipped."""
-    with open(path, "rb") as file:
-        reader = Reader(file)
-        return [record for _, record in reader], reader.notes()
-
-
 def _parse(line: bytes) -> Record:
     return Record.from_line(line.decode("utf-8", "replace"))
 

@@ -1,14 +1,14 @@
 """One measurement: scalars, and a table with a row for each parameter tensor."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-SCHEMA_VERSION = 1
+from lightning_linf import json_numbers
+
+SCHEMA_VERSION = 2  # 1 had no `report`
 Row = float | list[float]  # one number, or several (quantiles)
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class SchemaError(ValueError):
@@ -27,12 +27,15 @@ class Record:
     """What one monitor measured at one step."""
 
     step: int
-    tag: str  # which table
+    tag: str  # of the monitor, such as "geometry/smoothness_per_tensor"
     scalars: Mapping[str, float]  # by tag
-    tensors: Sequence[str]  # names of the T rows
+    tensors: Sequence[str]  # names of the T parameter tensors, the table's rows
     columns: Mapping[str, Sequence[Row]]  # by name, T rows each
     whole: Mapping[str, Row] = field(default_factory=dict)  # the same of all parameters together
     histogram: LogHistogram | None = None  # of all entries of the gradient
+    # What `GeometryReport.to_dict` made, without `per_tensor`: JSON types that are kept exactly,
+    # and looked into only by who reads the report.
+    report: Any = None
 
     def to_line(self) -> str:
         """Write as one line of strict JSON, ``step`` first; inf and NaN become strings."""
@@ -40,7 +43,7 @@ class Record:
             "step": self.step,
             "schema": SCHEMA_VERSION,
             "tag": self.tag,
-            "scalars": {tag: _encode(value) for tag, value in self.scalars.items()},
+            "scalars": {tag: json_numbers.encode(value) for tag, value in self.scalars.items()},
             "tensors": list(self.tensors),
             "columns": {
                 name: [_encode_row(row) for row in rows] for name, rows in self.columns.items()
@@ -52,6 +55,8 @@ class Record:
                 "edges": [_short(edge) for edge in self.histogram.edges],
                 "counts": list(self.histogram.counts),
             }
+        if self.report is not None:
+            content["report"] = self.report
         return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -97,30 +102,23 @@ class Record:
             columns=columns,
             whole={name: _decode_row(row) for name, row in content["whole"].items()},
             histogram=histogram and LogHistogram(histogram["edges"], histogram["counts"]),
+            report=content.get("report"),
         )
 
 
 def _short(value: float) -> float:
-    """Keep what a float32 holds."""
+    """Keep the digits that a float32 holds: 0.1, and not 0.10000000149011612."""
     return float(f"{value:.8g}")
-
-
-def _encode(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _encode_row(row: Row) -> Any:
     if isinstance(row, list):
-        return [_encode(_short(value)) for value in row]
-    return _encode(_short(row))
+        return [json_numbers.encode(_short(value)) for value in row]
+    return json_numbers.encode(_short(row))
 
 
 def _decode(value: Any) -> float:
-    if isinstance(value, str):
-        return _NON_FINITE[value]
-    return float(value)
+    return json_numbers.NON_FINITE[value] if isinstance(value, str) else float(value)
 
 
 def _decode_row(row: Any) -> Row:

@@ -1,7 +1,9 @@
-"""What one measurement of a loss landscape found, as data: its advice, its tables, its JSON."""
+"""What one measurement of a loss landscape found, as data: its advice, its text, its JSON."""
 
 from lightning_linf.report.advice import Advice as Advice
 from lightning_linf.report.interval import Interval as Interval
-from lightning_linf.report.report import BlockSmoothness as BlockSmoothness
+from lightning_linf.report.measurement import BlockSmoothness as BlockSmoothness
+from lightning_linf.report.measurement import NoiseReport as NoiseReport
 from lightning_linf.report.report import GeometryReport as GeometryReport
-from lightning_linf.report.report import Noise as Noise
+from lightning_linf.report.report import text_of as text_of
+from lightning_linf.report.text import ReportText as ReportText

@@ -3,34 +3,33 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lightning_linf.report.interval import Interval, divide
-
-if TYPE_CHECKING:
-    from lightning_linf.report.report import GeometryReport
+from lightning_linf.report.measurement import Measurement
 
 _BYTES = 4  # of one float32 second moment
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The coarsest partition that is shown to keep ``keep`` of Adam's promised decrease.
+    """The coarsest partition that is shown to keep the share ``keep`` of Adam's promised decrease.
 
-    It is about one step from one point, with the exact gradient: gradient noise, momentum and the
-    rest of training are not in it.
+    Its subject is one step from one point, with the exact gradient: gradient noise, momentum and
+    the rest of training are not considered.
 
     Args:
-        partition: The recommended one; "coordinate" (Adam itself) if no coarser one is shown to.
-        keep: The share that was asked for.
-        shares: By partition, coarsest first, bounds on its promised decrease over Adam's.
-        estimates: The same from the lower ends of N(Phi), where an iteration converged.
-        undecided: Coarser than the recommended partition and neither shown to be good enough nor
-            shown not to be, coarsest first.
+        partition: The recommended one; "coordinate", which is Adam itself, if no coarser one is
+            shown to keep as much.
+        keep: The share that was asked for, such as 0.9.
+        shares: By partition, coarsest first, bounds on its promised decrease divided by Adam's.
+        estimates: The same ratio as one number, from the lower ends of N(Phi), which are close to
+            N(Phi) where their iteration converged.
+        undecided: Partitions coarser than the recommended one whose bounds include ``keep``, so
+            that they may or may not be good enough; coarsest first.
         num_params: Number of parameters d.
         num_blocks: Number of blocks B of ``partition``.
-        adam_advantage: Bounds on Adam's promised decrease over SGD's.
-        not_converged: Partitions whose bounds may still move.
+        adam_advantage: Bounds on Adam's promised decrease divided by SGD's.
+        not_converged: Partitions whose bounds more products could still narrow.
     """
 
     partition: str
@@ -60,12 +59,12 @@ class Advice:
 
     @property
     def saved_fraction(self) -> float:
-        """Saved share of Adam's optimizer state, which is two numbers per parameter."""
+        """Share of Adam's state that is saved; Adam keeps two numbers per parameter."""
         return (self.num_params - self.num_blocks) / (2 * self.num_params)
 
     @property
     def sentence(self) -> str:
-        """The advice without a word on whether the landscape favours Adam at all."""
+        """The advice, which compares partitions with Adam and says nothing of Adam and SGD."""
         keep = f"{100 * self.keep:.3g} %"
         numbers = "1 number" if self.num_blocks == 1 else f"{self.num_blocks:,} numbers"
         if self.partition == "coordinate":
@@ -89,7 +88,7 @@ class Advice:
 
     def __str__(self) -> str:
         if self.adam_advantage.upper < 1:
-            return f"{verdict(self.adam_advantage)} {self.sentence}"
+            return f"{_sentence(self.adam_advantage)} {self.sentence}"
         return self.sentence
 
     def _share_of(self, name: str) -> str:
@@ -98,7 +97,7 @@ class Advice:
         return f"{self.estimates[name]:.3g} ({self.shares[name]})"
 
 
-def advise(report: "GeometryReport", keep: float) -> Advice:
+def advise(measured: Measurement, keep: float) -> Advice:
     """Find the coarsest partition that is shown to keep ``keep`` of Adam's promised decrease.
 
     Raises:
@@ -110,18 +109,18 @@ def advise(report: "GeometryReport", keep: float) -> Advice:
     """
     if not 0 < keep <= 1:
         raise ValueError(f"recommend: `keep` must be in (0, 1], got {keep}. 0.9 keeps 90 %.")
-    adam = report.smoothness["coordinate"]
+    adam = measured.smoothness["coordinate"]
     shares, estimates = {}, {}
-    for name, block in sorted(report.smoothness.items(), key=lambda item: item[1].num_blocks):
-        dual = divide(report.dual_norm[name], report.dual_norm["coordinate"])
+    for name, block in sorted(measured.smoothness.items(), key=lambda item: item[1].num_blocks):
+        dual = divide(measured.dual_norm[name], measured.dual_norm["coordinate"])
         lower = dual * dual * divide(adam.lower, block.operator_upper)
         upper = dual * dual * divide(adam.operator_upper, block.lower)
         estimate = dual * dual * divide(adam.lower, block.lower)
-        is_adam = name == "coordinate"  # 1 even where the decrease itself is undefined
+        is_adam = name == "coordinate"  # its share of itself is 1, also where its decrease is NaN
         shares[name] = Interval(1.0, 1.0) if is_adam else Interval(lower, upper)
         estimates[name] = 1.0 if is_adam else estimate
 
-    num_blocks = {name: report.smoothness[name].num_blocks for name in shares}
+    num_blocks = {name: measured.smoothness[name].num_blocks for name in shares}
     shown = [name for name in shares if shares[name].lower >= keep]
     best = min(shown, key=lambda name: (num_blocks[name], -shares[name].lower))
     undecided = [
@@ -135,15 +134,25 @@ def advise(report: "GeometryReport", keep: float) -> Advice:
         shares=shares,
         estimates=estimates,
         undecided=undecided,
-        num_params=report.num_params,
+        num_params=measured.num_params,
         num_blocks=num_blocks[best],
-        adam_advantage=report.advantage["coordinate"],
-        not_converged=[name for name in shares if not report.smoothness[name].converged],
+        adam_advantage=measured.advantage["coordinate"],
+        not_converged=[name for name in shares if not measured.smoothness[name].converged],
     )
 
 
-def verdict(advantage: Interval, not_converged: Sequence[str] = (), along: float = math.nan) -> str:
-    """Say in one sentence whether an advantage of Adam over SGD favours Adam."""
+def verdict(measured: Measurement) -> str:
+    """Say in one sentence whether this point favours Adam's geometry over SGD's."""
+    open_ends = [
+        name for name in ("coordinate", "global") if not measured.smoothness[name].converged
+    ]
+    along = measured.step_advantage["coordinate"]
+    return _sentence(measured.advantage["coordinate"], open_ends, along)
+
+
+def _sentence(
+    advantage: Interval, not_converged: Sequence[str] = (), along: float = math.nan
+) -> str:
     unclear = "At this point Adam's geometry and SGD's are not distinguishable"
     if math.isnan(advantage.lower) or math.isnan(advantage.upper):
         return f"{unclear}: with a zero gradient or a zero Hessian the advantage is undefined."

@@ -1,14 +1,14 @@
 """Two reports side by side, and what the measurements tell apart."""
 
 import math
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from lightning_linf.report.interval import Interval, divide
-from lightning_linf.report.table import (
-    HEAD_LINE,
+from lightning_linf.report.measurement import Measurement
+from lightning_linf.report.terminal import make_table
+from lightning_linf.report.text import (
     around_lambda_max,
     fine_to_coarse,
     number,
@@ -16,27 +16,19 @@ from lightning_linf.report.table import (
     with_error,
 )
 
-if TYPE_CHECKING:
-    from lightning_linf.report.report import GeometryReport
 
+def compare(first: Measurement, second: Measurement, names: tuple[str, str]) -> Table:
+    """Lay two reports side by side, and say where the measurements show a difference.
 
-def compare(first: "GeometryReport", second: "GeometryReport", names: tuple[str, str]) -> Table:
-    """Lay two reports side by side.
-
-    Brackets are told apart if they do not overlap, (1,1)-norms if they are more than two standard
-    errors of their difference apart. Loss and density are exact for the batches measured on; how
-    far they vary between batches is not known here.
+    Two brackets are told apart if they do not overlap, two (1,1)-norms if they differ by more than
+    two standard errors of their difference. Loss and gradient density have no answer ("-"): they
+    are exact for the batches that were measured on, and vary between batches by an unknown amount.
     """
-    table = Table(
+    table = make_table(
+        ("", *names, "ratio", "told apart"),
         title=Text(f"Geometry of the loss: {names[0]} and {names[1]}"),
         caption=Text(_caption(first, second, names), justify="left"),
-        box=HEAD_LINE,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
     )
-    for heading in ("", *names, "ratio", "told apart"):
-        table.add_column(Text(heading), justify="right" if heading else "left")
 
     def add(label: str, old: str, new: str, ratio: float, differ: bool | None = None) -> None:
         told = "-" if differ is None else "yes" if differ else "no"
@@ -77,13 +69,13 @@ def compare(first: "GeometryReport", second: "GeometryReport", names: tuple[str,
 
 
 def _middle(bracket: Interval) -> float:
-    """Give the geometric midpoint, NaN where there is none."""
+    """Give the geometric mean of both ends, NaN if one of them is negative or NaN."""
     if not (bracket.lower >= 0 and bracket.upper >= 0):
         return math.nan
     return math.sqrt(bracket.lower) * math.sqrt(bracket.upper)
 
 
-def _one_one_norms_differ(first: "GeometryReport", second: "GeometryReport") -> bool:
+def _one_one_norms_differ(first: Measurement, second: Measurement) -> bool:
     old, new = (
         (report.one_one_norm_per_param, report.one_one_norm_relative_error)
         for report in (first, second)
@@ -91,7 +83,7 @@ def _one_one_norms_differ(first: "GeometryReport", second: "GeometryReport") -> 
     return abs(new[0] - old[0]) > 2 * math.hypot(old[0] * old[1], new[0] * new[1])
 
 
-def _caption(first: "GeometryReport", second: "GeometryReport", names: tuple[str, str]) -> str:
+def _caption(first: Measurement, second: Measurement, names: tuple[str, str]) -> str:
     lines = [f"ratio: {names[1]} over {names[0]}, of geometric midpoints."]
     if first.num_params != second.num_params:
         lines.append(

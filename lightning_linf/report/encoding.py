@@ -1,17 +1,16 @@
-"""Dataclasses to plain JSON types and back, strictly."""
+"""Dataclasses to plain JSON types and back; whatever does not fit is refused with its place."""
 
-import math
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
+from lightning_linf import json_numbers
+
 Scalar = str | int | float | bool | None
-# JSON has no such numbers, and parsers of other languages refuse the bare words.
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _REMEDY = "Pass what to_dict, to_json or save made."
 
 
 def encode(value: Any) -> Any:
-    """Turn dataclasses into dicts and non-finite floats into strings, at any depth."""
+    """Turn dataclasses into dicts, and inf and NaN into strings, at any depth."""
     if is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
         return {
@@ -24,13 +23,11 @@ def encode(value: Any) -> Any:
         }
     if isinstance(value, dict):
         return {key: encode(entry) for key, entry in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    return json_numbers.encode(value) if isinstance(value, float) else value
 
 
 def _encode_scalar(value: Scalar) -> Any:
-    # Where a string may stand, a bare "NaN" could be either.
+    # In a dict that may hold strings, too, "NaN" could be the word or the number.
     return {"float": encode(value)} if encode(value) is not value else value
 
 
@@ -40,7 +37,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     Args:
         kind: float, int, str, a dataclass of such, ``dict[str, kind]``, ``kind | None`` or Scalar.
         value: What a JSON parser made of it.
-        where: Its place, for messages; begins with the name of the outermost class.
+        where: The path to it, for messages, such as "GeometryReport.noise.trace".
 
     Raises:
         ValueError: If ``value`` has another type, or a dataclass lacks keys that have no default,
@@ -61,8 +58,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
             return {key: decode(inner, entry, f"{where}.{key}") for key, entry in value.items()}
         expected, fits = "an object", False
     elif kind is float:
-        if isinstance(value, str) and value in _NON_FINITE:
-            return _NON_FINITE[value]
+        if isinstance(value, str) and value in json_numbers.NON_FINITE:
+            return json_numbers.NON_FINITE[value]
         expected = "a number"  # whole ones too: other languages write 1.0 as 1
         fits = isinstance(value, int | float) and not isinstance(value, bool)
     else:

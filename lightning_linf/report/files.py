@@ -1,4 +1,4 @@
-"""Files that hold their old content or all of the new; nothing else is ever written over."""
+"""Write files so that a failure leaves the old content, and so that only files are replaced."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ def destination(path: Path, expected: str) -> Path:
 
     Args:
         path: As the user gave it; it need not exist.
-        expected: Who expects what of it, for messages, as in "f: expected `path`".
+        expected: How messages begin, such as "GeometryReport.save: expected `path`".
 
     Raises:
         OutputError: If a folder, a device, a pipe or a socket is there, or what may not be written.
@@ -58,10 +58,10 @@ def destination(path: Path, expected: str) -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes, expected: str) -> None:
-    """Write so that the file holds the old content or all of the new, whatever fails.
+    """Write so that, whatever fails, the file holds the old content or all of the new.
 
-    A link stays, and its target is written; a file that is replaced leaves its permissions to the
-    new one. Text is written as UTF-8.
+    If ``path`` is a link, its target is written. A file that is replaced hands its permissions on
+    to the new one. Text is written as UTF-8. Missing folders are made.
 
     Raises:
         OutputError: As :func:`destination` does.

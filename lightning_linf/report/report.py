@@ -1,66 +1,24 @@
 """Everything that one measurement of a loss landscape found, and what follows from it."""
 
 import json
-import math
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
 
-from lightning_linf.report import advice, comparison, encoding, files, table
-from lightning_linf.report.encoding import Scalar
-from lightning_linf.report.interval import Interval, divide
+from lightning_linf.report import advice, comparison, encoding, files
+from lightning_linf.report.measurement import Measurement
+from lightning_linf.report.terminal import ReportView
+from lightning_linf.report.text import ReportText, describe
 
 _SCHEMA = 1
-_COMPUTED = (
-    "schema",
-    "advantage",
-    "decrease",
-    "step_advantage",
-)  # in the JSON for its readers, not read back
-_CONVERGED = 0.01  # 1 %: below what the brackets themselves leave open
+# In the JSON for its readers, and not read back.
+_COMPUTED = ("schema", "advantage", "decrease", "step_advantage", "verdict", "advice")
 _TEXT_WIDTH = 100
 
 
-@dataclass(frozen=True)
-class BlockSmoothness:
-    """Smoothness of one partition Phi, in loss per parameter squared, not divided by d.
-
-    ``lower <= N(Phi) <= operator_upper`` and ``N(Phi) <= H(Phi) <= upper``, where N(Phi) is the
-    norm of the Hessian from norm_Phi to dual_Phi and H(Phi) the blockwise smoothness.
-    """
-
-    num_blocks: int
-    lower: float  # reached by a step direction: no statistical error
-    operator_upper: float  # from a scaled eigenvalue; too low for 0.25 % of seeds at most
-    upper: float
-    upper_relative_error: float  # standard error of `upper` over it; 0 where it is no estimate
-    lower_increase: float  # relative increase of `lower` in its last iteration
-    operator_upper_residual: float  # of `operator_upper` over the eigenvalue found behind it
-    num_hvps: int
-
-    @property
-    def converged(self) -> bool:
-        """Whether further products would move both ends of N(Phi) by little: 1 % or less."""
-        return self.lower_increase <= _CONVERGED and self.operator_upper_residual <= _CONVERGED
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Gradient noise per sample, the unit that the loss is a mean over."""
-
-    num_microbatches: int
-    weight: float  # samples in all of them
-    trace: float  # of the covariance of one sample's gradient
-    trace_relative_error: float  # standard error
-    noise_scale: float  # samples; inf if the mean gradient is not distinguishable from 0
-    block_noise: dict[str, float]  # by partition, sum_b d_b sigma_b
-
-
-@dataclass(frozen=True, repr=False)
-class GeometryReport:
+class GeometryReport(Measurement):
     """The geometry of a loss landscape at one point, as :func:`measure_geometry` found it.
 
     ``print(report)`` shows it. The dicts by partition have the same keys, "coordinate" (Adam) and
@@ -74,104 +32,10 @@ class GeometryReport:
         ``dual_Phi(g)^2 / (2 N(Phi))``: Balles, Pedregosa & Le Roux, arXiv:2002.08056.
     """
 
-    num_params: int  # d
-    loss: float
-    density: float  # of the gradient: norm1(g)^2 / (d norm2(g)^2), in (0, 1]
-    one_one_norm: float  # sum of |H_ij|, which is H(coordinate)
-    one_one_norm_relative_error: float  # standard error of the probes alone
-    lambda_max: float  # largest |eigenvalue|; d times it is N(global)
-    lambda_max_relative_error: float  # of its upper end, too low for 0.25 % of seeds at most
-    dual_norm: dict[str, float]  # by partition, dual_Phi(g) = sum_b sqrt(d_b) norm2(g_b)
-    curvature: dict[
-        str, float
-    ]  # by partition, v^T H v along its steepest descent v: at most N(Phi)
-    smoothness: dict[str, BlockSmoothness]
-    r_squared: dict[str, float]  # by partition, share of log|g|'s spread that is between blocks
-    per_tensor: dict[str, dict[str, float]]  # tensor name -> quantity -> value
-    noise: Noise | None
-    secant: dict[str, float] | None  # by partition, smoothness along training's last step
-    settings: dict[str, Scalar]  # what it was measured with
-    num_hvps: int
-    seconds: float
-    # By how much two halves of the batches exceed `one_one_norm`, relative. What the choice of
-    # batches adds to it is roughly 1 to 2.4 times this, more if they are few
-    # (`functional/batch_excess.py`). None with one batch.
-    one_one_norm_batch_excess: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.smoothness.keys() >= {"coordinate", "global"}:
-            raise ValueError(
-                'GeometryReport: expected `smoothness` to have "coordinate" and "global", got '
-                f"{list(self.smoothness)}. Measure these two beside other partitions."
-            )
-        for name, values in (("dual_norm", self.dual_norm), ("curvature", self.curvature)):
-            if values.keys() != self.smoothness.keys():
-                raise ValueError(
-                    f"GeometryReport: expected `{name}` to have the partitions of `smoothness`, "
-                    f"{list(self.smoothness)}, got {list(values)}. Measure both for each."
-                )
-
-    @property
-    def one_one_norm_per_param(self) -> float:
-        """The (1,1)-norm over d, comparable with ``lambda_max``."""
-        return divide(self.one_one_norm, self.num_params)
-
-    @property
-    def ratio(self) -> float:
-        """How many times smoother the loss is along l-infinity: d lambda_max / (1,1)-norm."""
-        return divide(self.lambda_max, self.one_one_norm_per_param)
-
-    @property
-    def decrease(self) -> dict[str, Interval]:
-        """By partition, the decrease of the loss that one step of steepest descent promises.
-
-        In units of loss. A zero Hessian promises inf; a zero gradient with it, NaN.
-        """
-        result = {}
-        for name, block in self.smoothness.items():
-            half = self.dual_norm[name] * self.dual_norm[name] / 2
-            result[name] = Interval(divide(half, block.operator_upper), divide(half, block.lower))
-        return result
-
-    @property
-    def advantage(self) -> dict[str, Interval]:
-        """By partition, its promised decrease over that of "global", the geometry of SGD.
-
-        That of "coordinate" is Adam's. NaN for a zero gradient or a zero Hessian; an upper end of
-        inf where only the lower end of N(Phi) is zero. "global" is 1 throughout.
-        """
-        sgd = self.smoothness["global"]
-        result = {}
-        for name, block in self.smoothness.items():
-            dual = divide(self.dual_norm[name], self.dual_norm["global"])
-            result[name] = Interval(
-                dual * dual * divide(sgd.lower, block.operator_upper),
-                dual * dual * divide(sgd.operator_upper, block.lower),
-            )
-        return result | {"global": Interval(1.0, 1.0)}
-
-    @property
-    def step_advantage(self) -> dict[str, float]:
-        """By partition, the decrease of its best step over that of "global", to second order.
-
-        Where ``advantage`` assumes the worst curvature that a step of Phi can meet, this takes the
-        one along the present gradient's own step: ``dual_Phi(g)^2 / (2 v^T H v)`` is what a line
-        search would gain if the loss were quadratic. NaN where either curvature is not positive.
-        """
-        sgd = self.curvature["global"]
-        result = {}
-        for name, curvature in self.curvature.items():
-            dual = divide(self.dual_norm[name], self.dual_norm["global"])
-            both_curve_up = curvature > 0 and sgd > 0
-            result[name] = dual * dual * sgd / curvature if both_curve_up else math.nan
-        return result
-
     @property
     def verdict(self) -> str:
         """One sentence: does this point favour Adam's geometry over SGD's?"""
-        names = [n for n in ("coordinate", "global") if not self.smoothness[n].converged]
-        along = self.step_advantage["coordinate"]
-        return advice.verdict(self.advantage["coordinate"], names, along)
+        return advice.verdict(self)
 
     def recommend(self, keep: float = 0.9) -> advice.Advice:
         """Find the coarsest partition that is shown to keep ``keep`` of Adam's promised decrease.
@@ -180,6 +44,17 @@ class GeometryReport:
             ValueError: If ``keep`` is not in (0, 1].
         """
         return advice.advise(self, keep)
+
+    def text(self, keep: float = 0.9) -> ReportText:
+        """Put the report in words: lines, cells and sentences, as ``print(report)`` shows them.
+
+        Args:
+            keep: Of :meth:`recommend`, for the advice.
+
+        Raises:
+            ValueError: If ``keep`` is not in (0, 1].
+        """
+        return describe(self, keep)
 
     def compare(
         self, other: "GeometryReport", names: tuple[str, str] = ("first", "second")
@@ -196,11 +71,17 @@ class GeometryReport:
         return comparison.compare(self, other, names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Turn into plain JSON types, computed numbers included; inf and NaN become strings."""
+        """Turn into plain JSON types; inf and NaN become strings.
+
+        What follows from the measured numbers is included, for readers in other languages: the
+        advantages, the promised decreases, the verdict and the advice.
+        """
         computed = {
             "advantage": self.advantage,
             "decrease": self.decrease,
             "step_advantage": self.step_advantage,
+            "verdict": self.verdict,
+            "advice": self.recommend().sentence,
         }
         return {"schema": _SCHEMA, **encoding.encode(self), **encoding.encode(computed)}
 
@@ -261,7 +142,7 @@ class GeometryReport:
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
     def __rich__(self) -> RenderableType:
-        return table.ReportView(self)
+        return ReportView(self.text())
 
     def __str__(self) -> str:
         file = StringIO()
@@ -275,3 +156,18 @@ class GeometryReport:
             f"GeometryReport(num_params={self.num_params}, loss={self.loss:.6g}, "
             f"partitions={list(self.smoothness)}, num_hvps={self.num_hvps})"
         )
+
+
+def text_of(data: Any) -> ReportText:
+    """Put into words what :meth:`GeometryReport.to_dict` made and a file has kept.
+
+    Raises:
+        ValueError: If it is no report, or one whose numbers no computer can divide or write: a
+            file may be damaged.
+    """
+    try:
+        return GeometryReport.from_dict(data).text()
+    except (ArithmeticError, RecursionError) as error:
+        raise ValueError(
+            f"GeometryReport: expected numbers of a measurement, got {error}."
+        ) from error

@@ -1,4 +1,4 @@
-"""Read TensorBoard's event files, as far as they are whole."""
+"""Read TensorBoard's event files, also where they are damaged in places."""
 
 import os
 import struct
@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lightning_linf.panels.table import Metadata, fits, tag_of_record
+from lightning_linf.panels.table import SHOWN_REPORT, Metadata, fits, is_report, tag_of_record
 from lightning_linf.quantities import PREFIX
 from lightning_linf.runs.run import Run
-from lightning_linf.runs.series import Points, Series
+from lightning_linf.runs.series import Places, Points, Series
 from lightning_linf.tensorboard import PLUGIN_NAME
-from lightning_linf.tensorboard.tensors import decode
+from lightning_linf.tensorboard.tensors import decode, decode_report
 
 _HEAD = struct.Struct("<QI")  # length of a record, and a checksum of that
 _CHECKSUM = struct.Struct("<I")  # of the record, which it follows
@@ -22,15 +22,17 @@ _WINDOW = 2**20  # bytes to search at a time
 
 
 class EventFile:
-    """The events of one file, one at a time; damaged places are passed over."""
+    """The events of one file, one at a time. Damaged places are passed over and counted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._damaged: list[int] = []  # bytes that could not be read, by place
-        self._torn = 0  # bytes of a last record that is not whole, as while it is being written
+        self._damaged: list[int] = []  # for each damaged place, its number of bytes
+        self._torn = (
+            0  # bytes of an unfinished last record: a kill, or a training that still writes
+        )
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """Give all events that are whole, with their places in the file."""
+        """Give each whole event, with its place: the number of bytes before it in the file."""
         # Not at the top: runs of other loggers can be read without tensorboard.
         from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
@@ -70,7 +72,7 @@ class EventFile:
         """Say what could not be read.
 
         Args:
-            is_ours: Whether anything of this package is in the run; else a torn end is no loss.
+            is_ours: Whether the run has data of this package. If not, an unfinished end is no loss.
         """
         notes, name = [], self._path.name
         if self._damaged:
@@ -94,15 +96,16 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
     """
     from tensorboard.util.tensor_util import make_ndarray
 
-    def read(series: Series, file: int, place: int) -> Any:
+    def read(tag: str, file: int, place: int) -> Any:
         event = files[file].at(place)
         values = () if event is None else event.summary.value
-        tensors = [value.tensor for value in values if value.tag == series.tag]
+        tensors = [value.tensor for value in values if value.tag == tag]
         return decode(tensors[-1], make_ndarray) if tensors else None
 
     files = [EventFile(path) for path in paths]
     scalars: defaultdict[str, Points] = defaultdict(Points)
     tables: dict[str, Series] = {}  # by tag of the series
+    reports = Places()
     unknown: dict[str, str] = {}  # by tag of the series, what is wrong with its metadata
     num_broken: Counter[str] = Counter()
     for number, file in enumerate(files):
@@ -110,11 +113,13 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
             if event.session_log.status == event.session_log.START:  # training went back there
                 for points in scalars.values():
                     points.cut(event.step)
-                for series in tables.values():
-                    series.cut(event.step)
+                for places in (*tables.values(), reports):
+                    places.cut(event.step)
             for value in event.summary.value:
                 if value.HasField("simple_value") and value.tag.startswith(PREFIX):
                     scalars[value.tag].add(event.step, value.simple_value)
+                elif value.HasField("tensor") and value.tag == SHOWN_REPORT:
+                    reports.add(event.step, number, place)
                 elif value.HasField("tensor") and _is_known(value, tables, unknown):
                     series = tables[value.tag]
                     series.latest = event.wall_time
@@ -133,14 +138,17 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
     for series in tables.values():
         by_tag[tag_of_record(series.tag)].append(series)
     for tag, kinds in by_tag.items():
-        run.add_table(tag, kinds, read)
+        run.add_table(tag, kinds, lambda series, *place: read(series.tag, *place))
+    run.add_report(reports, lambda *place: decode_report(read(SHOWN_REPORT, *place)))
 
 
 def _is_known(value: Any, tables: dict[str, Series], unknown: dict[str, str]) -> bool:
-    """Whether a tensor belongs to a series of ours, which the first one of its tag opens."""
+    """Whether a tensor belongs to a table of this package, as the first of its tag says."""
     data = value.metadata.plugin_data
     if value.tag in tables or value.tag in unknown or data.plugin_name != PLUGIN_NAME:
         return value.tag in tables
+    if is_report(value.tag):  # of a monitor that is not shown
+        return False
     try:
         tables[value.tag] = Series(value.tag, Metadata.from_event(data.content))
     except ValueError as error:  # of another schema, or broken
@@ -156,7 +164,7 @@ def _next_head(file: BinaryIO, place: int, size: int, checksum_of: Callable[[byt
         num_places = len(data) - _HEAD.size + 1
         digits = np.frombuffer(data, dtype=np.uint8).astype(np.uint64)
         lengths = sum(digits[i : i + num_places] << np.uint64(8 * i) for i in range(8))
-        # Checksums take long, and few places have a length that fits into the file.
+        # A checksum takes long, so only places are tried whose length fits into the file.
         for at in np.flatnonzero((lengths > 0) & (lengths < size - place)).tolist():
             if checksum_of(data[at : at + 8]) == _HEAD.unpack_from(data, at)[1]:
                 return place + int(at)
@@ -169,5 +177,5 @@ def _parse(data: bytes) -> Any:
 
     try:
         return Event.FromString(data)
-    except Exception:  # protobuf's own, of a record that is no event
+    except Exception:  # protobuf raises its own kinds where a record is no event
         return None

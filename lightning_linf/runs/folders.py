@@ -9,24 +9,29 @@ from lightning_linf import record
 
 
 def find(folders: Iterable[Path]) -> dict[str, Path]:
-    """Give the folders of runs in or below others by what tells them apart."""
+    """Find the folders of runs in or below others.
+
+    Returns:
+        By name: the path below the folder that all runs share. For ``logs/a/version_0`` and
+        ``logs/b/version_0`` these are "a/version_0" and "b/version_0".
+    """
     found = sorted(
         folder
         for folder in _walk(folders)
         if (folder / record.FILE_NAME).is_file() or event_files(folder)
     )
     base = Path(os.path.commonpath(found)) if found else Path()
-    if base in found:  # which needs a name, too
+    if base in found:  # it is a run itself, and its name would be "."
         base = base.parent
     names = (os.fsencode(os.path.relpath(folder, base)) for folder in found)
-    # Not all bytes of a file system are text, and a page is.
+    # A file system allows names that are not text; a page can show only text.
     return dict(
         zip((name.decode("utf-8", "backslashreplace") for name in names), found, strict=True)
     )
 
 
 def event_files(folder: Path) -> list[Path]:
-    """List TensorBoard's files in a folder, by its own rule, in the order of training."""
+    """List the files in a folder that TensorBoard would read, in the order of training."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -35,7 +40,7 @@ def event_files(folder: Path) -> list[Path]:
 
 
 def _walk(folders: Iterable[Path]) -> Iterator[Path]:
-    """Go through folders, once through each, and through links as TensorBoard does."""
+    """Give folders and all below them, each once; links are followed, as TensorBoard does."""
     seen: set[str] = set()
     pending = deque(folder.resolve() for folder in folders)
     while pending:
@@ -46,5 +51,5 @@ def _walk(folders: Iterable[Path]) -> Iterator[Path]:
                 continue
             seen.add(real)
             yield Path(folder)
-            # Later, so that what also lies here goes by its own name.
+            # Links come last, so that a folder that is also reached directly gets its own name.
             pending.extend(path for name in names if (path := Path(folder, name)).is_symlink())

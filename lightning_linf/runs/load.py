@@ -15,7 +15,7 @@ class RunError(ValueError):
 
 
 def load(folders: Sequence[Path]) -> list[Run]:
-    """Read every run in or below the folders that has geometry data, or notes on broken ones.
+    """Read every run in or below the folders that has geometry data, whole or broken.
 
     Where `geometry.jsonl` holds records, event files are not read.
 

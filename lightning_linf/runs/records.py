@@ -4,15 +4,16 @@ from collections import defaultdict
 from pathlib import Path
 
 from lightning_linf import record
-from lightning_linf.panels.table import Array, lay_out
+from lightning_linf.panels.table import SHOWN_REPORT, Array, lay_out, tag_of_report
 from lightning_linf.runs.run import Run
-from lightning_linf.runs.series import Points, Series
+from lightning_linf.runs.series import Places, Points, Series
 
 
 def read_records(run: Run, path: Path) -> None:
     """Add all that a file holds to a run, with notes on what cannot be read."""
     scalars: defaultdict[str, Points] = defaultdict(Points)
     tables: defaultdict[str, list[Series]] = defaultdict(list)
+    reports = Places()
     num_broken: defaultdict[str, int] = defaultdict(int)
     with open(path, "rb") as file:
         reader = record.Reader(file)
@@ -26,11 +27,13 @@ def read_records(run: Run, path: Path) -> None:
         for place, entry in reader:
             for tag, value in entry.scalars.items():
                 scalars[tag].add(entry.step, value)
+            if entry.report is not None and tag_of_report(entry.tag) == SHOWN_REPORT:
+                reports.add(entry.step, 0, place)
             if not entry.columns:
                 continue
             try:
                 _, metadata = lay_out(entry)
-            except ValueError:  # rows of several widths, or none
+            except ValueError:  # its rows differ in width, or there are none
                 num_broken[entry.tag] += 1
                 continue
             kinds = tables[entry.tag]
@@ -46,3 +49,4 @@ def read_records(run: Run, path: Path) -> None:
             run.note(f"{tag}: {number} records that make no table left out")
         for tag, kinds in tables.items():
             run.add_table(tag, kinds, read)
+        run.add_report(reports, lambda _, place: reader.at(place).report)

@@ -1,4 +1,4 @@
-"""What a run holds while it is read: few bytes a record, however large its files are."""
+"""What is held of a run while its files are read: a few bytes a record, however long it is."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ Point = tuple[int, float]
 
 
 class Points(Sequence[Point]):
-    """Steps and values of one scalar, in the order of the files; 16 bytes each."""
+    """Steps and values of one scalar, in the order of the files; 16 bytes a point."""
 
     def __init__(self) -> None:
         self._steps, self._values = array("q"), array("d")
@@ -46,23 +46,20 @@ class Points(Sequence[Point]):
         return self._steps[index], self._values[index]
 
 
-class Series:
-    """Where the arrays of one table lie, 24 bytes each: those that are shown are read again."""
+class Places:
+    """Where records lie in files, 24 bytes each. The few that are shown are read a second time."""
 
-    def __init__(self, tag: str, metadata: Metadata) -> None:
-        self.tag = tag  # in event files that of the series, in others the record's
-        self.metadata = metadata
-        self.latest = 0.0  # when it was last added to, to be compared with others of the tag
+    def __init__(self) -> None:
         self._steps, self._files, self._places = array("q"), array("q"), array("q")
 
     def add(self, step: int, file: int, place: int) -> None:
-        """Append an array, which lies at a place in the file of this number."""
+        """Append a record, which lies at a place in the file of this number."""
         self._steps.append(step)
         self._files.append(file)
         self._places.append(place)
 
     def cut(self, step: int) -> None:
-        """Forget all arrays from a step on."""
+        """Forget all records from a step on."""
         kept = [i for i, one in enumerate(self._steps) if one < step]
         for column in (self._steps, self._files, self._places):
             column[:] = array("q", (column[i] for i in kept))
@@ -70,8 +67,13 @@ class Series:
     def __len__(self) -> int:
         return len(self._steps)
 
+    def latest_first(self) -> Iterator[tuple[int, int, int]]:
+        """Go back from the last step, giving step, file and place; of one step the later first."""
+        for i in np.argsort(np.array(self._steps), kind="stable")[::-1].tolist():
+            yield self._steps[i], self._files[i], self._places[i]
+
     def evenly(self, most: int) -> tuple[int, list[tuple[int, int, int]]]:
-        """Choose steps evenly, the first and the last among them; of one step the later array.
+        """Choose steps evenly, the first and the last among them; of one step the later record.
 
         Returns:
             The number of all steps; step, file and place of those chosen.
@@ -84,3 +86,13 @@ class Series:
         return len(distinct), [
             (self._steps[i], self._files[i], self._places[i]) for i in chosen.tolist()
         ]
+
+
+class Series(Places):
+    """Where the arrays of one table lie."""
+
+    def __init__(self, tag: str, metadata: Metadata) -> None:
+        super().__init__()
+        self.tag = tag  # in event files that of the series, in others the record's
+        self.metadata = metadata
+        self.latest = 0.0  # when it was last added to, to be compared with others of the tag

@@ -1,5 +1,6 @@
 """Decode tensors of event files, without trusting the sizes that they claim."""
 
+import json
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -26,3 +27,18 @@ def decode(tensor: Any, make_ndarray: Callable[[Any], Any]) -> Any:
         return make_ndarray(tensor)
     except (ValueError, TypeError, OverflowError):  # too few bytes for the shape, an unknown type
         return None
+
+
+def decode_report(array: Any) -> Any:
+    """Read the JSON that the writer has put into a tensor of one string.
+
+    Args:
+        array: What :func:`decode` gave.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    try:
+        return json.loads(array.item())
+    except (AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"expected JSON, got {type(error).__name__}: {error}") from error

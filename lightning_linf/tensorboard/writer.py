@@ -5,20 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from lightning_linf.panels.table import lay_out
+from lightning_linf.panels.table import lay_out, tag_of_report
 from lightning_linf.quantities import LOG10_GRAD, PREFIX
 from lightning_linf.record import SCHEMA_VERSION, LogHistogram, Record
 from lightning_linf.tensorboard import PLUGIN_NAME
 
 
 def write_record(writer: Any, record: Record) -> None:
-    """Write a record's table as one event with a float32 tensor, and its histogram as another.
+    """Write a record's table as a tensor of float32, its histogram, and its report, in one event.
 
-    The tensor has a row for each parameter tensor and a column, or several, for each quantity. The
-    metadata of its event are JSON with ``schema``, ``tensors`` (the names of the rows), ``whole``
-    (whether there is a last row for all parameters together) and ``columns`` (name, width, label,
-    unit and levels of each, in order). TensorBoard keeps only the first metadata of a tag, and the
-    parameters may change while training, so the tag ends in a digest of the metadata.
+    The table has a row for each parameter tensor and a column, or several, for each quantity. Its
+    metadata are JSON with ``schema``, ``tensors`` (the names of the rows), ``whole`` (whether there
+    is a last row for all parameters together) and ``columns`` (name, width, label, unit and levels
+    of each, in order). TensorBoard keeps only the first metadata of a tag, and the parameters may
+    change while training, so the tag ends in a digest of the metadata. The report is a tensor of
+    one string, its JSON.
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter``.
@@ -29,13 +30,18 @@ def write_record(writer: Any, record: Record) -> None:
     from tensorboard.util.tensor_util import make_tensor_proto
 
     table, columns = lay_out(record)
-    content = json.dumps({"schema": SCHEMA_VERSION, **columns.to_json()})
-    metadata = SummaryMetadata(
-        plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content.encode()),
-        data_class=DATA_CLASS_TENSOR,
-    )
-    series = columns.tag_of_series(record.tag)
-    values = [Summary.Value(tag=series, tensor=make_tensor_proto(table), metadata=metadata)]
+    values = []
+
+    def add(tag: str, tensor: Any, about: dict[str, Any]) -> None:
+        content = json.dumps({"schema": SCHEMA_VERSION, **about}).encode()
+        data = SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content)
+        metadata = SummaryMetadata(plugin_data=data, data_class=DATA_CLASS_TENSOR)
+        tensor = make_tensor_proto(tensor)
+        values.append(Summary.Value(tag=tag, tensor=tensor, metadata=metadata))
+
+    add(columns.tag_of_series(record.tag), table, columns.to_json())
+    if record.report is not None:
+        add(tag_of_report(record.tag), json.dumps(record.report, allow_nan=False), {})
     if record.histogram is not None:
         # "geometry/heterogeneity_per_tensor/optimizer0" has its histogram beside it.
         _, slash, suffix = record.tag.removeprefix(PREFIX).partition("/")

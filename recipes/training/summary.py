@@ -1,6 +1,5 @@
 """What a recipe prints at its end: the measured geometry as a table, and its last row in words."""
 
-import math
 import shlex
 import shutil
 import sys
@@ -12,6 +11,8 @@ from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
 
+from lightning_linf import GeometryReport
+from lightning_linf.callbacks import LinfSmoothnessMonitor
 from training.config import TrainingConfig
 from training.losses import LossHistory
 
@@ -20,7 +21,7 @@ Rows = Sequence[dict[str, Any]]  # a monitor's `history`
 
 
 def print_summary(
-    smoothness: Rows,
+    smoothness: LinfSmoothnessMonitor,
     heterogeneity: Rows,
     losses: LossHistory,
     config: TrainingConfig,
@@ -30,7 +31,7 @@ def print_summary(
     """Print the table, the sentences, and commands that show more.
 
     Args:
-        smoothness: History of the smoothness monitor.
+        smoothness: The monitor after training.
         heterogeneity: History of the heterogeneity monitor.
         losses: The losses that the module logged.
         config: Settings of the run.
@@ -38,10 +39,11 @@ def print_summary(
         classes: Import paths of the classes of its module and of its data, for `measure`.
     """
     console = Console()
-    if smoothness:
-        console.print(geometry_table(smoothness, heterogeneity, losses))
+    if smoothness.history:
+        console.print(geometry_table(smoothness.history, heterogeneity, losses))
     console.print(optimizer_sentence(config), highlight=False, markup=False)
-    console.print(geometry_sentence(smoothness), highlight=False)
+    sentence = geometry_sentence(smoothness.history, smoothness.last_report)
+    console.print(sentence, highlight=False, markup=False)
     for line in (
         f"Checkpoint: {checkpoint}",
         f"Full report: {measure_command(checkpoint, *classes)}",
@@ -99,37 +101,17 @@ def optimizer_sentence(config: TrainingConfig) -> str:
     return f"Trained with {name}. The geometry is measured in the coordinates of the parameters."
 
 
-def geometry_sentence(smoothness: Rows) -> str:
-    """Say by how much the last measurement favours Adam over SGD, or SGD over Adam.
-
-    A step of steepest descent promises to lower the loss by ``dual(g)^2 / (2 N)``. Along l-infinity
-    ``dual(g)`` is the 1-norm of the gradient and ``N`` the operator norm of the Hessian for the
-    partition "coordinate"; along l2 they are its 2-norm and lambda_max.
-    """
+def geometry_sentence(smoothness: Rows, report: GeometryReport | None) -> str:
+    """Say what the last measurement found, in the words of its report."""
     if not smoothness:
         return (
             "The smoothness was not measured: lower --smoothness_every or train for longer, unless "
             "a warning above gives another reason."
         )
-    lower, upper = _bracket(smoothness[-1], "advantage")
-    verdict = (
-        "this point favours Adam."
-        if lower > 1
-        else "this point favours SGD."
-        if upper < 1
-        else "that leaves open which of them this point favours."
-    )
-    along = smoothness[-1].get("step_advantage/coordinate", math.nan)  # undefined where H < 0
-    by_step = (
-        ""
-        if math.isnan(along)
-        else f" By the curvature along the gradient it is {along:.3g} times."
-    )
-    return (
-        f"At step {smoothness[-1]['step']} steepest descent along l-infinity, the geometry of "
-        f"Adam, promises {lower:.3g} to {upper:.3g} times the decrease of steepest descent along "
-        f"l2, that of SGD: {verdict}{by_step}"
-    )
+    step = smoothness[-1]["step"]
+    if report is None:  # the history is in checkpoints, and reports are not
+        return f"The last measurement is that of step {step}, before this training was resumed."
+    return f"At step {step}: {report.verdict} {report.recommend().sentence}"
 
 
 def measure_command(checkpoint: Path, model: str, data: str) -> str:

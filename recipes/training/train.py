@@ -132,7 +132,7 @@ def train(config: TrainingConfig, prepare: Prepare, may_change: set[str], title:
     trainer.save_checkpoint(path, weights_only=False)
     if trainer.is_global_zero:
         classes = (_class_path(module), _class_path(data))
-        print_summary(smoothness.history, heterogeneity.history, losses, config, path, classes)
+        print_summary(smoothness, heterogeneity.history, losses, config, path, classes)
     return trainer
 
 

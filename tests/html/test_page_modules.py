@@ -119,6 +119,21 @@ def test_a_verdict_is_of_a_step_with_both_ends(page):
     assert "2.25" in card
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("source.run.report = false", "Its records hold no report."),
+        ("source.report = async () => { throw new Error('400: broken'); }", "400: broken"),
+    ],
+)
+def test_a_verdict_without_a_report_says_why_and_costs_no_chart(page, answer, words):
+    make_app(page)
+    page.run(f"{{ source.run.report = true; {answer}; app.reload(); }}")
+    card = page.wait("document.querySelector('article.verdict')?.innerText")
+    assert words in card
+    page.wait("document.querySelector('#verdict canvas')")
+
+
 def test_a_logarithm_has_no_colour_for_zero_and_below(page):
     places = load(
         page,

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
+from support.records import read
 from support.short_run import IGNORED_WARNINGS, Net, data, train
 
 from lightning_linf import quantities, record
@@ -31,6 +32,7 @@ def example(step=3, **changes):
         "columns": {"density": [0.5, math.inf], "log10_quantiles": [[-1.0, 0.0], [-2.0, 1.5]]},
         "whole": {"density": 0.25, "log10_quantiles": [-2.0, 1.5]},
         "histogram": LogHistogram([-2.0, 0.0, 1.5], [1, 3]),
+        "report": {"loss": 0.1 + 0.2, "secant": "NaN"},
     }
     return Record(**{**fields, **changes})
 
@@ -44,6 +46,22 @@ def test_a_record_reads_back_as_it_was_written():
     assert back.scalars["geometry/density"] == 0.1 + 0.2  # scalars are exact
     same = {"geometry/gini": 0.0}
     assert Record(**{**vars(back), "scalars": same}) == example(scalars=same)
+
+
+def test_records_of_the_version_before_are_read_and_have_no_report():
+    line = example(report=None).to_line().replace('"schema": 2', '"schema": 1')
+    assert Record.from_line(line).report is None
+    assert Record.from_line(line).scalars["geometry/density"] == 0.1 + 0.2
+
+
+def test_a_report_of_whatever_kind_costs_no_other_part_of_a_record():
+    for report in ([], "x", {"loss": {}}):
+        line = (
+            example()
+            .to_line()
+            .replace('{"loss": 0.30000000000000004, "secant": "NaN"}', json.dumps(report))
+        )
+        assert Record.from_line(line).report == report
 
 
 def test_lines_are_strict_json_for_readers_of_any_language():
@@ -62,7 +80,7 @@ def test_lines_are_strict_json_for_readers_of_any_language():
         ("[1]", ValueError),
         ('{"step": 1', ValueError),
         ('{"schema": 1}', ValueError),
-        ('{"schema": 2, "anything": "else"}', SchemaError),
+        ('{"schema": 3, "anything": "else"}', SchemaError),
         (example().to_line().replace('["a", ', "["), ValueError),
         (example().to_line().replace('"NaN"', '"many"'), ValueError),
         (example().to_line().replace('"step": 3', '"step": Infinity'), ValueError),
@@ -80,11 +98,11 @@ def test_reading_skips_what_is_broken_and_says_so(tmp_path):
     path = tmp_path / record.FILE_NAME
     record.append(path, example(1))
     with open(path, "a", encoding="utf-8") as file:
-        file.write("not a record\n" + example(2).to_line().replace('"schema": 1', '"schema": 7'))
+        file.write("not a record\n" + example(2).to_line().replace('"schema": 2', '"schema": 7'))
     record.append(path, example(3))
     with open(path, "ab") as file:
         file.write(example(4).to_line().encode()[:70])
-    records, notes = record.read(path)
+    records, notes = read(path)
     assert [entry.step for entry in records] == [1, 3]
     assert notes == [
         "geometry.jsonl: skipped 2 lines that cannot be read (line 2)",
@@ -98,7 +116,7 @@ def test_a_write_that_failed_half_way_costs_no_other_record(tmp_path):
     with open(path, "ab") as file:
         file.write(example(2).to_line().encode()[:70])
     record.append(path, example(3))
-    records, notes = record.read(path)
+    records, notes = read(path)
     assert [entry.step for entry in records] == [1, 3]
     assert notes == ["geometry.jsonl: skipped 1 line that cannot be read (line 2)"]
 
@@ -112,13 +130,13 @@ def test_cut_moves_the_resumed_step_and_later_ones_and_drops_a_torn_line(tmp_pat
         file.write(b'{"step": 9, "sch')
     kept = record.cut(path, 5)
     assert kept == tmp_path / "geometry.1.jsonl"
-    assert [entry.step for entry in record.read(kept)[0]] == [5, 5, 7]
-    assert [entry.step for entry in record.read(path)[0]] == [1, 3, 3]
+    assert [entry.step for entry in read(kept)[0]] == [5, 5, 7]
+    assert [entry.step for entry in read(path)[0]] == [1, 3, 3]
     with open(path, "ab") as file:
         file.write(b'{"st')
     assert record.cut(path, 5) is None  # nothing whole goes
     record.append(path, example(5))
-    assert record.read(path) == ([*map(ExampleAt, (1, 3, 3, 5))], [])
+    assert read(path) == ([*map(ExampleAt, (1, 3, 3, 5))], [])
 
 
 class ExampleAt:
@@ -143,7 +161,7 @@ def test_another_trainings_file_is_kept_under_another_name(tmp_path):
 def test_the_file_beside_a_logger_holds_everything_that_history_holds(tmp_path):
     logger = CSVLogger(tmp_path, name="csv", version="one")
     _, monitors = train([logger])
-    records, notes = record.read(tmp_path / "csv" / "one" / record.FILE_NAME)
+    records, notes = read(tmp_path / "csv" / "one" / record.FILE_NAME)
     assert notes == []
     for monitor in monitors:
         mine = [entry for entry in records if entry.tag == monitor.record_tag]
@@ -164,7 +182,7 @@ def test_the_file_beside_a_logger_holds_everything_that_history_holds(tmp_path):
 
 def test_the_whole_gradients_row_and_histogram_are_recorded(tmp_path):
     _, (monitor, *_) = train([CSVLogger(tmp_path, name="", version="")], max_steps=4)
-    entry, *_ = record.read(tmp_path / record.FILE_NAME)[0]
+    entry, *_ = read(tmp_path / record.FILE_NAME)[0]
     assert entry.whole["density"] == pytest.approx(monitor.history[0]["density"])
     assert entry.whole["log10_quantiles"][3] == pytest.approx(
         monitor.history[0]["median_log10_grad"]
@@ -191,10 +209,10 @@ def test_a_resumed_training_has_each_step_once(tmp_path):
     with pytest.raises(SystemExit):
         train([logger()], callbacks=[last, Stop()], enable_checkpointing=True, max_steps=12)
     path = tmp_path / "run" / "version_0" / record.FILE_NAME
-    assert {entry.step for entry in record.read(path)[0]} == {1, 3, 5}
+    assert {entry.step for entry in read(path)[0]} == {1, 3, 5}
     options = {"callbacks": [last], "enable_checkpointing": True, "max_steps": 12}
     train([logger()], ckpt_path=tmp_path / "five.ckpt", **options)
-    steps = [(entry.tag, entry.step) for entry in record.read(path)[0]]
+    steps = [(entry.tag, entry.step) for entry in read(path)[0]]
     assert len(steps) == len(set(steps))
     assert {step for _, step in steps} == {1, 3, 5, 7, 9, 11}
 
@@ -208,9 +226,9 @@ def test_a_finished_training_continued_from_its_middle_loses_nothing(tmp_path, c
         train([logger()], ckpt_path=tmp_path / "step=4.ckpt", **options)
     folder = tmp_path / "run" / "version_0"
     kept = folder / "geometry.1.jsonl"
-    assert {entry.step for entry in record.read(kept)[0]} == {5, 7, 9, 11}
+    assert {entry.step for entry in read(kept)[0]} == {5, 7, 9, 11}
     assert f"records from step 4 on of an earlier training are now in {kept}" in caplog.text
-    steps = [(entry.tag, entry.step) for entry in record.read(folder / record.FILE_NAME)[0]]
+    steps = [(entry.tag, entry.step) for entry in read(folder / record.FILE_NAME)[0]]
     assert len(steps) == len(set(steps))
     assert {step for _, step in steps} == {1, 3, 5, 7, 9, 11}
 
@@ -220,7 +238,7 @@ def test_a_second_training_in_the_same_folder_starts_a_new_file(tmp_path):
         train([TensorBoardLogger(tmp_path, name="run", version=0)], max_steps=4)
     folder = tmp_path / "run" / "version_0"
     for name in ("geometry.jsonl", "geometry.1.jsonl"):
-        assert {entry.step for entry in record.read(folder / name)[0]} == {1, 3}
+        assert {entry.step for entry in read(folder / name)[0]} == {1, 3}
 
 
 def test_beside_a_remote_logger_each_run_has_its_own_in_the_trainers_folder(tmp_path):
@@ -230,7 +248,7 @@ def test_beside_a_remote_logger_each_run_has_its_own_in_the_trainers_folder(tmp_
     trainer, _ = train([Remote()], default_root_dir=tmp_path, max_steps=4)
     path = tmp_path / "project" / "abc123" / record.FILE_NAME
     assert _recording.jsonl_path(trainer) == path
-    assert len(record.read(path)[0]) == 4
+    assert len(read(path)[0]) == 4
     remote = SimpleNamespace(
         loggers=[Remote()], logger=Remote(), default_root_dir="gs://bucket", is_global_zero=True
     )
@@ -285,7 +303,7 @@ def test_other_loggers_have_it_where_their_checkpoints_lie(tmp_path):
     trainer, _ = train([Elsewhere()], default_root_dir=tmp_path, max_steps=4)
     path = tmp_path / "project" / "abc123" / record.FILE_NAME
     assert _recording.jsonl_path(trainer) == path
-    assert len(record.read(path)[0]) == 4
+    assert len(read(path)[0]) == 4
 
 
 def test_a_file_that_cannot_be_written_is_said_once_and_training_goes_on(tmp_path, monkeypatch):
@@ -326,5 +344,5 @@ def test_hyperparameters_and_a_layout_are_in_the_event_file(tmp_path):
         assert any(re.match(pattern, tag) for tag in logged), pattern
     assert events.Tags()["histograms"] == [quantities.LOG10_GRAD.tag]
     (histogram, *_) = events.Histograms(quantities.LOG10_GRAD.tag)
-    first = next(e for e in record.read(tmp_path / "run" / record.FILE_NAME)[0] if e.histogram)
+    first = next(e for e in read(tmp_path / "run" / record.FILE_NAME)[0] if e.histogram)
     assert histogram.histogram_value.num == sum(first.histogram.counts)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.records import read
 
 from lightning_linf import record
 from lightning_linf.cli import main
@@ -161,12 +162,12 @@ def test_records_go_through_a_link_and_into_no_pipe(tmp_path):
     (tmp_path / "far" / "records.1.jsonl").symlink_to("nowhere")  # a name that is taken
     kept = record.cut(path, 3)
     assert kept.name == "records.2.jsonl"
-    assert [one.step for one in record.read(kept)[0]] == [3, 5]
-    assert [one.step for one in record.read(path)[0]] == [1]
+    assert [one.step for one in read(kept)[0]] == [3, 5]
+    assert [one.step for one in read(path)[0]] == [1]
     assert record.cut(path, 0).name == "records.3.jsonl"
     record.append(path, entry(0))
     assert path.is_symlink()
-    assert [one.step for one in record.read(path)[0]] == [0]
+    assert [one.step for one in read(path)[0]] == [0]
     path.unlink()
     os.mkfifo(path)
     for write_records in (lambda: record.append(path, entry(1)), lambda: record.cut(path, 1)):

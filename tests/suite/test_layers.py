@@ -25,11 +25,13 @@ TENSORS_MAY = {"distributed", "errors", "functional"}
 SPLIT_MAY = {"partition", "partition_names"}
 PROBE_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "probe", "reparam", "report"}
 SWAP_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "optim", "reparam", "swap"}
-SHOWN_MAY = {"panels", "partition_names", "quantities", "quantity", "record"}
+NAMES = {"json_numbers", "partition_names", "quantities", "quantity"}
+SHOWN_MAY = NAMES | {"panels", "record", "report"}
 # By layer, which layers of the package its modules may import.
 LAYERS = {
     "": set(),  # __init__.py, which finds its names when they are used
     "errors": set(),
+    "json_numbers": set(),
     "lightning_packages": set(),
     "partition_names": set(),
     "quantity": set(),
@@ -42,12 +44,12 @@ LAYERS = {
     "optim": TENSORS_MAY | SPLIT_MAY | {"optim", "reparam"},
     "swap": SWAP_MAY,
     "probe": PROBE_MAY,
-    "report": {"quantities", "quantity", "report"},
-    "record": {"record"},
+    "report": {"json_numbers", "quantities", "quantity", "report"},
+    "record": {"json_numbers", "record"},
     "panels": SHOWN_MAY,
     "tensorboard": SHOWN_MAY | {"tensorboard"},
     "runs": SHOWN_MAY | {"runs", "tensorboard"},
-    "html": SHOWN_MAY | {"html", "report", "runs"},
+    "html": SHOWN_MAY | {"html", "runs"},
     "callbacks": PROBE_MAY | SWAP_MAY | SHOWN_MAY | {"callbacks", "tensorboard"},
     "cli": PROBE_MAY | {"cli", "html", "runs"},
 }
@@ -55,6 +57,7 @@ LAYERS = {
 THIRD_PARTY = {
     "": set(),
     "errors": set(),
+    "json_numbers": set(),
     "lightning_packages": {"typing_extensions"},
     "partition_names": set(),
     "quantity": set(),

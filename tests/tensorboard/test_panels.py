@@ -5,56 +5,27 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.reports import make_report
 from support.short_run import IGNORED_WARNINGS, train_into
 
 pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
-from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
-from tensorboard.plugins.base_plugin import TBContext
-from tensorboard.util.tensor_util import make_tensor_proto
+from support.geometry_tab import TAG, Plugin, entry, other_parameters, write, write_event
 from torch.utils.tensorboard import SummaryWriter
-from werkzeug.test import Client
 
 from lightning_linf import quantities
 from lightning_linf.panels import payload
 from lightning_linf.panels.files import STATIC
-from lightning_linf.panels.table import Metadata, lay_out, stack, thin
-from lightning_linf.record import Record, SchemaError
+from lightning_linf.panels.table import SHOWN_REPORT, Metadata, lay_out, stack, thin
+from lightning_linf.record import SCHEMA_VERSION, SchemaError
 from lightning_linf.tensorboard.plugin import source
 from lightning_linf.tensorboard.plugin.loader import GeometryLoader
-from lightning_linf.tensorboard.plugin.plugin import GeometryPlugin
 from lightning_linf.tensorboard.writer import write_record
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
-TAG = "geometry/heterogeneity_per_tensor"
-
-
-class Plugin:
-    """The plugin's routes as TensorBoard mounts them, over an in-process reader."""
-
-    def __init__(self, logdir):
-        self.multiplexer = EventMultiplexer(tensor_size_guidance={"geometry": 0})
-        self.logdir = logdir
-        self.reload()
-        provider = MultiplexerDataProvider(self.multiplexer, str(logdir))
-        self.plugin = GeometryPlugin(TBContext(data_provider=provider, logdir=str(logdir)))
-        self.apps = self.plugin.get_plugin_apps()
-
-    def reload(self):
-        self.multiplexer.AddRunsFromDirectory(str(self.logdir))
-        self.multiplexer.Reload()
-
-    def request(self, route, method="GET", **query):
-        key = "/static/*" if route.startswith("/static/") else route
-        client = Client(self.apps[key])
-        response = client.open(f"/data/plugin/geometry{route}", query_string=query, method=method)
-        if response.content_type.startswith("application/json") and key != "/static/*":
-            return response.status_code, json.loads(response.data)
-        return response.status_code, response.data
 
 
 @pytest.fixture(scope="module")
@@ -66,27 +37,6 @@ def trained(tmp_path_factory):
     writer.add_scalar("loss", 1.0, 0)
     writer.close()
     return folder, monitors
-
-
-def entry(step, values, names=("a", "b"), **changes):
-    return Record(step, TAG, {}, names, {"density": values}, **changes)
-
-
-def write(folder, *records):
-    writer = SummaryWriter(str(folder))
-    for one in records:
-        write_record(writer, one)
-    writer.close()
-
-
-def write_event(folder, content, array, tag=TAG, step=0):
-    """Write an event of this plugin's name, whatever it holds."""
-    plugin_data = SummaryMetadata.PluginData(plugin_name="geometry", content=content)
-    metadata = SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR)
-    value = Summary.Value(tag=tag, tensor=make_tensor_proto(array), metadata=metadata)
-    writer = SummaryWriter(str(folder))
-    writer._get_file_writer().add_summary(Summary(value=[value]), step)
-    writer.close()
 
 
 def test_routes_give_what_the_monitors_measured(trained):
@@ -114,6 +64,10 @@ def test_routes_give_what_the_monitors_measured(trained):
     measured = [one["per_tensor"]["gini"].tolist() for one in heterogeneity.history]
     np.testing.assert_allclose(layers["values"], measured, rtol=1e-5)
 
+    _, report = plugin.request("/report", run="a")
+    assert run["report"]
+    assert report == {"step": 7, **vars(smoothness.last_report.text())}
+
     rows = len(heterogeneity.history[0]["tensor_names"])
     _, fan = plugin.request("/fan", run="a", tag=TAG, column="log10_quantiles", row=rows)
     medians = [row[3] for row in fan["values"]]
@@ -128,6 +82,9 @@ def test_routes_give_what_the_monitors_measured(trained):
         ("/scalars", {"run": "other"}, 404, "no such data"),
         ("/scalars", {"run": "../a"}, 404, "no such data"),
         ("/scalars", {}, 400, "expected an argument `run`"),
+        ("/report", {"run": "none"}, 404, "no such data"),
+        ("/report", {"run": "other"}, 404, "no such data"),
+        ("/report", {}, 400, "expected an argument `run`"),
         ("/layers", {"run": "a", "tag": "loss", "column": "gini"}, 404, "no such data"),
         ("/layers", {"run": "a", "tag": TAG, "column": "none"}, 404, "no such data"),
         ("/layers", {"run": "a", "tag": TAG}, 400, "expected an argument `column`"),
@@ -174,7 +131,7 @@ def test_static_files_are_those_of_the_folder_and_no_others(tmp_path):
 def test_records_of_a_later_schema_and_broken_ones_are_noted(tmp_path):
     good = json.dumps({"schema": 1, **lay_out(entry(0, [1.0, 2.0]))[1].to_json()})
     write(tmp_path / "good", entry(3, [1.0, 2.0]))
-    write_event(tmp_path / "later", good.replace('"schema": 1', '"schema": 2').encode(), [[1.0]])
+    write_event(tmp_path / "later", good.replace('"schema": 1', '"schema": 3').encode(), [[1.0]])
     write_event(tmp_path / "text", b"\xff not JSON", [[1.0]])
     write_event(tmp_path / "empty", b"{}", [[1.0]])
     write_event(tmp_path / "columns", good.replace('"width": 1', '"width": "x"').encode(), [[1.0]])
@@ -186,7 +143,7 @@ def test_records_of_a_later_schema_and_broken_ones_are_noted(tmp_path):
     assert len(listed["notes"]) == 4
     notes = dict(zip(("columns", "empty", "later", "text"), sorted(listed["notes"]), strict=True))
     assert all(note.startswith(f"{run}: {TAG} left out") for run, note in notes.items())
-    assert "schema 2 is newer than 1: update lightning_linf" in notes["later"]
+    assert f"schema 3 is newer than {SCHEMA_VERSION}: update lightning_linf" in notes["later"]
     for run in ("shape", "words"):
         _, layers = plugin.request("/layers", run=run, tag=TAG, column="density")
         assert layers["values"] == []
@@ -219,10 +176,44 @@ def test_no_event_can_empty_the_tab(tmp_path, content, error):
     assert error in note
 
 
-def other_parameters(folder):
-    """Write records of two parameters, then of others, as after a change of the model."""
-    write(folder, entry(1, [1.0, 2.0]), entry(2, [3.0, 4.0], ("c", "d")))
-    write(folder, entry(3, [5.0, 6.0, 7.0], ("c", "d", "e")))
+def smoothness_entry(step, report, tag="geometry/smoothness_per_tensor"):
+    return replace(entry(step, [1.0, 2.0]), tag=tag, report=report)
+
+
+def test_a_report_that_cannot_be_read_gives_its_place_to_the_one_before(tmp_path):
+    good = make_report().to_dict()
+    broken = {"later": {"schema": 9}, "list": [], "words": good | {"loss": "small"}}
+    for run, last in broken.items():
+        write(tmp_path / run, smoothness_entry(1, good), smoothness_entry(2, last))
+    write(tmp_path / "none", smoothness_entry(1, {"schema": 9}))
+    write(tmp_path / "old", smoothness_entry(1, None))
+    named = "geometry/smoothness_per_tensor/validation"
+    write(tmp_path / "named", smoothness_entry(1, good, named))
+    plugin = Plugin(tmp_path)
+    _, listed = plugin.request("/runs")
+    has_report = {run["name"]: run["report"] for run in listed["runs"]}
+    shown = [*broken, "none"]
+    assert has_report == {**dict.fromkeys(shown, True), "old": False, "named": False}
+    assert listed["notes"] == []
+    for run in broken:
+        status, report = plugin.request("/report", run=run)
+        assert (status, report["step"]) == (200, 1)
+        assert report["verdict"] == make_report().verdict
+    status, answer = plugin.request("/report", run="none")
+    assert status == 400
+    assert (
+        "none holds no report that is whole (GeometryReport: expected `schema`" in answer["error"]
+    )
+    assert plugin.request("/report", run="named")[0] == 404
+
+
+@pytest.mark.parametrize("tensor", [[1.0], "[" * 100_000, "{", ["{}", "{}"], b"\xff"])
+def test_no_event_in_a_reports_place_can_stop_the_tab(tmp_path, tensor):
+    write(tmp_path / "a", smoothness_entry(1, make_report().to_dict()))
+    write_event(tmp_path / "a", b"", tensor, tag=SHOWN_REPORT, step=2)
+    plugin = Plugin(tmp_path)
+    assert plugin.request("/runs")[1]["notes"] == []
+    assert plugin.request("/report", run="a")[1]["step"] == 1
 
 
 def test_numbers_never_stand_at_names_of_other_parameters(tmp_path):
@@ -294,10 +285,10 @@ def test_a_table_is_read_again_only_when_something_was_added(tmp_path, monkeypat
     assert len(reads) == 2
 
 
-def test_numbers_that_are_none_travel_as_null_and_infinity(tmp_path):
+def test_numbers_that_json_lacks_travel_as_words(tmp_path):
     write(tmp_path / "a", entry(0, [np.nan, -np.inf]))
     _, layers = Plugin(tmp_path).request("/layers", run="a", tag=TAG, column="density")
-    assert layers["values"] == [[None, "-Infinity"]]
+    assert layers["values"] == [["NaN", "-Infinity"]]
 
 
 def test_long_runs_are_thinned_to_first_last_and_between():
@@ -339,7 +330,7 @@ def test_the_row_of_all_parameters_lacks_only_what_was_not_measured():
 
 
 def test_metadata_of_an_unknown_kind_are_refused():
-    with pytest.raises(SchemaError, match="schema 9 is newer than 1"):
+    with pytest.raises(SchemaError, match="schema 9 is newer than"):
         Metadata.from_event(b'{"schema": 9}')
     with pytest.raises(ValueError, match="broken metadata"):
         Metadata.from_event(b"[1, 2]")

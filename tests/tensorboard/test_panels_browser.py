@@ -12,7 +12,7 @@ from support.short_run import IGNORED_WARNINGS, train_into
 from support.tensorboard_process import tensorboard
 
 pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-from test_panels import TAG, entry, other_parameters, write_event
+from support.geometry_tab import TAG, entry, other_parameters, write_event
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_linf.panels.table import lay_out
@@ -29,13 +29,14 @@ RUNS = ["shared/first", "shared/second"]  # shown without the folder
 
 @pytest.fixture(scope="module")
 def histories(tmp_path_factory):
-    """A folder of event files, and by run the histories of its monitors."""
+    """A folder of event files, by run the histories of its monitors, and the last report."""
     folder = tmp_path_factory.mktemp("runs")
-    result = {}
+    result, reports = {}, {}
     for seed, name in enumerate(RUNS):
         _, monitors = train_into(folder, name, seed=seed, max_steps=12)
         result[name] = [monitor.history for monitor in monitors]
-    return folder, result
+        reports[name] = monitors[2].last_report.text()
+    return folder, result, reports
 
 
 @pytest.fixture(scope="module", params=["true", "false"])
@@ -90,7 +91,7 @@ def click(page, panel, text):
 def table(page, panel):
     """Show a panel's table and give its cells."""
     click(page, panel, "Table")
-    return page.wait(f"""[...document.querySelectorAll("#{panel} table tr")]
+    return page.wait(f"""[...document.querySelectorAll("#{panel} > .table tr")]
         .map((row) => [...row.children].map((cell) => cell.textContent))""")
 
 
@@ -151,6 +152,20 @@ def test_verdict_is_that_of_the_events(page, histories):
         assert card.startswith(run.removeprefix("shared/"))
         assert f"at step {last['step']}" in card
         assert f"{last['advantage_lower/coordinate']:.3g}".rstrip("0").rstrip(".") in card
+        assert histories[2][run].verdict in card
+        assert histories[2][run].advice in card
+
+
+def test_each_card_unfolds_to_the_report_of_the_last_measurement(page, histories):
+    page.run("document.querySelectorAll('article.verdict details').forEach((d) => (d.open = true))")
+    cards = page.run("""[...document.querySelectorAll("article.verdict details")].map((details) =>
+        [...details.querySelectorAll("summary, p, th, td")].map((node) => node.textContent))""")
+    for run, shown in zip(RUNS, cards, strict=True):
+        text = histories[2][run]
+        cells = (cell for row in text.rows for cell in row)
+        step = histories[1][run][2][-1]["step"]
+        expected = [*text.header, *text.headings, *cells, *text.legend]
+        assert shown == [f"Report at step {step}", *expected]
 
 
 def test_smoothness_is_that_of_the_events(page, histories):
@@ -371,7 +386,7 @@ def test_corrupt_data_are_noted_and_the_rest_is_shown(browser, tmp_path, load_fa
     writer.close()
     metadata = lay_out(entry(0, [1.0, 2.0]))[1]
     good = json.dumps({"schema": 1, **metadata.to_json()})
-    write_event(runs / "later", good.replace('"schema": 1', '"schema": 2').encode(), [[1.0]])
+    write_event(runs / "later", good.replace('"schema": 1', '"schema": 3').encode(), [[1.0]])
     write_event(runs / "torn", b"{", [[1.0]])
     series = metadata.tag_of_series(TAG)
     write_event(runs / "good", good.encode(), np.ones((7, 3)), tag=series, step=11)
@@ -386,7 +401,7 @@ def test_corrupt_data_are_noted_and_the_rest_is_shown(browser, tmp_path, load_fa
         browser.open(board.entry)
         browser.wait("document.querySelectorAll('.notes li').length === 2")
         notes = browser.run("document.querySelector('.notes').textContent")
-        assert "later: geometry/heterogeneity_per_tensor left out: schema 2 is newer" in notes
+        assert "later: geometry/heterogeneity_per_tensor left out: schema 3 is newer" in notes
         assert "torn: geometry/heterogeneity_per_tensor left out: broken metadata" in notes
         assert browser.run(
             "[...document.querySelectorAll('.runs span')].map((s) => s.textContent)"

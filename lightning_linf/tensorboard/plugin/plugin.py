@@ -41,7 +41,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
     """Show the records and scalars that lightning_linf has written.
 
     Routes below ``data/plugin/geometry/``: ``static/...``, ``runs``, ``scalars?run=``,
-    ``layers?run=&tag=&column=`` and ``fan?run=&tag=&column=&row=``.
+    ``report?run=``, ``layers?run=&tag=&column=`` and ``fan?run=&tag=&column=&row=``.
     """
 
     plugin_name = PLUGIN_NAME
@@ -60,6 +60,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
         readers = {
             "/runs": self._read_runs,
             "/scalars": self._read_scalars,
+            "/report": self._read_report,
             "/layers": self._read_layers,
             "/fan": self._read_fan,
         }
@@ -86,6 +87,9 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
 
     def _read_scalars(self, ctx: Any, experiment: str, query: _Query) -> Any:
         return self._source.scalars(ctx, experiment, query["run"])
+
+    def _read_report(self, ctx: Any, experiment: str, query: _Query) -> Any:
+        return payload.report(*self._source.report(ctx, experiment, query["run"]))
 
     def _read_layers(self, ctx: Any, experiment: str, query: _Query) -> Any:
         table, note = self._source.table(ctx, experiment, query["run"], query["tag"])

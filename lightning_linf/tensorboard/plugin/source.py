@@ -10,14 +10,24 @@ from typing import Any
 from tensorboard.data.provider import RunTagFilter
 
 from lightning_linf.panels import payload
-from lightning_linf.panels.table import Metadata, Table, stack, tag_of_record
+from lightning_linf.panels.table import (
+    SHOWN_REPORT,
+    Metadata,
+    Table,
+    is_report,
+    stack,
+    tag_of_record,
+)
 from lightning_linf.quantities import PREFIX
+from lightning_linf.report import ReportText, text_of
 from lightning_linf.tensorboard import PLUGIN_NAME
 from lightning_linf.tensorboard.plugin.bounded import bounded
+from lightning_linf.tensorboard.tensors import decode_report
 
 _MAX_EVENTS = 1_000_000  # the reader wants a limit; what it keeps is up to TensorBoard's flags
 _MAX_BYTES = 200 * 2**20  # of one answer: TensorBoard's fast reader refuses those of 256 MiB
 _MAX_CACHED = 32  # tables
+_MAX_REPORTS = 10  # to look through for one that is whole; the last is always among them
 
 _Result = tuple[Table, str | None]  # a table, and a note if some of its records were left out
 
@@ -28,6 +38,7 @@ class _Run:
 
     tables: dict[str, Any] = field(default_factory=dict)  # by tag, the names of rows and columns
     scalars: list[str] = field(default_factory=list)  # tags
+    report: bool = False  # whether there is one to ask for
     changed: float = 0.0  # when the last event was written
 
 
@@ -52,6 +63,8 @@ class Source:
                 entry = found.setdefault(run, _Run())
                 entry.tables[tag] = metadata.to_json()
                 entry.changed = max(entry.changed, series.max_wall_time)
+            if SHOWN_REPORT in by_tag:
+                found.setdefault(run, _Run()).report = True
         for run, by_tag in scalars.items():
             for tag, series in sorted(by_tag.items()):
                 if tag.startswith(PREFIX):
@@ -91,6 +104,28 @@ class Source:
             for tag, data in read.get(run, {}).items()
         }
         return {"curves": payload.curves(points)}
+
+    def report(self, ctx: Any, experiment: str, run: str) -> tuple[int, ReportText]:
+        """Give the step and the text of a run's last report.
+
+        Raises:
+            KeyError: If the run has none.
+            ValueError: If none of the last ones can be read.
+        """
+        with bounded():
+            read = self._provider.read_tensors(
+                ctx,
+                experiment_id=experiment,
+                plugin_name=PLUGIN_NAME,
+                downsample=_MAX_REPORTS,
+                run_tag_filter=RunTagFilter(runs=[run], tags=[SHOWN_REPORT]),
+            )
+        for datum in reversed(read[run][SHOWN_REPORT]):
+            try:
+                return datum.step, text_of(decode_report(datum.numpy))
+            except ValueError as failure:
+                error = failure
+        raise ValueError(f"{run} holds no report that is whole ({error})")
 
     def table(self, ctx: Any, experiment: str, run: str, tag: str) -> _Result:
         """Read a table of a run, with at most ``payload.MAX_STEPS`` of its steps.
@@ -162,6 +197,8 @@ def _present(by_tag: Mapping[str, Any]) -> tuple[dict[str, tuple[str, Any, Metad
     present: dict[str, tuple[str, Any, Metadata]] = {}
     notes = []
     for series_tag, series in sorted(by_tag.items(), key=lambda item: item[1].max_wall_time):
+        if is_report(series_tag):
+            continue
         tag = tag_of_record(series_tag)
         try:
             metadata = Metadata.from_event(series.plugin_content)

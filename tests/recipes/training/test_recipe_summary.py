@@ -1,11 +1,11 @@
 import io
-import math
 import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from support.recipes import RECIPES
+from support.reports import trained_gpt2
 
 import gpt2
 from training import summary
@@ -22,29 +22,11 @@ def rows(lower=1.25, upper=1.5, step=99):
     return [smoothness], [{"step": 49, "density": 9.0}, {"step": 89, "density": 0.5}]
 
 
-@pytest.mark.parametrize(
-    ("bounds", "numbers", "verdict"),
-    [
-        ((1.25, 1.5), "promises 1.25 to 1.5 times", "this point favours Adam."),
-        ((0.5, 0.75), "promises 0.5 to 0.75 times", "this point favours SGD."),
-        ((0.5, 1.5), "promises 0.5 to 1.5 times", "leaves open which of them"),
-        ((1.0, 1.0), "promises 1 to 1 times", "leaves open which of them"),
-        ((float("nan"), float("nan")), "promises nan", "leaves open which of them"),
-    ],
-)
-def test_the_sentence_says_which_side_it_came_out(bounds, numbers, verdict):
-    sentence = summary.geometry_sentence(rows(*bounds)[0])
-    assert sentence.startswith("At step 99 steepest descent along l-infinity")
-    assert numbers in sentence
-    assert verdict in sentence
-
-
-def test_the_sentence_tells_the_advantage_along_the_gradient():
-    measured = rows(0.5, 2.0)[0]
-    measured[-1]["step_advantage/coordinate"] = 1.234
-    assert summary.geometry_sentence(measured).endswith("along the gradient it is 1.23 times.")
-    measured[-1]["step_advantage/coordinate"] = math.nan
-    assert "along the gradient" not in summary.geometry_sentence(measured)
+def test_the_sentence_is_that_of_the_report():
+    measured, found = rows()[0], trained_gpt2()
+    sentence = summary.geometry_sentence(measured, found)
+    assert sentence == f"At step 99: {found.verdict} {found.recommend().sentence}"
+    assert "step 99, before this training was resumed" in summary.geometry_sentence(measured, None)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +49,7 @@ def test_the_report_says_what_trained(choices, start):
 
 
 def test_the_sentence_says_that_nothing_was_measured():
-    assert "was not measured" in summary.geometry_sentence([])
+    assert "was not measured" in summary.geometry_sentence([], None)
 
 
 def test_the_table_has_the_latest_values_of_the_past_and_fits_80_columns():

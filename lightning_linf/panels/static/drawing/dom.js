@@ -26,6 +26,26 @@ export function fillSelect(select, options, chosen) {
   return select.value;
 }
 
+// A table that scrolls by itself; the first cell of a row is its name.
+export function tableOf(label, headings, rows) {
+  const cell = (text, index) =>
+    element(index ? "td" : "th", index ? {} : { scope: "row" }, text);
+  return element(
+    "div",
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+    element(
+      "table",
+      {},
+      element(
+        "thead",
+        {},
+        element("tr", {}, ...headings.map((text) => element("th", { scope: "col" }, text))),
+      ),
+      element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map(cell)))),
+    ),
+  );
+}
+
 export function cssColor(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }

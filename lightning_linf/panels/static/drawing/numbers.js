@@ -1,9 +1,7 @@
 // Numbers as they travel, as they are shown, and as they are smoothed.
 
-// JSON has no NaN and no infinity: null and "Infinity" stand for them.
-export function fromJson(value) {
-  return value === null ? NaN : Number(value);
-}
+// JSON has no NaN and no infinity: "NaN", "Infinity" and "-Infinity" stand for them.
+export const fromJson = Number;
 
 export function format(value) {
   if (Number.isNaN(value)) return "–";

@@ -22,7 +22,8 @@ trainer = Trainer(
 )`;
 
 export class App {
-  // A source gives runs(), scalars(run), layers(run, tag, column) and fan(run, tag, column, row).
+  // A source gives runs(), scalars(run), report(run), layers(run, tag, column) and
+  // fan(run, tag, column, row).
   constructor(root, source) {
     this.source = source;
     this.turn = 0;
@@ -100,6 +101,8 @@ export class App {
       runs: this.picker.selected(),
       source: this.source,
       scalars: async (run) => (run.scalars.length ? this.source.scalars(run.name) : new Map()),
+      report: async (run) =>
+        run.report ? this.source.report(run.name).catch(({ message }) => ({ error: message })) : null,
       colorOf: (run) => this.picker.colorOf(run),
       isOld: () => turn !== this.turn,
     };

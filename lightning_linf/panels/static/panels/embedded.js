@@ -15,6 +15,10 @@ export class Embedded {
     return toCurves(this.data.scalars[run]);
   }
 
+  async report(run) {
+    return this.data.reports[run];
+  }
+
   async layers(run, tag, column) {
     return toMatrix(this.data.tables[run][tag][column]);
   }

@@ -1,6 +1,6 @@
 // The frame of a panel: title, explanation, controls, chart or table, downloads.
 
-import { element } from "../drawing/dom.js";
+import { element, tableOf } from "../drawing/dom.js";
 import { saveCsv, savePng } from "../drawing/download.js";
 import { format, formatStep } from "../drawing/numbers.js";
 
@@ -102,40 +102,13 @@ export class Panel {
     this.body.classList.toggle("behind", isShown); // not hidden: the chart keeps its width
     if (!isShown) return;
     const { columns, rows } = this.drawn.table;
-    const shown = (value) => (typeof value === "number" ? format(value) : value);
+    const shown = (value, index) => {
+      if (columns[index] === "step") return formatStep(value);
+      return typeof value === "number" ? format(value) : value;
+    };
+    const cells = rows.slice(0, MAX_ROWS).map((row) => row.map(shown));
     this.table.replaceChildren(
-      element(
-        "div",
-        { class: "scroll", tabindex: "0", role: "region", "aria-label": `${this.title}: table` },
-        element(
-          "table",
-          {},
-          element(
-            "thead",
-            {},
-            element("tr", {}, ...columns.map((name) => element("th", { scope: "col" }, name))),
-          ),
-          element(
-            "tbody",
-            {},
-            ...rows
-              .slice(0, MAX_ROWS)
-              .map((row) =>
-                element(
-                  "tr",
-                  {},
-                  ...row.map((value, index) =>
-                    element(
-                      index ? "td" : "th",
-                      index ? {} : { scope: "row" },
-                      columns[index] === "step" ? formatStep(value) : shown(value),
-                    ),
-                  ),
-                ),
-              ),
-          ),
-        ),
-      ),
+      tableOf(`${this.title}: table`, columns, cells),
       element(
         "p",
         { class: "footnote", hidden: rows.length <= MAX_ROWS },

@@ -33,6 +33,10 @@ export class Server {
     return toCurves(await this.get("scalars", { run }));
   }
 
+  async report(run) {
+    return this.get("report", { run });
+  }
+
   async layers(run, tag, column) {
     return toMatrix(await this.get("layers", { run, tag, column }));
   }

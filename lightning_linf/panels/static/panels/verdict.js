@@ -6,6 +6,7 @@ import { cssColor, element } from "../drawing/dom.js";
 import { monitorOf, partitionLabel, partitionsIn, shortLabel, tagOf, unitOf } from "./names.js";
 import { formatRange, formatStep } from "../drawing/numbers.js";
 import { Panel, thinned } from "./panel.js";
+import { reportText } from "./report_text.js";
 
 export class Verdict extends Panel {
   constructor() {
@@ -24,6 +25,7 @@ export class Verdict extends Panel {
     const standard = view.runs.length === 1 ? partitions : ["coordinate"];
     const chosen = this.curveControls.choose(partitions, standard);
     const all = await Promise.all(view.runs.map((run) => view.scalars(run)));
+    const reports = await Promise.all(view.runs.map((run) => view.report(run)));
     if (view.isOld()) return null;
     if (!partitions.length) {
       return this.nothing(
@@ -33,7 +35,7 @@ export class Verdict extends Panel {
     const curves = view.runs.flatMap((run, index) =>
       chosen.flatMap((name) => this.bracket(view, run, all[index], partitions, chosen, name)),
     );
-    this.lead.replaceChildren(summary(view, partitions, all));
+    this.lead.replaceChildren(summary(view, partitions, all, reports));
     const plot = drawChart(this.body, {
       curves,
       log: this.curveControls.log,
@@ -97,15 +99,8 @@ function last(scalars, name) {
   return { step, lower: lower.values[at], upper: uppers.get(step) };
 }
 
-export function sentence({ lower, upper }) {
-  if (Number.isNaN(lower) || Number.isNaN(upper)) return ["undefined here", "none"];
-  if (lower > 1) return ["favours Adam's geometry", "adam"];
-  if (upper < 1) return ["favours SGD's geometry", "sgd"];
-  return ["undecided", "none"];
-}
-
-// For each run the last verdict in words, and the bracket of each geometry on one axis.
-function summary(view, partitions, all) {
+// For each run the bracket of each geometry on one axis, and its last report.
+function summary(view, partitions, all, reports) {
   const found = all.map((scalars) => partitions.map((name) => last(scalars, name)));
   const numbers = found.flat().flatMap((end) => (end ? [end.lower, end.upper] : []));
   const shown = numbers.filter((value) => Number.isFinite(value) && value > 0);
@@ -121,14 +116,13 @@ function summary(view, partitions, all) {
     ...view.runs.map((run, index) => {
       const adam = last(all[index], "coordinate");
       if (!adam) return null;
-      const [words, kind] = sentence(adam);
+      const report = reports[index] ?? { error: "Its records hold no report." };
       const mark = element("i", { "aria-hidden": "true" });
       mark.style.background = view.colorOf(run.name);
       return element(
         "article",
         { class: "verdict" },
         element("h3", {}, mark, element("span", { title: run.name }, run.label)),
-        element("p", { class: `answer ${kind}` }, words),
         element(
           "p",
           { class: "figure" },
@@ -148,6 +142,7 @@ function summary(view, partitions, all) {
             ),
           ),
         ),
+        ...reportText(report),
       );
     }),
   );

@@ -1,13 +1,17 @@
 """What the report finds and reads: linked, damaged, contradictory and very large sources."""
 
 import json
+import math
 import os
 import struct
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.records import read
+from support.reports import make_report
 
 from lightning_linf import quantities, record
 from lightning_linf.cli import main
@@ -202,7 +206,7 @@ def test_a_line_beyond_all_bounds_is_skipped_in_pieces(tmp_path, monkeypatch):
     with open(path, "ab") as file:
         file.write(b" " * 9000 + entry(2).to_line().encode())
     record.append(path, entry(3))
-    records, notes = record.read(path)
+    records, notes = read(path)
     assert [one.step for one in records] == [1, 3]
     assert notes == ["geometry.jsonl: skipped 1 line that cannot be read (line 2)"]
 
@@ -215,6 +219,38 @@ def test_what_a_training_that_went_back_measures_anew_replaces_the_old(tmp_path)
     assert run.tables[TAG].steps == [1, 2, 3]
     assert run.tables[TAG].values[:, 0, 0].tolist() == [1.0, 2.0, 30.0]
     assert run.scalars[quantities.DENSITY.tag][:] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def with_report(step, loss):
+    report = make_report(loss=loss, secant={"global": math.inf}).to_dict()
+    return replace(entry(step), tag="geometry/smoothness_per_tensor", report=report)
+
+
+@pytest.mark.parametrize("write", [write_lines, write_events])
+def test_of_a_step_measured_twice_the_later_report_counts(tmp_path, write):
+    write(tmp_path / "run", with_report(1, 1.0), with_report(4, 2.0), with_report(4, 3.0))
+    (run,) = load([tmp_path])
+    assert run.report_step == 4
+    assert run.report == make_report(loss=3.0, secant={"global": math.inf}).text()
+    assert "inf" in {cell for row in run.report.rows for cell in row}
+
+
+def test_reports_of_steps_that_a_training_went_back_over_are_forgotten(tmp_path):
+    write_events(tmp_path / "run", with_report(1, 1.0), with_report(5, 2.0))
+    later = write_events(tmp_path / "later", entry(2), purge_step=2)
+    later.rename(tmp_path / "run" / "events.out.tfevents.9999999999.x.1")
+    (run,) = load([tmp_path])
+    assert (run.report_step, run.notes) == (1, [])
+
+
+def test_a_report_in_a_torn_line_gives_its_place_to_the_one_before(tmp_path):
+    path = (
+        write_lines(tmp_path / "run", with_report(1, 1.0), with_report(2, 2.0)) / record.FILE_NAME
+    )
+    path.write_bytes(path.read_bytes()[:-40])
+    (run,) = load([tmp_path])
+    assert run.report_step == 1
+    assert run.notes == ["run: geometry.jsonl: skipped 1 line that cannot be read (line 2)"]
 
 
 @pytest.mark.parametrize("write", [write_lines, write_events])
@@ -325,7 +361,7 @@ def test_a_tensor_that_claims_more_than_it_holds_is_left_out(tmp_path, kind):
     (run,) = load([tmp_path])
     assert run.tables[TAG].steps == [1]
     assert run.notes == [f"run: {TAG}: 1 broken record left out"]
-    from test_panels import Plugin
+    from support.geometry_tab import Plugin
 
     status, layers = Plugin(tmp_path).request("/layers", run="run", tag=TAG, column="density")
     assert status == 200
@@ -335,9 +371,9 @@ def test_a_tensor_that_claims_more_than_it_holds_is_left_out(tmp_path, kind):
 
 def test_a_scalar_that_claims_to_be_many_is_refused_in_words(tmp_path):
     write_events(tmp_path / "run", entry(1))
+    from support.geometry_tab import Plugin
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.scalar.metadata import create_summary_metadata
-    from test_panels import Plugin
     from torch.utils.tensorboard import SummaryWriter
 
     about = create_summary_metadata("", "")

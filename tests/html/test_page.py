@@ -1,5 +1,6 @@
 """The report of runs: what it reads, its words, and the page in a browser."""
 
+import html
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,16 +17,14 @@ import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 from support.chromium import chromium, needs_chromium
+from support.reports import DUAL_NORM, SMOOTHNESS, block, make_report
 from support.short_run import IGNORED_WARNINGS, train, train_into
 
 from lightning_linf import quantities, record
 from lightning_linf.cli import main
 from lightning_linf.html.page import make_page
 from lightning_linf.html.script import bundle
-from lightning_linf.html.words import HEAD, summarize
 from lightning_linf.panels.files import STATIC
-from lightning_linf.report import Interval
-from lightning_linf.report.table import number, with_error
 from lightning_linf.runs.load import Run, RunError, load
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
@@ -70,42 +70,43 @@ def test_runs_are_found_below_the_folders_and_named_by_what_tells_them_apart(tra
     assert len(load([folder, folder])) == 2  # each once
 
 
-def test_words_are_those_of_the_geometry_report(trained):
+def texts(page):
+    """Give the text of a page's paragraphs and cells, in their order."""
+    body = page.partition('<div id="panels">')[0].partition("<h1>")[2]
+    return [html.unescape(text) for text in re.findall(r"<(?:p|th|td)(?: [^>]*)?>([^<]*)<", body)]
+
+
+def test_page_holds_the_report_of_the_last_measurement(trained):
     folder, monitors = trained
-    # Not that of event files, whose float32 can round the other way.
-    for run in load([folder / "csv"]):
-        run.name = "csv/one"
-        report = monitors[run.name][2].last_report
-        summary = summarize(run.scalars)
-        assert summary.step == monitors[run.name][2].history[-1]["step"]
-        assert summary.sentences[0] == report.verdict
-        open_ends = report.recommend(0.9).not_converged
-        listed = re.search(r"Not converged, so less sure: ([^.]*)\.", summary.sentences[1])
-        assert (listed[1].split(", ") if listed else []) == open_ends
-        advice = report.recommend(0.9)
-        subject = {
-            "coordinate": "keep one second moment per parameter, as Adam does",
-            "global": f"One second moment for all parameters keeps {advice.share}",
-        }
-        other = f"Second moments by {advice.partition} keep {advice.share}"
-        assert subject.get(advice.partition, other) in summary.sentences[1]
-        rows = {row[0]: dict(zip(HEAD, row, strict=True)) for row in summary.rows}
-        assert list(rows) == ["coordinate", "row", "tensor", "global"]
-        for name, row in rows.items():
-            block = report.smoothness[name]
-            d = report.num_params
-            assert row["N(Φ)/d"] == str(Interval(block.lower / d, block.operator_upper / d))
-            error = block.upper_relative_error if name == "coordinate" else 0.0
-            assert row["H(Φ)/d"].removeprefix("≤ ") == with_error(block.upper / d, error)
-            assert row["advantage"] == str(report.advantage[name])
-            assert row["of Adam's decrease"] == str(advice.shares[name])
-            assert row["R²"] == number(report.r_squared[name])
+    for run in load([folder]):
+        monitor = monitors[run.name][2]
+        text = monitor.last_report.text()
+        assert run.report == text  # also from event files, to the digit
+        assert run.report_step == monitor.history[-1]["step"]
+        page = make_page([run])
+        shown = texts(page)
+        at = shown.index(f"At step {run.report_step:,}, the last whole measurement.")
+        assert shown[at + 1 :] == [
+            *text.header,
+            *text.headings,
+            *(cell for row in text.rows for cell in row),
+            *text.legend,
+            text.verdict,
+            text.advice,
+        ]
 
 
 def test_a_run_without_smoothness_has_no_verdict(tmp_path):
     run = Run("a", scalars={quantities.DENSITY.tag: [(1, 0.5)]})
-    assert summarize(run.scalars) is None
-    assert "No verdict" in make_page([run])
+    assert "No verdict: its smoothness was not measured" in make_page([run])
+
+
+def test_records_of_a_version_without_reports_say_so(tmp_path):
+    write_lines(tmp_path)
+    (run,) = load([tmp_path])
+    assert run.report is None
+    assert run.notes == []
+    assert "No verdict: its records hold no report" in make_page([run])
 
 
 class Addresses(HTMLParser):
@@ -148,7 +149,7 @@ def test_records_of_other_parameters_are_left_out_with_a_note(tmp_path):
 
 def test_event_files_of_other_parameters_give_what_the_tab_gives(tmp_path):
     pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-    from test_panels import TAG, other_parameters
+    from support.geometry_tab import TAG, other_parameters
 
     other_parameters(tmp_path)
     (run,) = load([tmp_path])
@@ -209,24 +210,66 @@ def test_a_malformed_record_is_left_out_with_a_note(tmp_path, capsys, change):
     assert run.tables["geometry/heterogeneity_per_tensor"].steps == [1]
 
 
-def test_a_step_that_lacks_a_part_gives_no_verdict_or_the_one_before(tmp_path):
-    write_lines(tmp_path)
+def written(step, name="row", **changes):
+    """Make a record of a small report, with changes."""
+    made = make_report(SMOOTHNESS | {name: block(4, 5, 6)}, DUAL_NORM | {name: 2.0})
+    data = {**made.to_dict(), **changes}
+    tag, scalars = "geometry/smoothness_per_tensor", {quantities.LAMBDA_MAX.tag: 1.25}
+    return record.Record(step, tag, scalars, ["a"], {"density": [1.0]}, report=data)
+
+
+def write_reports(folder, kind, *records):
+    """Write records into event files, or into `geometry.jsonl`."""
+    if kind == "events":
+        pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+        from support.geometry_tab import write
+
+        write(folder, *records)
+    for one in records if kind == "jsonl" else ():
+        record.append(folder / record.FILE_NAME, one)
+
+
+BROKEN = {
+    "no_number": {"loss": "small"},
+    "later": {"schema": 99},
+    "huge": {"num_params": 10**400},
+    "zero": {"num_params": 0},
+    "none": {"smoothness": None},
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "events"])
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_report_that_cannot_be_read_gives_its_place_to_the_one_before(tmp_path, kind, broken):
+    folder = tmp_path / "run"
+    write_reports(folder, kind, written(1), written(2), written(3, **BROKEN[broken]))
     (run,) = load([tmp_path])
-    whole = summarize(run.scalars)
-    assert whole.step == 1
-    upper_of_row = quantities.ADVANTAGE_UPPER.of("row")
-    of_row = [tag for tag in run.scalars if tag.endswith("/row")]
-    for missing in ([quantities.LAMBDA_MAX_ERROR.tag], [upper_of_row], of_row):
-        torn = {
-            tag: points if tag in missing else [*points, (2, 1.5)]
-            for tag, points in run.scalars.items()
-        }
-        assert summarize(torn) == whole
-    some = {
-        quantities.LAMBDA_MAX.tag: [(1, 1.0)],
-        quantities.ADVANTAGE_LOWER.of("coordinate"): [(1, 1.0)],
-    }
-    assert summarize(some) is None
+    assert run.report_step == 2
+    assert run.report.rows[0][0] == "coordinate"
+    (note,) = run.notes
+    assert note.startswith(
+        "run: 1 broken report left out, the last at step 3: GeometryReport: expected"
+    )
+    assert run.scalars or kind == "events"
+    assert run.tables["geometry/smoothness_per_tensor"].steps == [1, 2, 3]
+
+
+def test_reports_of_a_monitor_with_a_name_are_not_those_of_the_run(tmp_path):
+    named = replace(written(5), tag="geometry/smoothness_per_tensor/validation")
+    for kind in ("jsonl", "events"):
+        write_reports(tmp_path / kind, kind, written(1), named)
+    assert [run.report_step for run in load([tmp_path])] == [1, 1]
+    assert [run.notes for run in load([tmp_path])] == [[], []]
+
+
+def test_names_of_partitions_cannot_break_the_page(tmp_path):
+    name = "<script>alert(1)</script>&\u2028[b]"
+    write_reports(tmp_path / "run", "jsonl", written(1, name))
+    (run,) = load([tmp_path])
+    page = make_page([run])
+    assert "<script>alert" not in page
+    assert html.escape(name) in page
+    assert name in texts(page)
 
 
 def test_names_that_are_no_text_are_written_in_ascii(tmp_path):

@@ -1,0 +1,197 @@
+"""The text of a report: lines, cells and sentences, which every place that shows it lays out."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lightning_linf.report import advice
+from lightning_linf.report.interval import Interval
+from lightning_linf.report.measurement import Measurement
+
+# What the choice of M batches adds to the (1,1)-norm falls like 1/M at the fastest and like
+# 1/sqrt(M) at the slowest. If like 1/M, it is as much as their two halves exceed the whole by; if
+# like 1/sqrt(M), it is this many times as much.
+_SLOWEST = 1 / (2**0.5 - 1)
+
+
+@dataclass(frozen=True)
+class ReportText:
+    """What a reader gets to know, in the order of reading; plain strings without markup.
+
+    A terminal and an HTML page show all of it, so that the same run reads the same everywhere.
+    """
+
+    header: list[str]
+    headings: list[str]  # of the table's columns
+    rows: list[list[str]]  # by partition, from many blocks to few
+    num_smoothness: int  # columns of smoothness, after the first; the rest are what it promises
+    legend: list[str]  # what the columns are
+    verdict: str
+    advice: str
+
+
+def describe(measured: Measurement, keep: float = 0.9) -> ReportText:
+    """Put a measurement in words.
+
+    Args:
+        measured: What to describe.
+        keep: The share of Adam's promised decrease that the recommended partition has to keep.
+    """
+    names = fine_to_coarse(measured)
+    smoothness, promise = _smoothness_columns(measured, names), _promise_columns(measured, names)
+    marked = [name if measured.smoothness[name].converged else f"{name} *" for name in names]
+    columns = {"partition": marked, **smoothness, **promise}
+    return ReportText(
+        header=list(_header(measured)),
+        headings=list(columns),
+        rows=[list(row) for row in zip(*columns.values(), strict=True)],
+        num_smoothness=len(smoothness),
+        legend=list(_legend(measured)),
+        verdict=advice.verdict(measured),
+        advice=advice.advise(measured, keep).sentence,
+    )
+
+
+def number(value: float) -> str:
+    """Write three significant digits."""
+    return f"{value:.3g}"
+
+
+def with_error(value: float, relative_error: float) -> str:
+    """Write a value with its relative error in per cent; an exact one has none.
+
+    Example:
+        >>> with_error(5.25, 0.072), with_error(1.0, 0.0)
+        ('5.25 ±7.2 %', '1')
+    """
+    if math.isnan(relative_error):
+        return f"{number(value)} (error unknown)"
+    if relative_error == 0:
+        return number(value)
+    digits = ".0f" if relative_error >= 0.1 else ".2g"
+    return f"{number(value)} ±{100 * relative_error:{digits}} %"
+
+
+def smoothness_bracket(measured: Measurement, partition: str) -> Interval:
+    """Give the bracket of N(Phi) over d, comparable with lambda_max."""
+    block = measured.smoothness[partition]
+    return Interval(block.lower / measured.num_params, block.operator_upper / measured.num_params)
+
+
+def around_lambda_max(measured: Measurement) -> Interval:
+    """Bracket lambda_max: the value itself is a lower end, and its error reaches to the upper."""
+    return Interval(
+        measured.lambda_max, measured.lambda_max * (1 + measured.lambda_max_relative_error)
+    )
+
+
+def fine_to_coarse(measured: Measurement) -> list[str]:
+    """List the partitions from most blocks to fewest."""
+    return sorted(measured.smoothness, key=lambda name: -measured.smoothness[name].num_blocks)
+
+
+def _header(measured: Measurement) -> Iterator[str]:
+    one_one = with_error(measured.one_one_norm_per_param, measured.one_one_norm_relative_error)
+    coordinates = measured.settings.get("coordinates", "parameters")
+    if coordinates == "parameters":
+        coordinates = "the parameters"
+    yield (
+        f"Geometry of the loss at one point, d = {measured.num_params:,}, in the coordinates of "
+        f"{coordinates}"
+    )
+    yield (
+        f"loss {number(measured.loss)}, gradient density {number(measured.density)}, lambda_max "
+        f"{around_lambda_max(measured)}, (1,1)-norm/d {one_one}"
+    )
+    if measured.one_one_norm > 0:
+        yield _batch_part(measured)
+    if measured.noise is not None:
+        noise = measured.noise
+        yield (
+            f"noise per sample: trace {with_error(noise.trace, noise.trace_relative_error)}, noise "
+            f"scale {noise.noise_scale:,.0f} samples ({noise.num_microbatches:,} microbatches, "
+            f"{noise.weight:,.0f} samples)"
+        )
+    yield f"{measured.num_hvps:,} Hessian-vector products (HVPs), {number(measured.seconds)} s"
+
+
+def _batch_part(measured: Measurement) -> str:
+    """Say by how much the choice of batches makes the (1,1)-norm too large.
+
+    The error that stands beside the (1,1)-norm is that of the probes alone.
+    """
+    excess = measured.one_one_norm_batch_excess
+    if excess is None:
+        return (
+            "(1,1)-norm from one microbatch: overstates that of the data, by how much is unknown "
+            "(measure on several)"
+            if measured.settings.get("num_batches", 1) == 1
+            else "(1,1)-norm: overstates that of the data, by how much was not measured"
+        )
+    if excess <= 0:
+        return (
+            "(1,1)-norm: two halves of the batches do not exceed it, so what their choice adds is "
+            "not seen"
+        )
+    most = excess * _SLOWEST
+    return (
+        f"(1,1)-norm: by the choice of batches {100 * excess:.0f} to {100 * most:.0f} % too large, "
+        "roughly, and more if they are few (two halves of them exceed it by "
+        f"{100 * excess:.0f} %)"
+    )
+
+
+def _smoothness_columns(measured: Measurement, names: list[str]) -> dict[str, list[str]]:
+    d, blocks = measured.num_params, [measured.smoothness[name] for name in names]
+    columns = {
+        "blocks": [f"{block.num_blocks:,}" for block in blocks],
+        "N(Phi)/d": [str(smoothness_bracket(measured, name)) for name in names],
+        "H(Phi)/d": [
+            # H(coordinate) is the (1,1)-norm itself; the others are only bounded.
+            ("" if name == "coordinate" else "<= ")
+            + with_error(block.upper / d, block.upper_relative_error)
+            for name, block in zip(names, blocks, strict=True)
+        ],
+    }
+    if measured.secant is not None:
+        columns["secant/d"] = _cells(names, measured.secant, d)
+    return columns | {"HVPs": [f"{block.num_hvps:,}" for block in blocks]}
+
+
+def _promise_columns(measured: Measurement, names: list[str]) -> dict[str, list[str]]:
+    columns = {
+        "advantage": [str(measured.advantage[name]) for name in names],
+        "along g": _cells(names, measured.step_advantage),
+        "decrease": [str(measured.decrease[name]) for name in names],
+        "R²": _cells(names, measured.r_squared),
+    }
+    if measured.noise is not None:
+        columns["noise/d"] = _cells(names, measured.noise.block_noise, measured.num_params)
+    return columns
+
+
+def _cells(names: list[str], values: dict[str, float], divisor: int = 1) -> list[str]:
+    return [number(values[name] / divisor) if name in values else "-" for name in names]
+
+
+def _legend(measured: Measurement) -> Iterator[str]:
+    yield (
+        "N(Phi): what one step meets of the curvature; an upper end, lambda_max's too, is too low "
+        "for 0.25 % of seeds at most. H(Phi): blockwise "
+        "smoothness, ± standard error; for coordinate the (1,1)-norm itself. Both in loss per "
+        "parameter squared."
+    )
+    yield (
+        "decrease: of the loss, promised by one step of steepest descent. advantage: the same over "
+        "that of global, the geometry of SGD; coordinate is that of Adam. along g: the same by the "
+        "curvature along that step itself. R²: of the spread of log|g| beyond chance, between "
+        "blocks."
+    )
+    if measured.secant is not None:
+        yield "secant: smoothness along training's last step."
+    if measured.noise is not None:
+        yield "noise: sum over blocks of d_b sigma_b, per sample."
+    if "left_out" in measured.settings:
+        yield f"Not measured: {measured.settings['left_out']}"
+    if not all(block.converged for block in measured.smoothness.values()):
+        yield "*: not converged, an end of N(Phi) may still move by over 1 %. Allow more HVPs."
