@@ -1,7 +1,7 @@
 // A run's last report in the words of the package: the page shows them and makes none of its own.
 
-import { element, tableOf } from "./dom.js";
-import { formatStep } from "./numbers.js";
+import { element, tableOf } from "../drawing/dom.js";
+import { formatStep } from "../drawing/numbers.js";
 
 const lines = (kind, texts) => texts.map((text) => element("p", { class: kind }, text));
 
