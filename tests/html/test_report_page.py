@@ -146,7 +146,7 @@ def test_records_of_other_parameters_are_left_out_with_a_note(tmp_path):
 
 def test_event_files_of_other_parameters_give_what_the_tab_gives(tmp_path):
     pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-    from test_panels import TAG, other_parameters
+    from support.geometry_tab import TAG, other_parameters
 
     other_parameters(tmp_path)
     (run,) = load([tmp_path])

@@ -325,7 +325,7 @@ def test_a_tensor_that_claims_more_than_it_holds_is_left_out(tmp_path, kind):
     (run,) = load([tmp_path])
     assert run.tables[TAG].steps == [1]
     assert run.notes == [f"run: {TAG}: 1 broken record left out"]
-    from test_panels import Plugin
+    from support.geometry_tab import Plugin
 
     status, layers = Plugin(tmp_path).request("/layers", run="run", tag=TAG, column="density")
     assert status == 200
@@ -337,7 +337,7 @@ def test_a_scalar_that_claims_to_be_many_is_refused_in_words(tmp_path):
     write_events(tmp_path / "run", entry(1))
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.scalar.metadata import create_summary_metadata
-    from test_panels import Plugin
+    from support.geometry_tab import Plugin
     from torch.utils.tensorboard import SummaryWriter
 
     about = create_summary_metadata("", "")

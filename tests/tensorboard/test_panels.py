@@ -1,6 +1,5 @@
-"""What the panels read: tables, routes, files; without a browser and without a server process."""
+"""What the tab reads over its routes, without a browser and without a server process."""
 
-import hashlib
 import json
 import re
 import subprocess
@@ -11,51 +10,18 @@ import pytest
 from support.short_run import IGNORED_WARNINGS, train_into
 
 pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
-from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
-from tensorboard.plugins.base_plugin import TBContext
-from tensorboard.util.tensor_util import make_tensor_proto
+from support.geometry_tab import TAG, Plugin, entry, other_parameters, write, write_event
 from torch.utils.tensorboard import SummaryWriter
-from werkzeug.test import Client
 
 from lightning_linf import tags
 from lightning_linf.html.words import COARSE_TO_FINE
-from lightning_linf.panels import payload
 from lightning_linf.panels.files import STATIC
-from lightning_linf.panels.table import Metadata, lay_out, stack, thin
-from lightning_linf.record import Record, SchemaError
+from lightning_linf.panels.table import lay_out
 from lightning_linf.tensorboard.plugin import source
 from lightning_linf.tensorboard.plugin.loader import GeometryLoader
-from lightning_linf.tensorboard.plugin.plugin import GeometryPlugin
 from lightning_linf.tensorboard.writer import write_record
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
-TAG = "geometry/heterogeneity_per_tensor"
-
-
-class Plugin:
-    """The plugin's routes as TensorBoard mounts them, over an in-process reader."""
-
-    def __init__(self, logdir):
-        self.multiplexer = EventMultiplexer(tensor_size_guidance={"geometry": 0})
-        self.logdir = logdir
-        self.reload()
-        provider = MultiplexerDataProvider(self.multiplexer, str(logdir))
-        self.plugin = GeometryPlugin(TBContext(data_provider=provider, logdir=str(logdir)))
-        self.apps = self.plugin.get_plugin_apps()
-
-    def reload(self):
-        self.multiplexer.AddRunsFromDirectory(str(self.logdir))
-        self.multiplexer.Reload()
-
-    def request(self, route, method="GET", **query):
-        key = "/static/*" if route.startswith("/static/") else route
-        client = Client(self.apps[key])
-        response = client.open(f"/data/plugin/geometry{route}", query_string=query, method=method)
-        if response.content_type.startswith("application/json") and key != "/static/*":
-            return response.status_code, json.loads(response.data)
-        return response.status_code, response.data
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +33,6 @@ def trained(tmp_path_factory):
     writer.add_scalar("loss", 1.0, 0)
     writer.close()
     return folder, monitors
-
-
-def entry(step, values, names=("a", "b"), **changes):
-    return Record(step, TAG, {}, names, {"density": values}, **changes)
-
-
-def write(folder, *records):
-    writer = SummaryWriter(str(folder))
-    for one in records:
-        write_record(writer, one)
-    writer.close()
-
-
-def write_event(folder, content, array, tag=TAG, step=0):
-    """Write an event of this plugin's name, whatever it holds."""
-    plugin_data = SummaryMetadata.PluginData(plugin_name="geometry", content=content)
-    metadata = SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR)
-    value = Summary.Value(tag=tag, tensor=make_tensor_proto(array), metadata=metadata)
-    writer = SummaryWriter(str(folder))
-    writer._get_file_writer().add_summary(Summary(value=[value]), step)
-    writer.close()
 
 
 def test_routes_give_what_the_monitors_measured(trained):
@@ -220,12 +165,6 @@ def test_no_event_can_empty_the_tab(tmp_path, content, error):
     assert error in note
 
 
-def other_parameters(folder):
-    """Write records of two parameters, then of others, as after a change of the model."""
-    write(folder, entry(1, [1.0, 2.0]), entry(2, [3.0, 4.0], ("c", "d")))
-    write(folder, entry(3, [5.0, 6.0, 7.0], ("c", "d", "e")))
-
-
 def test_numbers_never_stand_at_names_of_other_parameters(tmp_path):
     other_parameters(tmp_path / "a")
     plugin = Plugin(tmp_path)
@@ -301,51 +240,6 @@ def test_numbers_that_are_none_travel_as_null_and_infinity(tmp_path):
     assert layers["values"] == [[None, "-Infinity"]]
 
 
-def test_long_runs_are_thinned_to_first_last_and_between():
-    metadata = lay_out(entry(0, [1.0, 2.0]))[1]
-    rows = [(step, np.full((2, 1), step, np.float32)) for step in range(10_000)]
-    table, note = stack(metadata, reversed(rows))  # sorted by step
-    assert note is None
-    shown = payload.layers(table.thinned(payload.MAX_STEPS), "density")
-    assert shown["num_steps"] == 10_000
-    assert len(shown["steps"]) == len(set(shown["steps"])) == payload.MAX_STEPS
-    assert (shown["steps"][0], shown["steps"][-1]) == (0, 9_999)
-    assert [row[0] for row in shown["values"]] == shown["steps"]
-    gaps = np.diff(shown["steps"])
-    assert gaps.max() - gaps.min() <= 1
-    curves = payload.curves({"x": [(step, 1.0) for step in range(2000)]})
-    assert (len(curves["x"]["steps"]), curves["x"]["num_steps"]) == (500, 2000)
-
-
-@pytest.mark.parametrize("num_steps", [0, 1, 2, 499, 500, 501, 1000])
-def test_thinning_keeps_all_or_exactly_as_many_as_asked(num_steps):
-    kept = thin(num_steps, 500)
-    assert len(kept) == min(num_steps, 500)
-    assert kept == sorted(set(kept))
-
-
-def test_of_two_records_of_a_step_the_later_one_counts():
-    metadata = lay_out(entry(0, [1.0, 2.0]))[1]
-    rows = [(5, np.float32([[1], [1]])), (5, np.float32([[2], [2]]))]
-    table, _ = stack(metadata, rows)
-    assert table.steps == [5]
-    assert table.values.tolist() == [[[2.0], [2.0]]]
-
-
-def test_the_row_of_all_parameters_lacks_only_what_was_not_measured():
-    one = entry(0, [1.0, 2.0], whole={"gini": 3.0})
-    array, metadata = lay_out(one)
-    assert metadata.whole
-    np.testing.assert_array_equal(array, np.float32([[1.0], [2.0], [np.nan]]))
-
-
-def test_metadata_of_an_unknown_kind_are_refused():
-    with pytest.raises(SchemaError, match="schema 9 is newer than 1"):
-        Metadata.from_event(b'{"schema": 9}')
-    with pytest.raises(ValueError, match="broken metadata"):
-        Metadata.from_event(b"[1, 2]")
-
-
 def test_all_records_are_kept_unless_the_user_says_how_many():
     class Flags:
         samples_per_plugin = None
@@ -377,48 +271,7 @@ def test_tensorboard_finds_the_plugin_by_its_entry_point():
     assert GeometryLoader in get_dynamic_plugins()
 
 
-def test_vendored_files_are_those_of_the_manifest():
-    folder = STATIC / "vendor"
-    manifest = json.loads((folder / "manifest.json").read_text())
-    hashes = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in folder.iterdir()
-        if file.name != "manifest.json"
-    }
-    assert hashes == manifest["sha256"]
-    assert f"v{manifest['version']}" in (folder / "uPlot.esm.js").read_text()
-    assert "MIT License" in (folder / "LICENSE.txt").read_text()
-
-
 def test_panels_and_words_put_partitions_in_one_order():
     pattern = r"^const ORDER = (\[.*\]);$"
     order = re.search(pattern, (STATIC / "panels" / "names.js").read_text(), re.MULTILINE)
     assert ("global", *reversed(json.loads(order[1]))) == COARSE_TO_FINE
-
-
-def luminance(color):
-    """Of a colour #rrggbb, as WCAG 2 defines it."""
-    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return np.dot(linear, [0.2126, 0.7152, 0.0722])
-
-
-@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-@pytest.mark.parametrize(
-    ("ink", "paper"),
-    [
-        *((ink, paper) for ink in ("text", "muted") for paper in ("page", "card", "soft")),
-        ("accent", "accent-soft"),
-        ("warn", "warn-soft"),
-    ],
-)
-def test_text_can_be_told_from_its_background(theme, ink, paper):
-    rule = re.findall(r":root[^{]*\{([^}]*)\}", (STATIC / "style.css").read_text())[theme]
-    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", rule))
-    dark, bright = sorted((luminance(colors[ink]), luminance(colors[paper])))
-    assert (bright + 0.05) / (dark + 0.05) >= 4.5  # level AA
-
-
-def test_page_refers_to_no_other_origin():
-    for file in (*STATIC.glob("panels/*.js"), *STATIC.glob("drawing/*.js"), *STATIC.glob("*.css")):
-        assert not re.search(r"(https?:)?//[\w.]+\.\w+", file.read_text()), file.name

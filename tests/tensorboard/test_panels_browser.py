@@ -12,7 +12,7 @@ from support.short_run import IGNORED_WARNINGS, train_into
 from support.tensorboard_process import tensorboard
 
 pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
-from test_panels import TAG, entry, other_parameters, write_event
+from support.geometry_tab import TAG, entry, other_parameters, write_event
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_linf.panels.table import lay_out
