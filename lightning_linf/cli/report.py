@@ -47,7 +47,7 @@ def report(argv: Sequence[str]) -> None:
 
 
 def _check(output: Path, figures: Mapping[str, Path]) -> None:
-    """Refuse, before anything costs time, what would fail after it."""
+    """Refuse now what would otherwise fail only after the runs are read."""
     if not output.parent.is_dir():
         raise UsageError(
             f"{_OUTPUT} to be a file in a folder that exists, got {str(output)!r}. Write a name "

@@ -1,7 +1,8 @@
-"""TensorBoard's own decoding of tensors, bounded while this plugin asks for them.
+"""Keep one broken tensor from hiding all others while this plugin reads event files.
 
-Its readers decode before they answer, with a function that makes all the entries that a tensor
-claims, and fails as a whole for a single broken one. Nothing public lies in between.
+TensorBoard's readers decode all tensors of an answer by ``tensor_util.make_ndarray``. It makes as
+many entries as a tensor claims to have, and for a single broken one the whole answer is lost. There
+is no public place to step in, so that function is replaced while this plugin reads.
 """
 
 import threading
@@ -15,12 +16,12 @@ from tensorboard.util import tensor_util
 from lightning_linf.tensorboard.tensors import decode
 
 _make_ndarray = tensor_util.make_ndarray
-_this_thread = threading.local()  # others may serve other plugins at the same time
+_this_thread = threading.local()  # other threads may serve other plugins at the same time
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Let readers give an array without entries for each tensor that cannot be decoded."""
+    """Let readers return an empty array for each tensor that cannot be decoded."""
     tensor_util.make_ndarray = _decode
     _this_thread.is_bounded = True
     try:

@@ -1,4 +1,4 @@
-"""What TensorBoard imports at its start, where an error would stop it: no more than it needs."""
+"""The loader of the plugin. It imports little: an error in it would stop TensorBoard's start."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class GeometryLoader(TBLoader):  # type: ignore[misc]  # tensorboard has no type
     """Load the plugin; TensorBoard survives if that fails, and says why."""
 
     def fix_flags(self, flags: Any) -> None:
-        """Keep all records of a run, instead of ten to a hundred, unless the user says how many."""
+        """Keep all records of a run, not a sample of them, unless the user says how many."""
         flags.samples_per_plugin = {PLUGIN_NAME: 0, **(flags.samples_per_plugin or {})}
 
     def load(self, context: Any) -> Any:

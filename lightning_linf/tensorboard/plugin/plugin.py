@@ -22,7 +22,7 @@ _TYPES = {
     ".txt": "text/plain",
 }
 _LOGGER = logging.getLogger(__name__)
-_Reader = Callable[[Any, str, "_Query"], Any]  # of request context, experiment and query
+_Reader = Callable[[Any, str, "_Query"], Any]  # takes request context, experiment and query
 
 
 class _Query:
@@ -48,7 +48,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
 
     def __init__(self, context: Any) -> None:
         self._source = Source(context.data_provider)
-        # Requests are looked up here, so none can leave the folder.
+        # A request is looked up among these names, so none can reach a file of another folder.
         self._static = {
             f"/static/{path.relative_to(STATIC).as_posix()}": path
             for path in STATIC.rglob("*")
@@ -67,7 +67,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
         return {"/static/*": Request.application(self._serve_static), **data}
 
     def is_active(self) -> bool:
-        """Leave it to TensorBoard, which looks for events of this plugin first."""
+        """Return False: TensorBoard shows the tab anyway where it finds events of this plugin."""
         return False
 
     def frontend_metadata(self) -> FrontendMetadata:
@@ -108,7 +108,7 @@ def _json_app(read: _Reader) -> Any:
             return _respond(request, {"error": f"no such data: {error}"}, 404)
         except ValueError as error:
             return _respond(request, {"error": f"cannot be read: {error}"}, 400)
-        except Exception as error:  # whatever the reader raises, the page should say it
+        except Exception as error:  # the page shows whatever the reader raises
             _LOGGER.exception("%s failed", request.path)
             cause = f"{type(error).__name__}: {error}"
             return _respond(request, {"error": f"TensorBoard's reader failed: {cause}"}, 500)

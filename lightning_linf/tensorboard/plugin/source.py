@@ -15,8 +15,8 @@ from lightning_linf.tags import PREFIX
 from lightning_linf.tensorboard import PLUGIN_NAME
 from lightning_linf.tensorboard.plugin.bounded import bounded
 
-_MAX_EVENTS = 1_000_000  # the provider wants a number; TensorBoard's own flag is what limits
-_MAX_BYTES = 200 * 2**20  # of an answer of the fast reader, which refuses 256 MiB
+_MAX_EVENTS = 1_000_000  # the provider requires a number; --samples_per_plugin is what limits
+_MAX_BYTES = 200 * 2**20  # in one answer: the fast reader refuses more than 256 MiB
 _MAX_CACHED = 32  # tables, thinned
 
 _Result = tuple[Table, str | None]  # with a note on what was left out
