@@ -16,7 +16,7 @@ _of = tags.of_partition
 _FINE_TO_COARSE = ("coordinate", "row", "column", "head", "tensor", "module", "global")
 _OPTIMIZERS = {"coordinate": "Adam", "global": "SGD"}
 _DASHES = ("-", "--")
-_MAX_MARKERS = 15  # on one curve
+_MAX_MARKERS = 25  # on one curve
 _TagsOf = Callable[[str], Sequence[str]]  # of a partition: one curve, or both ends of a bracket
 
 

@@ -63,8 +63,10 @@ def make_log(axes: Axes) -> None:
     first, last = (first, last) if first < last else (max(0, first - 1), last + 1)
     shown = ticks[first : last + 1]
     axes.set_ylim(shown[0], shown[-1])
-    if len(shown) > _MAX_TICKS:
-        decades = [tick for tick in shown if tick in ticks[::4]]
-        shown = decades[:: math.ceil(len(decades) / _MAX_TICKS)]
-    axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
+    for digits in ("1235", "13", "1"):
+        chosen = [tick for tick in shown if f"{tick:e}"[0] in digits]
+        if len(chosen) <= _MAX_TICKS:
+            break
+    chosen = chosen[:: math.ceil(len(chosen) / _MAX_TICKS)]
+    axes.set_yticks(chosen, [f"{tick:g}" for tick in chosen])
     axes.set_yticks([], minor=True)
