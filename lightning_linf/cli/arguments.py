@@ -1,4 +1,4 @@
-"""Command line and YAML files of `measure`: options, and arguments of the user's classes."""
+"""Read the options of `measure` and the user's constructor arguments, from flags and YAML files."""
 
 import re
 from argparse import ArgumentError
@@ -13,13 +13,13 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning_linf.cli.errors import UsageError
 
 CLASS_KEYS = ("model", "data")
-# What a LightningCLI's config.yaml holds beside the two, and a measurement has no use for.
+# Sections of a LightningCLI's config.yaml that a measurement has no use for.
 _LIGHTNING_CLI_KEYS = {"trainer", "seed_everything", "ckpt_path", "optimizer", "lr_scheduler"}
 
 
 @dataclass(frozen=True)
 class ClassArguments:
-    """Arguments of a class that were given, for its constructor; those on the command line win."""
+    """What was given for the constructor of --model or of --data; flags win over files."""
 
     key: str  # "model" or "data"
     from_files: dict[str, Any] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class ClassArguments:
 
     @property
     def names(self) -> set[str]:
-        """Names of the arguments, without what is nested in them."""
+        """Names of the constructor's arguments; that of ``--model.config.depth`` is "config"."""
         nested = (flag.removeprefix(f"--{self.key}.").partition("=")[0] for flag in self.flags)
         return {*self.from_files, *(name.split(".")[0].removesuffix("+") for name in nested)}
 
@@ -36,7 +36,7 @@ class ClassArguments:
 
         Args:
             cls: Whose arguments they are.
-            instantiate: Make the objects that arguments describe, instead of plain data.
+            instantiate: Make the objects that are given by `class_path`, or leave them plain data.
 
         Raises:
             UsageError: If one is unknown or has another type.
@@ -46,7 +46,7 @@ class ClassArguments:
         parser = ArgumentParser(exit_on_error=False)
         keys = parser.add_class_arguments(cls, self.key, fail_untyped=False)
         others = {key.removeprefix(f"{self.key}.") for key in keys} - self.names
-        # Without the others, which may be required and come from the checkpoint.
+        # The others are left out: they may be required, and then come from the checkpoint.
         parser = ArgumentParser(exit_on_error=False, print_config=None)
         parser.add_argument("--config", action="config")
         parser.add_class_arguments(

@@ -1,4 +1,4 @@
-"""Batches of a user's dataloader, as training would get them."""
+"""Take batches from a user's dataloader, through the same hooks as in training."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -24,7 +24,9 @@ def make_trainer(
     model: type[LightningModule],
     data: type[LightningDataModule] | None,
 ) -> Trainer:
-    """Make a trainer of one device that leaves no trace, of the package of ``model``.
+    """Make a trainer for one device that writes nothing.
+
+    It is of the package that ``model`` derives from, `lightning` or `pytorch_lightning`.
 
     Raises:
         UsageError: If ``device`` is unknown or not there, or ``data`` is of another package.
@@ -63,10 +65,11 @@ def take_batches(
     split: Split,
     count: int,
 ) -> list[Any]:
-    """Take the first ``count`` batches, on the trainer's device, where the module goes as well.
+    """Take the first ``count`` batches, and move them and the module to the trainer's device.
 
-    Both learn of the trainer, prepare their data and are set up for "fit"; the weights of the
-    module stay. The trainer stays attached, for a ``training_step`` that asks for it.
+    As at the start of training, the module and the datamodule get a ``trainer``, and their
+    ``prepare_data`` and ``setup("fit")`` are called. The weights stay as they were, and the trainer
+    stays attached, as a ``training_step`` may ask for it.
 
     Raises:
         UsageError: If there is no such dataloader, or it has fewer batches.
@@ -116,7 +119,7 @@ def _attach(
 
 
 def _has(name: str, part: LightningModule | LightningDataModule) -> bool:
-    """Whether a class overrides what its package's base has."""
+    """Say whether this hook is the user's own, and not that of Lightning's base class."""
     is_data = is_either(part, LightningDataModule)
     parent = counterpart(LightningDataModule if is_data else LightningModule, part)
     return is_overridden(name, part, parent=parent)
@@ -128,7 +131,7 @@ def _package(kind: type) -> str:
 
 @contextmanager
 def _weights_kept(module: LightningModule) -> Iterator[None]:
-    """Undo what ``setup`` does to them: in training it runs before a checkpoint is read."""
+    """Restore weights that ``setup`` changes; training calls it before it reads a checkpoint."""
     state = deepcopy(module.state_dict())
     yield
     module.load_state_dict(state)
@@ -140,9 +143,10 @@ def _transferred(
     module: LightningModule,
     datamodule: LightningDataModule | None,
 ) -> Any:
-    """Pass a batch through the hooks on its way to the device, the datamodule's where it has them.
+    """Pass a batch through the hooks that move it to the device.
 
-    Lightning's own way there is private (``_apply_batch_transfer_handler``).
+    A datamodule's hook goes before that of the module, as in training. Lightning has a function for
+    all of this, but it is private (``_apply_batch_transfer_handler``).
     """
 
     def hook(name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""A user's classes by path, and their instances as a checkpoint holds them."""
+"""Import a user's classes by their paths, and make their instances from a checkpoint."""
 
 import inspect
 import sys
@@ -21,7 +21,7 @@ from lightning_linf.lightning_packages import either
 PartT = TypeVar("PartT", LightningModule, LightningDataModule)
 _LIGHTNINGS = ("lightning", "pytorch_lightning")
 _LIBRARIES = {*_LIGHTNINGS, "lightning_linf", "lightning_utilities", "torch", "jsonargparse"}
-# A checkpoint names by path what is to make its module, and older versions of Lightning obey.
+# A checkpoint can name a function that makes its module; older versions of Lightning call any.
 _INSTANTIATORS = (
     "lightning.pytorch.cli.instantiate_module",
     "pytorch_lightning.cli.instantiate_module",
@@ -58,11 +58,11 @@ def find_class(flag: str, class_path: str, base: type[PartT]) -> type[PartT]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file that has been looked into."""
+    """The content of a checkpoint file."""
 
     path: Path
     content: dict[str, Any]
-    trusted: bool  # to hold more than tensors and plain data
+    trusted: bool  # whether it may hold more than tensors and plain data
 
     @classmethod
     def open(cls, path: Path, trusted: bool) -> "Checkpoint":
@@ -122,7 +122,7 @@ class Checkpoint:
             ) from error
 
     def _copy(self) -> BytesIO:
-        """Write what was read, and nothing else, into memory."""
+        """Write what was read safely into memory, from where it can be read without restriction."""
         buffer = BytesIO()
         torch.save(self.content, buffer)
         buffer.seek(0)
@@ -132,7 +132,7 @@ class Checkpoint:
         self, cls: type[LightningModule] | type[LightningDataModule]
     ) -> dict[str, Any]:
         saved = dict(self.content.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
-        name = self.content.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)  # of one argument that holds all
+        name = self.content.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)  # if one argument holds all
         return {str(name): saved} if name in inspect.signature(cls.__init__).parameters else saved
 
 
@@ -155,7 +155,7 @@ def _refuse_missing(cls: type[PartT], key: str, known: set[str]) -> None:
 
 
 def _is_of_users(error: Exception) -> bool:
-    """Whether the user's code is among what raised it."""
+    """Say whether the error came through the user's code."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     modules = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}
     return bool(modules - _LIBRARIES - sys.stdlib_module_names)

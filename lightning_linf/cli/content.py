@@ -1,4 +1,4 @@
-"""What is in a checkpoint file, or in one sentence why it is no checkpoint of Lightning's."""
+"""Read a checkpoint file, or say in one sentence why it is none that Lightning has saved."""
 
 import pickle
 import re
@@ -30,7 +30,7 @@ def read_content(path: Path, trusted: bool) -> dict[str, Any]:
 
     Args:
         path: The file.
-        trusted: To hold more than tensors and plain data, which can run any code when it is read.
+        trusted: Read objects of any class, too. They can run any code while they are read.
 
     Raises:
         UsageError: If it is no checkpoint, or holds objects and is not ``trusted``.

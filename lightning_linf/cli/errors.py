@@ -1,4 +1,4 @@
-"""What a user of the command can put right."""
+"""The error of the command that its user can put right."""
 
 
 class UsageError(Exception):

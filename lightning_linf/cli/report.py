@@ -2,18 +2,18 @@
 
 import argparse
 import io
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_linf.cli.errors import UsageError
-from lightning_linf.html.figures import save_figures
 from lightning_linf.html.page import make_page
 from lightning_linf.report import files
 from lightning_linf.runs.load import RunError, load
 
 _OUTPUT = "report: expected --output"
+_FORMATS = ("png", "svg", "pdf")
 
 
 def report(argv: Sequence[str]) -> None:
@@ -27,7 +27,8 @@ def report(argv: Sequence[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     output = Path(options.output)
-    figures = None if options.png is None else Path(options.png)
+    given = ((kind, getattr(options, kind)) for kind in _FORMATS)
+    figures = {kind: Path(folder) for kind, folder in given if folder is not None}
     _check(output, figures)
     try:
         runs = load([Path(folder) for folder in options.runs])
@@ -35,26 +36,35 @@ def report(argv: Sequence[str]) -> None:
         print(f"Report of {len(runs)} run{'s' if len(runs) > 1 else ''}: {output}")
         for note in (note for run in runs for note in run.notes):
             print(f"Note: {note}")
-        if figures is not None:
-            for file in save_figures(output, figures, sandbox=not _is_root()):
+        if figures:
+            # Not at the top: matplotlib takes a second, and need not be installed.
+            from lightning_linf.figures.save import save_figures
+
+            for file in save_figures(runs, figures):
                 print(f"Figure: {file}")
     except (RunError, OSError) as error:
         raise UsageError(f"report: {error}") from error
 
 
-def _check(output: Path, figures: Path | None) -> None:
-    """Refuse, before anything costs time, what would fail after it."""
+def _check(output: Path, figures: Mapping[str, Path]) -> None:
+    """Refuse now what would otherwise fail only after the runs are read."""
     if not output.parent.is_dir():
         raise UsageError(
             f"{_OUTPUT} to be a file in a folder that exists, got {str(output)!r}. Write a name "
             "such as report.html."
         )
     files.destination(output, _OUTPUT)
-    if figures is not None and figures.exists() and not figures.is_dir():
-        raise UsageError(
-            f"report: expected --png to be a folder or a new name, got {str(figures)!r}. Choose "
-            "another name."
-        )
+    for kind, folder in figures.items():
+        if find_spec("matplotlib") is None:
+            raise UsageError(
+                f"report: expected matplotlib for --{kind}, got none. Install it with "
+                "pip install 'lightning-linf[figures]', or use the PNG buttons of the report."
+            )
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(
+                f"report: expected --{kind} to be a folder or a new name, got {str(folder)!r}. "
+                "Choose another name."
+            )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,13 +79,10 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN_DIR", help="Folder of a run, or one with runs below it.")
     add("-o", "--output", required=True, metavar="FILE.html", help="What to write.")
-    add(
-        "--png",
-        metavar="FOLDER",
-        help="Also draw each panel into a PNG file there; needs Chromium or Chrome.",
-    )
+    for kind in _FORMATS:
+        add(
+            f"--{kind}",
+            metavar="FOLDER",
+            help=f"Also draw each panel into a {kind.upper()} file there; needs matplotlib.",
+        )
     return parser
-
-
-def _is_root() -> bool:
-    return hasattr(os, "geteuid") and os.geteuid() == 0

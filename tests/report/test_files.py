@@ -7,16 +7,15 @@ import stat
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support.records import read
 
 from lightning_linf import record
 from lightning_linf.cli import main
-from lightning_linf.html import figures
 from lightning_linf.record import Record
 from lightning_linf.report.files import OutputError, destination, write_atomically
+from lightning_linf.runs.run import Run
 
 needs_links = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a POSIX file system")
 EXPECTED = "f: expected `path`"
@@ -121,31 +120,31 @@ def test_what_is_write_protected_is_refused(tmp_path, monkeypatch, protected, me
     assert path.read_text() == "old"
 
 
-def test_figures_go_to_a_folder(tmp_path, capsys):
-    (tmp_path / "png").write_text("mine")
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_figures_go_to_a_folder(tmp_path, capsys, kind):
+    pytest.importorskip("matplotlib", reason="needs lightning-linf[figures]")
+    (tmp_path / "figures").write_text("mine")
     command = ["report", str(tmp_path), "-o", str(tmp_path / "r.html")]
-    assert main([*command, "--png", str(tmp_path / "png")]) == 2
-    assert "expected --png to be a folder or a new name" in capsys.readouterr().err
-    assert (tmp_path / "png").read_text() == "mine"
+    assert main([*command, f"--{kind}", str(tmp_path / "figures")]) == 2
+    assert f"expected --{kind} to be a folder or a new name" in capsys.readouterr().err
+    assert (tmp_path / "figures").read_text() == "mine"
 
 
 @needs_links
-def test_figures_go_through_links_and_into_no_pipe(tmp_path, monkeypatch):
-    drawn = (
-        '<script type="application/json" id="png">{"fan": "data:image/png;base64,aGk="}</script>'
-    )
-    done = SimpleNamespace(stdout=drawn, stderr="")
-    monkeypatch.setattr(figures, "find_browser", lambda: "chromium")
-    monkeypatch.setattr(figures.subprocess, "run", lambda *args, **options: done)
+def test_figures_go_through_links_and_into_no_pipe(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs lightning-linf[figures]")
+    from lightning_linf.figures.save import save_figures
+
+    run = Run("run", {"geometry/lambda_max": [(1, 1.0)]})
     folder = tmp_path / "png"
     folder.mkdir()
-    (folder / "fan.png").symlink_to(tmp_path / "far.png")
-    assert figures.save_figures(tmp_path / "page.html", folder) == [folder / "fan.png"]
-    assert (tmp_path / "far.png").read_bytes() == b"hi"
-    (folder / "fan.png").unlink()
-    os.mkfifo(folder / "fan.png")
+    (folder / "smoothness.png").symlink_to(tmp_path / "far.png")
+    assert save_figures([run], {"png": folder}) == [folder / "smoothness.png"]
+    assert (tmp_path / "far.png").read_bytes().startswith(b"\x89PNG")
+    (folder / "smoothness.png").unlink()
+    os.mkfifo(folder / "smoothness.png")
     with pytest.raises(OutputError, match="report: expected the figure to be a file, got the pipe"):
-        figures.save_figures(tmp_path / "page.html", folder)
+        save_figures([run], {"png": folder})
 
 
 def entry(step):

@@ -50,8 +50,9 @@ LAYERS = {
     "tensorboard": SHOWN_MAY | {"tensorboard"},
     "runs": SHOWN_MAY | {"runs", "tensorboard"},
     "html": SHOWN_MAY | {"html", "runs"},
+    "figures": SHOWN_MAY | {"figures", "runs"},
     "callbacks": PROBE_MAY | SWAP_MAY | SHOWN_MAY | {"callbacks", "tensorboard"},
-    "cli": PROBE_MAY | {"cli", "html", "runs"},
+    "cli": PROBE_MAY | {"cli", "figures", "html", "runs"},
 }
 # By layer, which packages beside the standard library.
 THIRD_PARTY = {
@@ -76,6 +77,7 @@ THIRD_PARTY = {
     "tensorboard": {"numpy", "tensorboard", "werkzeug"},
     "runs": {"numpy", "tensorboard"},
     "html": set(),
+    "figures": {"matplotlib", "numpy"},
     "callbacks": {"torch", "lightning", "lightning_utilities", "typing_extensions"},
     "cli": {"torch", "lightning", "jsonargparse", "yaml", "rich"},
 }
@@ -287,7 +289,8 @@ def test_packages_on_disk_are_those_listed_for_the_build():
 def test_packages_that_are_imported_are_declared():
     project = tomllib.loads((SOURCE_TREE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *extras["tensorboard"], *extras["cli"]]
+    used = ("tensorboard", "cli", "figures")
+    requirements = [*project["dependencies"], *(text for extra in used for text in extras[extra])]
     names = {re.match(r"[\w-]+", text).group().replace("-", "_") for text in requirements}
     comes_with_torch = {"typing_extensions"}
     comes_with_jsonargparse = {"yaml"}

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import subprocess
 import tempfile
 import time
@@ -11,10 +12,14 @@ from urllib.request import urlopen
 
 import pytest
 
-from lightning_linf.html.figures import QUIET_FLAGS, find_browser
-
-FLAGS = (
-    *QUIET_FLAGS,
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (  # no window, and nobody is asked for anything
+    "--headless",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
     "--no-sandbox",  # needed as root, which tests in a container are
     "--disable-quic",
     "--hide-scrollbars",
@@ -27,6 +32,11 @@ READY = (
     "document.querySelector('main:not([aria-busy])')"
     " && document.querySelectorAll('.panel canvas').length >= 5"
 )
+
+
+def find_browser():
+    """Find a Chromium on the PATH."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 needs_chromium = pytest.mark.skipif(

@@ -1,6 +1,5 @@
-"""What the panels read: tables, routes, files; without a browser and without a server process."""
+"""What the tab reads over its routes, without a browser and without a server process."""
 
-import hashlib
 import json
 import re
 import subprocess
@@ -17,10 +16,9 @@ from support.geometry_tab import TAG, Plugin, entry, other_parameters, write, wr
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_linf import quantities
-from lightning_linf.panels import payload
 from lightning_linf.panels.files import STATIC
-from lightning_linf.panels.table import SHOWN_REPORT, Metadata, lay_out, stack, thin
-from lightning_linf.record import SCHEMA_VERSION, SchemaError
+from lightning_linf.panels.table import SHOWN_REPORT, lay_out
+from lightning_linf.record import SCHEMA_VERSION
 from lightning_linf.tensorboard.plugin import source
 from lightning_linf.tensorboard.plugin.loader import GeometryLoader
 from lightning_linf.tensorboard.writer import write_record
@@ -291,51 +289,6 @@ def test_numbers_that_json_lacks_travel_as_words(tmp_path):
     assert layers["values"] == [["NaN", "-Infinity"]]
 
 
-def test_long_runs_are_thinned_to_first_last_and_between():
-    metadata = lay_out(entry(0, [1.0, 2.0]))[1]
-    rows = [(step, np.full((2, 1), step, np.float32)) for step in range(10_000)]
-    table, note = stack(metadata, reversed(rows))  # sorted by step
-    assert note is None
-    shown = payload.layers(table.thinned(payload.MAX_STEPS), "density")
-    assert shown["num_steps"] == 10_000
-    assert len(shown["steps"]) == len(set(shown["steps"])) == payload.MAX_STEPS
-    assert (shown["steps"][0], shown["steps"][-1]) == (0, 9_999)
-    assert [row[0] for row in shown["values"]] == shown["steps"]
-    gaps = np.diff(shown["steps"])
-    assert gaps.max() - gaps.min() <= 1
-    curves = payload.curves({"x": [(step, 1.0) for step in range(2000)]})
-    assert (len(curves["x"]["steps"]), curves["x"]["num_steps"]) == (500, 2000)
-
-
-@pytest.mark.parametrize("num_steps", [0, 1, 2, 499, 500, 501, 1000])
-def test_thinning_keeps_all_or_exactly_as_many_as_asked(num_steps):
-    kept = thin(num_steps, 500)
-    assert len(kept) == min(num_steps, 500)
-    assert kept == sorted(set(kept))
-
-
-def test_of_two_records_of_a_step_the_later_one_counts():
-    metadata = lay_out(entry(0, [1.0, 2.0]))[1]
-    rows = [(5, np.float32([[1], [1]])), (5, np.float32([[2], [2]]))]
-    table, _ = stack(metadata, rows)
-    assert table.steps == [5]
-    assert table.values.tolist() == [[[2.0], [2.0]]]
-
-
-def test_the_row_of_all_parameters_lacks_only_what_was_not_measured():
-    one = entry(0, [1.0, 2.0], whole={"gini": 3.0})
-    array, metadata = lay_out(one)
-    assert metadata.whole
-    np.testing.assert_array_equal(array, np.float32([[1.0], [2.0], [np.nan]]))
-
-
-def test_metadata_of_an_unknown_kind_are_refused():
-    with pytest.raises(SchemaError, match="schema 9 is newer than"):
-        Metadata.from_event(b'{"schema": 9}')
-    with pytest.raises(ValueError, match="broken metadata"):
-        Metadata.from_event(b"[1, 2]")
-
-
 def test_all_records_are_kept_unless_the_user_says_how_many():
     class Flags:
         samples_per_plugin = None
@@ -365,44 +318,3 @@ def test_tensorboard_finds_the_plugin_by_its_entry_point():
     from tensorboard.default import get_dynamic_plugins
 
     assert GeometryLoader in get_dynamic_plugins()
-
-
-def test_vendored_files_are_those_of_the_manifest():
-    folder = STATIC / "vendor"
-    manifest = json.loads((folder / "manifest.json").read_text())
-    hashes = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in folder.iterdir()
-        if file.name != "manifest.json"
-    }
-    assert hashes == manifest["sha256"]
-    assert f"v{manifest['version']}" in (folder / "uPlot.esm.js").read_text()
-    assert "MIT License" in (folder / "LICENSE.txt").read_text()
-
-
-def luminance(color):
-    """Of a colour #rrggbb, as WCAG 2 defines it."""
-    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return np.dot(linear, [0.2126, 0.7152, 0.0722])
-
-
-@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-@pytest.mark.parametrize(
-    ("ink", "paper"),
-    [
-        *((ink, paper) for ink in ("text", "muted") for paper in ("page", "card", "soft")),
-        ("accent", "accent-soft"),
-        ("warn", "warn-soft"),
-    ],
-)
-def test_text_can_be_told_from_its_background(theme, ink, paper):
-    rule = re.findall(r":root[^{]*\{([^}]*)\}", (STATIC / "style.css").read_text())[theme]
-    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", rule))
-    dark, bright = sorted((luminance(colors[ink]), luminance(colors[paper])))
-    assert (bright + 0.05) / (dark + 0.05) >= 4.5  # level AA
-
-
-def test_page_refers_to_no_other_origin():
-    for file in (*STATIC.glob("panels/*.js"), *STATIC.glob("drawing/*.js"), *STATIC.glob("*.css")):
-        assert not re.search(r"(https?:)?//[\w.]+\.\w+", file.read_text()), file.name

@@ -1,4 +1,4 @@
-// Horizontal bars, a row for each layer, in rows as high as those of the heat map.
+// Draws horizontal bars, one for each layer, in rows as high as those of the heat map.
 
 import { cssColor } from "./dom.js";
 import { AXIS_HEIGHT, drawNames, gutterFor, makeCanvas, rowHeight } from "./heatmap.js";

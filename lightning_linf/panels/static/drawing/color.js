@@ -1,4 +1,4 @@
-// Colours: of runs and partitions (told apart in either theme), and of a heat map (viridis).
+// Chooses colours: those of runs and partitions, which differ in either theme, and of heat maps.
 
 const LIGHT = [
   "#2563eb",
@@ -34,7 +34,7 @@ const VIRIDIS = [
   [253, 231, 37],
 ];
 
-export const isDark = () => document.documentElement.dataset.theme === "dark";
+const isDark = () => document.documentElement.dataset.theme === "dark";
 
 export const paletteColor = (index) => (isDark() ? DARK : LIGHT)[index % LIGHT.length];
 
@@ -45,7 +45,7 @@ export function withAlpha(color, alpha) {
   return `rgba(${channels.join(", ")}, ${alpha})`;
 }
 
-// Position from 0 to 1 on the map.
+// Returns the colour at a position from 0 to 1.
 export function mapColor(position) {
   const at = Math.min(1, Math.max(0, position)) * (VIRIDIS.length - 1);
   const index = Math.min(VIRIDIS.length - 2, Math.floor(at));

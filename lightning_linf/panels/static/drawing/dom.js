@@ -1,4 +1,4 @@
-// Elements without a framework.
+// Makes and fills elements of the page, without a framework.
 
 export function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -16,7 +16,7 @@ export function field(label, control) {
   return element("label", { class: "field" }, element("span", {}, label), control);
 }
 
-// options: [value, text] pairs; keeps `chosen` if it is among them.
+// Fills a select with [value, text] pairs and returns its value: `chosen`, if it is among them.
 export function fillSelect(select, options, chosen) {
   select.replaceChildren(
     ...options.map(([value, text]) =>

@@ -1,4 +1,4 @@
-// Files that the browser makes from what is on the page.
+// Makes files, CSV and PNG, from what is on the page.
 
 import { cssColor, element } from "./dom.js";
 
@@ -8,7 +8,7 @@ function save(name, blob) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-// A spreadsheet would run a name that begins like this as a formula, but not after an apostrophe.
+// Puts an apostrophe before what a spreadsheet would otherwise run as a formula.
 function plain(name) {
   return /^[=+\-@\t\r\n＝＋－＠]/.test(name) ? `'${name}` : name;
 }
@@ -25,7 +25,7 @@ export function saveCsv(name, table) {
   save(`${name}.csv`, new Blob([toCsv(table)], { type: "text/csv" }));
 }
 
-// The canvases of a panel below each other, under its title and legend.
+// Draws the canvases of a panel below each other, under its title and legend.
 export function toImage(title, legend, canvases) {
   const scale = window.devicePixelRatio || 1;
   const margin = 16 * scale;

@@ -1,4 +1,4 @@
-// A canvas with a row for each layer and a column for each step.
+// Draws a heat map with a row for each layer and a column for each step.
 
 import { mapColor } from "./color.js";
 import { cssColor, element } from "./dom.js";
@@ -27,13 +27,13 @@ export function makeCanvas(width, height, label) {
   return [canvas, context];
 }
 
-// Room for the longest name, within limits.
+// Returns the room that the longest name needs, within limits.
 export function gutterFor(context, names, width) {
   const longest = Math.max(...names.map((name) => context.measureText(name).width));
   return Math.min(longest + 10, 240, width * 0.4);
 }
 
-// Names on the left, as many as there is room for, cut in their middle.
+// Draws names on the left, as many as there is room for; long ones are cut in their middle.
 export function drawNames(context, names, height, width) {
   context.fillStyle = cssColor("--muted");
   context.textAlign = "right";
@@ -56,7 +56,7 @@ function fit(context, name, width) {
   return `${name.slice(0, keep / 3)}…${name.slice(-keep * (2 / 3))}`;
 }
 
-// Left edges of the columns: half way between neighbouring steps.
+// Puts the edges of the columns half way between neighbouring steps.
 export function edges(steps, left, right) {
   if (steps.length === 1) return [left, right];
   const middle = steps.slice(1).map((step, i) => (step + steps[i]) / 2);
@@ -102,7 +102,7 @@ export function drawSteps(context, steps, borders, bottom) {
   context.fillText("optimizer step", (borders[0] + borders.at(-1)) / 2, bottom + 20);
 }
 
-// What the colours mean, from `left` on.
+// Draws what the colours mean, from `left` on.
 export function drawKey(context, low, high, isLog, left) {
   const [first, last] = [format(low), `${format(high)}   ${isLog ? "log scale" : "linear scale"}`];
   context.textAlign = "left";

@@ -1,4 +1,4 @@
-// Numbers as they travel, as they are shown, and as they are smoothed.
+// Reads numbers from JSON, writes them for readers, and smooths curves.
 
 // JSON has no NaN and no infinity: "NaN", "Infinity" and "-Infinity" stand for them.
 export const fromJson = Number;

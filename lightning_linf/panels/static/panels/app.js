@@ -1,4 +1,4 @@
-// The page: runs on the left, panels on the right, notes above them.
+// Puts the page together: notes at the top, runs on the left, panels on the right.
 
 import { element } from "../drawing/dom.js";
 import { Fan } from "./fan.js";

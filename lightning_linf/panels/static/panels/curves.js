@@ -1,4 +1,5 @@
-// What panels of curves share: partitions to choose, linear or log, smoothing.
+// Holds what the panels of curves share: controls for partitions, log axis and smoothing, and the
+// colours, labels and table rows of curves.
 
 import { dashOf, paletteColor } from "../drawing/color.js";
 import { element, field } from "../drawing/dom.js";
@@ -6,13 +7,13 @@ import { partitionLabel } from "./names.js";
 import { smooth } from "../drawing/numbers.js";
 
 export class CurveControls {
-  constructor(changed, { log }) {
-    this.log = log;
+  constructor(changed) {
+    this.log = true;
     this.weight = 0;
     this.chosen = null; // partitions; null as long as the user has not chosen
     this.chips = element("fieldset", { class: "chips" }, element("legend", {}, "Geometry"));
     this.changed = changed;
-    const scale = element("button", { type: "button", "aria-pressed": String(log) }, "log axis");
+    const scale = element("button", { type: "button", "aria-pressed": "true" }, "log axis");
     scale.addEventListener("click", () => {
       this.log = !this.log;
       scale.setAttribute("aria-pressed", String(this.log));
@@ -36,7 +37,7 @@ export class CurveControls {
     this.nodes = [this.chips, scale, smoothing];
   }
 
-  // Offers partitions and gives the chosen ones; at first those of `standard`.
+  // Offers partitions and returns those that are chosen, at first the ones in `standard`.
   choose(partitions, standard) {
     const chosen = partitions.filter((name) => (this.chosen ?? standard).includes(name));
     const boxes = partitions.map((name) => {
@@ -98,13 +99,14 @@ export function legendOf(view, partitions, chosen, ink) {
   ];
 }
 
-// [["run", ...]] rows of a table from curves at the steps of any of them.
-export function rowsOf(run, named) {
-  const steps = [...new Set(named.flatMap(([, curve]) => curve?.steps ?? []))].sort(
-    (a, b) => a - b,
+// Makes rows of a table, [run, step, value of each curve], for the steps of any of the curves. A
+// curve that was not measured is undefined.
+export function rowsOf(run, curves) {
+  const steps = new Set(curves.flatMap((curve) => curve?.steps ?? []));
+  const lookups = curves.map(
+    (curve) => new Map(curve?.steps.map((step, i) => [step, curve.values[i]])),
   );
-  const lookups = named.map(
-    ([, curve]) => new Map(curve?.steps.map((step, i) => [step, curve.values[i]])),
-  );
-  return steps.map((step) => [run, step, ...lookups.map((values) => values.get(step) ?? NaN)]);
+  return [...steps]
+    .sort((a, b) => a - b)
+    .map((step) => [run, step, ...lookups.map((values) => values.get(step) ?? NaN)]);
 }

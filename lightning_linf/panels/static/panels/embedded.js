@@ -1,4 +1,4 @@
-// Data that came with the page, in the forms of a server's answers.
+// Gives the panels the data that came with the page, in the forms of a server's answers.
 
 import { toCurves, toMatrix } from "./server.js";
 

@@ -1,4 +1,4 @@
-// Panel 4: how the sizes of the gradient's entries are spread, over steps.
+// Panel 4 shows how the sizes of the gradient's entries are spread, as quantiles over steps.
 
 import { drawChart } from "../drawing/chart.js";
 import { element, field, fillSelect } from "../drawing/dom.js";

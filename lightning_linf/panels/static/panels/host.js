@@ -1,9 +1,9 @@
-// What the frame learns from TensorBoard around it: when data were reloaded, and the theme.
+// Asks TensorBoard, in whose frame the page may stand, when data were reloaded and for the theme.
 
 const HELLO = "experimental.bootstrap";
 const RELOADED = "experimental.DataReloaded";
 
-// TensorBoard says so after its reload button, and as often as its auto-reload.
+// Calls `reload` whenever TensorBoard has read its data anew: after its button, and by itself.
 export function onReload(reload) {
   if (window.parent === window) return;
   const { port1, port2 } = new MessageChannel();
@@ -16,7 +16,8 @@ export function onReload(reload) {
   window.parent.postMessage(HELLO, window.location.origin, [port2]);
 }
 
-// Null for a page alone, or in a frame of another origin, which lets nobody look.
+// Returns the body of the page around this one, or null without one or if it has another origin,
+// whose pages a browser does not let scripts look into.
 function hostBody() {
   try {
     return window.parent === window ? null : window.parent.document.body;
@@ -25,7 +26,7 @@ function hostBody() {
   }
 }
 
-// TensorBoard marks its own body; alone, the page follows the system.
+// Follows the theme that TensorBoard marks its body with, or the system's for a page by itself.
 export function followTheme(changed) {
   const system = window.matchMedia("(prefers-color-scheme: dark)");
   const host = hostBody();

@@ -1,4 +1,4 @@
-// Entry: TensorBoard imports this module into an empty frame and calls render().
+// Starts the tab: TensorBoard imports this module into an empty frame and calls render().
 
 import { App } from "./app.js";
 import { element } from "../drawing/dom.js";

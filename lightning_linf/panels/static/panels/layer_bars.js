@@ -1,4 +1,4 @@
-// Panel 5: one quantity of every layer at one step.
+// Panel 5 shows one quantity of every layer at one step, as bars.
 
 import { drawBars } from "../drawing/bars.js";
 import { element, field } from "../drawing/dom.js";

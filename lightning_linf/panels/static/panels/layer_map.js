@@ -1,4 +1,4 @@
-// Panel 3: one quantity of every layer over steps.
+// Panel 3 shows one quantity of every layer over steps, as colours.
 
 import { element } from "../drawing/dom.js";
 import {

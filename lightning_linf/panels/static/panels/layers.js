@@ -1,11 +1,10 @@
-// What panels 3 and 5 share: one quantity of every layer of a run.
+// Holds what panels 3 and 5 share: the choice of a run, a quantity, layers and a step.
 
 import { element, field, fillSelect, onWidth } from "../drawing/dom.js";
 import { tableSuffix } from "./names.js";
 import { finiteRange } from "../drawing/numbers.js";
 import { Panel, thinned } from "./panel.js";
 
-// What both panels show: run, quantity, filter, scale and step.
 export class LayerChoice {
   constructor() {
     this.panels = [];

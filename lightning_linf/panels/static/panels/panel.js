@@ -1,4 +1,5 @@
-// The frame of a panel: title, explanation, controls, chart or table, downloads.
+// Makes the frame of a panel, with its title, explanation, controls and downloads, around the chart
+// or table that it shows.
 
 import { element, tableOf } from "../drawing/dom.js";
 import { saveCsv, savePng } from "../drawing/download.js";
@@ -7,7 +8,6 @@ import { format, formatStep } from "../drawing/numbers.js";
 const MAX_ROWS = 200; // of a table on the page; a CSV file has all
 
 export class Panel {
-  // What a panel has drawn: { table: { columns, rows }, legend, canvases, note }.
   constructor(name, title, about) {
     this.name = name;
     this.title = title;
@@ -48,8 +48,8 @@ export class Panel {
     );
   }
 
-  // Panels override this: read what `view` has selected and draw it into `this.body`; null if
-  // `view.isOld()` by then.
+  // Panels override this: it reads what `view` has selected, draws it into `this.body` and returns
+  // { table: { columns, rows }, legend, canvases, note }, or null if `view.isOld()` by then.
   async draw(view) {
     throw new Error(`${this.name} draws nothing`);
   }
@@ -134,6 +134,7 @@ function legendItem({ label, color, dash = [] }) {
   return element("li", {}, mark, label);
 }
 
+// Says how many of the steps of the longest curve are shown, if not all.
 export function thinned(curves, what = "measured steps") {
   const [kept, all] = curves.reduce(
     ([most, total], { steps, num_steps: n }) => (n > total ? [steps.length, n] : [most, total]),

@@ -1,4 +1,4 @@
-// Which runs are shown: a search field and a box for each run, in its colour.
+// Lets the user choose which runs are shown, by a search field and a box for each run.
 
 import { paletteColor } from "../drawing/color.js";
 import { element } from "../drawing/dom.js";
@@ -62,17 +62,13 @@ export class Picker {
   }
 
   setAll(is) {
-    for (const { name } of this.found()) {
-      if (is) this.shown.add(name);
-      else this.shown.delete(name);
-    }
+    for (const { name } of this.found()) this.shown[is ? "add" : "delete"](name);
     this.draw();
     this.changed();
   }
 
   toggle(name, is) {
-    if (is) this.shown.add(name);
-    else this.shown.delete(name);
+    this.shown[is ? "add" : "delete"](name);
     this.count.textContent = this.summary();
     this.changed();
   }

@@ -1,4 +1,5 @@
-// Data of the running TensorBoard, each part fetched once until something is added to a run.
+// Gives the panels the data of the running TensorBoard, and fetches each part once until something
+// is added to a run.
 
 import { fromJson } from "../drawing/numbers.js";
 
@@ -9,7 +10,7 @@ export class Server {
     this.listed = "";
   }
 
-  get(route, query = {}) {
+  get(route, query) {
     const url = new URL(route, this.base);
     url.search = new URLSearchParams(query);
     if (!this.kept.has(url.href)) {
@@ -20,7 +21,7 @@ export class Server {
     return this.kept.get(url.href);
   }
 
-  // Always asked for; the list says of each run when it was last added to.
+  // Asks every time, as the list says of each run when something was last added to it.
   async runs() {
     const answer = await read(new URL("runs", this.base));
     const listed = JSON.stringify(answer);

@@ -1,4 +1,4 @@
-// Panel 2: smoothness along l-infinity against l2, all partitions, runs compared.
+// Panel 2 compares the smoothness of runs along l-infinity, along l2 and under partitions between.
 
 import { drawChart } from "../drawing/chart.js";
 import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
@@ -21,7 +21,7 @@ export class Smoothness extends Panel {
   constructor() {
     super("smoothness", "Smoothness: l-infinity against l2", ABOUT.H);
     this.kind = "H";
-    this.curveControls = new CurveControls(() => this.redraw(), { log: true });
+    this.curveControls = new CurveControls(() => this.redraw());
     const kinds = element(
       "fieldset",
       { class: "chips" },
@@ -115,7 +115,7 @@ export class Smoothness extends Panel {
     const rows = view.runs.flatMap((run, index) =>
       rowsOf(
         run.name,
-        tags.map((tag) => [tag, all[index].get(tag)]),
+        tags.map((tag) => all[index].get(tag)),
       ),
     );
     return { columns: ["run", "step", ...columns], rows };

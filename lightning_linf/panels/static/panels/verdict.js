@@ -1,4 +1,4 @@
-// Panel 1: which geometry each run's landscape favours, now and over time.
+// Panel 1 shows which geometry each run's landscape favours, at the last step and over time.
 
 import { drawChart } from "../drawing/chart.js";
 import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
@@ -16,7 +16,7 @@ export class Verdict extends Panel {
       "How many times the loss decrease of SGD's geometry one step of each geometry promises. " +
         "Above 1, the thin line, it is ahead of SGD. Areas and bars lie between its two ends.",
     );
-    this.curveControls = new CurveControls(() => this.redraw(), { log: true });
+    this.curveControls = new CurveControls(() => this.redraw());
     this.controls.append(...this.curveControls.nodes);
   }
 
@@ -73,11 +73,10 @@ export class Verdict extends Panel {
     const rows = view.runs.flatMap((run, index) =>
       rowsOf(
         run.name,
-        chosen.flatMap((name) =>
-          [...ends(all[index], name), all[index].get(tagOf("step_advantage", name))].map(
-            (curve) => [name, curve],
-          ),
-        ),
+        chosen.flatMap((name) => [
+          ...ends(all[index], name),
+          all[index].get(tagOf("step_advantage", name)),
+        ]),
       ),
     );
     return { columns: ["run", "step", ...columns], rows };
