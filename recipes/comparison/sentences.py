@@ -55,10 +55,10 @@ def seeds_sentences(record: Record) -> list[str]:
     if adam and rotated:
         texts.append(_ahead(adam, rotated))
         norms = [ends(variant, "one_one_norm_per_param") for variant in (adam, rotated)]
-        own, turned = (f"{mean_text(norm)} for {{}} ({_range(norm)})" for norm in norms)
         texts.append(
             "(1,1)-norm / d in the optimizer's own coordinates: "
-            f"{own.format('Adam')}, {turned.format('rotated Adam')}."
+            f"{mean_text(norms[0])} for Adam ({_range(norms[0])}), "
+            f"{mean_text(norms[1])} for rotated Adam ({_range(norms[1])})."
         )
     if sgd and rotated_sgd:
         texts.append(_unmoved(sgd, rotated_sgd))
