@@ -18,15 +18,15 @@ from lightning_linf.functional.heterogeneity import (
 
 
 class GradientHeterogeneity(Metric):
-    """:func:`~lightning_linf.functional.heterogeneity` of T tensors; all states are sums.
+    """:func:`~lightning_linf.functional.heterogeneity` of T tensors, over several updates.
 
-    ``compute`` gives the statistics per tensor (shapes (T,)) and those of all entries together.
-    Several updates, or ranks that hold different shards, count as one longer gradient. With T = 1
-    torchmetrics turns results of shape (1,) into ().
+    Several updates, or ranks that hold different shards, count as one longer gradient: all states
+    are sums. ``compute`` gives the statistics per tensor (shapes (T,)) and those of all entries
+    together. With T = 1 torchmetrics turns results of shape (1,) into ().
 
     Args:
         num_tensors: Number T of gradients given to each ``update``.
-        kwargs: Those of :class:`torchmetrics.Metric`.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: If ``num_tensors`` is below 1, or ``update`` gets another number.
@@ -64,7 +64,7 @@ class GradientHeterogeneity(Metric):
             self.add_state(name, sums.clone(), dist_reduce_fx="sum")
 
     def set_dtype(self, dst_type: str | torch.dtype) -> "GradientHeterogeneity":
-        """Change nothing: sums of many entries need float64."""
+        """Leave the dtype of the states as it is: sums of many entries need float64."""
         return self
 
     def update(self, gradients: Sequence[Tensor]) -> None:

@@ -37,9 +37,9 @@ def carry_state(old: Optimizer, new: Optimizer) -> str:
     of means (betas, momentum) all of the state is copied to the last bit. What the old optimizer
     does not keep cannot be carried: Adam after SGD starts its moments anew.
 
-    Known are Adam, AdamW, SGD, :class:`BlockwiseAdam`, :class:`AdaSGD` and :class:`Signum`, also
-    within :class:`Reparameterized`; of others only ``exp_avg`` and ``exp_avg_sq`` are read, and
-    nothing if they have other than two betas (Adan, AdEMAMix). What a
+    Known are Adam, AdamW, SGD, :class:`BlockwiseAdam`, :class:`~lightning_linf.optim.AdaSGD` and
+    :class:`Signum`, also within :class:`Reparameterized`; of others only ``exp_avg`` and
+    ``exp_avg_sq`` are read, and nothing if they have other than two betas (Adan, AdEMAMix). What a
     coupled weight decay has added to the moments stays in them. SGD and Signum do not count their
     steps: their momentum is taken as that of a long run.
 

@@ -38,7 +38,8 @@ class BlockwiseAdam(Optimizer):
             - \eta \, \hat m_i / (\sqrt{\hat v_b} + \epsilon)
 
     with :math:`\hat m, \hat v` corrected for their start at 0. Blocks of one entry make it
-    :class:`torch.optim.AdamW` with the same arguments; a single block makes it :class:`AdaSGD`.
+    :class:`torch.optim.AdamW` with the same arguments; a single block makes it
+    :class:`~lightning_linf.optim.AdaSGD`.
 
     A block may span tensors and parameter groups; it then has one second moment, over the entries
     that have a gradient in this step. Groups in which it lies must agree in beta2, ``eps``,
