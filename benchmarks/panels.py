@@ -25,8 +25,8 @@ from lightning_linf.tensorboard.writer import write_record
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # whose browser and TensorBoard it is
 
-from chromium import READY, Page, chromium  # found there
-from tensorboard_process import TensorBoard, tensorboard
+from support.chromium import READY, Page, chromium  # found there
+from support.tensorboard_process import TensorBoard, tensorboard
 
 TAG = tags.PREFIX + "heterogeneity_per_tensor"
 QUANTITIES = ("density", "gini", "top1_energy", "zero_fraction")

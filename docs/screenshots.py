@@ -17,8 +17,8 @@ from PIL import Image
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "tests"))  # whose browser and TensorBoard these are
 
-from chromium import READY, Page, chromium  # noqa: E402  # found there
-from tensorboard_process import tensorboard  # noqa: E402
+from support.chromium import READY, Page, chromium  # noqa: E402  # found there
+from support.tensorboard_process import tensorboard  # noqa: E402
 
 PANELS = ("verdict", "smoothness", "heatmap", "bars", "fan")
 WIDTHS = {"wide": 1280, "narrow": 600}

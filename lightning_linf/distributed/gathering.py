@@ -88,13 +88,7 @@ def gather(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _exchange(
     vector: Tensor, group: Any, shapes: Sequence[Sequence[tuple[int, ...]]]
 ) -> list[Tensor]:
-    """Send this rank's vector to all others, and give those of all ranks, in their order.
-
-    Args:
-        vector: The flattened slices of this rank, joined.
-        group: The ranks.
-        shapes: For each tensor, the shape of every rank's slice.
-    """
+    """Give every rank's vector: its flattened slices, joined, of shapes (tensors, ranks)."""
     lengths = [sum(map(math.prod, of_tensors)) for of_tensors in zip(*shapes, strict=True)]
     padded = vector.new_zeros(max(lengths))  # all ranks must send the same number of entries
     padded[: len(vector)] = vector

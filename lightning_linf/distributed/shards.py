@@ -67,10 +67,7 @@ def on_mesh(tensor: Tensor, mesh: "DeviceMesh") -> Tensor:
 
 
 def is_counted_here(tensor: Tensor) -> bool:
-    """Say whether this rank is the first of those that hold the same part of a DTensor.
-
-    Sums over ranks that count an entry on such a rank only, count every entry once.
-    """
+    """Say whether this rank is the first of those that hold the same part of a DTensor."""
     assert is_sharded(tensor)
     coordinate = tensor.device_mesh.get_coordinate()
     assert coordinate is not None  # every rank has a part
@@ -84,13 +81,12 @@ def is_counted_here(tensor: Tensor) -> bool:
 def sum_over_ranks(params: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
     """Add up over ranks what each has computed from its parts of parameters.
 
-    For each mesh and each of its dimensions over which parameters are sharded, all numbers are sent
-    in one packed tensor. A part that several ranks hold counts once.
+    All numbers are sent in one packed tensor, for each mesh and each of its dimensions over which
+    parameters are sharded. A part that several ranks hold counts once.
 
     Args:
-        params: The parameters. For those that are not sharded nothing is added.
-        parts: For each parameter a tensor to add, of the same shape on every rank: the squared norm
-            of this rank's part, say.
+        params: The parameters; for those that are not sharded nothing is added.
+        parts: For each a tensor of the same shape on every rank: its part's squared norm, say.
     """
     places: dict[tuple[DeviceMesh, tuple[int, ...]], list[int]] = defaultdict(list)
     for place, p in enumerate(params):

@@ -8,7 +8,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_linf.functional.heterogeneity import (
-    NUM_BINS,
     Heterogeneity,
     HeterogeneitySums,
     heterogeneity_compute,
@@ -54,14 +53,9 @@ class GradientHeterogeneity(Metric):
                 f"GradientHeterogeneity: expected `num_tensors` >= 1, got {num_tensors}."
             )
         self.num_tensors = num_tensors
-        counts = torch.zeros(num_tensors, dtype=torch.int64)
-        sums = torch.zeros(num_tensors, dtype=torch.float64)
-        histogram = torch.zeros(num_tensors, NUM_BINS, dtype=torch.int64)
-        self.add_state("histogram", histogram, dist_reduce_fx="sum")
-        for name in ("num_zero", "num_inf", "num_nan"):
-            self.add_state(name, counts.clone(), dist_reduce_fx="sum")
-        for name in ("abs_sum", "square_sum"):
-            self.add_state(name, sums.clone(), dist_reduce_fx="sum")
+        nothing = heterogeneity_update([torch.zeros(0)] * num_tensors)
+        for name, value in zip(nothing._fields, nothing, strict=True):
+            self.add_state(name, value, dist_reduce_fx="sum")
 
     def set_dtype(self, dst_type: str | torch.dtype) -> "GradientHeterogeneity":
         """Leave the dtype of the states as it is: sums of many entries need float64."""
