@@ -256,12 +256,8 @@ def _exact_hessian(network: Network, name: str) -> Hessian:
         matrix[row] = torch.cat([part.reshape(-1) for part in parts])
         if row % 100 == 99:
             left = (time.perf_counter() - begin) / (row + 1) * (dim - row - 1)
-            print(
-                f"\r{name}: row {row + 1:,} of {dim:,}, {left:.0f} s left  ",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"\r{name}: row {row + 1:,} of {dim:,}, {left:.0f} s left  "
+            print(text, end="", file=sys.stderr, flush=True)
     print(f"\n{name}: {dim:,} parameters, loss {float(loss.detach()):.3f}")
     asymmetry = (matrix - matrix.T).abs().max() / matrix.abs().max()
     assert asymmetry < 1e-12, f"unsymmetric by {asymmetry:.1e}"  # a step in float32 leaves 1e-8

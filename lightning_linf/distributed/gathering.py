@@ -1,4 +1,4 @@
-"""Whole tensors from the parts that ranks hold, and the other way."""
+"""Gather whole tensors from the shards of all ranks, and cut whole tensors into shards."""
 
 import math
 from collections import defaultdict
@@ -16,22 +16,23 @@ if TYPE_CHECKING:
 
 
 class _Cut(NamedTuple):
-    """How a tensor is cut along one of its dimensions, for the ranks along one of a mesh."""
+    """How a tensor is cut along one dimension: each rank of one mesh dimension has a slice."""
 
     mesh_dim: int
     dim: int
-    sizes: tuple[int, ...]  # of every rank's part, along that dimension
-    rank: int
+    sizes: tuple[int, ...]  # length along ``dim`` of the slice of each rank of ``mesh_dim``
+    rank: int  # of this process among them
 
     def shapes(self, shape: torch.Size) -> list[tuple[int, ...]]:
-        """Shapes of all parts of a tensor."""
+        """Shapes of the slices of all ranks, for a whole tensor of ``shape``."""
         return [(*shape[: self.dim], size, *shape[self.dim + 1 :]) for size in self.sizes]
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """Give what this rank would hold of a tensor if it were shared out as another one is.
+    """Give the part of ``tensor`` that this rank would hold if it were sharded as ``like`` is.
 
-    Of one that all ranks have whole nothing is sent, and the part may have its memory.
+    If ``tensor`` is an ordinary one, which all ranks have whole, nothing is sent, and the part may
+    be a view of it. If ``like`` is not sharded, the part is the whole tensor.
     """
     if not is_sharded(like):
         return tensor.full_tensor() if is_sharded(tensor) else tensor
@@ -48,15 +49,16 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Share a tensor out as another one is."""
+    """Make a tensor with the values of ``tensor`` that is sharded as ``like`` is."""
     part = part_of(tensor, like)
     return from_local(part.clone(memory_format=torch.contiguous_format), like)
 
 
 def gather(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Gather whole tensors from the parts that ranks hold; those that are whole stay.
+    """Gather whole tensors from the parts that ranks hold; those that are not sharded stay.
 
-    All that are cut once are sent in one packed tensor, for each mesh and dtype.
+    Tensors that are cut along one dimension are packed into one message for each mesh and dtype;
+    others, which are rare, are gathered one by one.
     """
     result = list(tensors)
     alike: dict[Any, list[int]] = defaultdict(list)
@@ -86,9 +88,9 @@ def gather(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _exchange(
     vector: Tensor, group: Any, shapes: Sequence[Sequence[tuple[int, ...]]]
 ) -> list[Tensor]:
-    """Give every rank's vector, which holds tensors of its ``shapes`` (tensors, ranks)."""
+    """Give every rank's vector: its flattened slices, joined, of shapes (tensors, ranks)."""
     lengths = [sum(map(math.prod, of_tensors)) for of_tensors in zip(*shapes, strict=True)]
-    padded = vector.new_zeros(max(lengths))  # all must send as much
+    padded = vector.new_zeros(max(lengths))  # all ranks must send the same number of entries
     padded[: len(vector)] = vector
     received = [torch.empty_like(padded) for _ in lengths]
     torch.distributed.all_gather(received, padded, group=group)
@@ -101,16 +103,16 @@ def _split(vector: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 
 def _cut(tensor: "DTensor") -> _Cut | None:
-    """Tell how a tensor is cut; None if it is in several dimensions, or not at all."""
+    """Tell how a tensor is cut; None if it is cut in several dimensions or in an unusual way."""
     from torch.distributed.tensor import Shard
 
     over = sharded_over(tensor)
     placement = tensor.placements[over[0]] if len(over) == 1 else None
-    if type(placement) is not Shard:  # its subclasses cut otherwise
+    if type(placement) is not Shard:  # subclasses of Shard cut in other ways
         return None
     mesh, dim = tensor.device_mesh, placement.dim % tensor.ndim
     length, num_ranks = tensor.shape[dim], mesh.size(over[0])
-    most = -(-length // num_ranks)  # as torch.chunk, by which a Shard is defined
+    most = -(-length // num_ranks)  # Shard is defined to cut as torch.chunk does
     ends = [min(length, rank * most) for rank in range(num_ranks + 1)]
     sizes = tuple(end - start for start, end in pairwise(ends))
     return _Cut(over[0], dim, sizes, mesh.get_local_rank(over[0]))

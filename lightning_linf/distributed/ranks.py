@@ -1,4 +1,4 @@
-"""What ranks tell each other while they probe together."""
+"""Sums over ranks that probe together, and failures that all of them learn of."""
 
 import logging
 from collections.abc import Callable
@@ -15,42 +15,43 @@ _log = logging.getLogger(__name__)
 
 
 class Ranks:
-    """Sums over ranks in which a failure of one is a failure of all, instead of a hang.
+    """The ranks of a probe: what one of them fails at, all fail at, instead of waiting forever.
 
-    Every pass over batches, and entering and leaving a landscape, make one call of :meth:`agree`,
-    so a rank that fails anywhere meets the others in it.
+    If one rank raised an exception and left while the others wait in a collective operation, they
+    would hang. So every pass over batches, and entering and leaving a landscape, end in one call of
+    :meth:`agree` on every rank, also on one whose work has failed.
 
     Args:
         reduce: Sums a tensor over ranks and returns it. None: there is one rank.
-        device: Of the tensors to sum.
+        device: Device of the tensors to sum.
     """
 
     def __init__(self, reduce: Callable[[Tensor], Tensor] | None, device: torch.device) -> None:
         self.is_alone = reduce is None
         self.all_know = False
-        """Whether a failure, on this or another rank, is known to all."""
+        """Whether some rank has failed and all ranks have learnt so in :meth:`agree`."""
         self._reduce = reduce
         self._device = device
 
     @property
     def rank(self) -> int:
-        """Number of this rank, 0 if it is alone."""
+        """Number of this rank; 0 if there is one only."""
         return torch.distributed.get_rank() if self._reduce is not None and _has_ranks() else 0
 
     def start(self) -> None:
-        """Forget failures of earlier visits."""
+        """Forget failures of earlier probes."""
         self.all_know = False
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add a tensor over ranks, perhaps in place."""
+        """Add up a tensor over ranks, perhaps in place."""
         return values if self._reduce is None else self._reduce(values)
 
     def together(self, work: Callable[[], _T]) -> _T:
-        """Do what may fail on one rank alone, and fail on all if it does.
+        """Call ``work``, which may fail on one rank alone; if it does, raise on all ranks.
 
         Raises:
             ProbeError: As :meth:`agree`.
-            Exception: What ``work`` raises here.
+            Exception: What ``work`` raises on this rank.
         """
         failure: Exception | None = None
         try:
@@ -60,7 +61,7 @@ class Ranks:
         try:
             self.agree(failure)
         finally:
-            del failure  # its traceback holds this frame, and with it what work has made
+            del failure  # its traceback refers to this frame, and so keeps ``result`` alive
         return result
 
     def agree(
@@ -73,10 +74,15 @@ class Ranks:
     ) -> tuple[float, float]:
         """Add up weights and weighted losses over ranks; raise on all if one failed.
 
+        Args:
+            failure: What this rank has failed with, or None.
+            weight: Weight of what this rank has summed up.
+            loss: Weighted loss that this rank has summed up.
+            silent: Raise nothing on a rank that failed itself; its caller will.
+
         Raises:
             ProbeMemoryError: If a rank has run out of memory.
             ProbeError: If another rank failed; this rank's own ``failure`` is raised as it is.
-                Neither is if ``silent`` and this rank failed.
         """
         failed = float(failure is not None)
         starved = float(failure is not None and is_out_of_memory(failure))
@@ -87,7 +93,7 @@ class Ranks:
             totals = torch.tensor(numbers, dtype=dtype, device=self._device)
             weight, loss, failed, starved, first_failed = self._reduce(totals).tolist()
         self.all_know = failed > 0
-        if failure is not None and not first_failed:  # what rank 0 says, it cannot know
+        if failure is not None and not first_failed:  # rank 0, which reports, does not know of it
             _log.warning(f"probe: failed on rank {self.rank}. {type(failure).__name__}: {failure}")
         if failure is not None and silent:
             return weight, loss

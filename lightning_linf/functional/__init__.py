@@ -1,8 +1,4 @@
-"""Tensors in, tensors out: one quantity a file.
-
-Several functions are called like the module that they are in. Here, as ``functional.noise``, such a
-name is the function.
-"""
+"""Tensors in, tensors out: one quantity a file."""
 
 from lightning_linf.functional.batch_excess import batch_excess as batch_excess
 from lightning_linf.functional.block_smoothness import (
@@ -25,10 +21,10 @@ from lightning_linf.functional.one_one_norm import (
     cross_fitted_one_one_norm as cross_fitted_one_one_norm,
 )
 from lightning_linf.functional.one_one_norm import one_one_norm as one_one_norm
+from lightning_linf.functional.one_one_norm import row_norms as row_norms
 from lightning_linf.functional.operator_norm import OperatorNorm as OperatorNorm
 from lightning_linf.functional.operator_norm import operator_norm as operator_norm
 from lightning_linf.functional.r_squared import r_squared as r_squared
 from lightning_linf.functional.random import cauchy as cauchy
 from lightning_linf.functional.rotation import rotate as rotate
 from lightning_linf.functional.rotation import rotate_squared as rotate_squared
-from lightning_linf.functional.row_norms import row_norms as row_norms

@@ -7,10 +7,9 @@ from torch import Tensor
 
 
 class Blocks(Protocol):
-    """A partition of d coordinates into B blocks, block b with d_b of them.
+    """The protocol of a partition of d coordinates into B blocks, block b with d_b of them.
 
-    :class:`lightning_linf.Partition` is one. Here it is a protocol, so that this package needs no
-    other.
+    :class:`lightning_linf.Partition` follows it.
     """
 
     @property
@@ -55,12 +54,9 @@ def block_norm(x: Tensor, blocks: Blocks) -> Tensor:
         Norm of blockwise Adam: Xie, Mohamadi & Li, arXiv:2410.08198. Cost: two passes over ``x``.
 
     Example:
-        >>> class Halves:
-        ...     name, num_params, num_blocks = "halves", 4, 2
-        ...     block_sum = staticmethod(lambda values: values.unflatten(-1, (2, 2)).sum(-1))
-        ...     expand = staticmethod(lambda values: values.repeat_interleave(2, dim=-1))
-        ...     sizes = staticmethod(lambda like: like.new_tensor([2.0, 2.0]))
-        >>> round(float(block_norm(torch.tensor([3.0, 4.0, 1.0, 0.0]), Halves())), 4)
+        >>> from lightning_linf import Partition
+        >>> rows = Partition.of(torch.nn.Linear(2, 2, bias=False), "row")
+        >>> round(float(block_norm(torch.tensor([3.0, 4.0, 1.0, 0.0]), rows)), 4)
         3.5355
     """
     _require_vector("block_norm", "x", x, blocks)

@@ -1,9 +1,8 @@
 """Upper bounds of an operator norm: certificates, each for a choice of weights of the blocks.
 
-For any positive weights s of the blocks, the operator norm of a partition is at most the largest
-absolute eigenvalue of ``S^(-1/2) H S^(-1/2)`` times ``sum_b s_b d_b``, where S is diagonal with the
-weight of its block for each coordinate. Here weights are given as *shares* ``s_b d_b`` that sum to
-1, so that the bound is that eigenvalue alone.
+For any positive weights s the norm is at most ``sum_b s_b d_b`` times the largest absolute
+eigenvalue of ``S^(-1/2) H S^(-1/2)``, where S is the diagonal matrix of the weight of each
+coordinate's block. Here weights are given as *shares* ``s_b d_b`` of sum 1.
 """
 
 from collections.abc import Callable
@@ -21,12 +20,11 @@ SHARPNESS = 12.0  # how much more an eigenvector counts than one of half its eig
 
 
 def first_shares(product: Tensor, shares: Tensor | None, blocks: Blocks) -> Tensor:
-    """Choose the shares of the first certificate, midway between two good choices.
+    """Choose the shares of the first certificate, midway between stationary and given ones.
 
     Args:
         product: H v, where an ascent of the lower end has stopped at v. Shape (d,).
-        shares: Shares that are known to be good, not normalized, shape (B,); None: the sizes of
-            the blocks.
+        shares: Other good shares, of any sum, shape (B,); None: the sizes of the blocks.
         blocks: The partition.
     """
     sizes = blocks.sizes(product.to(wide_dtype(product)))
@@ -36,16 +34,20 @@ def first_shares(product: Tensor, shares: Tensor | None, blocks: Blocks) -> Tens
             f"operator_norm: expected `shares` of shape ({blocks.num_blocks},) and at least 0, "
             f"got shape {tuple(given.shape)} and smallest {float(given.min())}."
         )
-    parts = [p / p.sum() for p in (_stationary(product, blocks), given) if p.sum() > 0]
+    parts = [p / p.sum() for p in (stationary_shares(product, blocks), given) if p.sum() > 0]
     return floored(sum(parts, torch.zeros_like(sizes)), blocks)
 
 
 def stationary_shares(product: Tensor, blocks: Blocks) -> Tensor:
-    """Choose the shares at which an ascent that ends with ``product`` is stationary. (B,).
+    """Compute ``sqrt(d_b) norm2((Hv)_b)`` of H v, over the largest entry of H v. Shape: (B,).
 
-    They are the best of all where lower and upper end of the norm meet.
+    An ascent that has stopped at v is stationary for these shares; where the lower and the upper
+    end of the norm meet, no others are better.
     """
-    return floored(_stationary(product, blocks), blocks)
+    wide = product.to(wide_dtype(product))
+    largest = wide.abs().amax().clamp(min=torch.finfo(wide.dtype).tiny)
+    norms = blocks.block_sum((wide / largest).square()).sqrt()
+    return blocks.sizes(norms).sqrt() * norms
 
 
 def floored(shares: Tensor, blocks: Blocks) -> Tensor:
@@ -96,11 +98,3 @@ def block_masses(krylov: Lanczos, weights: Tensor, blocks: Blocks) -> Tensor:
         total = mass if total is None else total + mass
     assert total is not None  # the largest weight is at least 1 / k
     return total
-
-
-def _stationary(product: Tensor, blocks: Blocks) -> Tensor:
-    """Compute ``sqrt(d_b) norm2((Hv)_b)``, over the largest entry of ``Hv``. Shape: (B,)."""
-    wide = product.to(wide_dtype(product))
-    largest = wide.abs().amax().clamp(min=torch.finfo(wide.dtype).tiny)
-    norms = blocks.block_sum((wide / largest).square()).sqrt()
-    return blocks.sizes(norms).sqrt() * norms

@@ -31,16 +31,14 @@ def corrected(
     r"""Compute what to divide an estimate by: ``(1 - c) expected + c observed``.
 
     The estimate is a sum over rows of geometric means over probes. *Surrogates* are rows of known
-    norm that met the same probes; ``observed`` is by which factor the same sum gets their norm
+    norm that met the same probes; ``observed`` is the factor by which the same sum gets their norm
     wrong, and ``expected`` the mean of that factor over all draws of the probes. Where all rows
-    share the error that the probes make, surrogates show it, and dividing by it takes it off:
-    c = 1 is right. Where rows share nothing, dividing by ``observed`` would add an error that the
-    estimate does not have, and only the known bias should go: c = 0.
+    share the error that the probes make, surrogates show it, and c = 1 takes it off. Where rows
+    share nothing, that would add an error, and only the known bias should go: c = 0.
 
-    So the coefficient c is fitted. For each probe, what it adds to the log of the estimate is
-    regressed on what it adds to the log of the surrogates. c is the slope times one plus the
-    slope's standard error, cut to [0, 1]: with few probes the slope is uncertain, and a c that is
-    too low costs more than one that is too high.
+    So c is fitted: for each probe, what it adds to the log of the estimate is regressed on what it
+    adds to the log of the surrogates. c is the slope times one plus the slope's standard error, cut
+    to [0, 1]: with few probes the slope is uncertain, and too low a c costs more than too high one.
 
     The stated error comes from a jackknife: each probe in turn is left out of the estimate, the
     surrogates and the fit. It is widened by Student's t over the normal quantile. log|Cauchy| has
@@ -51,7 +49,7 @@ def corrected(
             above 0.
         sizes: Number of rows of each tensor. Length T, sum d.
         run_log_means: For each probe, the mean of log|Hv| over the non-zero rows of each run
-            (:func:`run_sizes`). Shape (n, R), n >= 4.
+            (:func:`run_counts`). Shape (n, R), n >= 4.
         log_ratios: Log of the product of each of m surrogates with each probe, over the norm of
             the surrogate. Shape (m, n).
         observed: Computes the factor above from the means over probes of the log ratios. Shapes:
@@ -97,22 +95,17 @@ def corrected(
     return Correction(divisor, variance.sqrt())
 
 
-def run_sizes(sizes: Sequence[int]) -> list[list[int]]:
-    """Cut each tensor into at most ``RUNS_PER_TENSOR`` runs, which are neighbouring rows.
+def run_counts(sizes: Sequence[int]) -> list[int]:
+    """Count the runs of each tensor, at most ``RUNS_PER_TENSOR`` stretches of neighbouring rows.
 
-    Returns:
-        The lengths of the runs of each tensor: for sizes (3, 130), [[1, 1, 1], [3, ..., 3, 1]].
+    All runs of a tensor but the last one are equally long: one of 130 rows has 43 runs of 3 rows
+    and one of 1 row.
     """
-    cut = []
-    for size in sizes:
-        width = _width(size)
-        runs = [width] * (size // width)
-        cut.append([*runs, size % width] if size % width else runs)
-    return cut
+    return [-(-size // _width(size)) for size in sizes]
 
 
 def run_sums(values: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Add the entries of each run of :func:`run_sizes`. Shapes: (d,) -> (R,)."""
+    """Add the entries of each run of :func:`run_counts`. Shapes: (d,) -> (R,)."""
     sums = []
     for part in values.split_with_sizes(list(sizes)):
         width = _width(len(part))
@@ -126,9 +119,9 @@ def _width(size: int) -> int:
 
 
 def _tensor_of_run(sizes: Sequence[int], device: torch.device) -> Tensor:
-    """Number of the tensor of each run. Shape: (R,)."""
-    lengths = torch.tensor([len(runs) for runs in run_sizes(sizes)])
-    return torch.arange(len(lengths)).repeat_interleave(lengths).to(device)
+    """Give the number of the tensor that each run is in. Shape: (R,)."""
+    counts = torch.tensor(run_counts(sizes))
+    return torch.arange(len(counts)).repeat_interleave(counts).to(device)
 
 
 def _unseen_variance(

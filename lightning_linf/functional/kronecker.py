@@ -1,8 +1,4 @@
-"""Multiply parts of a vector with Kronecker powers of a 2x2 matrix, in place, in cache-sized tiles.
-
-The k-th Kronecker power of a 2x2 matrix multiplies 2^k entries in O(k 2^k): it acts on each bit of
-the index of an entry by itself. The fast Walsh-Hadamard transform is an example.
-"""
+"""Multiply parts of a vector with Kronecker powers of a 2x2 matrix, as Hadamard transforms do."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,10 +16,7 @@ DEVICE_TILE_BITS = 26  # on other devices: the larger, the fewer launches; memor
 
 
 class Window(NamedTuple):
-    """Which 2^k entries of a vector are transformed: two runs of equal length.
-
-    Window(0, 4, 4) is the entries 0 to 7; Window(0, 6, 4) is 0 to 3 and 6 to 9.
-    """
+    """Two runs of entries of a vector: Window(0, 6, 4) is the entries 0 to 3 and 6 to 9."""
 
     start: int  # of the first run
     stride: int  # from it to the start of the second
@@ -113,11 +106,10 @@ class SignedKronecker:
         tiles = row.as_strided(
             (2, num // 2, size), (window.stride, size, 1), row.storage_offset() + window.start
         )
-        # Entry (t, c) of the matrix takes sign t size + c, which is bit i of word w, counted from
-        # the highest bit, if t size + c = i num_words + w. For num <= 32 a row has the signs of
-        # 32 / num bits of all words, and otherwise those of one bit of some of the words:
-        # num / 32 rows share the bit. `shifts` and `words` have an axis for each of the two cases,
-        # of which at least one has the length 1.
+        # Entry (t, c) of the matrix takes sign t size + c: bit i (from the highest) of word w, if
+        # that is i num_words + w. For num <= 32 a row takes 32 / num bits of all words; otherwise
+        # num / 32 rows share a bit, each of some of the words. `shifts` and `words` have an axis
+        # for each of the two cases, of which at least one has the length 1.
         num_bits = min(num, 32)
         shifts = self._shifts.view(num_bits, -1, 1)  # (num_bits, 32 / num_bits, 1)
         words = None if table is None else table.view(num // num_bits, -1)
@@ -137,10 +129,7 @@ class SignedKronecker:
             self._transform(columns, self._bits - self._tile_bits, width, after=mask)
 
     def _unpack(self, words: Tensor, shifts: Tensor) -> Tensor:
-        """Make a flat mask for floats: the sign bit where the bit of a word is 1, else zero.
-
-        ``words`` and ``shifts`` are broadcast against each other.
-        """
+        """Make a flat mask with the sign bit of floats set where that bit of a word is."""
         return (words << shifts).bitwise_and_(torch.iinfo(self._integer).min).view(-1)
 
     def _transform(
@@ -152,10 +141,7 @@ class SignedKronecker:
         before: Tensor | None = None,
         after: Tensor | None = None,
     ) -> None:
-        """Multiply one tile, seen as (..., 2^bits, trail), along its middle dimension.
-
-        Signs are flipped by the mask ``before`` the product, by the mask ``after`` behind it.
-        """
+        """Multiply one tile, seen as (..., 2^bits, trail); flip signs before it and after it."""
         in_place = tile.is_contiguous() and bits > CHUNK_BITS
         if in_place:
             source = tile.view(-1)

@@ -27,7 +27,6 @@ class Lanczos:
 
     values: Tensor  # (k,) float64: approximate (Ritz) eigenvalues
     vectors: Tensor  # (k, k) float64: their vectors, as columns, in the coordinates of the basis
-    beta: float  # norm of the part of the last product that lies outside the basis
     upper: float  # an upper bound of the largest |eigenvalue|, with a probability of 1 - FAILURE
     basis: Sequence[Tensor]  # k orthonormal vectors (d,), or none if they were not kept
 
@@ -45,11 +44,6 @@ class Lanczos:
     def value(self) -> float:
         """Largest magnitude of a Ritz value; at most that of an eigenvalue."""
         return float(self.values[self.extreme].abs())
-
-    @property
-    def residual(self) -> float:
-        """An eigenvalue, not always the largest, lies as near to the extreme Ritz value as this."""
-        return self.beta * float(self.vectors[-1, self.extreme].abs())
 
     def ritz_vector(self, index: int) -> Tensor:
         """Approximate eigenvector of ``values[index]``, shape (d,); needs the basis."""
@@ -121,15 +115,10 @@ def lanczos(
     failure: float = FAILURE,
     keep_basis: bool = False,
 ) -> Lanczos:
-    """Run the iteration of :func:`lambda_max`.
+    """Run the iteration of :func:`lambda_max`, whose arguments are explained there.
 
-    Args:
-        hvp: As for :func:`lambda_max`.
-        start: As for :func:`lambda_max`.
-        max_hvps: As for :func:`lambda_max`.
-        tol: As for :func:`lambda_max`.
-        failure: Probability with which ``upper`` may be too low.
-        keep_basis: Keep the k vectors, so that approximate eigenvectors can be made.
+    ``failure`` is the probability with which ``upper`` may be too low. With ``keep_basis`` the
+    vectors are kept, from which approximate eigenvectors can be made.
     """
     mass, upper = least_mass(len(start), failure), float("inf")
     current = start / _norm(start)
@@ -156,12 +145,11 @@ def lanczos(
         is_whole = beta <= torch.finfo(start.dtype).eps * value  # the basis is an invariant space
         is_last = is_whole or len(diagonal) == max_hvps
         if is_last or len(diagonal) >= LEAST_HVPS:
-            # The bounds of all steps hold together, if the start has the least mass at all, so the
-            # smallest holds. A later one can be larger, when rounding is about to repeat an
-            # eigenvalue.
+            # The bounds of all steps hold together, if the start has the least mass: so the least
+            # does. A later one can be larger, when rounding is about to repeat an eigenvalue.
             upper = min(upper, _upper_end(values, vectors, diagonal, off_diagonal, mass, is_whole))
         if is_last or (len(diagonal) >= LEAST_HVPS and upper <= (1 + tol) * value):
-            return Lanczos(values, vectors, beta, max(upper, value), basis)
+            return Lanczos(values, vectors, max(upper, value), basis)
         previous, current = current, image / beta
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a change of coordinates."""
+"""The protocol of a linear change of coordinates."""
 
 from typing import Protocol
 

@@ -106,7 +106,7 @@ def noise_compute(
             is called with the entries of this rank alone.
         reduce: Adds up a tensor over the ranks that share out the entries; None: there is one.
     """
-    total = reduce if reduce is not None else _same
+    total = reduce if reduce is not None else lambda values: values
     for blocks in () if reduce is not None else partitions.values():
         if blocks.num_params != len(sums.mean):
             raise ValueError(
@@ -170,10 +170,6 @@ def _sum_of_deviations(
         return total(variances.sqrt().sum(dtype=wide) * scale)
     sums = total(blocks.block_sum(variances.to(wide)) * scale.square())
     return (blocks.sizes(sums) * sums).sqrt().sum()
-
-
-def _same(values: Tensor) -> Tensor:
-    return values
 
 
 def _sums_of_parts(

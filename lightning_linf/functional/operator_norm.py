@@ -107,12 +107,10 @@ def operator_norm(
         about LAST_HVPS + 8 vectors.
 
     Example:
-        >>> class Coordinates:
-        ...     name, num_params, num_blocks = "coordinate", 2, 2
-        ...     block_sum = expand = staticmethod(lambda values: values)
-        ...     sizes = staticmethod(lambda like: like.new_ones(2))
+        >>> from lightning_linf import Partition
+        >>> coordinates = Partition.of(torch.nn.Linear(2, 1, bias=False), "coordinate")
         >>> H = torch.tensor([[2.0, -1.0], [-1.0, 0.0]])
-        >>> result = operator_norm(lambda v: H @ v, torch.ones(2), Coordinates())
+        >>> result = operator_norm(lambda v: H @ v, torch.ones(2), coordinates)
         >>> round(result.lower, 3), result.upper < 4.05  # the maximum is at v = (1, -1)
         (4.0, True)
     """
@@ -140,7 +138,7 @@ def operator_norm(
     while max_hvps - spent >= LEAST_HVPS and upper > best.value * (1 + tol):
         # Where the two ends can meet, stationary shares alone are the best.
         is_unmixed = rounds == UNMIXED_ROUND
-        present = stationary_shares(best.product, blocks) if is_unmixed else moving
+        present = floored(stationary_shares(best.product, blocks), blocks) if is_unmixed else moving
         left = max_hvps - spent
         if left < FIRST_HVPS + LATER_ASCENT_HVPS + CERTIFICATE_HVPS:
             budget = min(LAST_HVPS, left)

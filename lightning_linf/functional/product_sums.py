@@ -6,15 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.control_variate import run_sizes, run_sums
+from lightning_linf.functional.control_variate import run_counts, run_sums
 
 
 class ProductSums(NamedTuple):
     """What is kept of the products ``H v`` with n probes, instead of n vectors.
 
-    All three are sums, so the sums of two sets of probes, or of two ranks that had different
-    probes, add up to those of all probes. A *run* is a stretch of neighbouring rows of one tensor
-    (:func:`~lightning_linf.functional.control_variate.run_sizes`); there are R runs.
+    All are sums, so those of two sets of probes, on different ranks say, add up to those of all. A
+    *run* is one of R stretches of neighbouring rows of a tensor
+    (:func:`~lightning_linf.functional.control_variate.run_counts`).
     """
 
     log_sums: Tensor  # (2, d): sum of log|Hv| over the even probes, and over the odd ones
@@ -41,7 +41,7 @@ def product_sums_init(sizes: Sequence[int], num_probes: int, like: Tensor) -> Pr
     dtype = torch.promote_types(like.dtype, torch.float32)
     return ProductSums(
         log_sums=like.new_zeros(2, sum(sizes), dtype=dtype),
-        run_log_means=like.new_zeros(num_probes, sum(map(len, run_sizes(sizes))), dtype=dtype),
+        run_log_means=like.new_zeros(num_probes, sum(run_counts(sizes)), dtype=dtype),
         num_seen=like.new_zeros(num_probes, dtype=torch.int64),
     )
 

@@ -47,12 +47,9 @@ def r_squared(gradient: Tensor, blocks: Blocks) -> Tensor:
         with one degree of freedom. Cost: four passes over the gradient.
 
     Example:
-        >>> class Halves:
-        ...     name, num_params, num_blocks = "halves", 4, 2
-        ...     block_sum = staticmethod(lambda values: values.unflatten(-1, (2, 2)).sum(-1))
-        ...     expand = staticmethod(lambda values: values.repeat_interleave(2, dim=-1))
-        ...     sizes = staticmethod(lambda like: like.new_tensor([2.0, 2.0]))
-        >>> float(r_squared(torch.tensor([1.0, 1.0, -5.0, 5.0]), Halves()))
+        >>> from lightning_linf import Partition
+        >>> rows = Partition.of(torch.nn.Linear(2, 2, bias=False), "row")
+        >>> float(r_squared(torch.tensor([1.0, 1.0, -5.0, 5.0]), rows))
         1.0
     """
     if gradient.shape != (blocks.num_params,):

@@ -133,10 +133,7 @@ def rotation_windows(dim: int) -> list[Window]:
 
 @lru_cache(maxsize=1024)
 def rotation_angle(dim: int, strength: float) -> float:
-    """Find the angle at which Q has the expected mean diagonal 1 - strength (1 - m).
-
-    Here m is the expected mean diagonal at 45 degrees.
-    """
+    """Find the angle of mean diagonal 1 - strength (1 - m), with m that at 45 degrees."""
     full = math.pi / 4
     if strength == 1:
         return full
@@ -152,10 +149,7 @@ def rotation_angle(dim: int, strength: float) -> float:
 
 
 def _mean_diagonal(dim: int, angle: float) -> float:
-    """Compute the expected mean of the diagonal of Q at an angle.
-
-    It is the mean over coordinates i of cos(angle)^(k n_i), where n_i windows of 2^k hold i.
-    """
+    """Average cos(angle)^(k n_i), n_i windows holding i: the expected mean diagonal of Q."""
     windows = rotation_windows(dim)
     runs = [(s, s + w.half) for w in windows for s in (w.start, w.start + w.stride)]
     cuts = sorted({0, dim}.union(*runs))

@@ -14,10 +14,6 @@ def least_mass(dim: int, failure: float = FAILURE) -> float:
     :math:`\langle u, v \rangle^2` is below the bound with a probability of at most ``failure``:
     the density of :math:`\langle u, v \rangle` is nowhere above :math:`\sqrt{(d - 1) / 2 \pi}`
     (Wendel's inequality), but for d = 2 near 1 and -1, far from these small components.
-
-    Args:
-        dim: Number of dimensions d.
-        failure: Probability of a smaller component.
     """
     return math.pi * failure**2 / (2 * max(dim - 1, 1))
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_linf.functional.heterogeneity import (
-    NUM_BINS,
     Heterogeneity,
     HeterogeneitySums,
     heterogeneity_compute,
@@ -18,15 +17,15 @@ from lightning_linf.functional.heterogeneity import (
 
 
 class GradientHeterogeneity(Metric):
-    """:func:`~lightning_linf.functional.heterogeneity` of T tensors; all states are sums.
+    """:func:`~lightning_linf.functional.heterogeneity` of T tensors, over several updates.
 
-    ``compute`` gives the statistics per tensor (shapes (T,)) and those of all entries together.
-    Several updates, or ranks that hold different shards, count as one longer gradient. With T = 1
-    torchmetrics turns results of shape (1,) into ().
+    Several updates, or ranks that hold different shards, count as one longer gradient: all states
+    are sums. ``compute`` gives the statistics per tensor (shapes (T,)) and those of all entries
+    together. With T = 1 torchmetrics turns results of shape (1,) into ().
 
     Args:
         num_tensors: Number T of gradients given to each ``update``.
-        kwargs: Those of :class:`torchmetrics.Metric`.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: If ``num_tensors`` is below 1, or ``update`` gets another number.
@@ -54,17 +53,12 @@ class GradientHeterogeneity(Metric):
                 f"GradientHeterogeneity: expected `num_tensors` >= 1, got {num_tensors}."
             )
         self.num_tensors = num_tensors
-        counts = torch.zeros(num_tensors, dtype=torch.int64)
-        sums = torch.zeros(num_tensors, dtype=torch.float64)
-        histogram = torch.zeros(num_tensors, NUM_BINS, dtype=torch.int64)
-        self.add_state("histogram", histogram, dist_reduce_fx="sum")
-        for name in ("num_zero", "num_inf", "num_nan"):
-            self.add_state(name, counts.clone(), dist_reduce_fx="sum")
-        for name in ("abs_sum", "square_sum"):
-            self.add_state(name, sums.clone(), dist_reduce_fx="sum")
+        nothing = heterogeneity_update([torch.zeros(0)] * num_tensors)
+        for name, value in zip(nothing._fields, nothing, strict=True):
+            self.add_state(name, value, dist_reduce_fx="sum")
 
     def set_dtype(self, dst_type: str | torch.dtype) -> "GradientHeterogeneity":
-        """Change nothing: sums of many entries need float64."""
+        """Leave the dtype of the states as it is: sums of many entries need float64."""
         return self
 
     def update(self, gradients: Sequence[Tensor]) -> None:

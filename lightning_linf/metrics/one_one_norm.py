@@ -21,16 +21,16 @@ from lightning_linf.functional.product_sums import (
 class OneOneNorm(Metric):
     """:func:`~lightning_linf.functional.cross_fitted_one_one_norm` of products one at a time.
 
-    Probes may arrive in any order and on any rank, each exactly once; all states are sums, and
-    their memory does not grow with the number of probes. With one parameter tensor torchmetrics
-    turns results of shape (1,) into ().
+    Probes may arrive in any order and on any rank, but each exactly once: all states are sums. They
+    hold 2 d numbers, and at most 64 for each tensor and probe. With one parameter tensor
+    torchmetrics turns results of shape (1,) into ().
 
     Args:
         sizes: Number of entries of each parameter tensor, in order; their sum is d.
         num_probes: Number of probes n, at least 4.
         seed: Seed of the probes: number k is ``functional.cauchy(d, seed=seed, probe=k)``.
-        dtype: Of the states; float32 or wider.
-        kwargs: Those of :class:`torchmetrics.Metric`.
+        dtype: Dtype of the states; float32 or wider.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: If ``num_probes`` is below 4, a product has the wrong shape or is not finite,

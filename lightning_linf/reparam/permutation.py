@@ -20,12 +20,12 @@ PermutationScope = Literal["global", "tensor"]
 class Permutation(Reparameterization):
     """Permute the coordinates at random: theta_i = phi_p(i).
 
-    Neither SGD nor Adam notices it; what has blocks does: they no longer hold what belongs
-    together.
+    Training with SGD or Adam is unchanged by it. An optimizer with blocks, such as blockwise Adam
+    with one second moment per row, is not: its blocks are then random sets of parameters.
 
     Args:
-        scope: "global", of all tensors as one vector, or "tensor", within each tensor.
-        seed: Of the permutation, which is the same on every device.
+        scope: "global" permutes all tensors as one vector, "tensor" the entries of each tensor.
+        seed: Seed of the permutation, which is the same on every device.
         only: A regular expression, searched in the names of the parameters; those without a match
             keep their coordinates.
 
@@ -70,7 +70,8 @@ class Permutation(Reparameterization):
 class BoundPermutation(BoundReparameterization):
     """Permutations of consecutive parts of a vector.
 
-    Memory: two indices of d numbers, of 4 bytes for d < 2^31, on each device of use.
+    Memory: the permutation and its inverse, d numbers of 4 bytes each (8 from d = 2^31), on each
+    device it is used on.
     """
 
     sizes: tuple[int, ...]
@@ -84,7 +85,7 @@ class BoundPermutation(BoundReparameterization):
         return sum(self.sizes)
 
     def inverse(self) -> "BoundPermutation":
-        """Invert the map; it shares the indices."""
+        """Invert the map; both share the memory of their indices."""
         return replace(self, inverted=not self.inverted)
 
     def _multiply(self, vector: Tensor) -> Tensor:
@@ -93,13 +94,13 @@ class BoundPermutation(BoundReparameterization):
     def _multiply_transpose(self, vector: Tensor) -> Tensor:
         return vector.index_select(0, self._index(not self.inverted, vector.device))
 
-    _multiply_transpose_squared = _multiply_transpose  # the square of 0 and 1
+    _multiply_transpose_squared = _multiply_transpose  # the entries of A are 0 and 1
 
     def _index(self, inverted: bool, device: torch.device) -> Tensor:
         return self._cache.get((inverted, device), lambda: self._draw(inverted).to(device))
 
     def _draw(self, inverted: bool) -> Tensor:
-        """Draw the index on the CPU, where every device finds the same. Shape: (d,)."""
+        """Draw the index on the CPU, so that it is the same for every device. Shape: (d,)."""
         dtype = torch.int32 if self.num_params < 2**31 else torch.int64
         parts: list[Tensor] = []
         first = 0

@@ -20,16 +20,17 @@ RotationScope = Literal["global", "tensor", "row", "column"]
 class Rotation(Reparameterization):
     """Rotate the coordinates by a random orthogonal matrix: theta = Q phi.
 
-    SGD does not notice it, Adam does: its geometry is that of the axes.
+    Training with SGD is unchanged by it. Training with Adam is not, as Adam treats each coordinate
+    by itself.
 
     Args:
-        scope: What is rotated: "global", all tensors as one vector (in an optimizer, those of one
-            parameter group); "tensor", each tensor by itself; "row", the rows of each tensor seen
-            as a matrix (first dimension by the rest), all by one map; "column", its columns. Rows
-            are those of the stored tensor, of whatever module: the output units of ``nn.Linear``,
-            the input units of transformers' ``Conv1D``. A vector is a matrix of one column, so
-            "row" leaves it alone.
-        seed: Of the random signs.
+        scope: What is rotated. "global": all tensors as one vector (in an optimizer, those of one
+            parameter group). "tensor": each tensor by itself. "row": each row of a tensor seen as a
+            matrix (first dimension by the rest), all rows by the same rotation. "column": each of
+            its columns. Rows are those of the stored tensor, whatever its module does: the output
+            units of ``nn.Linear``, but the input units of transformers' ``Conv1D``. A vector is a
+            matrix of one column, so "row" leaves it alone.
+        seed: Seed of the random signs.
         strength: From 0, the identity, to 1, a full rotation: about 1 minus the cosine of the angle
             between a coordinate axis and its image (:func:`~lightning_linf.functional.rotate`).
         only: A regular expression, searched in the names of the parameters; those without a match

@@ -17,7 +17,8 @@ from lightning_linf.reparam.reparameterization import Reparameterization, check_
 class Scaling(Reparameterization):
     """Change the units of the coordinates: theta = D phi, D diagonal.
 
-    Adam with eps = 0 becomes Adam with the learning rates ``D``, SGD becomes SGD with ``D**2``.
+    Adam with eps = 0 then trains as Adam in the old coordinates with a learning rate ``lr D_i`` for
+    each of them, SGD as SGD with ``lr D_i**2``.
 
     Args:
         factors: The diagonal of D, nonzero and finite: one number for all, or a tensor (d,), one
@@ -64,12 +65,12 @@ class Scaling(Reparameterization):
                 f"Scaling: expected nonzero finite factors, got {self.factors[index].item()} at "
                 f"{index}. Only then has the map an inverse."
             )
-        own = self.factors.detach().clone()  # which nobody else changes
+        own = self.factors.detach().clone()  # nobody else can change it in place
         object.__setattr__(self, "factors", own)
 
     @property
     def mixes_tensors(self) -> bool:
-        """No: each entry of phi belongs to one of theta."""
+        """False: each entry of phi belongs to one entry of theta."""
         return False
 
     def __eq__(self, other: object) -> bool:

@@ -66,9 +66,9 @@ def test_end_is_that_of_the_measure_with_most_mass_beyond():
     krylov = lanczos(hvp, masses.sqrt(), max_hvps=2, tol=0.0, keep_basis=True)
     basis = torch.stack([*seen])
     small = basis @ (points[:, None] * basis.T)
-    end = spectrum_end(
-        small.diag().tolist(), [float(small[0, 1]), krylov.beta], float(krylov.values[-1]), 0.1
-    )
+    last = points * basis[1] - small[1] @ basis  # what lies outside the basis
+    beside = [float(small[0, 1]), float(last.norm())]
+    end = spectrum_end(small.diag().tolist(), beside, float(krylov.values[-1]), 0.1)
     assert float(krylov.values[-1]) < 1.99
     assert 2.0 <= end < 2.002  # 1e-3 of its distance: what bisection leaves
 

@@ -42,7 +42,7 @@ class BlockwiseAdam(CheckedOptimizer):
     for entry :math:`i` of block :math:`b`, which has :math:`d_b` entries; :math:`\hat m = m / (1 -
     \beta_1^t)` and :math:`\hat v = v / (1 - \beta_2^t)` after :math:`t` steps. If every entry is a
     block, this is :class:`torch.optim.AdamW` with the same arguments; if there is one block, it is
-    :class:`AdaSGD`.
+    :class:`~lightning_linf.optim.AdaSGD`.
 
     A block may span tensors and parameter groups. Parameter groups that share a block must agree in
     beta2, ``eps``, ``eps_inside`` and ``capturable``. A parameter whose gradient is None is left as
