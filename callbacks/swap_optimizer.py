@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_linf.callbacks._trainer import is_dev_run
 from lightning_linf.probe.argument_checks import check_whole
-from lightning_linf.swap.geometry import Geometry
+from lightning_linf.swap.geometry import Geometry, check_geometry
 from lightning_linf.swap.groups import holds_mapped_state
 from lightning_linf.swap.mixin import GeometryMixin
 from lightning_linf.swap.restoring import before_restoring, end_restoring
@@ -51,11 +51,7 @@ class SwapOptimizer(Callback):
         self, at_step: int, geometry: Geometry, carry: bool = True, index: int | None = None
     ) -> None:
         check_whole("SwapOptimizer", "at_step", at_step, 0, "0 swaps at once.")
-        if not isinstance(geometry, Geometry):
-            raise ValueError(
-                f"SwapOptimizer: expected a Geometry, got {geometry!r}. Write, say, "
-                "Geometry('adam')."
-            )
+        check_geometry("SwapOptimizer", geometry)
         if not isinstance(carry, bool):
             raise ValueError(f"SwapOptimizer: expected `carry` True or False, got {carry!r}.")
         remedy = "Count from 0, in the order of configure_optimizers."

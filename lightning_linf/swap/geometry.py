@@ -55,10 +55,9 @@ class Geometry:
             if the old optimizer has others.
         rotation_strength: Strength of a rotation given by its scope, from 0 (none) to 1 (full).
         rotation_seed: Seed of a rotation given by its scope.
-        lr: Learning rate of the first group before a scheduler scales it. For schedulers that set
-            it, such as OneCycleLR, it is the first one of the schedule; with ReduceLROnPlateau, the
-            present one. All other rates, also those that schedulers keep, are scaled in
-            proportion. Default: rates are kept.
+        lr: Learning rate of the first group before a scheduler scales it (under OneCycleLR, which
+            sets it, the first of the schedule; under ReduceLROnPlateau, the present one). All other
+            rates, also those that schedulers keep, change in proportion. Default: none does.
         options: Hyperparameters of the new optimizer, for all groups.
         output_dims: For partitions "row" and "column", as in :meth:`~lightning_linf.Partition.of`.
         fused_qkv: For the partition "head", as there.
@@ -266,8 +265,7 @@ class Geometry:
         self, kind: type[Optimizer], old: Optimizer, module: nn.Module
     ) -> Partition | str | None:
         """Give the chosen partition, or that of the old optimizer, for a class that has one."""
-        former = inner_of(old)
-        partition = self.partition
+        former, partition = inner_of(old), self.partition
         if partition is None and type(former) is kind and "partition" in arguments_of(kind):
             partition = getattr(former, "partition", None)
         if isinstance(partition, str) and partition not in _NEED_NO_MODULE:
@@ -279,6 +277,14 @@ class Geometry:
                 fused_qkv=self.fused_qkv,
             )
         return partition
+
+
+def check_geometry(caller: str, geometry: object) -> None:
+    """Raise a ValueError unless it is a Geometry."""
+    if not isinstance(geometry, Geometry):
+        raise ValueError(
+            f"{caller}: expected a Geometry, got {geometry!r}. Write, say, Geometry('adam')."
+        )
 
 
 def _split(optimizer: Optimizer) -> list[list[int]]:

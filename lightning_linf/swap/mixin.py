@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from lightning_linf.lightning_packages import either, is_either
-from lightning_linf.swap.geometry import Geometry
+from lightning_linf.swap.geometry import Geometry, check_geometry
 from lightning_linf.swap.restoring import before_restoring, end_restoring
 from lightning_linf.swap.trainer import check_strategy, swap_optimizers
 
@@ -109,11 +109,7 @@ class GeometryMixin(_Base):
                 f"GeometryMixin.wrap: expected a LightningModule, got {type(module).__name__}. "
                 "Wrap a LightningModule, and before torch.compile."
             )
-        if not isinstance(geometry, Geometry):
-            raise ValueError(
-                f"GeometryMixin.wrap: expected a Geometry, got {geometry!r}. Write, say, "
-                "Geometry('adam')."
-            )
+        check_geometry("GeometryMixin.wrap", geometry)
         if not isinstance(getattr(module, "geometry", geometry), Geometry):
             raise ValueError(
                 f"GeometryMixin.wrap: expected a module without an attribute `geometry` of its own,"
@@ -160,11 +156,7 @@ class GeometryMixin(_Base):
 
     @override
     def on_fit_start(self) -> None:
-        if not isinstance(self.geometry, Geometry):
-            raise ValueError(
-                f"GeometryMixin: expected a Geometry, got {self.geometry!r}. Write, say, "
-                "geometry = Geometry('adam')."
-            )
+        check_geometry("GeometryMixin", self.geometry)
         # A resumed run makes all its swaps again: a Geometry() keeps the class of the one before.
         for geometry, index in self._choices():
             if self._swaps or geometry != Geometry():

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.optim.reparameterized import Reparameterized
 from lightning_linf.swap.carry import carry_state
-from lightning_linf.swap.geometry import Geometry
+from lightning_linf.swap.geometry import Geometry, check_geometry
 from lightning_linf.swap.groups import betas_note, decay_note, holds_mapped_state
 
 # Hooks that Lightning calls between the forward pass and the end of the optimizer's step.
@@ -101,10 +101,7 @@ def check_strategy(caller: str, trainer: Trainer) -> None:
 
 
 def _check(trainer: Trainer, module: LightningModule, geometry: Geometry) -> None:
-    if not isinstance(geometry, Geometry):
-        raise ValueError(
-            f"swap_optimizers: expected a Geometry, got {geometry!r}. Write, say, Geometry('adam')."
-        )
+    check_geometry("swap_optimizers", geometry)
     check_strategy("swap_optimizers", trainer)
     problem = None
     is_fitting = trainer.state.fn == TrainerFn.FITTING

@@ -1,4 +1,4 @@
-"""The second moments of blocks in a saved state: are they those of this partition?"""
+"""Check and restore the second moments of blocks in a saved state."""
 
 from collections.abc import Sequence
 from typing import Any

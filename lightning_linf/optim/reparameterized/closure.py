@@ -21,10 +21,7 @@ def closure_in_phi(
 ) -> Callable[[], Any]:
     """Make a closure that the inner optimizer may call repeatedly, at several points phi.
 
-    Args:
-        closure: That of the weights: calls backward and returns the loss.
-        mapped_tensors: Tensors that are mapped.
-        hooks: Hooks around the steps of all optimizers, for one that the closure may step.
+    While the user's ``closure`` runs, ``hooks`` are in place, as it may step another optimizer.
     """
     is_first = True
 

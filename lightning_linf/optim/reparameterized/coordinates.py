@@ -9,12 +9,7 @@ from lightning_linf.reparam import BoundReparameterization
 
 
 class Coordinates:
-    """Multiply vectors of all d parameters with the map A of an optimizer.
-
-    Args:
-        parameters: The parameters whose entries form the vector, in this order.
-        parts: For each part of the map, the parameters that it changes and the map of them.
-    """
+    """Multiply vectors with A: d parameters in a given order, changed in parts by several maps."""
 
     def __init__(
         self,

@@ -43,13 +43,7 @@ def for_inner(
     pairs: Sequence[tuple[Tensor, Tensor]],
     saved: Saved,
 ) -> Saved:
-    """Turn a saved state into one that the inner optimizer loads: without prefixes.
-
-    Args:
-        inner: The inner optimizer.
-        groups: Parameter groups of the outer one.
-        pairs: Every parameter, and the tensor that the inner optimizer steps in its place.
-        saved: A state whose groups have the same sizes.
+    """Turn a state of the outer optimizer into one that the inner one loads, without prefixes.
 
     Raises:
         ValueError: If the state is in the coordinates of the weights, or that of other parameters

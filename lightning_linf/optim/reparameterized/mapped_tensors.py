@@ -131,15 +131,10 @@ class MappedTensors:
     def transposed(
         self, values: Mapping[Tensor, Tensor], bound: BoundReparameterization, squared: bool
     ) -> dict[Tensor, Tensor]:
-        """Multiply running means of gradients, or of their squares, by the transpose of a map.
+        """Multiply means of gradients, or of their squares, by the transpose of A or its inverse.
 
-        Args:
-            values: For some of the thetas, the mean.
-            bound: The map: A or its inverse.
-            squared: The means are of squares.
-
-        Returns:
-            The products, for the same thetas, or for all of them if the map mixes tensors.
+        There may be values for some of the thetas only. Those get products, or if the map mixes
+        tensors, all do.
         """
         present = [theta in values for theta in self.thetas]
         if not any(present):
