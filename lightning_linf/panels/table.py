@@ -17,6 +17,9 @@ from lightning_linf.tags import PREFIX
 Array = npt.NDArray[np.float32]
 _MAX_WIDTH = 1000  # far more than quantiles need
 _SERIES = "@"  # ends a record's tag in an event's
+REPORT = f"{_SERIES}report"  # the same of a record's report
+# Of several smoothness monitors in a training, the one without a name is shown.
+SHOWN_REPORT = f"{PREFIX}smoothness_per_tensor{REPORT}"
 _BROKEN = (
     *(KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError),
     *(OverflowError, RecursionError),  # of huge numbers and of deep nesting
@@ -97,20 +100,6 @@ class Metadata:
             return cls([str(name) for name in fields["tensors"]], bool(fields["whole"]), columns)
         except _BROKEN as error:
             raise ValueError(f"broken metadata ({type(error).__name__}: {error})") from error
-
-
-def tag_of_report(tag: str) -> str:
-    """Give the tag in event files of the reports that records of a tag hold."""
-    return f"{tag}{_SERIES}report"
-
-
-def is_report(series_tag: str) -> bool:
-    """Whether a series is of reports, and not of tables."""
-    return series_tag.endswith(tag_of_report(""))
-
-
-# Of several smoothness monitors in a training, the one without a name is shown.
-SHOWN_REPORT = tag_of_report(PREFIX + "smoothness_per_tensor")
 
 
 def tag_of_record(series_tag: str) -> str:

@@ -11,10 +11,10 @@ from tensorboard.data.provider import RunTagFilter
 
 from lightning_linf.panels import payload
 from lightning_linf.panels.table import (
+    REPORT,
     SHOWN_REPORT,
     Metadata,
     Table,
-    is_report,
     stack,
     tag_of_record,
 )
@@ -188,7 +188,7 @@ def _present(by_tag: Mapping[str, Any]) -> tuple[dict[str, tuple[str, Any, Metad
     present: dict[str, tuple[str, Any, Metadata]] = {}
     notes = []
     for series_tag, series in sorted(by_tag.items(), key=lambda item: item[1].max_wall_time):
-        if is_report(series_tag):
+        if series_tag.endswith(REPORT):
             continue
         tag = tag_of_record(series_tag)
         try:
