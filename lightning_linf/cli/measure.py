@@ -19,6 +19,7 @@ from lightning_linf.cli.errors import UsageError
 from lightning_linf.partition_names import DEFAULT, ENDS, FusedQKV, PartitionName
 from lightning_linf.report import GeometryReport, files
 from lightning_linf.report.terminal import ReportView
+from lightning_linf.report.text import describe
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -43,7 +44,7 @@ def measure(argv: Sequence[str]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_TEXT_WIDTH)
-    console.print(ReportView(report.text(options.keep)))
+    console.print(ReportView(describe(report, options.keep)))
     if options.output is not None:
         console.print(f"Report: {options.output}", highlight=False, markup=False, soft_wrap=True)
 

@@ -2,11 +2,10 @@
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from lightning_linf import quantities
 from lightning_linf.html.script import bundle
 from lightning_linf.panels import payload
 from lightning_linf.panels.files import STATIC
@@ -58,26 +57,27 @@ def _report(run: Run) -> str:
     name = html.escape(run.name)
     if run.report is not None:
         content = _content(name, run.report_step, run.report)
-    elif quantities.LAMBDA_MAX.tag in run.scalars:
-        content = _paragraphs(
-            "No verdict: its records hold no report that can be read (those of earlier versions of "
-            "lightning_linf have none). The panels show their numbers."
-        )
     else:
         content = _paragraphs(
-            "No verdict: its smoothness was not measured (LinfSmoothnessMonitor does)."
+            "No verdict: its records hold no report of its smoothness. LinfSmoothnessMonitor "
+            "measures it; an earlier version of lightning_linf kept no reports."
         )
     return f'<section class="panel words"><h2>{name}</h2>{content}</section>\n'
 
 
-def _content(name: str, step: int, text: ReportText) -> str:
+def _content(run_name: str, step: int, text: ReportText) -> str:
     """Lay out what a terminal shows, of which any cell may hold a user's own words."""
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in text.headings)
-    body = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in text.rows)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in text.rows
+    )
     return (
         _paragraphs(f"At step {step:,}, the last whole measurement.", kind="muted")
         + _paragraphs(*text.header)
-        + f'<div class="scroll" tabindex="0" role="region" aria-label="{name}: table">'
+        + f'<div class="scroll" tabindex="0" role="region" aria-label="{run_name}: table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         + _paragraphs(*text.legend, kind="muted")
         + _paragraphs(text.verdict, text.advice)
@@ -86,11 +86,6 @@ def _content(name: str, step: int, text: ReportText) -> str:
 
 def _paragraphs(*lines: str, kind: str = "text") -> str:
     return "".join(f'<p class="{kind}">{html.escape(line)}</p>' for line in lines)
-
-
-def _cells(row: Sequence[str]) -> Iterable[str]:
-    yield f'<th scope="row">{html.escape(row[0])}</th>'
-    yield from (f"<td>{html.escape(cell)}</td>" for cell in row[1:])
 
 
 def _data(runs: Sequence[Run]) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from lightning_linf.record import SCHEMA_VERSION, Record, SchemaError
 Array = npt.NDArray[np.float32]
 _MAX_WIDTH = 1000  # numbers in a column for each tensor: far more than quantiles need
 _SERIES = "@"  # in the tags of event files, stands between the record's tag and a digest
+REPORT = f"{_SERIES}report"  # takes the digest's place in the tag of a record's report
+# Of several smoothness monitors in a training, the one without a name is shown.
+SHOWN_REPORT = quantities.SMOOTHNESS.record_tag + REPORT
 _BROKEN = (
     *(KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError),
     *(OverflowError, RecursionError),  # raised for huge numbers and for deep nesting
@@ -99,20 +102,6 @@ class Metadata:
             return cls([str(name) for name in fields["tensors"]], bool(fields["whole"]), columns)
         except _BROKEN as error:
             raise ValueError(f"broken metadata ({type(error).__name__}: {error})") from error
-
-
-def tag_of_report(tag: str) -> str:
-    """Give the tag in event files of the reports that records of a tag hold."""
-    return f"{tag}{_SERIES}report"
-
-
-def is_report(series_tag: str) -> bool:
-    """Whether a series is of reports, and not of tables."""
-    return series_tag.endswith(tag_of_report(""))
-
-
-# Of several smoothness monitors in a training, the one without a name is shown.
-SHOWN_REPORT = tag_of_report(quantities.SMOOTHNESS.record_tag)
 
 
 def tag_of_record(series_tag: str) -> str:

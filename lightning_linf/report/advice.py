@@ -48,11 +48,6 @@ class Advice:
         return self.shares[self.partition]
 
     @property
-    def estimate(self) -> float:
-        """Best estimate of what ``partition`` keeps."""
-        return self.estimates[self.partition]
-
-    @property
     def second_moment_bytes_saved(self) -> int:
         """Bytes of float32 second moments that Adam has and ``partition`` does without."""
         return _BYTES * (self.num_params - self.num_blocks)
@@ -109,18 +104,10 @@ def advise(measured: Measurement, keep: float) -> Advice:
     """
     if not 0 < keep <= 1:
         raise ValueError(f"recommend: `keep` must be in (0, 1], got {keep}. 0.9 keeps 90 %.")
-    adam = measured.smoothness["coordinate"]
-    shares, estimates = {}, {}
-    for name, block in sorted(measured.smoothness.items(), key=lambda item: item[1].num_blocks):
-        dual = divide(measured.dual_norm[name], measured.dual_norm["coordinate"])
-        lower = dual * dual * divide(adam.lower, block.operator_upper)
-        upper = dual * dual * divide(adam.operator_upper, block.lower)
-        estimate = dual * dual * divide(adam.lower, block.lower)
-        is_adam = name == "coordinate"  # its share of itself is 1, also where its decrease is NaN
-        shares[name] = Interval(1.0, 1.0) if is_adam else Interval(lower, upper)
-        estimates[name] = 1.0 if is_adam else estimate
-
-    num_blocks = {name: measured.smoothness[name].num_blocks for name in shares}
+    num_blocks = {name: block.num_blocks for name, block in measured.smoothness.items()}
+    over_adam = measured.decrease_over("coordinate")
+    shares = {name: over_adam[name] for name in sorted(num_blocks, key=num_blocks.__getitem__)}
+    estimates = {name: _estimate(measured, name) for name in shares}
     shown = [name for name in shares if shares[name].lower >= keep]
     best = min(shown, key=lambda name: (num_blocks[name], -shares[name].lower))
     undecided = [
@@ -139,6 +126,14 @@ def advise(measured: Measurement, keep: float) -> Advice:
         adam_advantage=measured.advantage["coordinate"],
         not_converged=[name for name in shares if not measured.smoothness[name].converged],
     )
+
+
+def _estimate(measured: Measurement, name: str) -> float:
+    if name == "coordinate":  # Adam keeps all of its own decrease, also where that is undefined
+        return 1.0
+    dual = divide(measured.dual_norm[name], measured.dual_norm["coordinate"])
+    lower_ends = measured.smoothness["coordinate"].lower, measured.smoothness[name].lower
+    return dual * dual * divide(*lower_ends)
 
 
 def verdict(measured: Measurement) -> str:

@@ -46,11 +46,7 @@ class NoiseReport:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured at one point, and the ratios that follow by arithmetic alone.
-
-    The dicts by partition have the same keys, "coordinate" (Adam) and "global" (SGD) always among
-    them; ``noise``, ``secant`` and ``r_squared`` may have fewer.
-    """
+    """The numbers of a :class:`GeometryReport`, and the ratios that follow by arithmetic alone."""
 
     num_params: int  # d
     loss: float
@@ -109,6 +105,18 @@ class Measurement:
             result[name] = Interval(divide(half, block.operator_upper), divide(half, block.lower))
         return result
 
+    def decrease_over(self, base: str) -> dict[str, Interval]:
+        """By partition, its promised decrease over that of ``base``, which itself has 1."""
+        other = self.smoothness[base]
+        result = {}
+        for name, block in self.smoothness.items():
+            dual = divide(self.dual_norm[name], self.dual_norm[base])
+            result[name] = Interval(
+                dual * dual * divide(other.lower, block.operator_upper),
+                dual * dual * divide(other.operator_upper, block.lower),
+            )
+        return result | {base: Interval(1.0, 1.0)}
+
     @property
     def advantage(self) -> dict[str, Interval]:
         """By partition, its promised decrease over that of "global", the geometry of SGD.
@@ -116,15 +124,7 @@ class Measurement:
         That of "coordinate" is Adam's. NaN for a zero gradient or a zero Hessian; an upper end of
         inf where only the lower end of N(Phi) is zero. "global" is 1 throughout.
         """
-        sgd = self.smoothness["global"]
-        result = {}
-        for name, block in self.smoothness.items():
-            dual = divide(self.dual_norm[name], self.dual_norm["global"])
-            result[name] = Interval(
-                dual * dual * divide(sgd.lower, block.operator_upper),
-                dual * dual * divide(sgd.operator_upper, block.lower),
-            )
-        return result | {"global": Interval(1.0, 1.0)}
+        return self.decrease_over("global")
 
     @property
     def step_advantage(self) -> dict[str, float]:

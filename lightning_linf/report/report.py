@@ -45,17 +45,6 @@ class GeometryReport(Measurement):
         """
         return advice.advise(self, keep)
 
-    def text(self, keep: float = 0.9) -> ReportText:
-        """Put the report in words: lines, cells and sentences, as ``print(report)`` shows them.
-
-        Args:
-            keep: Of :meth:`recommend`, for the advice.
-
-        Raises:
-            ValueError: If ``keep`` is not in (0, 1].
-        """
-        return describe(self, keep)
-
     def compare(
         self, other: "GeometryReport", names: tuple[str, str] = ("first", "second")
     ) -> RenderableType:
@@ -142,7 +131,7 @@ class GeometryReport(Measurement):
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
     def __rich__(self) -> RenderableType:
-        return ReportView(self.text())
+        return ReportView(describe(self))
 
     def __str__(self) -> str:
         file = StringIO()
@@ -162,11 +151,10 @@ def text_of(data: Any) -> ReportText:
     """Put into words what :meth:`GeometryReport.to_dict` made and a file has kept.
 
     Raises:
-        ValueError: If it is no report, or one whose numbers no computer can divide or write: a
-            file may be damaged.
+        ValueError: If the file is damaged: it is no report, or has numbers that none can have.
     """
     try:
-        return GeometryReport.from_dict(data).text()
+        return describe(GeometryReport.from_dict(data))
     except (ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"GeometryReport: expected numbers of a measurement, got {error}."

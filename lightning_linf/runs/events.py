@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lightning_linf.panels.table import SHOWN_REPORT, Metadata, fits, is_report, tag_of_record
+from lightning_linf.panels.table import REPORT, SHOWN_REPORT, Metadata, fits, tag_of_record
 from lightning_linf.quantities import PREFIX
 from lightning_linf.runs.run import Run
 from lightning_linf.runs.series import Places, Points, Series
@@ -147,7 +147,7 @@ def _is_known(value: Any, tables: dict[str, Series], unknown: dict[str, str]) ->
     data = value.metadata.plugin_data
     if value.tag in tables or value.tag in unknown or data.plugin_name != PLUGIN_NAME:
         return value.tag in tables
-    if is_report(value.tag):  # of a monitor that is not shown
+    if value.tag.endswith(REPORT):  # of a monitor that is not shown
         return False
     try:
         tables[value.tag] = Series(value.tag, Metadata.from_event(data.content))

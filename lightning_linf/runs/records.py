@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from lightning_linf import record
-from lightning_linf.panels.table import SHOWN_REPORT, Array, lay_out, tag_of_report
+from lightning_linf.panels.table import REPORT, SHOWN_REPORT, Array, lay_out
 from lightning_linf.runs.run import Run
 from lightning_linf.runs.series import Places, Points, Series
 
@@ -27,7 +27,7 @@ def read_records(run: Run, path: Path) -> None:
         for place, entry in reader:
             for tag, value in entry.scalars.items():
                 scalars[tag].add(entry.step, value)
-            if entry.report is not None and tag_of_report(entry.tag) == SHOWN_REPORT:
+            if entry.report is not None and entry.tag + REPORT == SHOWN_REPORT:
                 reports.add(entry.step, 0, place)
             if not entry.columns:
                 continue

@@ -30,14 +30,7 @@ def decode(tensor: Any, make_ndarray: Callable[[Any], Any]) -> Any:
 
 
 def decode_report(array: Any) -> Any:
-    """Read the JSON that the writer has put into a tensor of one string.
-
-    Args:
-        array: What :func:`decode` gave.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
+    """Read JSON from an array of one string; a ValueError if it holds anything else."""
     try:
         return json.loads(array.item())
     except (AttributeError, TypeError, RecursionError) as error:

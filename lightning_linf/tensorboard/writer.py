@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_linf.panels.table import lay_out, tag_of_report
+from lightning_linf.panels.table import REPORT, lay_out
 from lightning_linf.quantities import LOG10_GRAD, PREFIX
 from lightning_linf.record import SCHEMA_VERSION, LogHistogram, Record
 from lightning_linf.tensorboard import PLUGIN_NAME
@@ -41,7 +41,7 @@ def write_record(writer: Any, record: Record) -> None:
 
     add(columns.tag_of_series(record.tag), table, columns.to_json())
     if record.report is not None:
-        add(tag_of_report(record.tag), json.dumps(record.report, allow_nan=False), {})
+        add(record.tag + REPORT, json.dumps(record.report, allow_nan=False), {})
     if record.histogram is not None:
         # "geometry/heterogeneity_per_tensor/optimizer0" has its histogram beside it.
         _, slash, suffix = record.tag.removeprefix(PREFIX).partition("/")

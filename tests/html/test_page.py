@@ -23,6 +23,7 @@ from lightning_linf.cli import main
 from lightning_linf.html.page import make_page
 from lightning_linf.html.script import bundle
 from lightning_linf.panels.files import STATIC
+from lightning_linf.report.text import describe
 from lightning_linf.runs.load import Run, RunError, load
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
@@ -78,7 +79,7 @@ def test_page_holds_the_report_of_the_last_measurement(trained):
     folder, monitors = trained
     for run in load([folder]):
         monitor = monitors[run.name][2]
-        text = monitor.last_report.text()
+        text = describe(monitor.last_report)
         assert run.report == text  # also from event files, to the digit
         assert run.report_step == monitor.history[-1]["step"]
         page = make_page([run])
@@ -96,7 +97,7 @@ def test_page_holds_the_report_of_the_last_measurement(trained):
 
 def test_a_run_without_smoothness_has_no_verdict(tmp_path):
     run = Run("a", scalars={quantities.DENSITY.tag: [(1, 0.5)]})
-    assert "No verdict: its smoothness was not measured" in make_page([run])
+    assert "No verdict: its records hold no report of its smoothness" in make_page([run])
 
 
 def test_records_of_a_version_without_reports_say_so(tmp_path):
@@ -104,7 +105,7 @@ def test_records_of_a_version_without_reports_say_so(tmp_path):
     (run,) = load([tmp_path])
     assert run.report is None
     assert run.notes == []
-    assert "No verdict: its records hold no report" in make_page([run])
+    assert "an earlier version of lightning_linf kept no reports" in make_page([run])
 
 
 class Addresses(HTMLParser):

@@ -46,7 +46,7 @@ def test_recommend_equals_numbers_by_hand():
     # Decreases over that of Adam at its lower end, 16/4: 25/5 and 25/4; at its upper, 16/5: 25/4.
     assert advice.partition == "tensor"
     assert advice.share == Interval(1.25, 1.953125)
-    assert advice.estimate == 1.5625
+    assert advice.estimates["tensor"] == 1.5625
     assert advice.estimates["global"] == 0.1
     assert advice.shares["global"] == Interval(0.08, 0.125)
     assert list(advice.shares) == ["global", "tensor", "coordinate"]

@@ -18,6 +18,7 @@ from lightning_linf.cli import main
 from lightning_linf.html.page import make_page
 from lightning_linf.panels.table import lay_out, stack, thin
 from lightning_linf.record import Record
+from lightning_linf.report.text import describe
 from lightning_linf.runs import events
 from lightning_linf.runs.load import load
 from lightning_linf.runs.run import MAX_STEPS, Run
@@ -231,7 +232,7 @@ def test_of_a_step_measured_twice_the_later_report_counts(tmp_path, write):
     write(tmp_path / "run", with_report(1, 1.0), with_report(4, 2.0), with_report(4, 3.0))
     (run,) = load([tmp_path])
     assert run.report_step == 4
-    assert run.report == make_report(loss=3.0, secant={"global": math.inf}).text()
+    assert run.report == describe(make_report(loss=3.0, secant={"global": math.inf}))
     assert "inf" in {cell for row in run.report.rows for cell in row}
 
 

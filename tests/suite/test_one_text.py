@@ -12,6 +12,7 @@ from support.short_run import IGNORED_WARNINGS, train_into
 
 from lightning_linf import record
 from lightning_linf.html.page import make_page
+from lightning_linf.report.text import describe
 from lightning_linf.runs.load import load
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
@@ -76,7 +77,7 @@ def test_verdict_and_advice_are_the_same_sentences_in(trained, read):
 def test_header_cells_and_legend_are_the_same_in_terminal_page_and_tab(trained):
     from support.geometry_tab import Plugin
 
-    text = trained[1].last_report.text()
+    text = describe(trained[1].last_report)
     answer = Plugin(trained[0]).request("/report", run="a")[1]
     assert {**answer, "step": None} == {**vars(text), "step": None}
     page = in_page(*trained)

@@ -19,6 +19,7 @@ from lightning_linf import quantities
 from lightning_linf.panels.files import STATIC
 from lightning_linf.panels.table import SHOWN_REPORT, lay_out
 from lightning_linf.record import SCHEMA_VERSION
+from lightning_linf.report.text import describe
 from lightning_linf.tensorboard.plugin import source
 from lightning_linf.tensorboard.plugin.loader import GeometryLoader
 from lightning_linf.tensorboard.writer import write_record
@@ -64,7 +65,7 @@ def test_routes_give_what_the_monitors_measured(trained):
 
     _, report = plugin.request("/report", run="a")
     assert run["report"]
-    assert report == {"step": 7, **vars(smoothness.last_report.text())}
+    assert report == {"step": 7, **vars(describe(smoothness.last_report))}
 
     rows = len(heterogeneity.history[0]["tensor_names"])
     _, fan = plugin.request("/fan", run="a", tag=TAG, column="log10_quantiles", row=rows)

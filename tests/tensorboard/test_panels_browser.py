@@ -16,6 +16,7 @@ from support.geometry_tab import TAG, entry, other_parameters, write_event
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_linf.panels.table import lay_out
+from lightning_linf.report.text import describe
 from lightning_linf.tensorboard.writer import write_record
 
 pytestmark = [
@@ -35,7 +36,7 @@ def histories(tmp_path_factory):
     for seed, name in enumerate(RUNS):
         _, monitors = train_into(folder, name, seed=seed, max_steps=12)
         result[name] = [monitor.history for monitor in monitors]
-        reports[name] = monitors[2].last_report.text()
+        reports[name] = describe(monitors[2].last_report)
     return folder, result, reports
 
 

@@ -10,14 +10,7 @@ from typing import Any
 from tensorboard.data.provider import RunTagFilter
 
 from lightning_linf.panels import payload
-from lightning_linf.panels.table import (
-    SHOWN_REPORT,
-    Metadata,
-    Table,
-    is_report,
-    stack,
-    tag_of_record,
-)
+from lightning_linf.panels.table import REPORT, SHOWN_REPORT, Metadata, Table, stack, tag_of_record
 from lightning_linf.quantities import PREFIX
 from lightning_linf.report import ReportText, text_of
 from lightning_linf.tensorboard import PLUGIN_NAME
@@ -120,12 +113,13 @@ class Source:
                 downsample=_MAX_REPORTS,
                 run_tag_filter=RunTagFilter(runs=[run], tags=[SHOWN_REPORT]),
             )
+        errors = []
         for datum in reversed(read[run][SHOWN_REPORT]):
             try:
                 return datum.step, text_of(decode_report(datum.numpy))
-            except ValueError as failure:
-                error = failure
-        raise ValueError(f"{run} holds no report that is whole ({error})")
+            except ValueError as error:
+                errors.append(str(error))
+        raise ValueError(f"{run} holds no report that is whole ({'; '.join(errors[:1])})")
 
     def table(self, ctx: Any, experiment: str, run: str, tag: str) -> _Result:
         """Read a table of a run, with at most ``payload.MAX_STEPS`` of its steps.
@@ -197,7 +191,7 @@ def _present(by_tag: Mapping[str, Any]) -> tuple[dict[str, tuple[str, Any, Metad
     present: dict[str, tuple[str, Any, Metadata]] = {}
     notes = []
     for series_tag, series in sorted(by_tag.items(), key=lambda item: item[1].max_wall_time):
-        if is_report(series_tag):
+        if series_tag.endswith(REPORT):
             continue
         tag = tag_of_record(series_tag)
         try:
