@@ -41,7 +41,7 @@ def in_recipe(folder, monitor):
         pytest.skip("recipes are not in the wheel")
     sys.path.insert(0, str(RECIPES))
     try:
-        recipe = importlib.import_module("report")
+        recipe = importlib.import_module("training.summary")
     finally:
         sys.path.remove(str(RECIPES))
     return recipe.geometry_sentence(monitor.history, monitor.last_report)
