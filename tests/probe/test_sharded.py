@@ -25,8 +25,7 @@ from lightning_linf.callbacks import (
 )
 from lightning_linf.functional.noise import noise_compute
 from lightning_linf.functional.noise_sums import noise_init, noise_update
-from lightning_linf.probe import Landscape, ProbeError
-from lightning_linf.probe import landscape as landscape_module
+from lightning_linf.probe import Landscape, ProbeError, functional_module
 from lightning_linf.probe.measure import measure_landscape
 from lightning_linf.probe.noise import measure_noise
 from lightning_linf.probe.partitions import choose_partitions
@@ -388,16 +387,16 @@ def test_memory_that_runs_out_while_gathering_is_told_to_both_ranks(tmp_path, mo
 
     def on_rank(rank):
         shard(module)
-        real, calls = landscape_module.gather_sharded, []
+        real, calls = functional_module.gather_sharded, []
 
-        def gather(slots):
-            whole = real(slots)
+        def gather(places):
+            whole = real(places)
             calls.append(None)
             if rank == 1 and len(calls) == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return whole
 
-        monkeypatch.setattr(landscape_module, "gather_sharded", gather)
+        monkeypatch.setattr(functional_module, "gather_sharded", gather)
         kinds = []
         for _ in range(2):
             try:
