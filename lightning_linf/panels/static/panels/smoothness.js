@@ -90,7 +90,7 @@ export class Smoothness extends Panel {
       legend: legendOf(view, partitions, chosen, cssColor("--text")),
       canvases: [plot.ctx.canvas],
       note: thinned(
-        all.map((scalars) => scalars.get(tagOf("lambda_max")) ?? { steps: [], num_steps: 0 }),
+        all.map((scalars) => scalars.get(tagOf("lambda_max"))),
         "points read",
       ),
     };
