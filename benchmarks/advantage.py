@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import torch
+from stopwatch import heading
 from torch import Tensor
 from trained_gpt2 import token_loss, trained_gpt2
 
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 20, 50, 100, 200, 400])
     parser.add_argument("--probes", type=int, default=8)
     choices = parser.parse_args()
+    heading()
     module, batch, kept = trained_gpt2(choices.steps)
     counts = {"from N(Phi)": [0, 0], "from the curvature along the step": [0, 0]}
     print(

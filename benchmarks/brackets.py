@@ -12,6 +12,7 @@ import argparse
 import time
 
 import torch
+from stopwatch import heading
 from torch import Tensor
 from trained_gpt2 import token_loss, trained_gpt2
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="of training")
     parser.add_argument("--seed", type=int, default=0)
     choices = parser.parse_args()
+    heading()
     module, batch, kept = trained_gpt2([choices.steps])
     module.load_state_dict(kept[choices.steps])
     partitions = choose_partitions(module, NAMES)

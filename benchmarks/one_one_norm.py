@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import torch
 from hessians import PARTITIONS, SPECTRA, TRAIN, Hessian, make
+from stopwatch import heading
 from torch import Tensor, nn
 
 from lightning_linf import Partition
@@ -162,6 +163,7 @@ def main() -> None:
     choices = parser.parse_args()
     if choices.seeds < 2 or min(choices.probes) < 4:
         parser.error("expected --seeds >= 2 and every one of --probes >= 4")
+    heading()
     known = torch.load(choices.cache) if choices.cache and choices.cache.exists() else {}
     verdicts = []
     for name in choices.model:

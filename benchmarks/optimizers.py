@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from stopwatch import place, seconds_of
+from stopwatch import heading, seconds_of
 from torch import nn
 
 from lightning_linf import Partition, Rotation
@@ -65,7 +65,8 @@ def steps(module: nn.Module, weight_decay: float) -> dict[str, Step]:
             return BlockwiseAdam(named, partition=partition, **options).step
         return BlockwiseAdam(named, partition=name, **options).step
 
-    flat = torch.empty(sum(p.numel() for p in params), device=params[0].device)
+    # Random: memory that was never written may be a single page of zeros, which is copied faster.
+    flat = torch.randn(sum(p.numel() for p in params), device=params[0].device)
     copy = torch.empty_like(flat)
     found: dict[str, Step] = {
         "AdamW, fused": torch.optim.AdamW(params, fused=True, **options).step,
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     choices = parser.parse_args()
+    heading(choices.device)
     for weight_decay in choices.weight_decay:
         torch.manual_seed(0)
         module = Transformer(choices.width, choices.layers, choices.vocabulary).to(choices.device)
@@ -130,7 +132,7 @@ def main() -> None:
         fused = statistics.median(seconds["AdamW, fused"])
         print(
             f"{num_params:,} parameters in {len(list(module.parameters()))} tensors, weight decay "
-            f"{weight_decay}, {place(choices.device)}"
+            f"{weight_decay}"
         )
         print("optimizer                     ms, median      least   over AdamW (fused)")
         for name, each in seconds.items():

@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from stopwatch import heading
 
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
 
@@ -86,6 +87,7 @@ def main() -> None:
             name = f"smoothness, {len(monitor.history)} probes"
             rows.append((name, f"{limit:8.2f}", f"{read:8.3f}", f"{seconds / base - 1:8.3f}"))
     if trainer.is_global_zero:
+        heading(trainer.strategy.root_device)
         print(
             f"{choices.steps} steps of {1e3 * base / choices.steps:.0f} ms, "
             f"{choices.devices} x {choices.accelerator}, strategy {choices.strategy}"

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from stopwatch import heading
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_linf import quantities
@@ -109,7 +110,8 @@ def measure_page(board: TensorBoard, page: Page) -> None:
     begin = time.perf_counter()
     page.open(board.entry)
     page.wait(READY)
-    print(f"  page drawn after {time.perf_counter() - begin:.2f} s", end="")
+    browser = page.send("Browser.getVersion")["product"]
+    print(f"  page drawn by {browser} after {time.perf_counter() - begin:.2f} s", end="")
     print(f", longest time without an answer {page.run('window.longest'):.0f} ms")
     slide = """(() => {
         const slider = document.querySelector("#bars input[type=range]");
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=100)
     parser.add_argument("--steps", type=int, default=10_000)
     choices = parser.parse_args()
+    heading()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_run(folder / "runs" / "run", choices.layers, choices.steps)

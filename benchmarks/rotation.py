@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from stopwatch import place, seconds_of
+from stopwatch import heading, seconds_of
 
 from lightning_linf.functional.rotation import rotate, rotation_windows
 
@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     choices = parser.parse_args()
-    print(f"{place(choices.device)}, float32, strength {choices.strength}")
+    heading(choices.device)
+    print(f"float32, strength {choices.strength}")
     print("          d   copy, ms   rotation, ms   copies   windows   copies for one window")
     for dim in map(int, choices.sizes):
         x = torch.randn(dim, device=choices.device)

@@ -32,34 +32,36 @@ _MEDIAN = QUANTILES.index(0.5)
 
 
 class GradientHeterogeneityMonitor(GeometryMonitor):
-    """Log density, Gini coefficient, energy share and more of the gradient that training uses.
+    """Log how unevenly the gradient that training uses is spread over its entries.
 
     When: in ``on_before_optimizer_step``, after ranks have averaged ``.grad`` and AMP has unscaled
-    it, before clipping. A step is passed over, and the next one measured in its place, if float16
-    gradients overflow, so that the gradient scaler skips it, or if it has no gradient, because
-    ``training_step`` returned None. Training is not changed in any bit.
+    it, before clipping. Two kinds of steps are not measured, and the next step is measured instead:
+    steps that the gradient scaler skips because float16 gradients overflow, and steps without a
+    gradient because ``training_step`` returned None. Training is not changed in any bit.
 
-    What: the gradients of the parameters that the optimizer steps. One without a gradient counts as
-    zeros; one that ``named_parameters()`` of the module does not list is named by its place in the
-    optimizer ("optimizer.0.1": group 0, number 1). A warning says once that gradients, and once
-    that an optimizer's state, are not finite.
+    What: the gradients of the parameters that the optimizer steps. A parameter without a gradient
+    counts as zeros. A parameter that the module's ``named_parameters()`` does not list is named by
+    its place in the optimizer ("optimizer.0.1": group 0, number 1). The monitor warns once of
+    gradients, and once of an optimizer's state, that are not finite.
 
     Cost: about three passes over the gradient and one over the state on measured steps, nothing on
-    others. With several ranks each counts its part (its shards, or an equal share of a gradient
-    that all have), and one reduction of some 9,000 numbers for each tensor adds up the counts.
+    other steps. With several ranks, each rank counts its own part (its shards, or an equal share of
+    a gradient that all ranks have). One reduction of some 9,000 numbers for each tensor adds up the
+    counts.
 
-    Logged under ``geometry/``: what ``lightning_linf.quantities`` lists for this monitor
-    (:class:`~lightning_linf.functional.Heterogeneity`), and one record per parameter tensor, with a
-    histogram of log10|g|. With several optimizers each gets its own tags, ending in ``/optimizer0``
-    and so on. ``history`` holds it in memory and in checkpoints: one dict per measurement with
-    ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
+    Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
+    monitor, such as density, Gini coefficient and the energy of the largest 1 % of the entries; and
+    a record with a row for each parameter tensor and a histogram of log10|g|. With several
+    optimizers, each has its own tags, which end in ``/optimizer0`` and so on. ``history`` holds all
+    measurements in memory and in checkpoints, as dicts with ``step``, the scalars, ``tensor_names``
+    and ``per_tensor``.
 
     Args:
-        every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
-            steps at which Lightning logs when ``log_every_n_steps`` is the same.
-        on_error: "warn" says once what went wrong and lets the training go on; "raise" ends it.
-        name: Where several monitors of a kind are in a trainer, all but one need one. It goes into
-            their tags, ``geometry/NAME/...``, and tells their states apart.
+        every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple
+            of this. Lightning logs at the same steps if ``log_every_n_steps`` has the same value.
+        on_error: "warn" warns once of each error and lets the training go on; "raise" ends it.
+        name: If a trainer has several monitors of this class, all but one need a name. It becomes
+            part of their tags, ``geometry/NAME/...``, and tells their states apart.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -70,6 +72,13 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         >>> trainer = Trainer(
         ...     callbacks=[GradientHeterogeneityMonitor(every_n_steps=50)], logger=False
         ... )
+
+        Override ``should_measure`` to choose other steps. When it is asked, ``global_step`` is the
+        number of optimizer steps before the present one:
+
+        >>> class Early(GradientHeterogeneityMonitor):
+        ...     def should_measure(self, trainer):
+        ...         return trainer.global_step in (0, 10, 100)
     """
 
     record_tag = quantities.HETEROGENEITY.record_tag

@@ -35,22 +35,22 @@ class GeometryMonitor(Callback):
     """Base of the monitors: when to measure, where the numbers go, and what an error does.
 
     A monitor of your own sets ``record_tag`` and overrides the hook in which it measures. There it
-    asks :meth:`is_due`, measures within :meth:`errors_handled`, and hands its numbers to
-    :meth:`record`; instead of a step that cannot be measured it has the next one measured by
-    :meth:`postpone`. What it keeps for a measurement it frees in :meth:`release`. Hooks that are
-    defined here must be called by ``super()``. To choose other steps, for this monitor or one of
+    asks :meth:`is_due`, measures within :meth:`errors_handled`, and gives its numbers to
+    :meth:`record`. If a step cannot be measured, it calls :meth:`postpone`, so that the next step
+    is due. It overrides :meth:`release` to free what it keeps for a measurement. It calls the hooks
+    that are defined here by ``super()``. To choose other steps, for this monitor or for one of
     ours, override :meth:`should_measure`.
 
     In ``on_fit_start`` the first monitor of a trainer writes a layout for TensorBoard's custom
-    scalars. The last layout counts, so one of your own is to be written later, in
-    ``on_train_start`` say.
+    scalars. TensorBoard shows the last layout that was written, so write your own one later, in
+    ``on_train_start`` for example.
 
     Args:
-        every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
-            steps at which Lightning logs when ``log_every_n_steps`` is the same.
-        on_error: "warn" says once what went wrong and lets the training go on; "raise" ends it.
-        name: Where several monitors log the same quantities, all but one need a name, by which
-            their tags and their states in checkpoints differ.
+        every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple
+            of this. Lightning logs at the same steps if ``log_every_n_steps`` has the same value.
+        on_error: "warn" warns once of each error and lets the training go on; "raise" ends it.
+        name: If several monitors log the same quantities, all but one need a name. It becomes part
+            of their tags and tells their states in checkpoints apart.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -146,10 +146,11 @@ class GeometryMonitor(Callback):
                 start_jsonl(trainer, logged_step(trainer))
 
     def should_measure(self, trainer: Trainer) -> bool:
-        """Decide before an optimizer step; every rank must decide alike. Made to override.
+        """Decide before an optimizer step whether to measure it. Made to override.
 
-        The base measures at the first optimizer step in every ``every_n_steps`` that ends them:
-        under manual optimization a batch may pass without a step.
+        Every rank must decide alike. The base class chooses multiples of ``every_n_steps``; if a
+        multiple passes without an optimizer step, as it may under manual optimization, it chooses
+        the next optimizer step.
         """
         if trainer.barebones:
             return False

@@ -26,41 +26,40 @@ from lightning_linf.probe.loss_function import batch_weight
 
 
 class GradientNoiseMonitor(GeometryMonitor):
-    """Log the variance of the gradient over samples, from the microbatches of accumulation.
+    """Log how much the gradient varies over samples, from the microbatches of accumulation.
 
-    When: reads the gradient of each microbatch between ``on_before_backward`` and
-    ``on_after_backward``, on its way to ``.grad``, and logs in ``on_before_optimizer_step``.
-    Nothing has been clipped by then, and float16 gradients are unscaled here. A step with fewer
-    than two microbatches, as an epoch's last may be, or with overflowing float16 gradients is
-    passed over, and the next one is measured in its place. Training is not changed in any bit.
+    When: the monitor reads the gradient of each microbatch between ``on_before_backward`` and
+    ``on_after_backward``, on its way to ``.grad``, and logs in ``on_before_optimizer_step``. It
+    unscales float16 gradients itself, and nothing has been clipped by then. A step is not measured,
+    and the next step is measured instead, if it has fewer than two microbatches (as the last step
+    of an epoch may) or if float16 gradients overflow. Training is not changed in any bit.
 
     What: the noise of one sample's gradient. A microbatch weighs as many samples as its batch has,
-    or what the module's ``probe_weight(batch)`` says (tokens, say). Whatever differs between
-    microbatches counts as noise, such as dropout. Where the samples of a microbatch mix, as in
-    BatchNorm, the numbers are rough.
+    or as the module's ``probe_weight(batch)`` says (the number of tokens, say). All that differs
+    between microbatches counts as noise, dropout for example. If the samples of a microbatch mix,
+    as in BatchNorm, the numbers are rough.
 
-    Several devices: under DDP the microbatches are those of all ranks, as each has them before they
-    are averaged; without accumulation, one of each rank. With one microbatch a rank, ``noise/...``
-    is somewhat too small, by about 1 / (4 R) for R ranks. Gradients of parameters sharded by
-    ``fully_shard`` are averaged over ranks in every microbatch, so there must be two of these.
+    Several devices: under DDP the monitor compares the microbatches of all ranks, before they are
+    averaged; without accumulation, each rank has one. With one microbatch a rank, ``noise/...`` is
+    too small by about 1 / (4 R) of itself for R ranks. ``fully_shard`` averages the gradients of
+    sharded parameters over ranks in every microbatch, so a step must have two microbatches.
 
-    Cost: no gradient of its own, and nothing on steps that are not measured. On others, three
-    vectors of d float32 numbers (of shards, those of this rank) from the first microbatch to the
-    last, and two more while one is added. With several ranks three such vectors are added up at the
-    end, but none of shards.
+    Cost: no additional gradient, and nothing on steps that are not measured. A measured step needs
+    memory for three vectors of d float32 numbers (for sharded parameters, the numbers of this rank)
+    from the first microbatch to the last, and for two more while one is added. Ranks add up three
+    such vectors at the end; with sharded parameters they add up none.
 
-    Logged under ``geometry/``: what ``lightning_linf.quantities`` lists for this monitor
-    (:class:`~lightning_linf.functional.Noise`), and one record with each parameter tensor's share
-    of the trace and signal-to-noise ratio. ``history`` holds everything in memory and in
-    checkpoints: one dict per measurement with ``step``, the scalars, ``tensor_names`` and
-    ``per_tensor``.
+    Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
+    monitor, such as ``noise_trace`` and ``noise_scale``, and a record with a row for each parameter
+    tensor. ``history`` holds all measurements in memory and in checkpoints, as dicts with ``step``,
+    the scalars, ``tensor_names`` and ``per_tensor``.
 
     Args:
-        every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
-            steps at which Lightning logs when ``log_every_n_steps`` is the same.
-        on_error: "warn" says once what went wrong and lets the training go on; "raise" ends it.
-        name: Where several monitors of a kind are in a trainer, all but one need one. It goes into
-            their tags, ``geometry/NAME/...``, and tells their states apart.
+        every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple
+            of this. Lightning logs at the same steps if ``log_every_n_steps`` has the same value.
+        on_error: "warn" warns once of each error and lets the training go on; "raise" ends it.
+        name: If a trainer has several monitors of this class, all but one need a name. It becomes
+            part of their tags, ``geometry/NAME/...``, and tells their states apart.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -72,6 +71,13 @@ class GradientNoiseMonitor(GeometryMonitor):
         >>> from lightning.pytorch import Trainer
         >>> monitor = GradientNoiseMonitor(every_n_steps=50)
         >>> trainer = Trainer(callbacks=[monitor], accumulate_grad_batches=8, logger=False)
+
+        Override ``should_measure`` to choose other steps. When it is asked, ``global_step`` is the
+        number of optimizer steps before the present one:
+
+        >>> class Early(GradientNoiseMonitor):
+        ...     def should_measure(self, trainer):
+        ...         return trainer.global_step in (0, 10, 100)
     """
 
     record_tag = quantities.NOISE_OF_GRADIENT.record_tag

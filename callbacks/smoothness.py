@@ -49,59 +49,50 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     the module's ``probe_loss(batch)``) returns, by products with its Hessian, over the parameters
     of the optimizers. Training is not changed in any bit.
 
-    When: in ``on_train_batch_end``, right after an optimizer step, on the training batches that it
-    has just used, as they came to ``training_step``. A step that the gradient scaler skips, or for
-    which ``training_step`` returns None, is passed over, and the next one is measured in its place.
-    The first probe of a training also tries whether the loss is the same when evaluated again, and
-    whether products are the change of its gradient (:meth:`Landscape.check`), and refuses a loss
-    that fails.
+    When: in ``on_train_batch_end`` after an optimizer step, on the batches that the step used. If
+    the gradient scaler skips the step, or ``training_step`` returns None, the next step is measured
+    instead. The first probe of a training refuses a loss that is not the same when it is evaluated
+    again, or whose products are not the change of its gradient (:meth:`Landscape.check`).
 
-    Cost: about 1 + 2 gradients a product times ``num_batches``, with ``num_probes`` + 32 products
-    for each partition but "global" and some ten for that; the check, once, about 7 gradients. A
-    probe that runs out of memory is repeated with its batches in parts; one that SIGTERM interrupts
-    is given up.
+    Cost: 1 gradient, and about 2 for each product, times ``num_batches``; once, 7 for the check.
+    At most ``num_probes`` + 41 products for each partition, 41 for "global". A probe that runs out
+    of memory is repeated with its batches in parts; a probe that SIGTERM interrupts is given up.
 
-    Several devices: every rank probes its own batches, and each product is averaged over ranks, in
-    one reduction of d numbers (2 d for those of the (1,1)-norm) and one of five. Parameters sharded
-    by ``fully_shard`` (ModelParallelStrategy) are gathered for the probe: a rank needs memory for
-    two copies of all of them and for a few vectors of that length. Tensor parallelism is refused.
+    Several devices: every rank probes its own batches, and ranks average each product, in one
+    reduction of d numbers (2 d for the (1,1)-norm) and one of five. For parameters sharded by
+    ``fully_shard`` (ModelParallelStrategy) a rank needs memory for two copies of all parameters
+    and for a few vectors of that length. Tensor parallelism is refused.
 
-    Logged under ``geometry/``: what ``lightning_linf.quantities`` lists for this monitor, each
-    smoothness in loss per parameter squared and over d, so that all compare, and one record of each
-    parameter tensor. The noise is logged with several batches (or ranks) and no
-    :class:`GradientNoiseMonitor` beside this monitor. One microbatch overstates the (1,1)-norm;
-    ``one_one_norm_batch_excess`` says, with several, what two halves of them exceed it by: it is
-    too large by roughly 1 to 2.4 times that, or more if they are few
-    (:func:`~lightning_linf.functional.batch_excess.batch_excess`).
-
-    ``history`` holds everything in memory and in checkpoints: one dict per measurement with
-    ``step``, the scalars, ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
-    :class:`~lightning_linf.GeometryReport`.
+    Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
+    monitor, and a record with a row for each parameter tensor. Each smoothness is divided by d, so
+    that all of them compare. The noise is logged if there are several batches (or ranks) and no
+    :class:`GradientNoiseMonitor` is beside this monitor. ``history`` holds all measurements in
+    memory and in checkpoints, as dicts with ``step``, the scalars, ``tensor_names`` and
+    ``per_tensor``. ``last_report`` is the latest :class:`~lightning_linf.GeometryReport`.
 
     Args:
-        every_n_steps: Measure at optimizer steps divisible by this, counted from 1, which are the
-            steps at which Lightning logs when ``log_every_n_steps`` is the same.
+        every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple
+            of this. Lightning logs at the same steps if ``log_every_n_steps`` has the same value.
         partitions: What to measure beside "coordinate" and "global":
             :meth:`~lightning_linf.Partition.of` lists the names. For your own partitions override
             :meth:`make_partitions`.
-        num_probes: Probes of each partition, at least 4; 16 give the (1,1)-norm to about a tenth,
-            four times as many to half of it.
+        num_probes: Random probes for each partition, at least 4. 16 give the (1,1)-norm to about
+            10 %, 64 to about 5 %.
         num_batches: Measure the mean loss over this many of the latest training batches, which
-            are kept in memory.
-        max_overhead: Time to spend on probes, as a fraction of the time spent on training; steps
-            that would exceed it are passed over. The first probe always runs. None: no limit.
+            are kept in memory. Few batches have a higher (1,1)-norm than all data.
+        max_overhead: Time to spend on probes, as a fraction of the time spent on training. Steps
+            that would exceed it are not measured. The first probe always runs. None: no limit.
         mode: "eval" for the network as it predicts, "train" for dropout with fixed masks and
             BatchNorm with batch statistics (:class:`~lightning_linf.probe.Landscape`).
-        seed: Of the probes; the same probes serve every step, so that curves are smoother.
-        on_error: "warn" says once what went wrong and lets the training go on; "raise" ends it.
-        probe_loss: From module and batch to the scalar loss to measure, for modules that one cannot
-            give a ``probe_loss(batch)`` of their own. It takes the place of that.
-        name: Where several of these monitors are in a trainer, all but one need one. It goes into
-            their tags, ``geometry/NAME/...``, and tells their states apart. The panels of
-            smoothness in TensorBoard and in reports show the one without a name.
-        output_dims: Of "row" and "column" among ``partitions``, as in
-            :meth:`~lightning_linf.Partition.of`.
-        fused_qkv: Of "head", as there.
+        seed: Seed of the probes. Every step has the same probes, so that curves are smoother.
+        on_error: "warn" warns once of each error and lets the training go on; "raise" ends it.
+        probe_loss: A function of module and batch that gives the scalar loss to measure, in place
+            of the module's own ``probe_loss(batch)``.
+        name: If a trainer has several monitors of this class, all but one need a name. It becomes
+            part of their tags, ``geometry/NAME/...``, and tells their states apart. The panels of
+            smoothness show the monitor without a name.
+        output_dims: For "row" and "column", as in :meth:`~lightning_linf.Partition.of`.
+        fused_qkv: For "head", as in :meth:`~lightning_linf.Partition.of`.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -110,6 +101,13 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[LinfSmoothnessMonitor(every_n_steps=500)], logger=False)
+
+        Override ``should_measure`` to choose other steps. When it is asked, ``global_step`` is the
+        number of optimizer steps before the present one:
+
+        >>> class Early(LinfSmoothnessMonitor):
+        ...     def should_measure(self, trainer):
+        ...         return trainer.global_step in (0, 10, 100)
     """
 
     record_tag = quantities.SMOOTHNESS.record_tag
@@ -201,8 +199,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     ) -> list[Partition]:
         """Split the parameters of the optimizers at a measurement. Made to override.
 
-        The base makes those of ``partitions``, without those that cannot place a parameter, of
-        which it warns (or raises, with ``on_error="raise"``).
+        The base class makes the partitions that ``partitions`` names. If a partition cannot place
+        a parameter, it warns and leaves the partition out (``on_error="raise"``: it raises).
         """
         options: dict[str, Any] = {"output_dims": self.output_dims, "fused_qkv": self.fused_qkv}
         made = []

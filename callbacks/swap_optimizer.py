@@ -34,10 +34,11 @@ class SwapOptimizer(Callback):
         index: Number of the optimizer to replace, if the module has several. Default: all of them.
 
     Raises:
-        ValueError: If ``at_step`` or ``index`` is negative or ``geometry`` not a Geometry. When
-            fitting starts, if there is no optimizer ``index``, or if the geometry does not fit the
-            parameters; one whose optimizer is not given by name or class is checked at its step.
-        MisconfigurationException: In ``setup``, under FSDPStrategy and DeepSpeed; while fitting,
+        ValueError: At once: if ``at_step`` or ``index`` is negative, or ``geometry`` is not a
+            Geometry. When fitting starts: if no optimizer has the number ``index``, or if a
+            geometry does not fit the parameters and names its optimizer by name or class. At the
+            swap: if a geometry that could not be checked before does not fit.
+        MisconfigurationException: In ``setup``: under FSDPStrategy and DeepSpeed. While fitting:
             for a checkpoint that was saved after a swap to another geometry.
 
     Example:

@@ -14,16 +14,20 @@ INTRODUCTION = """\
 (Made by `python docs/list_quantities.py`.)
 
 *d* is the number of trainable parameters, *g* the gradient and *H* the Hessian of the mean loss.
-A partition Φ splits the parameters into blocks *b* of *d_b* entries. It has a norm
-‖x‖_Φ = max_b ‖x_b‖₂ / √d_b, with the dual norm ‖g‖_Φ* = Σ_b √d_b ‖g_b‖₂. Steepest descent in this
-norm is the step that blockwise Adam makes, without its averages over time.
-N(Φ) = max ‖Hv‖_Φ* over ‖v‖_Φ ≤ 1 is the largest curvature that such a step can meet, and
-‖g‖_Φ*² / (2 N(Φ)) is the decrease of the loss that it promises. The blockwise smoothness H(Φ) is
-an upper bound of N(Φ); for `coordinate` it is the (1,1)-norm Σᵢⱼ |Hᵢⱼ|.
+In a table's row of one tensor, *d* and *g* belong to this tensor alone.
 
-What is measured of the model or of a partition is logged as a scalar under its tag, for example
-`geometry/density` or `geometry/noise/row`. What is measured of each parameter tensor is a column of
-a table, in `geometry.jsonl` and in event files. Numbers without a unit are pure numbers.
+A partition Φ splits the parameters into blocks *b* of *d_b* entries. Φ has a norm
+‖x‖_Φ = max_b ‖x_b‖₂ / √d_b, whose dual norm is ‖g‖_Φ* = Σ_b √d_b ‖g_b‖₂. Steepest descent in the
+norm of Φ is the step of blockwise Adam without averages over time: this is the *geometry* of Φ.
+N(Φ) = max ‖Hv‖_Φ* over ‖v‖_Φ ≤ 1 is the largest curvature that such a step can meet, and
+‖g‖_Φ*² / (2 N(Φ)) is the decrease of the loss that the step promises. The blockwise smoothness H(Φ)
+is an upper bound of N(Φ). H(`coordinate`) is the (1,1)-norm Σᵢⱼ |Hᵢⱼ|; N(`global`) and H(`global`)
+are both d max |λᵢ(H)|.
+
+A quantity *of* the model or a partition is logged as a scalar under its tag, for example
+`geometry/density` or `geometry/noise/row`. A quantity *of* a tensor is a column of a table, with
+one row for each parameter tensor, in `geometry.jsonl` and in event files. A quantity without a unit
+is a pure number.
 """
 
 
@@ -46,7 +50,10 @@ def _section(monitor: Monitor) -> str:
     section = f"## {monitor.name}\n\n{_table(('tag', 'of', 'unit', 'meaning'), rows)}"
     also = [_name(each) for each in ALL if monitor in each.monitors[1:]]
     if also:
-        section += f"\nWhere no other monitor measures them, also {', '.join(also)}.\n"
+        section += (
+            f"\nAlso {', '.join(also)}, if there are several batches (or ranks) and no other "
+            "monitor measures these.\n"
+        )
     if monitor.per_optimizer:
         section += (
             "\nWith several optimizers, tags end in `/optimizer0`, `/optimizer1` and so on.\n"

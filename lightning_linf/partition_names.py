@@ -26,12 +26,16 @@ class Meaning(NamedTuple):
 
 # From many blocks to few: the same names as in `PartitionName`, in the same order.
 FINE_TO_COARSE: dict[PartitionName, Meaning] = {
-    "coordinate": Meaning("a single entry", "Adam"),
-    "row": Meaning("the weights into one output neuron, or of one embedded token"),
-    "column": Meaning("the weights out of one input neuron"),
-    "head": Meaning("query, key, value or output projection of one attention head"),
+    "coordinate": Meaning("a single parameter (one number)", "Adam"),
+    "row": Meaning(
+        "the weights into one output neuron, or one token's embedding, or one entry of a vector"
+    ),
+    "column": Meaning("the weights out of one input neuron, or a whole vector"),
+    "head": Meaning(
+        "the query, key, value or output weights of one attention head, or another whole tensor"
+    ),
     "tensor": Meaning("a parameter tensor"),
-    "module": Meaning("the parameter tensors that one submodule holds itself"),
+    "module": Meaning("the parameter tensors that one submodule holds directly"),
     "global": Meaning("all parameters together", "SGD"),
 }
 ENDS: tuple[PartitionName, ...] = ("coordinate", "global")

@@ -4,7 +4,8 @@ Callbacks, TensorBoard's layout, the panels and ``docs/quantities.md`` read this
 quantity, add one constant here and compute its value in a monitor.
 
 The meanings use these letters: d is the number of trainable parameters, g the gradient and H the
-Hessian of the mean loss. ``docs/quantities.md`` defines N(Φ) and H(Φ) of a partition Φ.
+Hessian of the mean loss. In a row of a table, d and g belong to its tensor alone.
+``docs/quantities.md`` defines N(Φ) and H(Φ) of a partition Φ.
 """
 
 import re
@@ -35,46 +36,48 @@ MONITORS = (HETEROGENEITY, NOISE_OF_GRADIENT, SMOOTHNESS)
 _SPREAD = "gradient: density, Gini coefficient, energy of the top 1 %"
 DENSITY = ScalarAndColumn(
     "density",
-    "1 if all entries of g are equally large, 1/d if a single one is not zero.",
+    "‖g‖₁² / (d ‖g‖₂²): 1 if all entries of |g| are equal, 1/d if only one entry is not zero.",
     (HETEROGENEITY,),
     charts=(_SPREAD,),
     label="gradient density ‖g‖₁² / (d ‖g‖₂²)",
 )
 GINI = ScalarAndColumn(
     "gini",
-    "0 if all entries of |g| are equal, close to 1 if a few hold nearly all of their sum.",
+    "Gini coefficient: 0 if all entries of |g| are equal, close to 1 if a few entries hold nearly "
+    "all of the sum.",
     (HETEROGENEITY,),
     charts=(_SPREAD,),
     label="Gini coefficient of |g|",
 )
 TOP_ENERGY = ScalarAndColumn(
     "top1_energy",
-    "The part of ‖g‖₂² that lies in the largest 1 % of the entries.",
+    "Share of ‖g‖₂² that lies in the largest 1 % of the entries.",
     (HETEROGENEITY,),
     charts=(_SPREAD,),
     label="share of ‖g‖₂² in the largest 1 %",
 )
 ZERO_FRACTION = ScalarAndColumn(
     "zero_fraction",
-    "The part of the entries of g that are exactly zero.",
+    "Share of the entries of g that are exactly zero.",
     (HETEROGENEITY,),
     label="fraction of exact zeros in g",
 )
 MEDIAN_LOG10_GRAD = Scalar(
     "median_log10_grad",
-    "Half of the entries of |g| that are not zero are larger than 10 to this power.",
+    "Median of log₁₀|g| over the entries that are not zero.",
     (HETEROGENEITY,),
     "log₁₀ of a gradient",
 )
 NUM_NONFINITE = Scalar(
     "num_nonfinite",
-    "How many entries of g are inf or NaN; all other numbers leave them out.",
+    "Number of entries of g that are inf or NaN. All other quantities of this monitor leave these "
+    "entries out.",
     (HETEROGENEITY,),
     "entries",
 )
 LOG10_QUANTILES = Column(
     "log10_quantiles",
-    "The given part of the entries of |g| that are not zero is smaller than 10 to this power.",
+    "Quantiles of log₁₀|g| over the entries that are not zero, at 1, 5, 25, 50, 75, 95 and 99 %.",
     (HETEROGENEITY,),
     "log₁₀ of a gradient",
     label="quantiles of log₁₀|g|",
@@ -82,7 +85,8 @@ LOG10_QUANTILES = Column(
 )
 LOG10_GRAD = Histogram(
     "log10_grad",
-    "How many entries of g are of which size, as a histogram of log₁₀|g|.",
+    "Histogram of log₁₀|g| over the entries that are not zero: under this tag in event files, as "
+    "`histogram` in `geometry.jsonl`.",
     (HETEROGENEITY,),
     "log₁₀ of a gradient",
 )
@@ -90,7 +94,7 @@ LOG10_GRAD = Histogram(
 # How much the gradients of single samples differ from their mean.
 NOISE_TRACE = Scalar(
     "noise_trace",
-    "The variance of one sample's gradient, summed over all entries.",
+    "Variance of one sample's gradient, summed over all d entries.",
     (NOISE_OF_GRADIENT, SMOOTHNESS),
     "squared gradient",
 )
@@ -101,147 +105,166 @@ NOISE_TRACE_ERROR = Scalar(
 )
 NOISE_SCALE = Scalar(
     "noise_scale",
-    "noise_trace / ‖g‖₂²: the batch size at which noise and gradient are equally large.",
+    "noise_trace / ‖g‖₂²: the batch size at which the noise of the mean gradient is as large as "
+    "the gradient. inf if the gradient cannot be told from noise.",
     (NOISE_OF_GRADIENT, SMOOTHNESS),
     "samples",
     charts=("noise scale in samples",),
 )
 NOISE = PartitionScalar(
     "noise",
-    "Σ_b d_b σ_b / d, where σ_b is the root mean square, over the d_b entries of a block, of the "
-    "standard deviations of one sample's gradient.",
+    "(Σ_b d_b σ_b) / d. An entry of one sample's gradient has a standard deviation; σ_b is the "
+    "root mean square of the standard deviations of the d_b entries of block b.",
     (NOISE_OF_GRADIENT, SMOOTHNESS),
     "gradient",
     charts=("noise over d",),
 )
 TRACE_SHARE = Column(
     "trace_share",
-    "The part of noise_trace that this tensor's entries have.",
+    "Share of noise_trace that comes from this tensor's entries.",
     (NOISE_OF_GRADIENT,),
     label="share of the gradient noise's trace",
 )
 SIGNAL_TO_NOISE = Column(
     "signal_to_noise",
-    "‖g‖₂² of this tensor over the summed variance of one sample's gradient of it.",
+    "‖g‖₂² over the noise of the measured mean gradient: the variance of one sample's gradient, "
+    "summed over this tensor's entries, divided by the number of samples measured.",
     (NOISE_OF_GRADIENT, SMOOTHNESS),
-    label="signal-to-noise ratio of one sample's gradient",
+    label="signal-to-noise ratio of the mean gradient",
 )
 
-# Which optimizer the loss favours. Smoothness is divided by d, so that all of it compares.
+# Which optimizer the loss favours. Every smoothness is divided by d, so that all of them compare.
 _ADVANTAGE = "advantage over SGD, both ends"
 _BOUNDS = "smoothness over d: lambda_max, (1,1)-norm, bounds of H(Phi)"
 _MET = "smoothness over d met by a step, both ends"
 _ERRORS = "(1,1)-norm: error of the probes, excess of halves of the batches"
 ADVANTAGE_LOWER = PartitionScalar(
     "advantage_lower",
-    "One step of this geometry promises at least so many times the decrease of one of SGD's.",
+    "One step of this geometry promises at least this many times the decrease of the loss that "
+    "one step of SGD's geometry promises.",
     (SMOOTHNESS,),
     "× SGD's promised decrease",
     charts=(_ADVANTAGE,),
 )
 ADVANTAGE_UPPER = PartitionScalar(
     "advantage_upper",
-    "One step of this geometry promises at most so many times the decrease of one of SGD's.",
+    "One step of this geometry promises at most this many times the decrease of the loss that one "
+    "step of SGD's geometry promises.",
     (SMOOTHNESS,),
     "× SGD's promised decrease",
     charts=(_ADVANTAGE,),
 )
 STEP_ADVANTAGE = PartitionScalar(
     "step_advantage",
-    "The same, from the curvature along the gradient's own step instead of the worst one.",
+    "The advantage if each geometry's step meets the curvature along itself, instead of the "
+    "largest curvature that it can meet. NaN if one of the two curvatures is not positive.",
     (SMOOTHNESS,),
     "× SGD's promised decrease",
     charts=("advantage along the gradient's step",),
 )
 LAMBDA_MAX = Scalar(
     "lambda_max",
-    "max |λᵢ(H)|, the smoothness along l2: the largest curvature that a step of SGD can meet.",
+    "Lower end of max |λᵢ(H)|, the smoothness along l2: the largest curvature that a step of SGD "
+    "can meet. It is N(global) / d.",
     (SMOOTHNESS,),
     _CURVATURE,
     charts=(_BOUNDS, _MET),
 )
 LAMBDA_MAX_ERROR = Scalar(
     "lambda_max_relative_error",
-    "How far the upper end of lambda_max lies above it, relative to it.",
+    "(upper end − lower end) / lower end of max |λᵢ(H)|. The upper end is too low for at most "
+    "0.25 % of seeds.",
     (SMOOTHNESS,),
 )
 ONE_ONE_NORM_PER_PARAM = Scalar(
     "one_one_norm_per_param",
-    "Σᵢⱼ |Hᵢⱼ| / d, the smoothness along l-infinity: it bounds what a step of Adam can meet.",
+    "Estimate of the (1,1)-norm over d, Σᵢⱼ |Hᵢⱼ| / d. This is H(coordinate) / d, the smoothness "
+    "along l-infinity: an upper bound of N(coordinate) / d, what a step of Adam can meet.",
     (SMOOTHNESS,),
     _CURVATURE,
     charts=(_BOUNDS,),
 )
 ONE_ONE_NORM_ERROR = Scalar(
     "one_one_norm_relative_error",
-    "Standard error of one_one_norm_per_param, from its random probes, relative to it.",
+    "Standard error of one_one_norm_per_param, relative to it. It counts the random probes, not "
+    "the choice of batches.",
     (SMOOTHNESS,),
     charts=(_ERRORS,),
 )
 ONE_ONE_NORM_BATCH_EXCESS = Scalar(
     "one_one_norm_batch_excess",
-    "By which part the (1,1)-norm of half of the batches is larger than that of all batches; the "
-    "latter is too large by roughly 1 to 2.4 times this, or more if they are few.",
+    "By how much the (1,1)-norm of half of the batches exceeds the (1,1)-norm of all batches, "
+    "relative to the latter. The (1,1)-norm of all batches exceeds the (1,1)-norm of all data by "
+    "roughly 1 to 2.4 times this, or more if the batches are few.",
     (SMOOTHNESS,),
     charts=(_ERRORS,),
 )
 SMOOTHNESS_RATIO = Scalar(
     "smoothness_ratio",
-    "lambda_max / one_one_norm_per_param: how many times smoother the loss is along l-infinity.",
+    "lambda_max / one_one_norm_per_param: how many times smoother the loss is along l-infinity "
+    "than along l2.",
     (SMOOTHNESS,),
 )
 SMOOTHNESS_UPPER = PartitionScalar(
     "smoothness_upper",
-    "An upper bound of H(Φ) / d, the blockwise smoothness.",
+    "Upper bound of H(Φ) / d, the blockwise smoothness. Where random probes estimate it, it has a "
+    "standard error, which the report shows.",
     (SMOOTHNESS,),
     _CURVATURE,
     charts=(_BOUNDS,),
 )
 OPERATOR_NORM_LOWER = PartitionScalar(
     "operator_norm_lower",
-    "Lower end of N(Φ) / d, the largest curvature that one step of this geometry can meet.",
+    "Lower end of N(Φ) / d. N(Φ) is the largest curvature that one step of this geometry can "
+    "meet; this end is certain.",
     (SMOOTHNESS,),
     _CURVATURE,
     charts=(_MET,),
 )
 OPERATOR_NORM_UPPER = PartitionScalar(
     "operator_norm_upper",
-    "Upper end of N(Φ) / d; too low for at most 0.25 % of seeds.",
+    "Upper end of N(Φ) / d. It is too low for at most 0.25 % of seeds.",
     (SMOOTHNESS,),
     _CURVATURE,
     charts=(_MET,),
 )
 CONVERGED = PartitionScalar(
     "converged",
-    "1 if more products would move neither end of N(Φ) by more than 1 %, else 0.",
+    "1 if more Hessian-vector products would move neither end of N(Φ) by more than about 1 %, "
+    "else 0.",
     (SMOOTHNESS,),
 )
 SECANT = PartitionScalar(
     "secant",
-    "The change of the gradient over training's last step, ‖g′ − g‖_Φ* / (d ‖θ′ − θ‖_Φ).",
+    "Smoothness along training's last step from θ to θ′, ‖g′ − g‖_Φ* / (d ‖θ′ − θ‖_Φ): the change "
+    "of the gradient per length of the step.",
     (SMOOTHNESS,),
     _CURVATURE,
 )
 R_SQUARED = PartitionScalar(
     "r_squared",
-    "The part of the spread of log|g|, beyond chance, that lies between blocks: near 1, one second "
-    "moment for each block loses little.",
+    "Share of the spread of log|g|, beyond chance, that lies between blocks. If it is near 1, one "
+    "second moment for each block loses little against one for each entry.",
     (SMOOTHNESS,),
     charts=("R² of log|g| between blocks",),
 )
 ONE_ONE_NORM_SHARE = Column(
     "one_one_norm_share",
-    "The part of the (1,1)-norm that lies in this tensor's rows of H.",
+    "Share of the (1,1)-norm that lies in the rows of H that belong to this tensor's entries.",
     (SMOOTHNESS,),
     label="share of the (1,1)-norm of the Hessian",
 )
-PROBE_LOSS = Scalar("probe_loss", "The loss on the batches that are measured.", (SMOOTHNESS,))
-PROBE_HVPS = Scalar(
-    "probe_hvps", "Hessian-vector products that the probe has taken.", (SMOOTHNESS,), "products"
+PROBE_LOSS = Scalar(
+    "probe_loss", "Mean loss of the batches that are measured.", (SMOOTHNESS,), "loss"
 )
-PROBE_SECONDS = Scalar("probe_seconds", "Time that the probe has taken.", (SMOOTHNESS,), "seconds")
+PROBE_HVPS = Scalar(
+    "probe_hvps", "Hessian-vector products that this probe took.", (SMOOTHNESS,), "products"
+)
+PROBE_SECONDS = Scalar("probe_seconds", "Time that this probe took.", (SMOOTHNESS,), "seconds")
 PROBE_OVERHEAD = Scalar(
-    "probe_overhead", "Time of all probes so far, relative to that of training.", (SMOOTHNESS,)
+    "probe_overhead",
+    "Time of all probes so far, over the time of training so far without the probes.",
+    (SMOOTHNESS,),
 )
 
 ALL = tuple(value for value in globals().values() if isinstance(value, Quantity))

@@ -83,4 +83,4 @@ class ScalarAndColumn(Column, Scalar):
 
 @dataclass(frozen=True)
 class Histogram(Scalar):
-    """Counts of the entries of the whole gradient, which only event files hold."""
+    """Counts of the entries of the whole gradient; event files show them under the tag."""

@@ -131,7 +131,8 @@ def make_parser() -> ArgumentParser:
     add(
         "--max_hvps",
         type=int | None,
-        help="Budget of Hessian-vector products. Default: num_probes + 32 for each partition.",
+        help="Budget of Hessian-vector products. Default, and the most that is used: num_probes + "
+        "41 for each partition, 41 for global.",
     )
     add(
         "--mode",

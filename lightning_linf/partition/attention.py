@@ -29,9 +29,10 @@ _UNORDERED = (
     "head comes first (GPT-NeoX, BLOOM)."
 )
 _UNREAD = (
-    "expected the linear maps of attention to be, unparametrized and in one way only, q, k and v "
-    "in one, two (kv and q) or three of them, then the output projection (or q, k and v in three "
-    "without it), got those of {}. Use 'tensor' or Partition.by_function."
+    "expected attention to have one linear map (q, k and v together), two (q; k and v) or three "
+    "(q; k; v), and then an output projection; or three and no output projection. All must be "
+    "unparametrized, and their sizes must fit only one of these ways. Got {}. Use 'tensor' or "
+    "Partition.by_function."
 )
 
 

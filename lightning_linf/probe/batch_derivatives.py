@@ -22,7 +22,7 @@ class BatchDerivatives:
 
     In the coordinates phi of a linear map theta = A phi, the ``reparameterization``, these are
     A^T g and A^T H A. Each method returns rows (r, d) and the loss, which is what
-    :class:`BatchMean` adds up.
+    :class:`~lightning_linf.probe.batch_mean.BatchMean` adds up.
     """
 
     def __init__(

@@ -24,7 +24,21 @@ class LogHistogram(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """What one monitor measured at one step."""
+    """What one monitor measured at one step: one line of ``geometry.jsonl``.
+
+    Example:
+        >>> record = Record(
+        ...     step=9,
+        ...     tag="geometry/heterogeneity_per_tensor",
+        ...     scalars={"geometry/density": 0.5},
+        ...     tensors=["0.weight", "0.bias"],
+        ...     columns={"density": [0.25, float("nan")]},
+        ... )
+        >>> print(record.to_line(), end="")  # doctest: +NORMALIZE_WHITESPACE
+        {"step": 9, "schema": 2, "tag": "geometry/heterogeneity_per_tensor",
+         "scalars": {"geometry/density": 0.5}, "tensors": ["0.weight", "0.bias"],
+         "columns": {"density": [0.25, "NaN"]}, "whole": {}}
+    """
 
     step: int
     tag: str  # of the monitor, such as "geometry/smoothness_per_tensor"

@@ -123,21 +123,22 @@ def _batch_part(measured: Measurement) -> str:
     excess = measured.one_one_norm_batch_excess
     if excess is None:
         return (
-            "(1,1)-norm from one microbatch: overstates that of the data, by how much is unknown "
-            "(measure on several)"
+            "(1,1)-norm of one microbatch: higher than the (1,1)-norm of all data, by an unknown "
+            "amount. Measure on several batches."
             if measured.settings.get("num_batches", 1) == 1
-            else "(1,1)-norm: overstates that of the data, by how much was not measured"
+            else "(1,1)-norm: higher than the (1,1)-norm of all data, by an amount that was not "
+            "measured"
         )
     if excess <= 0:
         return (
-            "(1,1)-norm: two halves of the batches do not exceed it, so what their choice adds is "
-            "not seen"
+            "(1,1)-norm: not higher on halves of the batches, so they show no excess over the "
+            "(1,1)-norm of all data"
         )
     most = excess * _SLOWEST
     return (
-        f"(1,1)-norm: by the choice of batches {100 * excess:.0f} to {100 * most:.0f} % too large, "
-        "roughly, and more if they are few (two halves of them exceed it by "
-        f"{100 * excess:.0f} %)"
+        f"(1,1)-norm: roughly {100 * excess:.0f} to {100 * most:.0f} % higher than the (1,1)-norm "
+        f"of all data, and more if the batches are few (halves of them: {100 * excess:.0f} % "
+        "higher)"
     )
 
 
@@ -176,22 +177,25 @@ def _cells(names: list[str], values: dict[str, float], divisor: int = 1) -> list
 
 def _legend(measured: Measurement) -> Iterator[str]:
     yield (
-        "N(Phi): what one step meets of the curvature; an upper end, lambda_max's too, is too low "
-        "for 0.25 % of seeds at most. H(Phi): blockwise "
-        "smoothness, ± standard error; for coordinate the (1,1)-norm itself. Both in loss per "
-        "parameter squared."
+        "N(Phi): the largest curvature that one step can meet. The lower end is certain; the upper "
+        "end is too low for at most 0.25 % of seeds, and so is the upper end of lambda_max. "
+        "H(Phi): blockwise smoothness, an upper bound of N(Phi); an estimate, ± standard error. "
+        "H(coordinate) is the (1,1)-norm. All are in loss per parameter squared."
     )
     yield (
-        "decrease: of the loss, promised by one step of steepest descent. advantage: the same over "
-        "that of global, the geometry of SGD; coordinate is that of Adam. along g: the same by the "
-        "curvature along that step itself. R²: of the spread of log|g| beyond chance, between "
-        "blocks."
+        "decrease: how far one step of steepest descent promises to lower the loss. advantage: "
+        "this decrease over the decrease of global (SGD's geometry); coordinate is Adam's "
+        "geometry. along g: the advantage if each step meets the curvature along itself, not the "
+        "largest one. R²: share of the spread of log|g|, beyond chance, that lies between blocks."
     )
     if measured.secant is not None:
         yield "secant: smoothness along training's last step."
     if measured.noise is not None:
-        yield "noise: sum over blocks of d_b sigma_b, per sample."
+        yield (
+            "noise: sum over blocks b of d_b sigma_b, where sigma_b is the standard deviation of "
+            "one sample's gradient (root mean square over the d_b entries)."
+        )
     if "left_out" in measured.settings:
         yield f"Not measured: {measured.settings['left_out']}"
     if not all(block.converged for block in measured.smoothness.values()):
-        yield "*: not converged, an end of N(Phi) may still move by over 1 %. Allow more HVPs."
+        yield "*: not converged. With more HVPs an end of N(Phi) could still move by over 1 %."

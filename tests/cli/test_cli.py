@@ -14,8 +14,10 @@ pytest.importorskip("jsonargparse", reason="the command needs jsonargparse: ligh
 from support.users_project import USUAL, WARNINGS
 
 from lightning_linf import GeometryReport
+from lightning_linf.callbacks import LinfSmoothnessMonitor
 from lightning_linf.cli import main
 from lightning_linf.partition_names import FusedQKV, PartitionName
+from lightning_linf.probe.brackets import OPERATOR_HVPS
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in WARNINGS]
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -27,6 +29,16 @@ def test_help_names_every_partition_and_order(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert ", ".join(get_args(PartitionName)) in text
     assert all(order in text for order in get_args(FusedQKV))
+
+
+def test_budget_that_is_told_is_the_budget_that_is_used(capsys):
+    with pytest.raises(SystemExit):
+        main(["measure", "--help"])
+    each = OPERATOR_HVPS + 1  # and one along the gradient
+    told = f"num_probes + {each} for each partition, {each} for global."
+    assert told in " ".join(capsys.readouterr().out.split())
+    told = f'At most ``num_probes`` + {each} products for each partition, {each} for "global".'
+    assert told in " ".join(LinfSmoothnessMonitor.__doc__.split())
 
 
 def test_it_says_what_to_install(capsys, monkeypatch):

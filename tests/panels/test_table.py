@@ -5,7 +5,7 @@ import pytest
 
 from lightning_linf.panels import payload
 from lightning_linf.panels.table import Metadata, lay_out, stack, thin
-from lightning_linf.record import Record, SchemaError
+from lightning_linf.record import SCHEMA_VERSION, Record, SchemaError
 
 
 def entry(step, values, **changes):
@@ -51,7 +51,7 @@ def test_the_row_of_all_parameters_lacks_only_what_was_not_measured():
 
 
 def test_metadata_of_an_unknown_kind_are_refused():
-    with pytest.raises(SchemaError, match="schema 9 is newer than 1"):
+    with pytest.raises(SchemaError, match=f"schema 9 is newer than {SCHEMA_VERSION}"):
         Metadata.from_event(b'{"schema": 9}')
     with pytest.raises(ValueError, match="broken metadata"):
         Metadata.from_event(b"[1, 2]")

@@ -50,7 +50,7 @@ REFUSALS = {
         nn.Sequential(Attention((8, 8), (8, 4), nhead=2)),
         "head",
         {},
-        r"of 0 \(Attention, 2 heads\).*0\.linear_0\.weight \(8 to 8\), 0\.linear_1\.weight",
+        r"Got 0 \(Attention, 2 heads\).*0\.linear_0\.weight \(8 to 8\), 0\.linear_1\.weight",
     ),
     "heads do not divide": (Attention((6, 18), (6, 6), num_heads=4), "head", {}, "linear_0"),
     "wrong head size": (
@@ -63,7 +63,7 @@ REFUSALS = {
         Attention((4, 8), (4, 4), (4, 4), num_heads=4),
         "head",
         {"fused_qkv": "qkv_head"},
-        "in one way only",
+        "only one of these ways",
     ),
     "parametrized attention": (
         parametrizations.weight_norm(nn.MultiheadAttention(4, 2), "in_proj_weight"),
@@ -75,7 +75,7 @@ REFUSALS = {
         nn.ModuleDict({"a": Attention((4, 4), (4, 4), (4, 4), (4, 4), nhead=2)}),
         "head",
         {},
-        r"unparametrized .* a\.linear_3\.weight \(4 to 4\)",
+        r"unparametrized.* a\.linear_3\.weight \(4 to 4\)",
     ),
     "attention that shares otherwise": (
         nn.ModuleList([Attention((4, 4), (4, 4), (4, 4), nhead=n) for n in (2, 4)]),

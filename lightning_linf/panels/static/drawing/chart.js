@@ -3,7 +3,7 @@
 
 import uPlot from "../vendor/uPlot.esm.js";
 import { withAlpha } from "./color.js";
-import { cssColor, element, onWidth } from "./dom.js";
+import { cssColor, element, onWidth, swatch } from "./dom.js";
 import { format, formatRange, formatStep } from "./numbers.js";
 
 const HEIGHT = 300;
@@ -16,8 +16,6 @@ const NEAREST = { skip: [null], prox: 1e9 }; // the closest measured step, howev
 // cursor shows; without it that is their range.
 export function drawChart(parent, { curves, log, label, unit, reference = null }) {
   const { data, series, bands, owners } = lay(curves, log);
-  const live = element("div", { class: "visually-hidden", "aria-live": "polite" });
-  const tip = element("div", { class: "tip", hidden: true });
   const hadFocus = parent.contains(document.activeElement);
   parent.plot?.destroy();
   const frame = element("div", {
@@ -26,7 +24,7 @@ export function drawChart(parent, { curves, log, label, unit, reference = null }
     role: "group",
     "aria-label": `${label}. Arrow keys read values.`,
   });
-  parent.replaceChildren(frame, live);
+  parent.replaceChildren(frame);
   const grid = { stroke: cssColor("--grid"), width: 1 };
   const axis = {
     stroke: cssColor("--muted"),
@@ -37,7 +35,7 @@ export function drawChart(parent, { curves, log, label, unit, reference = null }
     labelSize: 18,
     labelGap: 0,
   };
-  const plot = new uPlot(
+  parent.plot = new uPlot(
     {
       width: Math.max(frame.clientWidth, 200),
       height: HEIGHT,
@@ -58,21 +56,14 @@ export function drawChart(parent, { curves, log, label, unit, reference = null }
       ],
       legend: { show: false },
       cursor: { points: { size: 7 }, y: false, move: toStep, hover: NEAREST, sync: SYNC },
-      hooks: {
-        setCursor: [(u) => showTip(u, tip, curves, owners)],
-        drawClear: [(u) => drawReference(u, reference)],
-      },
+      plugins: [readout(frame, curves, owners), referenceLine(reference)],
     },
     data,
     frame,
   );
-  plot.over.append(tip);
-  parent.plot = plot;
-  frame.addEventListener("keydown", (event) => step(event, plot, live, tip));
-  frame.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }, true, true));
-  onWidth(frame, (width) => plot.setSize({ width, height: HEIGHT }));
+  onWidth(frame, (width) => parent.plot.setSize({ width, height: HEIGHT }));
   if (hadFocus) frame.focus({ preventScroll: true });
-  return plot;
+  return parent.plot;
 }
 
 // Puts all lines on one column of steps, as uPlot expects them; `owners` gives each line's curve.
@@ -129,19 +120,18 @@ function round125(value, direction) {
   return Number((digit * power).toPrecision(12));
 }
 
-function drawReference(u, reference) {
-  if (reference === null) return;
-  const y = Math.round(u.valToPos(reference, "y", true));
-  const { left, width } = u.bbox;
-  u.ctx.save();
-  u.ctx.strokeStyle = cssColor("--text");
-  u.ctx.lineWidth = window.devicePixelRatio;
-  u.ctx.globalAlpha = 0.55;
-  u.ctx.beginPath();
-  u.ctx.moveTo(left, y);
-  u.ctx.lineTo(left + width, y);
-  u.ctx.stroke();
-  u.ctx.restore();
+// A plugin of uPlot that draws a thin line at a value, or nothing for null.
+function referenceLine(value) {
+  const drawClear = ({ ctx, bbox, valToPos }) => {
+    if (value === null) return;
+    ctx.save();
+    ctx.fillStyle = cssColor("--text");
+    ctx.globalAlpha = 0.55;
+    const thick = window.devicePixelRatio;
+    ctx.fillRect(bbox.left, Math.round(valToPos(value, "y", true)) - thick / 2, bbox.width, thick);
+    ctx.restore();
+  };
+  return { hooks: { drawClear } };
 }
 
 // Moves the cursor to the closest measured step.
@@ -150,38 +140,50 @@ function toStep(u, left, top) {
   return [u.valToPos(u.data[0][u.posToIdx(left)], "x"), top];
 }
 
-function showTip(u, tip, curves, owners) {
-  const { idx, idxs, left } = u.cursor;
-  tip.hidden = idx === null || left < 0;
-  if (tip.hidden) return;
-  const lines = curves.map(({ label, color, describe = range }, number) => {
-    const values = owners.flatMap((owner, line) => {
-      const value = u.data[line + 1][idxs[line + 1]] ?? null;
-      return owner === number && value !== null ? [value] : [];
+// A plugin of uPlot that shows the values at the cursor, beside it. While `frame` has the focus,
+// keys move the cursor, and what it shows is read aloud.
+function readout(frame, curves, owners) {
+  const tip = element("div", { class: "tip", hidden: true });
+  const live = element("div", { class: "visually-hidden", "aria-live": "polite" });
+  const init = (u) => {
+    u.over.append(tip);
+    frame.after(live);
+    frame.addEventListener("blur", () => u.setCursor({ left: -10, top: -10 }, true, true));
+    frame.addEventListener("keydown", (event) => {
+      if (!step(u, event.key)) return;
+      event.preventDefault();
+      const words = (line) => [...line.childNodes].map((node) => node.textContent).join(" ");
+      live.textContent = [...tip.children].map(words).join(", ");
     });
-    const mark = element("i");
-    mark.style.background = color;
-    const text = values.length ? describe(values) : "–";
-    return element("div", {}, mark, element("span", {}, label), element("b", {}, text));
-  });
-  tip.replaceChildren(element("strong", {}, `step ${formatStep(u.data[0][idx])}`), ...lines);
-  const isRight = left > u.over.clientWidth / 2;
-  tip.style.left = isRight ? "auto" : `${left + 14}px`;
-  tip.style.right = isRight ? `${u.over.clientWidth - left + 14}px` : "auto";
+  };
+  const setCursor = (u) => {
+    const { idx, idxs, left } = u.cursor;
+    tip.hidden = idx === null || left < 0;
+    if (tip.hidden) return;
+    const lines = curves.map(({ label, color, describe = range }, number) => {
+      const values = owners.flatMap((owner, line) => {
+        const value = u.data[line + 1][idxs[line + 1]] ?? null;
+        return owner === number && value !== null ? [value] : [];
+      });
+      const text = values.length ? describe(values) : "–";
+      return element("div", {}, swatch(color), element("span", {}, label), element("b", {}, text));
+    });
+    tip.replaceChildren(element("strong", {}, `step ${formatStep(u.data[0][idx])}`), ...lines);
+    const isRight = left > u.over.clientWidth / 2;
+    tip.style.left = isRight ? "auto" : `${left + 14}px`;
+    tip.style.right = isRight ? `${u.over.clientWidth - left + 14}px` : "auto";
+  };
+  return { hooks: { init, setCursor } };
 }
 
 const range = (values) => formatRange(Math.min(...values), Math.max(...values));
 
-// Moves the cursor by the arrow keys, and reads aloud what it shows.
-function step(event, plot, live, tip) {
+// Moves the cursor by a key, and tells whether the key is one that does.
+function step(u, key) {
   const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 };
-  if (!(event.key in moves)) return;
-  event.preventDefault();
-  const last = plot.data[0].length - 1;
-  const now = plot.cursor.left >= 0 && plot.cursor.idx !== null ? plot.cursor.idx : -1;
-  const next = Math.min(last, Math.max(0, now + moves[event.key]));
-  plot.setCursor({ left: plot.valToPos(plot.data[0][next], "x"), top: 0 }, true, true);
-  live.textContent = [...tip.children]
-    .map((line) => [...line.childNodes].map((n) => n.textContent).join(" "))
-    .join(", ");
+  if (!(key in moves)) return false;
+  const now = u.cursor.left >= 0 && u.cursor.idx !== null ? u.cursor.idx : -1;
+  const next = Math.min(u.data[0].length - 1, Math.max(0, now + moves[key]));
+  u.setCursor({ left: u.valToPos(u.data[0][next], "x"), top: 0 }, true, true);
+  return true;
 }

@@ -16,6 +16,25 @@ export function field(label, control) {
   return element("label", { class: "field" }, element("span", {}, label), control);
 }
 
+// A button that is on or off, and tells `changed` which.
+export function toggle(text, isOn, changed) {
+  const flip = () => {
+    isOn = !isOn;
+    button.setAttribute("aria-pressed", isOn);
+    changed(isOn);
+  };
+  const attributes = { type: "button", "aria-pressed": String(isOn), click: flip };
+  const button = element("button", attributes, text);
+  return button;
+}
+
+// A mark in the colour of what the text beside it names.
+export function swatch(color) {
+  const mark = element("i", { "aria-hidden": "true" });
+  mark.style.background = color;
+  return mark;
+}
+
 // Fills a select with [value, text] pairs and returns its value: `chosen`, if it is among them.
 export function fillSelect(select, options, chosen) {
   select.replaceChildren(

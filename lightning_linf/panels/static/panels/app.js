@@ -31,28 +31,22 @@ export class App {
     this.picker = new Picker(() => this.update());
     const choice = new LayerChoice();
     const [heatMap, bars] = [new HeatMap(choice), new Bars(choice)];
-    this.panels = [new Verdict(), new Smoothness(), heatMap, bars, new Fan()];
-    const nodes = this.panels.map((panel) => panel.node);
+    const [verdict, smoothness, fan] = [new Verdict(), new Smoothness(), new Fan()];
+    this.panels = [verdict, smoothness, heatMap, bars, fan];
     this.notes = element("ul", {
       class: "notes",
       role: "status",
       "aria-label": "Notes",
       hidden: true,
     });
-    this.main = element(
-      "main",
-      {},
-      nodes[0],
-      nodes[1],
-      element(
-        "section",
-        { class: "layers", "aria-label": "Layers" },
-        choice.node,
-        nodes[2],
-        nodes[3],
-      ),
-      nodes[4],
+    const layers = element(
+      "section",
+      { class: "layers", "aria-label": "Layers" },
+      choice.node,
+      heatMap.node,
+      bars.node,
     );
+    this.main = element("main", {}, verdict.node, smoothness.node, layers, fan.node);
     this.empty = element(
       "section",
       { class: "empty", hidden: true },

@@ -2,7 +2,7 @@
 // colours, labels and table rows of curves.
 
 import { dashOf, paletteColor } from "../drawing/color.js";
-import { element, field } from "../drawing/dom.js";
+import { element, field, toggle } from "../drawing/dom.js";
 import { partitionLabel } from "./names.js";
 import { smooth } from "../drawing/numbers.js";
 
@@ -13,10 +13,8 @@ export class CurveControls {
     this.chosen = null; // partitions; null as long as the user has not chosen
     this.chips = element("fieldset", { class: "chips" }, element("legend", {}, "Geometry"));
     this.changed = changed;
-    const scale = element("button", { type: "button", "aria-pressed": "true" }, "log axis");
-    scale.addEventListener("click", () => {
-      this.log = !this.log;
-      scale.setAttribute("aria-pressed", String(this.log));
+    const scale = toggle("log axis", this.log, (is) => {
+      this.log = is;
       changed();
     });
     const output = element("output", {}, "off");

@@ -10,20 +10,12 @@ const FILES = new URL("..", import.meta.url);
 export async function render() {
   document.documentElement.lang = "en";
   document.title = "Geometry";
-  await Promise.all(
-    ["vendor/uPlot.min.css", "style.css"].map(
-      (file) =>
-        new Promise((loaded) => {
-          const link = {
-            rel: "stylesheet",
-            href: new URL(file, FILES),
-            load: loaded,
-            error: loaded,
-          };
-          document.head.append(element("link", link));
-        }),
-    ),
-  );
+  const loaded = (file) =>
+    new Promise((load) => {
+      const href = new URL(file, FILES);
+      document.head.append(element("link", { rel: "stylesheet", href, load, error: load }));
+    });
+  await Promise.all(["vendor/uPlot.min.css", "style.css"].map(loaded));
   document.head.append(element("meta", { name: "viewport", content: "width=device-width" }));
   const app = new App(document.body, new Server(new URL("..", FILES)));
   followTheme(() => app.repaint());

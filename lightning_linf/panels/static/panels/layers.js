@@ -1,6 +1,6 @@
 // Holds what panels 3 and 5 share: the choice of a run, a quantity, layers and a step.
 
-import { element, field, fillSelect, onWidth } from "../drawing/dom.js";
+import { element, field, fillSelect, onWidth, toggle } from "../drawing/dom.js";
 import { tableSuffix } from "./names.js";
 import { finiteRange } from "../drawing/numbers.js";
 import { Panel, thinned } from "./panel.js";
@@ -17,10 +17,8 @@ export class LayerChoice {
       placeholder: "e.g. mlp weight",
       input: () => this.changed(),
     });
-    this.scale = element("button", { type: "button", "aria-pressed": "false" }, "log scale");
-    this.scale.addEventListener("click", () => {
-      this.log = !this.log;
-      this.scale.setAttribute("aria-pressed", String(this.log));
+    const scale = toggle("log scale", this.log, (is) => {
+      this.log = is;
       this.changed();
     });
     this.node = element(
@@ -29,7 +27,7 @@ export class LayerChoice {
       field("Run", this.run),
       field("Quantity", this.quantity),
       field("Filter layers", this.filter),
-      this.scale,
+      scale,
     );
   }
 
@@ -68,13 +66,7 @@ export class LayerChoice {
       words.every((word) => table.tensors[row].toLowerCase().includes(word)),
     );
     const data = await view.source.layers(run.name, tag, column.name);
-    return {
-      run,
-      names: rows.map((row) => table.tensors[row]),
-      rows,
-      column,
-      data,
-    };
+    return { run, names: rows.map((row) => table.tensors[row]), rows, column, data };
   }
 
   // The index of the chosen step among those that are shown.

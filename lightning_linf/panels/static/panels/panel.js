@@ -1,13 +1,21 @@
 // Makes the frame of a panel, with its title, explanation, controls and downloads, around the chart
 // or table that it shows.
 
-import { element, tableOf } from "../drawing/dom.js";
+import { element, tableOf, toggle } from "../drawing/dom.js";
 import { saveCsv, savePng } from "../drawing/download.js";
 import { format, formatStep } from "../drawing/numbers.js";
 
 const MAX_ROWS = 200; // of a table on the page; a CSV file has all
 
 export class Panel {
+  // <section class="panel" id="fan">
+  //   <header><h2>title</h2> <div class="tools">Table, CSV and PNG</div></header>
+  //   <p class="about">about</p>
+  //   <div class="lead">what comes before the controls</div>
+  //   <div class="controls"></div> <ul class="legend"></ul>
+  //   <div class="body">the chart</div> <div class="table">the table in its place</div>
+  //   <p class="footnote"></p>
+  // </section>
   constructor(name, title, about) {
     this.name = name;
     this.title = title;
@@ -20,15 +28,16 @@ export class Panel {
     this.legend = element("ul", { class: "legend" });
     this.footnote = element("p", { class: "footnote" });
     this.table = element("div", { class: "table", hidden: true });
-    this.tableButton = element(
-      "button",
-      { type: "button", "aria-pressed": "false", click: () => this.toggleTable() },
-      "Table",
-    );
-    const csv = element("button", { type: "button", click: () => this.saveCsv() }, "CSV");
-    const png = element("button", { type: "button", click: () => this.savePng() }, "PNG");
-    csv.setAttribute("aria-label", `Download ${title} as CSV`);
-    png.setAttribute("aria-label", `Download ${title} as PNG`);
+    const tableButton = toggle("Table", false, (is) => {
+      this.showsTable = is;
+      this.fillTable();
+    });
+    const download = (kind, click) => {
+      const attributes = { type: "button", "aria-label": `Download ${title} as ${kind}`, click };
+      return element("button", attributes, kind);
+    };
+    const csv = download("CSV", () => this.saveCsv());
+    const png = download("PNG", () => this.savePng());
     this.node = element(
       "section",
       { class: "panel", id: name, "aria-labelledby": `${name}-title` },
@@ -36,7 +45,7 @@ export class Panel {
         "header",
         {},
         element("h2", { id: `${name}-title` }, title),
-        element("div", { class: "tools" }, this.tableButton, csv, png),
+        element("div", { class: "tools" }, tableButton, csv, png),
       ),
       element("p", { class: "about" }, about),
       this.lead,
@@ -89,12 +98,6 @@ export class Panel {
     return { table: { columns: [], rows: [] }, legend: [], canvases: [], note: "" };
   }
 
-  toggleTable() {
-    this.showsTable = !this.showsTable;
-    this.tableButton.setAttribute("aria-pressed", String(this.showsTable));
-    this.fillTable();
-  }
-
   // Shows the table instead of the chart, if it is asked for and there is one.
   fillTable() {
     const isShown = this.showsTable && this.drawn !== null && this.drawn.table.rows.length > 0;
@@ -134,11 +137,10 @@ function legendItem({ label, color, dash = [] }) {
   return element("li", {}, mark, label);
 }
 
-// Says how many of the steps of the longest curve are shown, if not all.
+// Says how many of the steps of the longest curve are shown, if not all. Curves that were not
+// measured are undefined.
 export function thinned(curves, what = "measured steps") {
-  const [kept, all] = curves.reduce(
-    ([most, total], { steps, num_steps: n }) => (n > total ? [steps.length, n] : [most, total]),
-    [0, 0],
-  );
+  const counts = curves.filter(Boolean).map(({ steps, num_steps: all }) => [steps.length, all]);
+  const [kept, all] = counts.reduce((most, each) => (each[1] > most[1] ? each : most), [0, 0]);
   return kept < all ? `${formatStep(kept)} of ${formatStep(all)} ${what} are shown. ` : "";
 }

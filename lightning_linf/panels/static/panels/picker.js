@@ -1,7 +1,7 @@
 // Lets the user choose which runs are shown, by a search field and a box for each run.
 
 import { paletteColor } from "../drawing/color.js";
-import { element } from "../drawing/dom.js";
+import { element, swatch } from "../drawing/dom.js";
 import { shorten } from "./names.js";
 
 const FIRST_SHOWN = 6; // of many runs; more are shown on demand
@@ -86,12 +86,11 @@ export class Picker {
           change: (event) => this.toggle(name, event.target.checked),
         });
         box.style.accentColor = this.colorOf(name);
-        const mark = element("i", { "aria-hidden": "true" });
-        mark.style.background = this.colorOf(name);
+        const text = element("span", {}, label);
         return element(
           "li",
           {},
-          element("label", { title: name }, box, mark, element("span", {}, label)),
+          element("label", { title: name }, box, swatch(this.colorOf(name)), text),
         );
       }),
     );

@@ -8,13 +8,14 @@ import { Panel, thinned } from "./panel.js";
 
 const ABOUT = {
   H:
-    "Blockwise smoothness H(Φ)/d of each geometry, in loss per parameter squared: for Adam the " +
-    "(1,1)-norm of the Hessian over d, for SGD λ_max, between them upper bounds. All but λ_max are " +
-    "estimates. Lower is smoother.",
+    "H(Φ)/d is the blockwise smoothness of each geometry, in loss per parameter squared. For Adam " +
+    "it is the (1,1)-norm of the Hessian over d, for SGD λ_max; the others are upper bounds of it. " +
+    "All but λ_max are estimates. Lower is smoother.",
   N:
-    "What one step meets of the curvature, N(Φ)/d, in loss per parameter squared: the area lies " +
-    "between two ends, the upper one too low for 0.25 % of seeds at most. N(Φ) is at most H(Φ), " +
-    "whose estimate may still fall below it; for SGD both are λ_max. Lower is smoother.",
+    "N(Φ)/d is the largest curvature that one step can meet, in loss per parameter squared. The " +
+    "area lies between two ends: the lower end is certain, the upper end is too low for at most " +
+    "0.25 % of seeds. N(Φ) is at most H(Φ), but an estimate of H(Φ) may fall below it; for SGD " +
+    "both are λ_max. Lower is smoother.",
 };
 
 export class Smoothness extends Panel {
@@ -89,7 +90,7 @@ export class Smoothness extends Panel {
       legend: legendOf(view, partitions, chosen, cssColor("--text")),
       canvases: [plot.ctx.canvas],
       note: thinned(
-        all.map((scalars) => scalars.get(tagOf("lambda_max")) ?? { steps: [], num_steps: 0 }),
+        all.map((scalars) => scalars.get(tagOf("lambda_max"))),
         "points read",
       ),
     };

@@ -2,7 +2,7 @@
 
 import { drawChart } from "../drawing/chart.js";
 import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
-import { cssColor, element } from "../drawing/dom.js";
+import { cssColor, element, swatch } from "../drawing/dom.js";
 import { monitorOf, partitionLabel, partitionsIn, shortLabel, tagOf, unitOf } from "./names.js";
 import { formatRange, formatStep } from "../drawing/numbers.js";
 import { Panel, thinned } from "./panel.js";
@@ -48,7 +48,7 @@ export class Verdict extends Panel {
       legend: legendOf(view, partitions, chosen, cssColor("--text")),
       canvases: [plot.ctx.canvas],
       note: thinned(
-        all.map((scalars) => scalars.get(tagOf("advantage_lower", "coordinate")) ?? none),
+        all.map((scalars) => scalars.get(tagOf("advantage_lower", "coordinate"))),
         "points read",
       ),
     };
@@ -83,8 +83,6 @@ export class Verdict extends Panel {
   }
 }
 
-const none = { steps: [], num_steps: 0 };
-
 const ends = (scalars, name) =>
   ["advantage_lower", "advantage_upper"].map((quantity) => scalars.get(tagOf(quantity, name)));
 
@@ -116,12 +114,11 @@ function summary(view, partitions, all, reports) {
       const adam = last(all[index], "coordinate");
       if (!adam) return null;
       const report = reports[index] ?? { error: "Its records hold no report." };
-      const mark = element("i", { "aria-hidden": "true" });
-      mark.style.background = view.colorOf(run.name);
+      const name = element("span", { title: run.name }, run.label);
       return element(
         "article",
         { class: "verdict" },
-        element("h3", {}, mark, element("span", { title: run.name }, run.label)),
+        element("h3", {}, swatch(view.colorOf(run.name)), name),
         element(
           "p",
           { class: "figure" },
