@@ -15,9 +15,9 @@ from lightning_linf.functional.noise_sums import (
     noise_add,
     noise_count,
     noise_init,
-    noise_merge,
     noise_update,
 )
+from lightning_linf.probe.noise import over_ranks
 
 
 class Microbatches:
@@ -93,9 +93,7 @@ class Microbatches:
             return None
         sizes = [num_real(p) for p in self._parameters]
         sums = self._ranks.together(lambda: self._sums or noise_init(sum(sizes), self._zeros(0)))
-        if not self._ranks.is_alone:
-            spare = self._ranks.together(lambda: torch.empty_like(sums.mean))
-            sums = noise_merge(sums, self._ranks.sum, spare)
+        sums = over_ranks(sums, self._ranks)
         return noise_compute(sums, sizes, _coordinate_and_global(sum(sizes)))
 
     def _is_enough(self, num_added: float, num_overflows: float) -> bool:

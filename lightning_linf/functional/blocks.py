@@ -9,7 +9,8 @@ from torch import Tensor
 class Blocks(Protocol):
     """The protocol of a partition of d coordinates into B blocks, block b with d_b of them.
 
-    :class:`lightning_linf.Partition` follows it.
+    :class:`lightning_linf.Partition` follows it, and for vectors of no module
+    :class:`LabelledBlocks`.
     """
 
     @property
@@ -34,6 +35,37 @@ class Blocks(Protocol):
         """Numbers d_b, with the dtype and device of ``like``. Shape: (B,)."""
 
 
+class LabelledBlocks:
+    """Blocks given by the number of each coordinate's block.
+
+    Args:
+        labels: For each coordinate the number of its block, from 0 to B - 1. Shape: (d,), int64.
+        name: Name of the partition, as it is reported.
+
+    Example:
+        >>> blocks = LabelledBlocks(torch.tensor([0, 1, 0]))
+        >>> blocks.block_sum(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([4., 2.])
+    """
+
+    def __init__(self, labels: Tensor, name: str = "labelled") -> None:
+        self.labels, self.name = labels, name
+        self.num_params, self.num_blocks = len(labels), int(labels.max()) + 1
+
+    def block_sum(self, values: Tensor) -> Tensor:
+        """Add the entries of each block. Shapes: (..., d) -> (..., B)."""
+        zeros = values.new_zeros(*values.shape[:-1], self.num_blocks)
+        return zeros.index_add(-1, self.labels, values)
+
+    def expand(self, values: Tensor) -> Tensor:
+        """Give each coordinate its block's value. Shapes: (..., B) -> (..., d)."""
+        return values[..., self.labels]
+
+    def sizes(self, like: Tensor) -> Tensor:
+        """Numbers d_b, with the dtype and device of ``like``. Shape: (B,)."""
+        return torch.bincount(self.labels, minlength=self.num_blocks).to(like)
+
+
 def block_norm(x: Tensor, blocks: Blocks) -> Tensor:
     r"""Measure a step: :math:`\|x\|_\Phi = \max_b \|x_b\|_2 / \sqrt{d_b}`.
 
@@ -54,9 +86,8 @@ def block_norm(x: Tensor, blocks: Blocks) -> Tensor:
         Norm of blockwise Adam: Xie, Mohamadi & Li, arXiv:2410.08198. Cost: two passes over ``x``.
 
     Example:
-        >>> from lightning_linf import Partition
-        >>> rows = Partition.of(torch.nn.Linear(2, 2, bias=False), "row")
-        >>> round(float(block_norm(torch.tensor([3.0, 4.0, 1.0, 0.0]), rows)), 4)
+        >>> pairs = LabelledBlocks(torch.tensor([0, 0, 1, 1]))
+        >>> round(float(block_norm(torch.tensor([3.0, 4.0, 1.0, 0.0]), pairs)), 4)
         3.5355
     """
     _require_vector("block_norm", "x", x, blocks)
