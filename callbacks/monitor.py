@@ -22,11 +22,11 @@ from lightning_linf.callbacks._recording import (
     write_session,
     writers,
 )
-from lightning_linf.callbacks._strategies import refuse_flat_shards
 from lightning_linf.callbacks._trainer import is_dev_run, logged_step
 from lightning_linf.errors import RestoreError
 from lightning_linf.probe.argument_checks import check_choice, check_whole
 from lightning_linf.report import GeometryReport
+from lightning_linf.swap.trainer import check_strategy
 
 OnError = Literal["warn", "raise"]
 
@@ -105,7 +105,7 @@ class GeometryMonitor(Callback):
             return
         self._warned, self._num_measured = set(), 0  # another trainer may have been before
         self._failures_before = self._num_failures
-        refuse_flat_shards(type(self).__name__, trainer)
+        check_strategy(type(self).__name__, trainer)
         mine = (self.record_tag, self.name)
         twins = [m for m in _monitors(trainer) if (m.record_tag, m.name) == mine]
         if len(twins) > 1:

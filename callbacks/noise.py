@@ -1,7 +1,6 @@
 """Log the noise of the gradient, from the microbatches that training accumulates anyway."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -102,24 +101,23 @@ class GradientNoiseMonitor(GeometryMonitor):
         if step != self._present_step:  # the first microbatch of the step
             self._present_step = step
             self._microbatches = _open(trainer, pl_module) if self.is_due(trainer) else None
-        with self._in_step() as microbatches:
-            if microbatches:  # by now, for training_step may take entries out of the batch
-                microbatches.weight = batch_weight(pl_module, batch)
+
+        def weigh(microbatches: Microbatches) -> None:
+            microbatches.weight = batch_weight(pl_module, batch)
+
+        self._in_step(weigh)  # now, for training_step may take entries out of the batch
 
     @override
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        with self._in_step() as microbatches:
-            if microbatches:
-                microbatches.start()
+        self._in_step(lambda microbatches: microbatches.start())
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with self._in_step() as microbatches:
-            if microbatches:
-                # Lightning divides each microbatch's loss by this, also in a shorter last window.
-                microbatches.finish(trainer.accumulate_grad_batches / (loss_scale(trainer) or 1.0))
+        # Lightning divides each microbatch's loss by this, also in a shorter last window.
+        factor = trainer.accumulate_grad_batches / (loss_scale(trainer) or 1.0)
+        self._in_step(lambda microbatches: microbatches.finish(factor))
 
     @override
     def on_before_optimizer_step(
@@ -140,14 +138,14 @@ class GradientNoiseMonitor(GeometryMonitor):
             self._microbatches.stop()
         self._microbatches = None
 
-    @contextmanager
-    def _in_step(self) -> Iterator[Microbatches | None]:
+    def _in_step(self, action: Callable[[Microbatches], object]) -> None:
         """Keep an error until the optimizer step, where it becomes an error of all ranks."""
         microbatches = self._microbatches
+        if microbatches is None:
+            return
         try:
-            yield microbatches
+            action(microbatches)
         except Exception as error:
-            assert microbatches is not None
             microbatches.stop()
             microbatches.failure = microbatches.failure or error
 

@@ -5,6 +5,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.dtypes import wide_dtype
+
 
 class Blocks(Protocol):
     """The protocol of a partition of d coordinates into B blocks, block b with d_b of them.
@@ -90,7 +92,7 @@ def block_norm(x: Tensor, blocks: Blocks) -> Tensor:
         >>> round(float(block_norm(torch.tensor([3.0, 4.0, 1.0, 0.0]), pairs)), 4)
         3.5355
     """
-    _require_vector("block_norm", "x", x, blocks)
+    require_vector("block_norm", "x", x, blocks)
     dtype = _result_dtype(x)
     if blocks.num_blocks == blocks.num_params:
         return x.abs().amax().to(dtype)
@@ -118,7 +120,7 @@ def dual_block_norm(g: Tensor, blocks: Blocks) -> Tensor:
     Source:
         Xie, Mohamadi & Li, arXiv:2410.08198. Cost: two passes over ``g``.
     """
-    _require_vector("dual_block_norm", "g", g, blocks)
+    require_vector("dual_block_norm", "g", g, blocks)
     dtype = _result_dtype(g)
     if blocks.num_blocks == blocks.num_params:
         return g.abs().sum(dtype=wide_dtype(g)).to(dtype)
@@ -148,18 +150,13 @@ def dual_direction(g: Tensor, blocks: Blocks) -> Tensor:
         Steepest descent in the norm of Xie, Mohamadi & Li, arXiv:2410.08198. Cost: three passes
         over ``g``.
     """
-    _require_vector("dual_direction", "g", g, blocks)
+    require_vector("dual_direction", "g", g, blocks)
     dtype = _result_dtype(g)
     if blocks.num_blocks == blocks.num_params:
         return g.sign().to(dtype)
     norms, scale = _scaled_norms(g, blocks)
     factors = torch.where(norms == 0, 0.0, blocks.sizes(norms).sqrt() / norms)
     return (g.to(norms.dtype) / scale * blocks.expand(factors)).to(dtype)
-
-
-def wide_dtype(like: Tensor) -> torch.dtype:
-    """Give the widest dtype for sums on the device: float64, or float32 on MPS, which has none."""
-    return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 def _scaled_norms(x: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
@@ -174,7 +171,8 @@ def _result_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _require_vector(function: str, argument: str, x: Tensor, blocks: Blocks) -> None:
+def require_vector(function: str, argument: str, x: Tensor, blocks: Blocks) -> None:
+    """Raise a ValueError unless ``x`` is a vector of the coordinates that blocks divide."""
     if x.shape != (blocks.num_params,):
         raise ValueError(
             f"{function}: expected `{argument}` of shape ({blocks.num_params},), got "

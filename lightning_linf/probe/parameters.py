@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_linf.errors import ProbeError
+from lightning_linf.functional.dtypes import working_dtype
 from lightning_linf.partition.pieces import trainable_parameters
 
 
@@ -53,9 +54,7 @@ class ParameterVector:
         self.shapes = [p.shape for p in named.values()]
         self.sizes = [p.numel() for p in named.values()]
         self.num_params = sum(self.sizes)
-        self.dtype = torch.float32
-        for p in named.values():
-            self.dtype = torch.promote_types(self.dtype, p.dtype)
+        self.dtype = working_dtype(named.values())
         # Low-precision weights anywhere: probe all of the module in the working dtype.
         tensors = (*module.parameters(), *module.buffers())
         self.widen = any(t.is_floating_point() and t.dtype.itemsize < 4 for t in tensors)

@@ -91,12 +91,12 @@ def chosen_optimizers(caller: str, trainer: Trainer, index: int | None) -> list[
 
 
 def check_strategy(caller: str, trainer: Trainer) -> None:
-    """Raise a MisconfigurationException for strategies that step flattened parameters."""
+    """Raise a MisconfigurationException for strategies that flatten and cut parameters."""
     if is_either(trainer.strategy, DeepSpeedStrategy, FSDPStrategy):
         raise MisconfigurationException(
             f"{caller}: expected whole parameters (one device, DDP) or DTensors, got "
-            f"{type(trainer.strategy).__name__}, whose optimizers step flat parts of other shapes. "
-            "Use ModelParallelStrategy, and fully_shard in configure_model."
+            f"{type(trainer.strategy).__name__}, whose flat parts do not tell where they belong. "
+            "Use 'ddp', or ModelParallelStrategy with fully_shard in configure_model."
         )
 
 
