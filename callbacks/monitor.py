@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_linf import quantities
+from lightning_linf.argument_checks import check_choice, check_whole
 from lightning_linf.callbacks._due_steps import DueSteps
 from lightning_linf.callbacks._recording import (
     make_record,
@@ -24,7 +25,6 @@ from lightning_linf.callbacks._recording import (
 )
 from lightning_linf.callbacks._trainer import is_dev_run, logged_step
 from lightning_linf.errors import RestoreError
-from lightning_linf.probe.argument_checks import check_choice, check_whole
 from lightning_linf.report import GeometryReport
 from lightning_linf.swap.trainer import check_strategy
 
