@@ -79,7 +79,7 @@ class GeometryMonitor(Callback):
     max_history = 1000
     """How many of the latest measurements ``history`` keeps, also in checkpoints."""
 
-    def __init__(self, every_n_steps: int, on_error: OnError = "warn", name: str = "") -> None:
+    def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
         caller = type(self).__name__
         check_whole(caller, "every_n_steps", every_n_steps, 1)
         check_choice(caller, "on_error", on_error, get_args(OnError))

@@ -255,8 +255,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = optimized_parameters(*trainer.optimizers)
-        remark = remark_on_outside(pl_module, *trainer.optimizers)
-        if remark is not None:
+        if (remark := remark_on_outside(pl_module, *trainer.optimizers)) is not None:
             self.warn_once("outside", remark)
         ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
         partitions = ranks.together(

@@ -220,15 +220,15 @@ class Geometry:
             new = factory(groups)
         else:
             new = Reparameterized(groups, factory, coordinates)
+        problem = None
         if not isinstance(new, Optimizer):
+            problem = "`optimizer` to make a torch.optim.Optimizer of parameter groups, got"
+        elif _split(old) != _split(new):
+            problem = "the same parameters in the same groups, got another split by"
+        if problem is not None:
             raise ValueError(
-                "Geometry: expected `optimizer` to make a torch.optim.Optimizer of parameter "
-                f"groups, got {type(new).__name__}. Return, say, torch.optim.SGD(groups)."
-            )
-        if _split(old) != _split(new):
-            raise ValueError(
-                "Geometry: expected an optimizer of the same parameters in the same groups, got "
-                f"another split by {type(new).__name__}. Return, say, torch.optim.SGD(groups)."
+                f"Geometry: expected {problem} {type(new).__name__}. Return, say, "
+                "torch.optim.SGD(groups)."
             )
         keep_other_entries(old, new)
         scale_learning_rates(new, self.lr_factor(old))
