@@ -9,11 +9,9 @@ descent, by line search, over that of "global".
 """
 
 import argparse
-import math
 from itertools import combinations
 from typing import NamedTuple
 
-import torch
 from stopwatch import heading
 from torch import Tensor
 from trained_gpt2 import token_loss, trained_gpt2
@@ -69,21 +67,17 @@ class Row(NamedTuple):
 def compare(report: GeometryReport, landscape: Landscape, partitions: list[Partition]) -> list[Row]:
     """Set what is predicted beside what a line search finds."""
     gradient = landscape.gradient()
-    steps, along = {}, {}
+    steps = {}
     for partition in partitions:
         name = partition.name
         # The step length that is best for a quadratic of this curvature.
         guess = report.dual_norm[name] / report.smoothness[name].lower
         steps[name] = best_step(landscape, gradient, partition, guess)
-        direction = dual_direction(gradient, partition)
-        curvature = float(torch.dot(direction, landscape.hvp(direction)))
-        # A direction of negative curvature has no best step in the quadratic.
-        along[name] = report.dual_norm[name] ** 2 / curvature if curvature > 0 else math.inf
     return [
         Row(
             name=partition.name,
             predicted=report.advantage[partition.name],
-            along=along[partition.name] / along["global"],
+            along=report.step_advantage[partition.name],
             observed=steps[partition.name].decrease / steps["global"].decrease,
             step=steps[partition.name],
             promised=report.decrease[partition.name],

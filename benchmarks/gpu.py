@@ -16,9 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from xml.etree import ElementTree
 
 import torch
 
@@ -58,7 +56,8 @@ def main() -> None:
     }
     path = choices.folder / f"gpu-{today}-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.json"
     if choices.only != "benchmarks":
-        found["tests"] = run_tests(choices.limit)
+        command = ["-m", "pytest", "tests", "-m", "gpu", "-v"]
+        found["tests"] = run([sys.executable, *command], choices.limit, command)
         _write(path, found)
     if choices.only != "tests":
         found["benchmarks"] = []
@@ -89,27 +88,6 @@ def run(command: list[str], limit: float, shown: list[str]) -> dict[str, Any]:
         "printed": lines.splitlines(),
         "errors": errors.splitlines()[-20:] if outcome != "0" else [],
     }
-
-
-def run_tests(limit: float) -> dict[str, Any]:
-    """Run the tests marked gpu; by name, whether each passed, failed or was skipped."""
-    with TemporaryDirectory() as folder:
-        report = Path(folder, "report.xml")
-        command = ["-m", "pytest", "tests", "-m", "gpu", "-q"]
-        result = run([sys.executable, *command, f"--junitxml={report}"], limit, command)
-        cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()
-        result["outcomes"] = {
-            f"{case.get('classname')}::{case.get('name')}": _outcome(case) for case in cases
-        }
-    return result
-
-
-def _outcome(case: ElementTree.Element) -> str:
-    for kind in ("failure", "error", "skipped"):
-        found = case.find(kind)
-        if found is not None:
-            return f"{kind}: {found.get('message', '')}"[:500]
-    return "passed"
 
 
 def _output(command: list[str]) -> str:

@@ -174,48 +174,33 @@ def train_graph() -> Network:
     return loss(), model
 
 
-class Prompted(nn.Module):
-    """What is trained in prompt tuning: vectors before the embedded tokens of a frozen model."""
-
-    def __init__(self, num_vectors: int, width: int) -> None:
-        super().__init__()
-        self.prompt = nn.Embedding(num_vectors, width)
-
-
 def train_prompt() -> Network:
     """Tune a prompt of 8 vectors, 128 parameters, for the frozen GPT-2 of ``train_gpt2``."""
     _, gpt2 = train_gpt2()
     data = _text()
-    model = Prompted(8, 16).double()
+    prompt = nn.Embedding(8, 16).double()  # vectors before the embedded tokens
 
     def loss() -> Tensor:
         tokens = data[torch.randint(len(data) - 24, (32, 1)) + torch.arange(24)]
         embedded = gpt2.transformer.wte(tokens)  # type: ignore[operator, union-attr]
-        inputs = torch.cat([model.prompt.weight.expand(32, -1, -1), embedded], dim=1)
+        inputs = torch.cat([prompt.weight.expand(32, -1, -1), embedded], dim=1)
         logits = gpt2(inputs_embeds=inputs).logits[:, 8:-1].flatten(0, 1)
         return F.cross_entropy(logits, tokens[:, 1:].flatten())
 
-    _train(torch.optim.Adam(model.parameters(), lr=1e-2), loss, num_steps=60)
-    return loss(), model
-
-
-class Factors(nn.Module):
-    """A matrix (60, 50) as a product of two factors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Embedding(60, 6), nn.Embedding(50, 6)
+    _train(torch.optim.Adam(prompt.parameters(), lr=1e-2), loss, num_steps=60)
+    return loss(), prompt
 
 
 def train_factorisation() -> Network:
     """Fit factors of 660 parameters to 40 % of the entries of a noisy matrix of rank 4."""
     torch.manual_seed(0)
-    model = Factors().double()
+    left, right = nn.Embedding(60, 6), nn.Embedding(50, 6)
+    model = nn.ModuleList([left, right]).double()
     target = _normal(60, 4) @ _normal(4, 50) + 0.3 * _normal(60, 50)
     seen = torch.rand(60, 50) < 0.4
 
     def loss() -> Tensor:
-        return (model.left.weight @ model.right.weight.T - target)[seen].square().mean()
+        return (left.weight @ right.weight.T - target)[seen].square().mean()
 
     _train(torch.optim.Adam(model.parameters(), lr=1e-2), loss, num_steps=400)
     return loss(), model

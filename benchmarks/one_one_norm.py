@@ -23,10 +23,10 @@ from unittest.mock import patch
 import torch
 from hessians import PARTITIONS, SPECTRA, TRAIN, Hessian, make
 from stopwatch import heading
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_linf import Partition
 from lightning_linf.functional import (
+    LabelledBlocks,
     OneOneNormEstimate,
     block_cauchy,
     block_smoothness,
@@ -90,8 +90,7 @@ def measure(hessian: Hessian, num_probes: list[int], num_seeds: int) -> dict[int
 def measure_bound(hessian: Hessian, kind: PartitionName, num_probes: int, num_seeds: int) -> None:
     """Print the errors of the bound of the blockwise smoothness at one number of probes."""
     matrix, sizes, blocks = hessian
-    holder = nn.ParameterList([torch.zeros(len(matrix), dtype=matrix.dtype)])
-    partition = Partition.by_function(holder, lambda name, p: blocks[kind], name=kind)
+    partition = LabelledBlocks(blocks[kind], kind)
     roots = partition.sizes(matrix).sqrt()
 
     def total(row_norms: Tensor) -> Tensor:

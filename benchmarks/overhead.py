@@ -14,13 +14,13 @@ without monitors, less 1, so that it has the noise of both. A probe is made chea
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 from stopwatch import heading
 
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
@@ -30,29 +30,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 from gpt2 import Config, prepare
 
 
-class Clock(Callback):
-    """Seconds of a training."""
-
-    seconds = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start it."""
-        self._begin = time.perf_counter()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it."""
-        self.seconds = time.perf_counter() - self._begin
-
-
 def train(config: Config, monitors: Sequence[Callback], folder: str) -> tuple[float, Trainer]:
     """Train with some monitors; seconds, and the trainer."""
-    clock = Clock()
+    clock = Timer()
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer, module, data = prepare(
         config, [clock, *monitors], default_root_dir=folder, limit_val_batches=0, **options
     )
     trainer.fit(module, data)
-    return clock.seconds, trainer
+    return clock.time_elapsed("train"), trainer
 
 
 def main() -> None:

@@ -18,18 +18,13 @@ class _KeepWeights(Callback):
         self.steps = steps
         self.kept: dict[int, dict[str, Tensor]] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._keep(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        self._keep(trainer, pl_module)
-
-    def _keep(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Keep them if this is one of the steps."""
         if trainer.global_step in self.steps:
             state = {name: value.clone() for name, value in pl_module.state_dict().items()}
             self.kept[trainer.global_step] = state
+
+    on_train_batch_end = on_train_start
 
 
 def trained_gpt2(steps: list[int]) -> tuple[GPT2, Tensor, dict[int, dict[str, Tensor]]]:

@@ -9,15 +9,17 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_counted_here, is_sharded, local_grad
+from lightning_linf.functional.dtypes import working_dtype
+from lightning_linf.functional.finite import require_finite
 from lightning_linf.functional.noise import NoiseEstimate, noise_compute
 from lightning_linf.functional.noise_sums import (
     NoiseSums,
     noise_add,
     noise_count,
     noise_init,
-    noise_merge,
     noise_update,
 )
+from lightning_linf.probe.noise import over_ranks
 
 
 class Microbatches:
@@ -93,17 +95,11 @@ class Microbatches:
             return None
         sizes = [num_real(p) for p in self._parameters]
         sums = self._ranks.together(lambda: self._sums or noise_init(sum(sizes), self._zeros(0)))
-        if not self._ranks.is_alone:
-            spare = self._ranks.together(lambda: torch.empty_like(sums.mean))
-            sums = noise_merge(sums, self._ranks.sum, spare)
+        sums = over_ranks(sums, self._ranks)
         return noise_compute(sums, sizes, _coordinate_and_global(sum(sizes)))
 
     def _is_enough(self, num_added: float, num_overflows: float) -> bool:
-        if num_overflows and not self._may_overflow:
-            raise ValueError(
-                "noise: expected a finite gradient, got inf or NaN. Look at the loss and the "
-                "parameters at this point."
-            )
+        require_finite(self._may_overflow or not num_overflows, "noise", "a finite gradient")
         return num_added >= 2 and not num_overflows
 
     def _add_gradient(self, part: Tensor, gradient: Tensor) -> None:
@@ -113,9 +109,7 @@ class Microbatches:
             self.failure = self.failure or error
 
     def _zeros(self, size: int) -> Tensor:
-        dtype = torch.float32
-        for p in self._parameters:
-            dtype = torch.promote_types(dtype, p.dtype.to_real())
+        dtype = working_dtype(self._parameters).to_real()
         return torch.zeros(size, dtype=dtype, device=self._parameters[0].device)
 
 

@@ -15,7 +15,7 @@ from lightning_linf.callbacks._trainer import (
     loss_scale,
     sum_over_ranks,
 )
-from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
+from lightning_linf.callbacks.monitor import GeometryMonitor
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_counted_here, is_sharded, local_grad
 from lightning_linf.functional.heterogeneity import (
@@ -82,10 +82,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
     """
 
     record_tag = quantities.HETEROGENEITY.record_tag
-
-    def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
-        super().__init__(every_n_steps, on_error, name)
-        self._measured: tuple[int, set[int]] = (-1, set())  # a step, and optimizers by identity
+    _measured: tuple[int, set[int]] = (-1, set())  # a step, and optimizers by identity
 
     @override
     def on_before_optimizer_step(

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_linf import quantities
+from lightning_linf.argument_checks import check_choice, check_whole
 from lightning_linf.callbacks._due_steps import DueSteps
 from lightning_linf.callbacks._recording import (
     make_record,
@@ -22,11 +23,10 @@ from lightning_linf.callbacks._recording import (
     write_session,
     writers,
 )
-from lightning_linf.callbacks._strategies import refuse_flat_shards
 from lightning_linf.callbacks._trainer import is_dev_run, logged_step
 from lightning_linf.errors import RestoreError
-from lightning_linf.probe.argument_checks import check_choice, check_whole
 from lightning_linf.report import GeometryReport
+from lightning_linf.swap.trainer import check_strategy
 
 OnError = Literal["warn", "raise"]
 
@@ -79,7 +79,7 @@ class GeometryMonitor(Callback):
     max_history = 1000
     """How many of the latest measurements ``history`` keeps, also in checkpoints."""
 
-    def __init__(self, every_n_steps: int, on_error: OnError = "warn", name: str = "") -> None:
+    def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
         caller = type(self).__name__
         check_whole(caller, "every_n_steps", every_n_steps, 1)
         check_choice(caller, "on_error", on_error, get_args(OnError))
@@ -105,7 +105,7 @@ class GeometryMonitor(Callback):
             return
         self._warned, self._num_measured = set(), 0  # another trainer may have been before
         self._failures_before = self._num_failures
-        refuse_flat_shards(type(self).__name__, trainer)
+        check_strategy(type(self).__name__, trainer)
         mine = (self.record_tag, self.name)
         twins = [m for m in _monitors(trainer) if (m.record_tag, m.name) == mine]
         if len(twins) > 1:

@@ -1,7 +1,6 @@
 """Log the noise of the gradient, from the microbatches that training accumulates anyway."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,7 +16,7 @@ from lightning_linf import quantities
 from lightning_linf.callbacks._microbatches import Microbatches, ShardedMicrobatches, num_real
 from lightning_linf.callbacks._optimized_parameters import named_optimized_parameters
 from lightning_linf.callbacks._trainer import logged_step, loss_scale, sum_over_ranks
-from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
+from lightning_linf.callbacks.monitor import GeometryMonitor
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_sharded
 from lightning_linf.functional.noise import NoiseEstimate
@@ -82,11 +81,8 @@ class GradientNoiseMonitor(GeometryMonitor):
 
     record_tag = quantities.NOISE_OF_GRADIENT.record_tag
     needs = "two microbatches with finite gradients. Accumulate gradients over more batches."
-
-    def __init__(self, every_n_steps: int = 50, on_error: OnError = "warn", name: str = "") -> None:
-        super().__init__(every_n_steps, on_error, name)
-        self._microbatches: Microbatches | None = None  # of the present step, if it is measured
-        self._present_step: int | None = None
+    _microbatches: Microbatches | None = None  # of the present step, if it is measured
+    _present_step: int | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -108,24 +104,23 @@ class GradientNoiseMonitor(GeometryMonitor):
         if step != self._present_step:  # the first microbatch of the step
             self._present_step = step
             self._microbatches = _open(trainer, pl_module) if self.is_due(trainer) else None
-        with self._in_step() as microbatches:
-            if microbatches:  # by now, for training_step may take entries out of the batch
-                microbatches.weight = batch_weight(pl_module, batch)
+
+        def weigh(microbatches: Microbatches) -> None:
+            microbatches.weight = batch_weight(pl_module, batch)
+
+        self._in_step(weigh)  # now, for training_step may take entries out of the batch
 
     @override
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        with self._in_step() as microbatches:
-            if microbatches:
-                microbatches.start()
+        self._in_step(lambda microbatches: microbatches.start())
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with self._in_step() as microbatches:
-            if microbatches:
-                # Lightning divides each microbatch's loss by this, also in a shorter last window.
-                microbatches.finish(trainer.accumulate_grad_batches / (loss_scale(trainer) or 1.0))
+        # Lightning divides each microbatch's loss by this, also in a shorter last window.
+        factor = trainer.accumulate_grad_batches / (loss_scale(trainer) or 1.0)
+        self._in_step(lambda microbatches: microbatches.finish(factor))
 
     @override
     def on_before_optimizer_step(
@@ -146,14 +141,14 @@ class GradientNoiseMonitor(GeometryMonitor):
             self._microbatches.stop()
         self._microbatches = None
 
-    @contextmanager
-    def _in_step(self) -> Iterator[Microbatches | None]:
+    def _in_step(self, action: Callable[[Microbatches], object]) -> None:
         """Keep an error until the optimizer step, where it becomes an error of all ranks."""
         microbatches = self._microbatches
+        if microbatches is None:
+            return
         try:
-            yield microbatches
+            action(microbatches)
         except Exception as error:
-            assert microbatches is not None
             microbatches.stop()
             microbatches.failure = microbatches.failure or error
 
@@ -193,27 +188,28 @@ def _parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Pa
 
 def _require_microbatches(trainer: Trainer, pl_module: LightningModule) -> None:
     module = type(pl_module).__name__
-    if not pl_module.automatic_optimization:
-        raise MisconfigurationException(
-            f"GradientNoiseMonitor: expected automatic optimization, got {module}, which steps its "
-            "optimizers by hand and tells nobody its microbatches. Pass their gradients to "
-            "lightning_linf.functional.noise, or remove the callback."
-        )
     is_scheduled = any(
         is_either(callback, GradientAccumulationScheduler)
         for callback in trainer.callbacks  # type: ignore[attr-defined]  # set in its __init__
     )
     is_sharded_model = is_either(trainer.strategy, ModelParallelStrategy)
     has_one = trainer.world_size == 1 or is_sharded_model  # known only as a mean over ranks
-    if has_one and trainer.accumulate_grad_batches == 1 and not is_scheduled:
-        raise MisconfigurationException(
-            "GradientNoiseMonitor: expected gradient accumulation, whose microbatches it compares, "
-            "got accumulate_grad_batches=1. Set Trainer(accumulate_grad_batches=2) or more, or use "
-            "LinfSmoothnessMonitor(num_batches=2), which has probe batches of its own."
-        )
-    if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
-        raise MisconfigurationException(
-            f"GradientNoiseMonitor: expected {module}.training_step to take a batch, got one that "
-            "takes an iterator, so that its microbatch's weight is not known in time. Take `batch` "
-            "or remove the callback."
-        )
+    has_one &= trainer.accumulate_grad_batches == 1 and not is_scheduled
+    step = pl_module.training_step
+    takes_iterator = is_param_in_hook_signature(step, "dataloader_iter", explicit=True)
+    for is_wrong, problem in (
+        (not pl_module.automatic_optimization,
+         f"expected automatic optimization, got {module}, which steps its optimizers by hand and "
+         "tells nobody its microbatches. Pass their gradients to lightning_linf.functional.noise"),
+        (has_one,
+         "expected gradient accumulation, whose microbatches it compares, got "
+         "accumulate_grad_batches=1. Set Trainer(accumulate_grad_batches=2) or more, or use "
+         "LinfSmoothnessMonitor(num_batches=2), which has probe batches of its own"),
+        (takes_iterator,
+         f"expected {module}.training_step to take a batch, got one that takes an iterator, so "
+         "that its microbatch's weight is not known in time. Take `batch`"),
+    ):  # fmt: skip
+        if is_wrong:
+            raise MisconfigurationException(
+                f"GradientNoiseMonitor: {problem}, or remove the callback."
+            )

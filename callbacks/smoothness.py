@@ -13,6 +13,12 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import quantities
+from lightning_linf.argument_checks import (
+    check_callable,
+    check_choice,
+    check_positive,
+    check_whole,
+)
 from lightning_linf.callbacks._budget import TimeBudget
 from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._last_step import LastStep
@@ -30,12 +36,6 @@ from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, PartitionName
-from lightning_linf.probe.argument_checks import (
-    check_callable,
-    check_choice,
-    check_positive,
-    check_whole,
-)
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.report import GeometryReport
@@ -253,8 +253,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = optimized_parameters(*trainer.optimizers)
-        remark = remark_on_outside(pl_module, *trainer.optimizers)
-        if remark is not None:
+        if (remark := remark_on_outside(pl_module, *trainer.optimizers)) is not None:
             self.warn_once("outside", remark)
         ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
         partitions = ranks.together(

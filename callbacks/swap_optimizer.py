@@ -10,8 +10,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.nn.parameter import UninitializedParameter
 from typing_extensions import override
 
+from lightning_linf.argument_checks import check_whole
 from lightning_linf.callbacks._trainer import is_dev_run
-from lightning_linf.probe.argument_checks import check_whole
 from lightning_linf.swap.geometry import Geometry, check_geometry
 from lightning_linf.swap.groups import holds_mapped_state
 from lightning_linf.swap.mixin import GeometryMixin

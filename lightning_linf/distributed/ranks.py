@@ -53,32 +53,46 @@ class Ranks:
             ProbeError: As :meth:`agree`.
             Exception: What ``work`` raises on this rank.
         """
+        results = []
+
+        def keep_result() -> tuple[float, float]:
+            results.append(work())
+            return 0.0, 0.0
+
+        self.add(keep_result)
+        return results[0]
+
+    def add(self, work: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+        """Call ``work`` as :meth:`together` does, and add up over ranks both numbers it returns."""
         failure: Exception | None = None
+        numbers = 0.0, 0.0
         try:
-            result = work()
+            numbers = work()
         except Exception as error:
             failure = error
         try:
-            self.agree(failure)
+            return self.agree(failure, *numbers)
         finally:
-            del failure  # its traceback refers to this frame, and so keeps ``result`` alive
-        return result
+            del failure  # its traceback refers to this frame, which would keep both alive
 
     def agree(
         self,
         failure: BaseException | None,
-        weight: float = 1.0,
-        loss: float = 0.0,
+        first: float = 0.0,
+        second: float = 0.0,
         *,
         silent: bool = False,
     ) -> tuple[float, float]:
-        """Add up weights and weighted losses over ranks; raise on all if one failed.
+        """Add up two numbers over ranks; raise on all of them if one has failed.
 
         Args:
             failure: What this rank has failed with, or None.
-            weight: Weight of what this rank has summed up.
-            loss: Weighted loss that this rank has summed up.
+            first: A number of this rank.
+            second: Another one.
             silent: Raise nothing on a rank that failed itself; its caller will.
+
+        Returns:
+            The sums over ranks of the first and of the second numbers.
 
         Raises:
             ProbeMemoryError: If a rank has run out of memory.
@@ -89,14 +103,14 @@ class Ranks:
         first_failed = failed if self.rank == 0 else 0.0
         if self._reduce is not None:
             dtype = torch.float32 if self._device.type == "mps" else torch.float64
-            numbers = [weight, loss, failed, starved, first_failed]
+            numbers = [first, second, failed, starved, first_failed]
             totals = torch.tensor(numbers, dtype=dtype, device=self._device)
-            weight, loss, failed, starved, first_failed = self._reduce(totals).tolist()
+            first, second, failed, starved, first_failed = self._reduce(totals).tolist()
         self.all_know = failed > 0
         if failure is not None and not first_failed:  # rank 0, which reports, does not know of it
             _log.warning(f"probe: failed on rank {self.rank}. {type(failure).__name__}: {failure}")
         if failure is not None and silent:
-            return weight, loss
+            return first, second
         if starved:
             where = "another rank" if failure is None else f"this rank ({failure})"
             raise ProbeMemoryError(
@@ -107,7 +121,7 @@ class Ranks:
             raise failure
         if failed:
             raise ProbeError("probe: another rank failed, and logs the cause.")
-        return weight, loss
+        return first, second
 
 
 def _has_ranks() -> bool:

@@ -7,6 +7,7 @@ from lightning_linf.functional.block_smoothness import (
 from lightning_linf.functional.block_smoothness import block_cauchy as block_cauchy
 from lightning_linf.functional.block_smoothness import block_smoothness as block_smoothness
 from lightning_linf.functional.blocks import Blocks as Blocks
+from lightning_linf.functional.blocks import LabelledBlocks as LabelledBlocks
 from lightning_linf.functional.blocks import block_norm as block_norm
 from lightning_linf.functional.blocks import dual_block_norm as dual_block_norm
 from lightning_linf.functional.blocks import dual_direction as dual_direction

@@ -5,11 +5,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.dtypes import wide_dtype
+
 
 class Blocks(Protocol):
     """The protocol of a partition of d coordinates into B blocks, block b with d_b of them.
 
-    :class:`lightning_linf.Partition` follows it.
+    :class:`lightning_linf.Partition` follows it, and for vectors of no module
+    :class:`LabelledBlocks`.
     """
 
     @property
@@ -34,6 +37,37 @@ class Blocks(Protocol):
         """Numbers d_b, with the dtype and device of ``like``. Shape: (B,)."""
 
 
+class LabelledBlocks:
+    """Blocks given by the number of each coordinate's block.
+
+    Args:
+        labels: For each coordinate the number of its block, from 0 to B - 1. Shape: (d,), int64.
+        name: Name of the partition, as it is reported.
+
+    Example:
+        >>> blocks = LabelledBlocks(torch.tensor([0, 1, 0]))
+        >>> blocks.block_sum(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([4., 2.])
+    """
+
+    def __init__(self, labels: Tensor, name: str = "labelled") -> None:
+        self.labels, self.name = labels, name
+        self.num_params, self.num_blocks = len(labels), int(labels.max()) + 1
+
+    def block_sum(self, values: Tensor) -> Tensor:
+        """Add the entries of each block. Shapes: (..., d) -> (..., B)."""
+        zeros = values.new_zeros(*values.shape[:-1], self.num_blocks)
+        return zeros.index_add(-1, self.labels, values)
+
+    def expand(self, values: Tensor) -> Tensor:
+        """Give each coordinate its block's value. Shapes: (..., B) -> (..., d)."""
+        return values[..., self.labels]
+
+    def sizes(self, like: Tensor) -> Tensor:
+        """Numbers d_b, with the dtype and device of ``like``. Shape: (B,)."""
+        return torch.bincount(self.labels, minlength=self.num_blocks).to(like)
+
+
 def block_norm(x: Tensor, blocks: Blocks) -> Tensor:
     r"""Measure a step: :math:`\|x\|_\Phi = \max_b \|x_b\|_2 / \sqrt{d_b}`.
 
@@ -54,12 +88,11 @@ def block_norm(x: Tensor, blocks: Blocks) -> Tensor:
         Norm of blockwise Adam: Xie, Mohamadi & Li, arXiv:2410.08198. Cost: two passes over ``x``.
 
     Example:
-        >>> from lightning_linf import Partition
-        >>> rows = Partition.of(torch.nn.Linear(2, 2, bias=False), "row")
-        >>> round(float(block_norm(torch.tensor([3.0, 4.0, 1.0, 0.0]), rows)), 4)
+        >>> pairs = LabelledBlocks(torch.tensor([0, 0, 1, 1]))
+        >>> round(float(block_norm(torch.tensor([3.0, 4.0, 1.0, 0.0]), pairs)), 4)
         3.5355
     """
-    _require_vector("block_norm", "x", x, blocks)
+    require_vector("block_norm", "x", x, blocks)
     dtype = _result_dtype(x)
     if blocks.num_blocks == blocks.num_params:
         return x.abs().amax().to(dtype)
@@ -87,7 +120,7 @@ def dual_block_norm(g: Tensor, blocks: Blocks) -> Tensor:
     Source:
         Xie, Mohamadi & Li, arXiv:2410.08198. Cost: two passes over ``g``.
     """
-    _require_vector("dual_block_norm", "g", g, blocks)
+    require_vector("dual_block_norm", "g", g, blocks)
     dtype = _result_dtype(g)
     if blocks.num_blocks == blocks.num_params:
         return g.abs().sum(dtype=wide_dtype(g)).to(dtype)
@@ -117,18 +150,13 @@ def dual_direction(g: Tensor, blocks: Blocks) -> Tensor:
         Steepest descent in the norm of Xie, Mohamadi & Li, arXiv:2410.08198. Cost: three passes
         over ``g``.
     """
-    _require_vector("dual_direction", "g", g, blocks)
+    require_vector("dual_direction", "g", g, blocks)
     dtype = _result_dtype(g)
     if blocks.num_blocks == blocks.num_params:
         return g.sign().to(dtype)
     norms, scale = _scaled_norms(g, blocks)
     factors = torch.where(norms == 0, 0.0, blocks.sizes(norms).sqrt() / norms)
     return (g.to(norms.dtype) / scale * blocks.expand(factors)).to(dtype)
-
-
-def wide_dtype(like: Tensor) -> torch.dtype:
-    """Give the widest dtype for sums on the device: float64, or float32 on MPS, which has none."""
-    return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 def _scaled_norms(x: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
@@ -143,7 +171,8 @@ def _result_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _require_vector(function: str, argument: str, x: Tensor, blocks: Blocks) -> None:
+def require_vector(function: str, argument: str, x: Tensor, blocks: Blocks) -> None:
+    """Raise a ValueError unless ``x`` is a vector of the coordinates that blocks divide."""
     if x.shape != (blocks.num_params,):
         raise ValueError(
             f"{function}: expected `{argument}` of shape ({blocks.num_params},), got "

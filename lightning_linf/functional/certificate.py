@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks, wide_dtype
+from lightning_linf.functional.blocks import Blocks
+from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.lambda_max import Lanczos, lanczos
 from lightning_linf.functional.random import normal
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import wide_dtype
+from lightning_linf.functional.dtypes import wide_dtype
+from lightning_linf.functional.finite import require_finite
 from lightning_linf.functional.spectrum_end import FAILURE, least_mass, spectrum_end
 
 LEAST_HVPS = 8  # with fewer, the iteration may have settled at a smaller eigenvalue
@@ -134,11 +135,8 @@ def lanczos(
         diagonal.append(alpha)
         image = image - alpha * current - beta * previous
         beta = _norm(image)
-        if not (abs(alpha) < float("inf") and beta < float("inf")):
-            raise ValueError(
-                f"lambda_max: expected finite products, got inf or NaN at product {len(diagonal)}. "
-                "Look at the loss and the parameters at this point."
-            )
+        is_finite = abs(alpha) < float("inf") and beta < float("inf")
+        require_finite(is_finite, "lambda_max", "finite products", f" at product {len(diagonal)}")
         values, vectors = _eigenpairs(diagonal, off_diagonal)
         off_diagonal.append(beta)
         value = float(values.abs().max())

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks, wide_dtype
+from lightning_linf.functional.blocks import Blocks
+from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.noise_sums import NoiseSums, noise_init, noise_update
 
 

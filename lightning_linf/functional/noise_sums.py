@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import wide_dtype
+from lightning_linf.functional.dtypes import wide_dtype
+from lightning_linf.functional.finite import require_finite
 
 
 class NoiseSums(NamedTuple):
@@ -79,11 +80,7 @@ def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None
         raise ValueError(
             f"noise: expected `weight` > 0, the number of samples in the microbatch, got {weight}."
         )
-    if not gradient.isfinite().all():
-        raise ValueError(
-            "noise: expected a finite gradient, got inf or NaN. Look at the loss and the "
-            "parameters at this point."
-        )
+    require_finite(gradient.isfinite().all(), "noise", "a finite gradient")
     before = float(sums.weight)
     sums.weight.add_(weight)
     gradient = gradient.detach().to(sums.mean.dtype)

@@ -12,6 +12,7 @@ from lightning_linf.functional.control_variate import (
     NUM_SURROGATES,
     corrected,
 )
+from lightning_linf.functional.finite import require_finite
 from lightning_linf.functional.product_sums import (
     ProductSums,
     product_sums_of,
@@ -53,11 +54,7 @@ def row_norms(products: Tensor) -> Tensor:
             f"one_one_norm: expected `products` of shape (k, d), got {tuple(products.shape)}. "
             "Stack the k products H v."
         )
-    if not products.isfinite().all():
-        raise ValueError(
-            "one_one_norm: expected finite `products`, got inf or NaN. "
-            "Look at the loss and the parameters at this point."
-        )
+    require_finite(products.isfinite().all(), "one_one_norm", "finite `products`")
     num_probes = len(products)
     if num_probes < 3:  # E|c|^(2/k) of a Cauchy c, hence the variance, is finite from k = 3
         raise ValueError(

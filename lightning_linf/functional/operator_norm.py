@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks, dual_block_norm, dual_direction
+from lightning_linf.functional.blocks import Blocks, dual_block_norm, dual_direction, require_vector
 from lightning_linf.functional.certificate import (
     block_masses,
     certify,
@@ -16,6 +16,7 @@ from lightning_linf.functional.certificate import (
     random_combination,
     stationary_shares,
 )
+from lightning_linf.functional.finite import require_finite
 from lightning_linf.functional.lambda_max import LEAST_HVPS, lanczos
 from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.functional.spectrum_end import FAILURE
@@ -107,18 +108,14 @@ def operator_norm(
         about LAST_HVPS + 8 vectors.
 
     Example:
-        >>> from lightning_linf import Partition
-        >>> coordinates = Partition.of(torch.nn.Linear(2, 1, bias=False), "coordinate")
+        >>> from lightning_linf.functional import LabelledBlocks
+        >>> coordinates = LabelledBlocks(torch.arange(2))
         >>> H = torch.tensor([[2.0, -1.0], [-1.0, 0.0]])
         >>> result = operator_norm(lambda v: H @ v, torch.ones(2), coordinates)
         >>> round(result.lower, 3), result.upper < 4.05  # the maximum is at v = (1, -1)
         (4.0, True)
     """
-    if start.shape != (blocks.num_params,):
-        raise ValueError(
-            f"operator_norm: expected `start` of shape ({blocks.num_params},), "
-            f"got {tuple(start.shape)}."
-        )
+    require_vector("operator_norm", "start", start, blocks)
     if not start.any():
         raise ValueError("operator_norm: expected a non-zero `start`. Draw a random vector.")
     if max_hvps < LEAST_BUDGET:
@@ -203,11 +200,7 @@ def _ascend(
     for num_hvps in range(1, max_hvps + 1):
         product = hvp(direction)
         previous, value = value, float(dual_block_norm(product, blocks))
-        if not value < float("inf"):
-            raise ValueError(
-                "operator_norm: expected finite products, got inf or NaN. "
-                "Look at the loss and the parameters at this point."
-            )
+        require_finite(value < float("inf"), "operator_norm", "finite products")
         increase = (value - previous) / value if value else 0.0
         if increase <= ASCENT_TOL or num_hvps == max_hvps:
             break

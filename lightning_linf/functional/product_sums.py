@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.control_variate import run_counts, run_sums
+from lightning_linf.functional.finite import require_finite
 
 
 class ProductSums(NamedTuple):
@@ -60,11 +61,8 @@ def product_sums_update(
             f"cross_fitted_one_one_norm: expected a product of shape "
             f"{tuple(sums.log_sums.shape[1:])}, got {tuple(product.shape)}."
         )
-    if not product.isfinite().all():
-        raise ValueError(
-            f"cross_fitted_one_one_norm: expected a finite product for probe {probe}, got inf or "
-            "NaN. Look at the loss and the parameters at this point."
-        )
+    expected = f"a finite product for probe {probe}"
+    require_finite(product.isfinite().all(), "cross_fitted_one_one_norm", expected)
     logs = product.to(sums.log_sums.dtype).abs().log()
     sums.log_sums[probe % 2] += logs
     finite = logs.isfinite()

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks, wide_dtype
+from lightning_linf.functional.blocks import Blocks, require_vector
+from lightning_linf.functional.dtypes import wide_dtype
 
 # A variance of log|g| below so many epsilons of its mean square is what rounding leaves of none.
 NUM_EPSILONS = 1e3
@@ -47,16 +48,12 @@ def r_squared(gradient: Tensor, blocks: Blocks) -> Tensor:
         with one degree of freedom. Cost: four passes over the gradient.
 
     Example:
-        >>> from lightning_linf import Partition
-        >>> rows = Partition.of(torch.nn.Linear(2, 2, bias=False), "row")
-        >>> float(r_squared(torch.tensor([1.0, 1.0, -5.0, 5.0]), rows))
+        >>> from lightning_linf.functional import LabelledBlocks
+        >>> pairs = LabelledBlocks(torch.tensor([0, 0, 1, 1]))
+        >>> float(r_squared(torch.tensor([1.0, 1.0, -5.0, 5.0]), pairs))
         1.0
     """
-    if gradient.shape != (blocks.num_params,):
-        raise ValueError(
-            f"r_squared: expected `gradient` of shape ({blocks.num_params},), got "
-            f"{tuple(gradient.shape)}. Pass the vector that the partition {blocks.name!r} divides."
-        )
+    require_vector("r_squared", "gradient", gradient, blocks)
     if not gradient.is_floating_point():
         raise ValueError(
             f"r_squared: expected a real floating gradient, got {gradient.dtype}. "

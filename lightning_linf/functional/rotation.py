@@ -175,8 +175,13 @@ def _check(function: str, x: Tensor, strength: float) -> None:
             f"{function}: expected a real floating tensor of shape (..., d), got {x.dtype} of "
             f"shape {tuple(x.shape)}. Convert it, or rotate real and imaginary parts."
         )
+    check_strength(function, strength)
+
+
+def check_strength(caller: str, strength: float) -> None:
+    """Raise a ValueError unless the strength of a rotation lies between 0 and 1."""
     if not 0 <= strength <= 1:
         raise ValueError(
-            f"{function}: expected `strength` between 0 and 1, got {strength}. 0 is the identity, "
+            f"{caller}: expected `strength` between 0 and 1, got {strength}. 0 is the identity, "
             "1 a full rotation."
         )

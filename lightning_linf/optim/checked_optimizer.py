@@ -1,6 +1,6 @@
 """The base of optimizers that check parameter groups and states before they take them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -20,11 +20,31 @@ from lightning_linf.optim.saved_state import (
 class CheckedOptimizer(Optimizer):
     """An optimizer that is left as it was if it refuses a parameter group or a state.
 
-    A subclass implements ``step``, ``_check_group`` and ``_check_saved``.
+    A subclass implements ``_step``, ``_check_group`` and ``_check_saved``.
     """
 
     # Hyperparameters that saved states of older versions lack, each with the value it had then.
     _added_options: ClassVar[dict[str, Any]]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step.
+
+        Args:
+            closure: Reevaluates the model, calls backward and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            ValueError: If a gradient is sparse, or groups that share a block do not agree.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step()
+        return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group.
@@ -75,6 +95,10 @@ class CheckedOptimizer(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _step(self) -> None:
+        """Update all parameters that have a gradient."""
+        raise NotImplementedError
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise a ValueError for a parameter group with bad hyperparameters or parameters."""

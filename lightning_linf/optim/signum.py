@@ -1,7 +1,6 @@
 """Descent along the sign of a running mean of the gradient."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -94,23 +93,7 @@ class Signum(CheckedOptimizer):
             if entry:
                 check_shape("Signum", groups, p, "exp_avg", entry.get("exp_avg"))
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step.
-
-        Args:
-            closure: Reevaluates the model, calls backward and returns the loss.
-
-        Returns:
-            What the closure returned, or None.
-
-        Raises:
-            ValueError: If a gradient is sparse.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _step(self) -> None:
         for group in self.param_groups:
             alike: dict[Any, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
@@ -128,7 +111,6 @@ class Signum(CheckedOptimizer):
                 foreach = params[0].is_cuda if group["foreach"] is None else group["foreach"]
                 update = _multi_tensor_signum if foreach else _single_tensor_signum
                 update([local(p) for p in params], grads, exp_avgs, group)
-        return loss
 
 
 def _single_tensor_signum(

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console, Group
 from torch import Tensor, nn
 
+from lightning_linf.argument_checks import check_choice
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.pieces import Piece, labelled, matched, nothing, number, trainable
 from lightning_linf.partition.structure import check_structure, structural
@@ -108,12 +109,8 @@ class Partition:
             ValueError: If a name is unknown, if nothing is trainable, or if the structure does not
                 tell the blocks of some parameters; the message names them and the argument to give.
         """
-        if name not in get_args(PartitionName):
-            raise ValueError(
-                "Partition.of: expected `name` to be one of "
-                f"{', '.join(map(repr, get_args(PartitionName)))}, got {name!r}. Give one of "
-                "them, or see Partition.by_regex and Partition.by_function."
-            )
+        remedy = "For others see Partition.by_regex and Partition.by_function."
+        check_choice("Partition.of", "name", name, get_args(PartitionName), remedy)
         check_structure("Partition.of", output_dims, fused_qkv)
         named = trainable("of", module, parameters)
         return cls(

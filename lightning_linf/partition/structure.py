@@ -7,6 +7,7 @@ from typing import get_args
 
 from torch import nn
 
+from lightning_linf.argument_checks import check_choice
 from lightning_linf.partition.attention import by_head
 from lightning_linf.partition.layouts import Layout
 from lightning_linf.partition.orientation import rows_or_columns
@@ -16,12 +17,7 @@ from lightning_linf.partition_names import FusedQKV, PartitionName
 
 def check_structure(caller: str, output_dims: object, fused_qkv: object) -> None:
     """Raise a ValueError unless :meth:`~lightning_linf.Partition.of` takes these arguments."""
-    orders = get_args(FusedQKV)
-    if fused_qkv is not None and fused_qkv not in orders:
-        raise ValueError(
-            f"{caller}: expected `fused_qkv` to be one of {', '.join(map(repr, orders))} or None, "
-            f"got {fused_qkv!r}."
-        )
+    check_choice(caller, "fused_qkv", fused_qkv, get_args(FusedQKV), or_none=True)
     if output_dims is not None and not _are_dims_by_pattern(output_dims):
         raise ValueError(
             f"{caller}: expected `output_dims` to give dimensions by regular expressions, got "

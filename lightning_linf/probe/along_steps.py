@@ -9,8 +9,8 @@ from lightning_linf.functional.blocks import (
     block_norm,
     dual_block_norm,
     dual_direction,
-    wide_dtype,
 )
+from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.partition import Partition
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.products import HessianProducts

@@ -42,22 +42,21 @@ class BatchMean:
             num_rows: Of the result.
             place: From the number of a batch to the rows of the result that it is added to.
         """
-        failure: Exception | None = None
-        weight, loss = 0.0, 0.0
-        try:
+        sums = self._function.parameters.like
+
+        def add_batches() -> tuple[float, float]:
+            nonlocal sums
             sums = self._function.parameters.zeros(num_rows)
+            weight = loss = 0.0
             for index in range(len(self._function.batches)):
                 share = self.weight(index)
                 values, value = evaluate(index)
                 sums[place(index)].add_(values, alpha=share)
                 weight += share
                 loss += share * value
-        except Exception as error:  # raised once the other ranks know
-            failure = error
-        try:
-            weight, loss = self._ranks.agree(failure, weight, loss)
-        finally:
-            del failure  # its traceback holds this frame, and with it the graph
+            return weight, loss
+
+        weight, loss = self._ranks.add(add_batches)
         return Mean(self._ranks.sum(sums).div_(weight), loss / weight)
 
     def weight(self, index: int) -> float:
@@ -81,8 +80,9 @@ class BatchMean:
         if self._ranks.is_alone and len(indices) == 1:
             return None
 
-        def weigh() -> list[float]:
-            return [sum(self.weight(i) for i in indices if self.half(i) == h) for h in (0, 1)]
+        def weigh() -> tuple[float, float]:
+            first = sum(self.weight(i) for i in indices if self.half(i) == 0)
+            return first, sum(self.weight(i) for i in indices if self.half(i) == 1)
 
-        first, second = self._ranks.agree(None, *self._ranks.together(weigh))
+        first, second = self._ranks.add(weigh)
         return first / (first + second) if first > 0 and second > 0 else None

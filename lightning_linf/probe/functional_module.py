@@ -121,9 +121,6 @@ class FunctionalModule:
             return parameters, self._loss_function(batch, self._batch_indices[index])
 
     def _set_mode(self, mode: Mode) -> None:
-        if mode == "eval":
+        if mode == "eval" or not self.module.training:
             for part in self.module.modules():
-                part.training = False
-        elif not self.module.training:
-            for part in self.module.modules():
-                part.training = True
+                part.training = mode == "train"

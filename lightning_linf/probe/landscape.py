@@ -8,15 +8,15 @@ from typing import Any, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_linf.distributed.ranks import Ranks
-from lightning_linf.errors import ProbeError
-from lightning_linf.functional.linear_map import LinearMap
-from lightning_linf.probe.argument_checks import (
+from lightning_linf.argument_checks import (
     check_callable,
     check_choice,
     check_positive,
     check_whole,
 )
+from lightning_linf.distributed.ranks import Ranks
+from lightning_linf.errors import ProbeError
+from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.probe.batch_derivatives import BatchDerivatives
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.batch_mean import BatchMean

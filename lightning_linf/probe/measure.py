@@ -9,6 +9,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_linf.argument_checks import check_callable, check_whole
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.heterogeneity import (
     heterogeneity_compute,
@@ -22,7 +23,6 @@ from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, PartitionName
 from lightning_linf.probe.along_steps import curvatures, dual_norms, secants
-from lightning_linf.probe.argument_checks import check_callable, check_whole
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.brackets import bracket_smoothness
 from lightning_linf.probe.fabric import unwrap_fabric

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.noise import noise_compute
 from lightning_linf.functional.noise_sums import NoiseSums, noise_init, noise_merge, noise_update
@@ -22,15 +23,21 @@ def measure_noise(landscape: Landscape) -> NoiseSums:
     vector, ranks = landscape.parameters, landscape.ranks
     sums = ranks.together(lambda: noise_init(vector.num_params, vector.like))
     landscape.each_gradient(lambda gradient, weight: noise_update(sums, gradient, weight))
-    if not ranks.is_alone:
-        spare = ranks.together(lambda: torch.empty_like(sums.mean))
-        sums = noise_merge(sums, ranks.sum, spare)
+    sums = over_ranks(sums, ranks)
     if not sums.counts.sum() > 0:
         raise ProbeError(
             "measure_geometry: expected at least two batches for the gradient noise, got one. "
             "Pass more `noise_batches`."
         )
     return sums
+
+
+def over_ranks(sums: NoiseSums, ranks: Ranks) -> NoiseSums:
+    """Merge the sums of all ranks, which are used up."""
+    if ranks.is_alone:
+        return sums
+    spare = ranks.together(lambda: torch.empty_like(sums.mean))
+    return noise_merge(sums, ranks.sum, spare)
 
 
 def summarize_noise(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_linf.errors import ProbeError
+from lightning_linf.functional.dtypes import working_dtype
 from lightning_linf.partition.pieces import trainable_parameters
 
 
@@ -35,27 +36,22 @@ class ParameterVector:
         self.device = next(iter(named.values())).device
         for name, p in named.items():
             if isinstance(p, UninitializedParameter):
-                raise ProbeError(
-                    f"probe: expected initialized parameters, but {name} is still lazy. "
-                    "Run the module once before probing it."
-                )
-            if not p.is_floating_point():
-                raise ProbeError(
-                    f"probe: expected real floating parameters, but {name} is {p.dtype}. "
-                    "Freeze it, or hold its real and imaginary parts as real parameters."
-                )
-            if p.device != self.device:
-                raise ProbeError(
-                    f"probe: expected all trainable parameters on {self.device}, but {name} is on "
-                    f"{p.device}. Models split over devices cannot be probed."
-                )
+                got, remedy = "still lazy", "Run the module once before probing it"
+            elif not p.is_floating_point():
+                got, remedy = f"{p.dtype}", "Freeze it, or hold its parts as real parameters"
+            elif p.device != self.device:
+                got, remedy = f"on {p.device}", "Models split over devices cannot be probed"
+            else:
+                continue
+            raise ProbeError(
+                "probe: expected initialized, real floating parameters, all trainable ones on "
+                f"{self.device}, but {name} is {got}. {remedy}."
+            )
         self.names = list(named)
         self.shapes = [p.shape for p in named.values()]
         self.sizes = [p.numel() for p in named.values()]
         self.num_params = sum(self.sizes)
-        self.dtype = torch.float32
-        for p in named.values():
-            self.dtype = torch.promote_types(self.dtype, p.dtype)
+        self.dtype = working_dtype(named.values())
         # Low-precision weights anywhere: probe all of the module in the working dtype.
         tensors = (*module.parameters(), *module.buffers())
         self.widen = any(t.is_floating_point() and t.dtype.itemsize < 4 for t in tensors)

@@ -81,7 +81,13 @@ class TrainerState:
             ]
             for optimizer in optimizers:
                 changed += optimizer.restore()
-            _require_none(changed)
+            if changed:
+                more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+                raise RestoreError(
+                    "probe: expected a loss that leaves the training as it was, but evaluating it "
+                    f"changed {', '.join(changed[:3])}{more} in place. Define probe_loss(batch) "
+                    "that returns the loss and changes nothing."
+                )
 
     def _walk(self, name: str, part: Any, seen: set[int]) -> None:
         pending: list[tuple[str, Any]] = [(name, part)]
@@ -169,13 +175,3 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 def _is_ours(callback: Any) -> bool:
     """Whether it is a monitor of ours, whose long history would be walked for nothing."""
     return type(callback).__module__.startswith("lightning_linf.")
-
-
-def _require_none(changed: list[str]) -> None:
-    if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise RestoreError(
-            "probe: expected a loss that leaves the training as it was, but evaluating it changed "
-            f"{', '.join(changed[:3])}{more} in place. Define probe_loss(batch) that returns the "
-            "loss and changes nothing."
-        )

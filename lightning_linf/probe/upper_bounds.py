@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_linf.functional.batch_excess import batch_excess, excess_of_halves
 from lightning_linf.functional.block_smoothness import block_cauchy, block_smoothness_compute
-from lightning_linf.functional.blocks import wide_dtype
+from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.one_one_norm import cross_fitted_one_one_norm_compute
 from lightning_linf.functional.product_sums import (
     ProductSums,

@@ -22,18 +22,17 @@ class BoundReparameterization(ABC):
 
     num_params: int
 
+    @torch.no_grad()
     def apply(self, vector: Tensor) -> Tensor:
         """Multiply with A. Shapes: (d,) -> (d,)."""
-        self._require(vector)
-        with torch.no_grad():
-            return self._multiply(vector)
+        return self._multiply(self._checked(vector))
 
+    @torch.no_grad()
     def apply_transpose(self, vector: Tensor) -> Tensor:
         """Multiply with the transpose of A. Shapes: (d,) -> (d,)."""
-        self._require(vector)
-        with torch.no_grad():
-            return self._multiply_transpose(vector)
+        return self._multiply_transpose(self._checked(vector))
 
+    @torch.no_grad()
     def apply_transpose_squared(self, vector: Tensor) -> Tensor:
         """Multiply with the transpose of the entrywise square of A. Shapes: (d,) -> (d,).
 
@@ -43,9 +42,7 @@ class BoundReparameterization(ABC):
         their product if at most one of them is a rotation, and its expectation if several are and
         have different seeds.
         """
-        self._require(vector)
-        with torch.no_grad():
-            return self._multiply_transpose_squared(vector)
+        return self._multiply_transpose_squared(self._checked(vector))
 
     @abstractmethod
     def inverse(self) -> "BoundReparameterization":
@@ -60,13 +57,14 @@ class BoundReparameterization(ABC):
     @abstractmethod
     def _multiply_transpose_squared(self, vector: Tensor) -> Tensor: ...
 
-    def _require(self, vector: Tensor) -> None:
+    def _checked(self, vector: Tensor) -> Tensor:
         if vector.shape != (self.num_params,) or not vector.is_floating_point():
             raise ValueError(
                 f"BoundReparameterization: expected a real floating vector of shape "
                 f"({self.num_params},), got shape {tuple(vector.shape)} and {vector.dtype}. Join "
                 "the flattened tensors that the map was bound to, in their order."
             )
+        return vector
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_linf.argument_checks import check_choice
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.reparam.bound import BoundReparameterization
 from lightning_linf.reparam.cache import TensorCache
@@ -46,11 +47,7 @@ class Permutation(Reparameterization):
     only: str | None = None
 
     def __post_init__(self) -> None:
-        if self.scope not in get_args(PermutationScope):
-            raise ValueError(
-                f"Permutation: expected `scope` to be one of {get_args(PermutationScope)}, got "
-                f"{self.scope!r}."
-            )
+        check_choice("Permutation", "scope", self.scope, get_args(PermutationScope))
         check_pattern(self.only, "Permutation")
 
     @property

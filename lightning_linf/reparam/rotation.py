@@ -8,8 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_linf.argument_checks import check_choice
 from lightning_linf.functional.random import derive_seed
-from lightning_linf.functional.rotation import rotate, rotate_squared
+from lightning_linf.functional.rotation import check_strength, rotate, rotate_squared
 from lightning_linf.reparam.bound import BoundIdentity, BoundReparameterization
 from lightning_linf.reparam.reparameterization import Reparameterization, check_pattern
 
@@ -56,16 +57,8 @@ class Rotation(Reparameterization):
     only: str | None = None
 
     def __post_init__(self) -> None:
-        if self.scope not in get_args(RotationScope):
-            raise ValueError(
-                f"Rotation: expected `scope` to be one of {get_args(RotationScope)}, got "
-                f"{self.scope!r}."
-            )
-        if not 0 <= self.strength <= 1:
-            raise ValueError(
-                f"Rotation: expected `strength` between 0 and 1, got {self.strength}. 0 is the "
-                "identity, 1 a full rotation."
-            )
+        check_choice("Rotation", "scope", self.scope, get_args(RotationScope))
+        check_strength("Rotation", self.strength)
         check_pattern(self.only, "Rotation")
 
     @property

@@ -11,8 +11,8 @@ class Interval:
     Example:
         >>> print(Interval(3.14159, 4.6))
         3.14 to 4.6
-        >>> 4 in Interval(3, 5), Interval(3, 5).overlaps(Interval(5, 6))
-        (True, True)
+        >>> 4 in Interval(3, 5)
+        True
     """
 
     lower: float
@@ -20,10 +20,6 @@ class Interval:
 
     def __contains__(self, value: float) -> bool:
         return self.lower <= value <= self.upper
-
-    def overlaps(self, other: "Interval") -> bool:
-        """Tell whether both may hold the same number; an unknown end rules nothing out."""
-        return not (self.upper < other.lower or other.upper < self.lower)
 
     def __str__(self) -> str:
         if self.lower == self.upper:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from lightning_linf.report import advice, comparison, encoding, files
+from lightning_linf.report import advice, encoding, files
 from lightning_linf.report.measurement import Measurement
 from lightning_linf.report.terminal import ReportView
 from lightning_linf.report.text import ReportText, describe
@@ -44,20 +44,6 @@ class GeometryReport(Measurement):
             ValueError: If ``keep`` is not in (0, 1].
         """
         return advice.advise(self, keep)
-
-    def compare(
-        self, other: "GeometryReport", names: tuple[str, str] = ("first", "second")
-    ) -> RenderableType:
-        """Lay this report and another side by side, with what the measurements tell apart.
-
-        Args:
-            other: Of another point, model or loss. A different number of parameters is allowed.
-            names: What to call this report and the other.
-
-        Returns:
-            A table for ``rich.print``.
-        """
-        return comparison.compare(self, other, names)
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain JSON types; inf and NaN become strings.

@@ -1,6 +1,6 @@
 """A report's text in a terminal of 80 columns or more."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from rich.box import Box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -41,26 +41,10 @@ class ReportView:
         yield Text(text.verdict)
         yield Text(text.advice)
 
-    def _table(self, columns: Iterable[int]) -> Table:
-        columns = list(columns)
-        table = make_table([self.text.headings[i] for i in columns])
+    def _table(self, columns: Sequence[int]) -> Table:
+        table = Table(box=_HEAD_LINE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for i in columns:  # the first holds names, the others numbers
+            table.add_column(Text(self.text.headings[i]), justify="right" if i else "left")
         for row in self.text.rows:
             table.add_row(*(Text(row[i]) for i in columns))
         return table
-
-
-def make_table(
-    headings: Iterable[str], title: Text | None = None, caption: Text | None = None
-) -> Table:
-    """Start a table whose first column holds names, and the others numbers."""
-    table = Table(
-        title=title,
-        caption=caption,
-        box=_HEAD_LINE,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
-    for index, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if index else "left")
-    return table

@@ -1,6 +1,6 @@
 """One run, as a page shows it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ class Run:
     """Everything that was measured in one training."""
 
     name: str
-    scalars: dict[str, Sequence[Point]] = field(default_factory=dict)  # by tag
+    scalars: dict[str, Iterable[Point]] = field(default_factory=dict)  # by tag
     tables: dict[str, Table] = field(default_factory=dict)  # by tag, of at most MAX_STEPS steps
     report: ReportText | None = None  # the last that is whole
     report_step: int = -1

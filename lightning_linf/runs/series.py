@@ -1,8 +1,7 @@
 """What is held of a run while its files are read: a few bytes a record, however long it is."""
 
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import overload
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from lightning_linf.panels.table import Metadata, thin
 Point = tuple[int, float]
 
 
-class Points(Sequence[Point]):
+class Points:
     """Steps and values of one scalar, in the order of the files; 16 bytes a point."""
 
     def __init__(self) -> None:
@@ -33,17 +32,6 @@ class Points(Sequence[Point]):
 
     def __iter__(self) -> Iterator[Point]:
         return zip(self._steps, self._values, strict=True)
-
-    @overload
-    def __getitem__(self, index: int) -> Point: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Point]: ...
-
-    def __getitem__(self, index: int | slice) -> Point | list[Point]:
-        if isinstance(index, slice):
-            return list(zip(self._steps[index], self._values[index], strict=True))
-        return self._steps[index], self._values[index]
 
 
 class Places:

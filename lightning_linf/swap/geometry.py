@@ -1,7 +1,8 @@
 """The choice of a geometry: which optimizer, on which blocks, in which coordinates."""
 
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import NoneType
 from typing import Any, get_args
@@ -28,6 +29,8 @@ from lightning_linf.swap.groups import (
 from lightning_linf.swap.optimizer_names import OPTIMIZERS, OptimizerName
 
 _NEED_NO_MODULE = get_args(ModuleFreeName)
+# Whether it is kept; what was expected; what we got; what to do.
+_Rule = tuple[bool, str, object, str]
 
 
 @dataclass(frozen=True)
@@ -81,76 +84,68 @@ class Geometry:
     fused_qkv: FusedQKV | None = None
 
     def __post_init__(self) -> None:
-        self._check_optimizer()
-        self._check_partition()
-        self._check_rotation()
-        self._check_options()
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise ValueError(
-                f"Geometry: expected `lr` > 0 and finite, got {self.lr}. Leave it out to keep the "
-                "learning rates."
-            )
-
-    def _check_optimizer(self) -> None:
-        kind = self.optimizer
-        if isinstance(kind, str) and kind not in OPTIMIZERS:
-            raise ValueError(
-                f"Geometry: expected `optimizer` to be one of {', '.join(map(repr, OPTIMIZERS))}, "
-                f"a class or a function, got {kind!r}."
-            )
-        if kind is not None and not isinstance(kind, str) and not callable(kind):
-            raise ValueError(
-                "Geometry: expected `optimizer` to be a name, a class or a function of parameter "
-                f"groups, got {kind!r}. An optimizer that exists already cannot be swapped in."
-            )
-
-    def _check_partition(self) -> None:
-        names = (None, *get_args(PartitionName))
-        if not isinstance(self.partition, Partition) and self.partition not in names:
-            raise ValueError(
-                "Geometry: expected `partition` to be one of "
-                f"{', '.join(map(repr, get_args(PartitionName)))} or a Partition, got "
-                f"{self.partition!r}."
-            )
-        if self.partition is not None:
-            chosen = self.kind()
-            if chosen is None or "partition" not in arguments_of(chosen):
-                raise ValueError(
-                    "Geometry: expected an optimizer with blocks beside `partition`, got "
-                    f"{self.optimizer!r}. Choose optimizer='blockwise_adam'."
-                )
-        for argument, value, only in (
-            ("output_dims", self.output_dims, ("row", "column")),
-            ("fused_qkv", self.fused_qkv, ("head",)),
-        ):
-            if value is not None and self.partition not in only:
-                raise ValueError(
-                    f"Geometry: expected `{argument}` beside partition="
-                    f"{' or '.join(map(repr, only))}, got {value!r} beside {self.partition!r}. "
-                    "Leave it out, or make the Partition with it."
-                )
+        for is_kept, expected, got, remedy in (*self._rules(), *self._rules_of_options()):
+            if not is_kept:
+                raise ValueError(f"Geometry: expected {expected}, got {got}. {remedy}".rstrip())
         check_structure("Geometry", self.output_dims, self.fused_qkv)
+        self.reparameterization()  # Rotation raises a ValueError for what it cannot be
 
-    def _check_rotation(self) -> None:
-        is_scope = isinstance(self.rotation, str)
-        if not isinstance(self.rotation, (str, Reparameterization, NoneType)):
-            raise ValueError(
-                "Geometry: expected `rotation` to be a scope or a reparameterization, got "
-                f"{self.rotation!r}. Give a scope such as 'global', or a Rotation."
-            )
-        if not is_scope and (self.rotation_strength, self.rotation_seed) != (1.0, 0):
-            raise ValueError(
-                "Geometry: expected `rotation_strength` and `rotation_seed` beside a `rotation` "
-                f"given by its scope, got rotation={self.rotation!r}. Give a scope such as "
-                "'global', or set them in your Rotation."
-            )
-        if is_scope:
-            self.reparameterization()  # Rotation raises a ValueError for what it cannot be
+    def _rules(self) -> Iterable[_Rule]:
+        kind, partition, rotation = self.optimizer, self.partition, self.rotation
+        names, partitions = (", ".join(map(repr, x)) for x in (OPTIMIZERS, get_args(PartitionName)))
+        is_partition = isinstance(partition, Partition)
+        is_default = (self.rotation_strength, self.rotation_seed) == (1.0, 0)
+        dims, order = self.output_dims, self.fused_qkv
+        make_it = "Leave it out, or make the Partition with it."
+        return (
+            (not isinstance(kind, str) or kind in OPTIMIZERS,
+             f"`optimizer` to be one of {names}, a class or a function", repr(kind), ""),
+            (kind is None or isinstance(kind, str) or callable(kind),
+             "`optimizer` to be a name, a class or a function of parameter groups", repr(kind),
+             "An optimizer that exists already cannot be swapped in."),
+            (is_partition or partition in (None, *get_args(PartitionName)),
+             f"`partition` to be one of {partitions} or a Partition", repr(partition), ""),
+            (partition is None or "partition" in self._arguments(),
+             "an optimizer with blocks beside `partition`", repr(kind),
+             "Choose optimizer='blockwise_adam'."),
+            (dims is None or partition in ("row", "column"),
+             "`output_dims` beside partition='row' or 'column'",
+             f"{dims!r} beside {partition!r}", make_it),
+            (order is None or partition == "head",
+             "`fused_qkv` beside partition='head'", f"{order!r} beside {partition!r}", make_it),
+            (isinstance(rotation, (str, Reparameterization, NoneType)),
+             "`rotation` to be a scope or a reparameterization", repr(rotation),
+             "Give a scope such as 'global', or a Rotation."),
+            (isinstance(rotation, str) or is_default,
+             "`rotation_strength` and `rotation_seed` beside a `rotation` given by its scope",
+             f"rotation={rotation!r}",
+             "Give a scope such as 'global', or set them in your Rotation."),
+            (self.lr is None or 0 < self.lr < math.inf, "`lr` > 0 and finite", self.lr,
+             "Leave it out to keep the learning rates."),
+        )  # fmt: skip
+
+    def _rules_of_options(self) -> Iterable[_Rule]:
+        own = {"lr", "partition"} & self.options.keys()
+        known = self._arguments().keys()
+        unknown = self.options.keys() - known
+        kind = self.kind()
+        name = "" if kind is None else kind.__name__
+        return (
+            (not own, "`lr` and `partition` as arguments", f"{', '.join(sorted(own))} in `options`",
+             "Write Geometry(..., lr=0.1)."),
+            (kind is None or not unknown, f"`options` that {name} has", ', '.join(sorted(unknown)),
+             f"It has {', '.join(sorted(known - {'lr', 'partition'}))}."),
+        )  # fmt: skip
+
+    def _arguments(self) -> dict[str, inspect.Parameter]:
+        """Give the arguments of the new class, or none if a function makes the optimizer."""
+        kind = self.kind()
+        return {} if kind is None else arguments_of(kind)
 
     def kind(self) -> type[Optimizer] | None:
         """Give the class of the new optimizer, or None unless it is chosen by class or name."""
         if isinstance(self.optimizer, str):
-            return OPTIMIZERS[self.optimizer]
+            return OPTIMIZERS.get(self.optimizer)
         return self.optimizer if isinstance(self.optimizer, type) else None
 
     def reparameterization(self) -> Reparameterization | None:
@@ -225,15 +220,15 @@ class Geometry:
             new = factory(groups)
         else:
             new = Reparameterized(groups, factory, coordinates)
+        problem = None
         if not isinstance(new, Optimizer):
+            problem = "`optimizer` to make a torch.optim.Optimizer of parameter groups, got"
+        elif _split(old) != _split(new):
+            problem = "the same parameters in the same groups, got another split by"
+        if problem is not None:
             raise ValueError(
-                "Geometry: expected `optimizer` to make a torch.optim.Optimizer of parameter "
-                f"groups, got {type(new).__name__}. Return, say, torch.optim.SGD(groups)."
-            )
-        if _split(old) != _split(new):
-            raise ValueError(
-                "Geometry: expected an optimizer of the same parameters in the same groups, got "
-                f"another split by {type(new).__name__}. Return, say, torch.optim.SGD(groups)."
+                f"Geometry: expected {problem} {type(new).__name__}. Return, say, "
+                "torch.optim.SGD(groups)."
             )
         keep_other_entries(old, new)
         scale_learning_rates(new, self.lr_factor(old))
@@ -243,23 +238,6 @@ class Geometry:
             for group in (*new.param_groups, *inner_of(new).param_groups):
                 group.pop("param_names", None)
         return new
-
-    def _check_options(self) -> None:
-        chosen = self.kind()
-        if "lr" in self.options or "partition" in self.options:
-            raise ValueError(
-                "Geometry: expected `lr` and `partition` as arguments, got "
-                f"{', '.join(sorted({'lr', 'partition'} & self.options.keys()))} in `options`. "
-                "Write Geometry(..., lr=0.1)."
-            )
-        known = self.options.keys() if chosen is None else arguments_of(chosen).keys()
-        unknown = self.options.keys() - known
-        if chosen is not None and unknown:
-            raise ValueError(
-                f"Geometry: expected `options` that {chosen.__name__} has, got "
-                f"{', '.join(sorted(unknown))}. It has "
-                f"{', '.join(sorted(known - {'lr', 'partition'}))}."
-            )
 
     def _partition(
         self, kind: type[Optimizer], old: Optimizer, module: nn.Module

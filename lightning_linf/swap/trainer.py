@@ -91,53 +91,42 @@ def chosen_optimizers(caller: str, trainer: Trainer, index: int | None) -> list[
 
 
 def check_strategy(caller: str, trainer: Trainer) -> None:
-    """Raise a MisconfigurationException for strategies that step flattened parameters."""
+    """Raise a MisconfigurationException for strategies that flatten and cut parameters."""
     if is_either(trainer.strategy, DeepSpeedStrategy, FSDPStrategy):
         raise MisconfigurationException(
             f"{caller}: expected whole parameters (one device, DDP) or DTensors, got "
-            f"{type(trainer.strategy).__name__}, whose optimizers step flat parts of other shapes. "
-            "Use ModelParallelStrategy, and fully_shard in configure_model."
+            f"{type(trainer.strategy).__name__}, whose flat parts do not tell where they belong. "
+            "Use 'ddp', or ModelParallelStrategy with fully_shard in configure_model."
         )
 
 
 def _check(trainer: Trainer, module: LightningModule, geometry: Geometry) -> None:
     check_geometry("swap_optimizers", geometry)
     check_strategy("swap_optimizers", trainer)
-    problem = None
-    is_fitting = trainer.state.fn == TrainerFn.FITTING
-    if not is_fitting or trainer.state.status != TrainerStatus.RUNNING:
-        problem = (
-            "a trainer that is fitting, whose optimizers exist, got "
-            f"one that is {trainer.state.status.value}. Swap in a hook such as "
-            "on_train_batch_start, or by the callback SwapOptimizer"
-        )
-    elif module is not trainer.lightning_module:
-        problem = (
-            "the module that the trainer fits, got another "
-            f"{type(module).__name__}. Pass trainer.lightning_module"
-        )
-    elif not trainer.optimizers or not any(
-        group["params"] and group.get("lr") is not None
-        for optimizer in trainer.optimizers
-        for group in optimizer.param_groups
-    ):
-        problem = (
-            "optimizers with learning rates to replace, got none. Return one from "
-            "configure_optimizers"
-        )
-    elif any(map(holds_mapped_state, trainer.optimizers)):
-        problem = (
-            "an optimizer with a state in its own coordinates, got one with the state of a run in "
-            "others. Resume with the callbacks, at the same steps, and the class of that run"
-        )
-    # The hook that Lightning is in, which it keeps for `self.log`; no public attribute tells.
-    elif module._current_fx_name in _WITHIN_A_STEP:
-        problem = (
-            f"to be called between optimizer steps, got called in {module._current_fx_name}. Use "
-            "on_train_batch_start, or the callback SwapOptimizer"
-        )
-    if problem is not None:
-        raise MisconfigurationException(f"swap_optimizers: expected {problem}.")
+    status, hook = trainer.state.status, module._current_fx_name
+    is_fitting = trainer.state.fn == TrainerFn.FITTING and status == TrainerStatus.RUNNING
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    has_rates = any(group["params"] and group.get("lr") is not None for group in groups)
+    for is_kept, expected in (
+        (is_fitting,
+         f"a trainer that is fitting, whose optimizers exist, got one that is {status.value}. Swap "
+         "in a hook such as on_train_batch_start, or by the callback SwapOptimizer"),
+        (module is trainer.lightning_module,
+         f"the module that the trainer fits, got another {type(module).__name__}. Pass "
+         "trainer.lightning_module"),
+        (has_rates,
+         "optimizers with learning rates to replace, got none. Return one from "
+         "configure_optimizers"),
+        (not any(map(holds_mapped_state, trainer.optimizers)),
+         "an optimizer with a state in its own coordinates, got one with the state of a run in "
+         "others. Resume with the callbacks, at the same steps, and the class of that run"),
+        # The hook that Lightning is in, which it keeps for `self.log`; no public attribute tells.
+        (hook not in _WITHIN_A_STEP,
+         f"to be called between optimizer steps, got called in {hook}. Use on_train_batch_start, "
+         "or the callback SwapOptimizer"),
+    ):  # fmt: skip
+        if not is_kept:
+            raise MisconfigurationException(f"swap_optimizers: expected {expected}.")
 
 
 def _replace(

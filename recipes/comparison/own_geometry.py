@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -23,6 +24,7 @@ from lightning_linf.probe.partitions import choose_partitions
 _KEEP = 0.9  # share of Adam's promised decrease that a recommended partition must keep
 
 
+@dataclass(eq=False)
 class OwnGeometry(Callback):
     """Measure the geometry after evenly spread steps, the last time at the end of the run.
 
@@ -38,21 +40,13 @@ class OwnGeometry(Callback):
         num_probes: Probes of a (1,1)-norm, as in :func:`~lightning_linf.measure_geometry`.
     """
 
-    def __init__(
-        self,
-        num_points: int,
-        partitions: Sequence[str],
-        rotations: Sequence[tuple[str, float]],
-        num_batches: int,
-        num_probes: int,
-    ) -> None:
-        self.num_points = num_points
-        self.partitions = partitions
-        self.rotations = rotations
-        self.num_batches = num_batches
-        self.num_probes = num_probes
-        self.rows: list[dict[str, Any]] = []  # one a measurement
-        self._num_steps = 0
+    num_points: int
+    partitions: Sequence[str]
+    rotations: Sequence[tuple[str, float]]
+    num_batches: int
+    num_probes: int
+    rows: list[dict[str, Any]] = field(default_factory=list)  # one a measurement
+    _num_steps: int = 0
 
     @override
     def on_train_batch_end(

@@ -1,5 +1,6 @@
 """Batches of labelled images."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +17,7 @@ from settings import RecipeError
 Batch = tuple[Tensor, Tensor]  # images (batch, channels, height, width), labels (batch,)
 
 
+@dataclass(kw_only=True, eq=False)
 class ImageData(RunData):
     """Batches of images, each channel with mean 0 and variance 1 over the training set.
 
@@ -31,21 +33,9 @@ class ImageData(RunData):
         seed: Decides the order.
     """
 
-    def __init__(
-        self,
-        data: str,
-        *,
-        batch_size: int,
-        micro_batch: int,
-        max_steps: int,
-        val_images: int,
-        seed: int,
-    ) -> None:
-        super().__init__(batch_size, micro_batch, max_steps)
-        self.save_hyperparameters(logger=False)  # the module logs all of them
-        self.data = data
-        self.val_images = val_images
-        self.seed = seed
+    data: str
+    val_images: int
+    seed: int
 
     @override
     def setup(self, stage: str) -> None:

@@ -1,7 +1,7 @@
 """The samples of a run, in an order that a resumed run can enter anywhere."""
 
 from collections.abc import Callable, Sequence
-from inspect import signature
+from dataclasses import dataclass, fields
 from typing import Self, TypeVar
 
 from lightning.pytorch import LightningDataModule
@@ -28,6 +28,7 @@ class Samples(Dataset[SampleT]):
         return self.make(index)
 
 
+@dataclass(kw_only=True, eq=False)
 class RunData(LightningDataModule):
     """Batches of a run, shared out to ranks.
 
@@ -44,16 +45,18 @@ class RunData(LightningDataModule):
         max_steps: Optimizer steps of the run.
     """
 
-    def __init__(self, batch_size: int, micro_batch: int, max_steps: int) -> None:
+    batch_size: int
+    micro_batch: int
+    max_steps: int
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.batch_size = batch_size
-        self.micro_batch = micro_batch
-        self.max_steps = max_steps
+        self.save_hyperparameters(logger=False)  # the module logs all of them
 
     @classmethod
     def of(cls, config: Settings) -> Self:
         """Make the data from the settings that its arguments are named after."""
-        return cls(**{name: getattr(config, name) for name in signature(cls).parameters})
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
     def rank(self) -> tuple[int, int]:
         """Give the rank of this process and the number of ranks."""

@@ -1,5 +1,6 @@
 """Batches of token ids out of a corpus."""
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from data.samples import RunData
 from settings import RecipeError
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenData(RunData):
     """Batches of token ids, shape (batch, sequence).
 
@@ -34,29 +36,13 @@ class TokenData(RunData):
         seed: Decides where the training sequences start.
     """
 
-    def __init__(
-        self,
-        data: str,
-        *,
-        cache_dir: str,
-        vocab_size: int,
-        val_fraction: float,
-        sequence_length: int,
-        batch_size: int,
-        micro_batch: int,
-        max_steps: int,
-        val_sequences: int,
-        seed: int,
-    ) -> None:
-        super().__init__(batch_size, micro_batch, max_steps)
-        self.save_hyperparameters(logger=False)  # the module logs all of them
-        self.data = data
-        self.cache_dir = cache_dir
-        self.vocab_size = vocab_size
-        self.val_fraction = val_fraction
-        self.sequence_length = sequence_length
-        self.val_sequences = val_sequences
-        self.seed = seed
+    data: str
+    cache_dir: str
+    vocab_size: int
+    val_fraction: float
+    sequence_length: int
+    val_sequences: int
+    seed: int
 
     @cached_property
     def folder(self) -> Path:

@@ -5,36 +5,20 @@ import math
 import pytest
 import torch
 
-from lightning_linf.functional import block_norm, dual_block_norm, dual_direction
+from lightning_linf.functional import LabelledBlocks, block_norm, dual_block_norm, dual_direction
 
 ROUNDING = {"rtol": 1e-12, "atol": 0.0}  # of float64
 FLOAT32 = {"rtol": 1e-6, "atol": 0.0}
 
 
-class Labelled:
-    """Block of each coordinate by number."""
-
-    name = "labelled"
-
-    def __init__(self, labels):
-        self.labels = torch.as_tensor(labels)
-        self.num_params, self.num_blocks = len(self.labels), int(self.labels.max()) + 1
-
-    def block_sum(self, values):
-        zeros = values.new_zeros(*values.shape[:-1], self.num_blocks)
-        return zeros.index_add(-1, self.labels, values)
-
-    def expand(self, values):
-        return values[..., self.labels]
-
-    def sizes(self, like):
-        return torch.bincount(self.labels, minlength=self.num_blocks).to(like)
+def labelled(labels):
+    return LabelledBlocks(torch.as_tensor(labels))
 
 
 def blocks_of(num_params, num_blocks):
     """Every block has an entry; their order is random."""
     labels = torch.cat([torch.arange(num_blocks), torch.randint(num_blocks, (num_params,))])
-    return Labelled(labels[:num_params][torch.randperm(num_params)])
+    return LabelledBlocks(labels[:num_params][torch.randperm(num_params)])
 
 
 def norms_by_definition(x, blocks):
@@ -54,7 +38,7 @@ def test_norms_are_those_of_the_definition(num_blocks):
 
 def test_ends_are_the_infinity_norm_and_the_2_norm():
     x = torch.randn(20)
-    coordinate, whole = Labelled(torch.randperm(20)), Labelled([0] * 20)
+    coordinate, whole = LabelledBlocks(torch.randperm(20)), labelled([0] * 20)
     assert block_norm(x, coordinate) == x.abs().max()
     torch.testing.assert_close(dual_block_norm(x, coordinate), x.abs().sum())
     assert torch.equal(dual_direction(x, coordinate), x.sign())
@@ -75,7 +59,7 @@ def test_direction_has_norm_1_and_attains_the_dual_norm(num_blocks):
 
 
 def test_zero_blocks_have_no_direction():
-    blocks, g = Labelled([0, 0, 1, 1]), torch.tensor([3.0, 4.0, 0.0, 0.0])
+    blocks, g = labelled([0, 0, 1, 1]), torch.tensor([3.0, 4.0, 0.0, 0.0])
     direction = dual_direction(g, blocks)
     torch.testing.assert_close(direction, 2**0.5 * torch.tensor([0.6, 0.8, 0.0, 0.0]), **FLOAT32)
     zero = torch.zeros(4)
@@ -86,7 +70,7 @@ def test_zero_blocks_have_no_direction():
 @pytest.mark.parametrize("num_blocks", [1, 2, 4])
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e30, 1e38])
 def test_squares_neither_overflow_nor_underflow(num_blocks, scale):
-    blocks, x = Labelled([i % num_blocks for i in range(4)]), torch.tensor([1.0, 0.5, -0.3, 0.2])
+    blocks, x = labelled([i % num_blocks for i in range(4)]), torch.tensor([1.0, 0.5, -0.3, 0.2])
     torch.testing.assert_close(
         block_norm(scale * x, blocks).double() / scale, block_norm(x.double(), blocks), **FLOAT32
     )
@@ -102,7 +86,7 @@ def test_squares_neither_overflow_nor_underflow(num_blocks, scale):
 
 
 def test_float64_beyond_the_range_of_its_squares():
-    blocks, x = Labelled([0, 0, 1]), torch.tensor([3.0, 4.0, 1.0], dtype=torch.float64)
+    blocks, x = labelled([0, 0, 1]), torch.tensor([3.0, 4.0, 1.0], dtype=torch.float64)
     for scale in (1e-200, 1e200):
         expected = scale * dual_block_norm(x, blocks)
         torch.testing.assert_close(dual_block_norm(scale * x, blocks), expected, **ROUNDING)
@@ -111,7 +95,7 @@ def test_float64_beyond_the_range_of_its_squares():
 def test_quiet_blocks_keep_their_direction_beside_loud_ones():
     g = torch.tensor([1e30, 0.0, 3e-30, 4e-30])
     expected = 2**0.5 * torch.tensor([1.0, 0.0, 0.6, 0.8])
-    torch.testing.assert_close(dual_direction(g, Labelled([0, 0, 1, 1])), expected, **FLOAT32)
+    torch.testing.assert_close(dual_direction(g, labelled([0, 0, 1, 1])), expected, **FLOAT32)
 
 
 def test_scaling_is_followed_exactly():
@@ -126,7 +110,7 @@ def test_scaling_is_followed_exactly():
 def test_nonfinite_entries_show(value, labels):
     x = torch.tensor([1.0, value, 2.0])
     for function in (block_norm, dual_block_norm):
-        result = float(function(x, Labelled(labels)))
+        result = float(function(x, labelled(labels)))
         assert result == value or (math.isnan(result) and math.isnan(value))
 
 
@@ -135,8 +119,8 @@ def test_results_are_float32_or_wider(function):
     for labels in ([0, 0, 1], [0, 1, 2]):
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             x = torch.tensor([1.0, -2.0, 3.0], dtype=dtype)
-            assert function(x, Labelled(labels)).dtype == torch.float32
-        assert function(x.double(), Labelled(labels)).dtype == torch.float64
+            assert function(x, labelled(labels)).dtype == torch.float32
+        assert function(x.double(), labelled(labels)).dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -145,4 +129,4 @@ def test_results_are_float32_or_wider(function):
 def test_vectors_of_another_length_are_refused(function, argument):
     message = f"{function.__name__}: expected `{argument}` of shape \\(3,\\), got \\(2, 3\\)"
     with pytest.raises(ValueError, match=message):
-        function(torch.ones(2, 3), Labelled([0, 0, 1]))
+        function(torch.ones(2, 3), labelled([0, 0, 1]))

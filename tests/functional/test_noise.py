@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_linf.functional import noise
+from lightning_linf.functional import LabelledBlocks, noise
 from lightning_linf.functional.noise import noise_compute
 from lightning_linf.functional.noise_sums import (
     NoiseSums,
@@ -19,21 +19,10 @@ NUM_STANDARD_ERRORS = 5
 NUM_GROUPS, REPETITIONS = 40, 500
 
 
-class Grouped:
+def grouped(num_params, num_blocks):
     """Blocks of the same size, in order."""
-
-    def __init__(self, num_params, num_blocks):
-        self.name = f"{num_blocks} blocks"
-        self.num_params, self.num_blocks = num_params, num_blocks
-
-    def block_sum(self, values):
-        return values.unflatten(-1, (self.num_blocks, -1)).sum(-1)
-
-    def expand(self, values):
-        return values.repeat_interleave(self.num_params // self.num_blocks, dim=-1)
-
-    def sizes(self, like):
-        return like.new_full((self.num_blocks,), self.num_params / self.num_blocks)
+    labels = torch.arange(num_blocks).repeat_interleave(num_params // num_blocks)
+    return LabelledBlocks(labels, f"{num_blocks} blocks")
 
 
 def gradients_of_samples(num_samples=12):
@@ -61,7 +50,7 @@ def draw(samples, weights, repetitions):
 def partitions_of(dim, repetitions):
     """Of one repetition: coordinate, 4 blocks, global. What they sum over repetitions adds up."""
     return {
-        name: Grouped(dim * repetitions, num_blocks * repetitions)
+        name: grouped(dim * repetitions, num_blocks * repetitions)
         for name, num_blocks in (("coordinate", dim), ("blocks", 4), ("global", 1))
     }
 
@@ -125,7 +114,7 @@ def test_bias_of_a_standard_deviation_is_that_of_two_halves(num_microbatches):
     assert 1 - exact < (1 - shortfall(total)) / 4
     dim = 20_000
     gradients = torch.randn(num_microbatches, dim, dtype=torch.float64)
-    result = noise(gradients, partitions={"coordinate": Grouped(dim, dim)})
+    result = noise(gradients, partitions={"coordinate": grouped(dim, dim)})
     # the s.d. of one term is below 2 (1 / sqrt(2 n)) each for whole and halves
     standard_error = 2 / (2 * b * dim) ** 0.5
     measured = float(result.block_noise["coordinate"] / dim)
@@ -148,7 +137,7 @@ def test_two_microbatches_by_hand():
         gradients,
         [1.0, 3.0],
         sizes=[3, 1],
-        partitions={"coordinate": Grouped(4, 4), "global": Grouped(4, 1)},
+        partitions={"coordinate": grouped(4, 4), "global": grouped(4, 1)},
     )
     # z = sqrt(3/4) (4, 0, 0, 3); mean (4, 0, 2, 2.25)
     assert float(result.trace) == pytest.approx(0.75 * 25)
@@ -282,7 +271,7 @@ def test_both_halves_of_merged_ranks_are_unbiased():
 
 def compute(gradients, weights):
     dim = gradients.shape[1]
-    partitions = {"blocks": Grouped(dim, 2), "coordinate": Grouped(dim, dim)}
+    partitions = {"blocks": grouped(dim, 2), "coordinate": grouped(dim, dim)}
     return noise(gradients, weights, sizes=[2, dim - 2], partitions=partitions)
 
 
@@ -337,13 +326,13 @@ def test_a_gradient_of_another_length_is_refused():
 
 def test_a_partition_of_another_vector_is_refused():
     with pytest.raises(ValueError, match="partitions of 3 coordinates, got '2 blocks' of 4"):
-        noise(torch.randn(3, 3), partitions={"blocks": Grouped(4, 2)})
+        noise(torch.randn(3, 3), partitions={"blocks": grouped(4, 2)})
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_float32_noise_follows_the_scale_of_the_loss(scale):
     gradients = torch.randn(6, 40) + 1
-    halves = {"halves": Grouped(40, 2), "coordinate": Grouped(40, 40)}
+    halves = {"halves": grouped(40, 2), "coordinate": grouped(40, 40)}
     one = noise(gradients, partitions=halves, sizes=[10, 30])
     other = noise(scale * gradients, partitions=halves, sizes=[10, 30])
     torch.testing.assert_close(other.noise_scale, one.noise_scale, rtol=1e-5, atol=0)

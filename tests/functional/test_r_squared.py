@@ -6,31 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_linf.functional import r_squared
+from lightning_linf.functional import LabelledBlocks, r_squared
 
 ROUNDING = 1e-10  # of differences of float64 sums
 
 
-class Labelled:
-    """Block of each coordinate by number."""
-
-    def __init__(self, labels, name="labelled"):
-        self.labels, self.name = labels, name
-        self.num_params, self.num_blocks = len(labels), int(labels.max()) + 1
-
-    def block_sum(self, values):
-        zeros = values.new_zeros(*values.shape[:-1], self.num_blocks)
-        return zeros.index_add(-1, self.labels, values)
-
-    def expand(self, values):
-        return values[..., self.labels]
-
-    def sizes(self, like):
-        return torch.bincount(self.labels, minlength=self.num_blocks).to(like)
-
-
 def random_blocks(num_params, num_blocks):
-    return Labelled(torch.randint(num_blocks, (num_params,)))
+    return LabelledBlocks(torch.randint(num_blocks, (num_params,)))
 
 
 def expected(gradient, labels):
@@ -74,7 +56,7 @@ def test_blocks_of_equal_second_moments_explain_all(spread):
     labels = torch.arange(100).repeat_interleave(500)
     moments = torch.exp(spread * torch.randn(100))[labels]
     # What three standard errors of the chance of normal entries leave of the smallest spread.
-    assert r_squared(moments * torch.randn(50_000), Labelled(labels)) > 0.95
+    assert r_squared(moments * torch.randn(50_000), LabelledBlocks(labels)) > 0.95
 
 
 @pytest.mark.parametrize("inside", [0.5, 1.0, 2.0])
@@ -83,7 +65,7 @@ def test_share_is_that_of_the_variance_of_second_moments(inside):
     labels = torch.arange(200).repeat_interleave(1_000)
     logs = 2 * torch.randn(200)[labels] + inside * torch.randn(200_000)
     between = torch.stack([logs[labels == b].mean() for b in range(200)]).var()
-    share = float(r_squared(logs.exp() * torch.randn(200_000), Labelled(labels)))
+    share = float(r_squared(logs.exp() * torch.randn(200_000), LabelledBlocks(labels)))
     # 0.01: chance is allowed three standard errors, 0.02 of a variance of 4 or more
     assert abs(share - float(between / (between + inside**2))) < 0.01
 
@@ -91,7 +73,7 @@ def test_share_is_that_of_the_variance_of_second_moments(inside):
 def test_equal_magnitudes_within_blocks_explain_all():
     labels = torch.arange(10).repeat_interleave(30)
     gradient = torch.rand(10)[labels] * torch.randn(300).sign()
-    assert float(r_squared(gradient, Labelled(labels))) == pytest.approx(1.0)
+    assert float(r_squared(gradient, LabelledBlocks(labels))) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("num_params", [3, 20, 200])
@@ -111,7 +93,7 @@ def test_zeros_and_nonfinite_entries_are_left_out():
     gradient[blocks.labels == 2] = 0.0  # a block without an entry counts for nothing
     assert_agrees(r_squared(gradient, blocks), expected(gradient, blocks.labels))
     left = (gradient != 0) & gradient.isfinite()
-    same = r_squared(gradient[left], Labelled(blocks.labels[left]))
+    same = r_squared(gradient[left], LabelledBlocks(blocks.labels[left]))
     assert_agrees(same, float(r_squared(gradient, blocks)))
 
 
@@ -127,9 +109,9 @@ def test_sign_changes_nothing_and_scale_only_rounding():
 
 def test_one_entry_per_block_explains_all_and_one_block_nothing():
     gradient = torch.randn(50)
-    coordinate = r_squared(gradient, Labelled(torch.arange(50)))
+    coordinate = r_squared(gradient, LabelledBlocks(torch.arange(50)))
     assert float(coordinate) == pytest.approx(1.0, abs=ROUNDING)
-    whole = r_squared(gradient, Labelled(torch.zeros(50, dtype=torch.int64)))
+    whole = r_squared(gradient, LabelledBlocks(torch.zeros(50, dtype=torch.int64)))
     assert float(whole) == 0.0
 
 
@@ -139,7 +121,7 @@ def test_blocks_at_random_explain_what_chance_does():
     labels = torch.arange(num_params) % num_blocks
     for _ in range(repetitions):  # spread far beyond chance, so that no share is cut at 0
         gradient = torch.randn(num_params) * torch.exp(6 * torch.randn(num_params))
-        results.append(r_squared(gradient, Labelled(labels)))
+        results.append(r_squared(gradient, LabelledBlocks(labels)))
     values = torch.stack(results)
     standard_error = values.std() / repetitions**0.5
     exact = (num_blocks - 1) / (num_params - 1)
@@ -153,7 +135,7 @@ def test_without_variance_there_is_no_share(value):
 
 def test_nearly_equal_magnitudes_have_a_share():
     gradient = torch.tensor([1.0, 1.0, 1.0 + 1e-4, 1.0 + 1e-4], dtype=torch.float64) * 1e-6
-    assert r_squared(gradient, Labelled(torch.tensor([0, 0, 1, 1]))) == 1.0
+    assert r_squared(gradient, LabelledBlocks(torch.tensor([0, 0, 1, 1]))) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -401,7 +401,7 @@ def test_report_draws_every_panel_and_asks_nobody(trained, tmp_path):
         )
         for card, run in zip(cards, load([trained[0]]), strict=True):
             assert run.name in card
-            last = run.scalars[quantities.ADVANTAGE_LOWER.of("coordinate")][-1]
+            last = [*run.scalars[quantities.ADVANTAGE_LOWER.of("coordinate")]][-1]
             assert f"at step {last[0]}" in card
         assert page.complaints == []
         assert [url for url in page.requests if not url.startswith("file:")] == []

@@ -334,7 +334,9 @@ def test_no_batch_and_no_noise_batch_are_refused():
 
 def test_unknown_mode_is_refused():
     module, batch, loss, *_ = random_net(18)
-    with pytest.raises(ValueError, match='expected `mode` "eval" or "train", got \'test\''):
+    with pytest.raises(
+        ValueError, match="expected `mode` to be one of 'eval', 'train', got 'test'"
+    ):
         measure_geometry(module, [batch], loss=loss, mode="test")
 
 

@@ -65,7 +65,6 @@ def test_names_that_look_like_markup_are_shown_as_they_are():
         SMOOTHNESS | {name: block(2, 1e-3, 1e-3)}, DUAL_NORM | {name: 4.0}, lambda_max=math.nan
     )
     assert name in str(report)
-    assert name in plain(report.compare(report, ("[red]", "b")), 120)
 
 
 def test_noise_of_two_batches_has_no_error_and_no_nan():

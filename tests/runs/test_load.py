@@ -103,7 +103,7 @@ def test_beside_a_file_without_records_the_event_files_are_read(tmp_path, conten
     (tmp_path / "run" / record.FILE_NAME).write_text(content)
     (run,) = load([tmp_path])
     assert run.tables[TAG].steps == [1, 2]
-    assert run.scalars[quantities.DENSITY.tag][:] == [(1, 1.0), (2, 2.0)]
+    assert [*run.scalars[quantities.DENSITY.tag]] == [(1, 1.0), (2, 2.0)]
     assert run.notes == note
 
 
@@ -219,7 +219,7 @@ def test_what_a_training_that_went_back_measures_anew_replaces_the_old(tmp_path)
     (run,) = load([tmp_path])
     assert run.tables[TAG].steps == [1, 2, 3]
     assert run.tables[TAG].values[:, 0, 0].tolist() == [1.0, 2.0, 30.0]
-    assert run.scalars[quantities.DENSITY.tag][:] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert [*run.scalars[quantities.DENSITY.tag]] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
 def with_report(step, loss):

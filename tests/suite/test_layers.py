@@ -22,7 +22,7 @@ needs_source_tree = pytest.mark.skipif(
 )
 
 TENSORS_MAY = {"distributed", "errors", "functional"}
-SPLIT_MAY = {"partition", "partition_names"}
+SPLIT_MAY = {"argument_checks", "partition", "partition_names"}
 PROBE_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "probe", "reparam", "report"}
 SWAP_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "optim", "reparam", "swap"}
 NAMES = {"json_numbers", "partition_names", "quantities", "quantity"}
@@ -30,6 +30,7 @@ SHOWN_MAY = NAMES | {"panels", "record", "report"}
 # By layer, which layers of the package its modules may import.
 LAYERS = {
     "": set(),  # __init__.py, which finds its names when they are used
+    "argument_checks": set(),
     "errors": set(),
     "json_numbers": set(),
     "lightning_packages": set(),
@@ -40,7 +41,7 @@ LAYERS = {
     "distributed": {"distributed", "errors"},
     "metrics": {"functional", "metrics"},
     "partition": SPLIT_MAY,
-    "reparam": {"functional", "reparam"},
+    "reparam": {"argument_checks", "functional", "reparam"},
     "optim": TENSORS_MAY | SPLIT_MAY | {"optim", "reparam"},
     "swap": SWAP_MAY,
     "probe": PROBE_MAY,
@@ -57,6 +58,7 @@ LAYERS = {
 # By layer, which packages beside the standard library.
 THIRD_PARTY = {
     "": set(),
+    "argument_checks": set(),
     "errors": set(),
     "json_numbers": set(),
     "lightning_packages": {"typing_extensions"},

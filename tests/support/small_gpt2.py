@@ -62,8 +62,9 @@ def trained_by_hand(config, make):
 
 def sequences(texts, cache_dir, *, rank=0, num_ranks=1, micro_batch=4, step=0, max_steps=5):
     data = token_data.TokenData(
-        str(texts), cache_dir=str(cache_dir), vocab_size=300, val_fraction=0.2, sequence_length=16,
-        batch_size=4, micro_batch=micro_batch, max_steps=max_steps, val_sequences=3, seed=0,
+        data=str(texts), cache_dir=str(cache_dir), vocab_size=300, val_fraction=0.2,
+        sequence_length=16, batch_size=4, micro_batch=micro_batch, max_steps=max_steps,
+        val_sequences=3, seed=0,
     )  # fmt: skip
     data.trainer = types.SimpleNamespace(
         global_step=step, global_rank=rank, world_size=num_ranks, **{"lightning_module": None}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.distributed.shards import is_sharded, sum_over_ranks
+from lightning_linf.functional.dtypes import working_dtype
 from lightning_linf.optim.blockwise.shard_layout import shard_layout
 from lightning_linf.partition.layouts import IndexLayout, Layout
 
@@ -40,10 +41,7 @@ class BlockSet:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the second moments: float32, or wider if a parameter is."""
-        dtype = torch.float32
-        for p in self.params:
-            dtype = torch.promote_types(dtype, p.dtype)
-        return dtype
+        return working_dtype(self.params)
 
     @property
     def state_shape(self) -> torch.Size:

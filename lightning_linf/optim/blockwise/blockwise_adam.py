@@ -1,7 +1,7 @@
 """Adam with one second moment for each block of a partition."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -130,23 +130,7 @@ class BlockwiseAdam(CheckedOptimizer):
         super().__init__(params, defaults)
         self._find_block_sets()
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step.
-
-        Args:
-            closure: Reevaluates the model, calls backward and returns the loss.
-
-        Returns:
-            What the closure returned, or None.
-
-        Raises:
-            ValueError: If a gradient is sparse, or groups that share a block do not agree.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _step(self) -> None:
         check_shared_options(type(self).__name__, self.param_groups, self._block_sets)
         collected = [collect(self, blocks) for blocks in self._block_sets]
         inputs = [each for each in collected if each is not None]
@@ -157,7 +141,6 @@ class BlockwiseAdam(CheckedOptimizer):
             inputs_of[step_form(each)].append(each)
         for make_step, alike in inputs_of.items():
             make_step(alike)
-        return loss
 
     def expanded_exp_avg_sq(self) -> dict[Tensor, tuple[Tensor, float]]:
         """Give the second moment of every entry, for another optimizer.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import wide_dtype
+from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.optim.blockwise.step_inputs import StepInputs, group_alike, norms
 
 

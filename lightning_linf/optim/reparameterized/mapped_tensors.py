@@ -8,6 +8,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_linf.distributed.gathering import gather, part_of, shard_like
 from lightning_linf.distributed.shards import from_local, is_flattened, is_sharded, local
+from lightning_linf.functional.dtypes import working_dtype
 from lightning_linf.reparam import BoundReparameterization
 
 
@@ -37,10 +38,7 @@ class MappedTensors:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of phi: float32, or wider if a theta is."""
-        dtype = torch.float32
-        for theta in self.thetas:
-            dtype = torch.promote_types(dtype, theta.dtype)
-        return dtype
+        return working_dtype(self.thetas)
 
     def join(self, tensors: Iterable[Tensor]) -> Tensor:
         """Flatten and concatenate one tensor for each theta: (d,)."""

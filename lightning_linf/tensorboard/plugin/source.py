@@ -105,16 +105,8 @@ class Source:
             KeyError: If the run has none.
             ValueError: If none of the last ones can be read.
         """
-        with bounded():
-            read = self._provider.read_tensors(
-                ctx,
-                experiment_id=experiment,
-                plugin_name=PLUGIN_NAME,
-                downsample=_MAX_REPORTS,
-                run_tag_filter=RunTagFilter(runs=[run], tags=[SHOWN_REPORT]),
-            )
         errors = []
-        for datum in reversed(read[run][SHOWN_REPORT]):
+        for datum in reversed(self._events(ctx, experiment, run, SHOWN_REPORT, _MAX_REPORTS)):
             try:
                 return datum.step, text_of(decode_report(datum.numpy))
             except ValueError as error:
@@ -153,26 +145,30 @@ class Source:
     def _read(self, ctx: Any, experiment: str, run: str, tag: str, metadata: Metadata) -> _Result:
         most = max(1, min(_MAX_EVENTS, _MAX_BYTES // (4 * prod(metadata.shape) or 1)))
         try:
-            with bounded():
-                read = self._provider.read_tensors(
-                    ctx,
-                    experiment_id=experiment,
-                    plugin_name=PLUGIN_NAME,
-                    downsample=most,
-                    run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
-                )
+            read = self._events(ctx, experiment, run, tag, most)
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{run}: {tag} holds an event that cannot be decoded ({error}), and TensorBoard "
                 "reads all or none. `lightning-linf report` leaves it out"
             ) from error
-        events = [(datum.step, datum.numpy) for datum in read[run][tag]]
+        events = [(datum.step, datum.numpy) for datum in read]
         table, broken = stack(metadata, events)
         sampled = (
             f"so large a table that at most {most} steps are read" if len(events) == most else None
         )
         notes = "; ".join(note for note in (broken, sampled) if note)
         return table.thinned(payload.MAX_STEPS), notes or None
+
+    def _events(self, ctx: Any, experiment: str, run: str, tag: str, most: int) -> Any:
+        with bounded():
+            read = self._provider.read_tensors(
+                ctx,
+                experiment_id=experiment,
+                plugin_name=PLUGIN_NAME,
+                downsample=most,
+                run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
+            )
+        return read[run][tag]
 
 
 def _present(by_tag: Mapping[str, Any]) -> tuple[dict[str, tuple[str, Any, Metadata]], list[str]]:

@@ -10,7 +10,12 @@ from data.image_data import ImageData
 
 def batches(data="digits", *, rank=0, num_ranks=1, step=0, size=4, micro_batch=4, max_steps=2):
     images = ImageData(
-        data, batch_size=size, micro_batch=micro_batch, max_steps=max_steps, val_images=6, seed=0
+        data=data,
+        batch_size=size,
+        micro_batch=micro_batch,
+        max_steps=max_steps,
+        val_images=6,
+        seed=0,
     )
     images.trainer = types.SimpleNamespace(
         global_step=step, global_rank=rank, world_size=num_ranks, **{"lightning_module": None}

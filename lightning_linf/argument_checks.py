@@ -45,10 +45,19 @@ def check_positive(
         _refuse(caller, name, wanted, value, remedy)
 
 
-def check_choice(caller: str, name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise a ValueError unless it is one of a few words."""
-    if not (isinstance(value, str) and value in choices):
-        _refuse(caller, name, " " + " or ".join(f'"{choice}"' for choice in choices), value, "")
+def check_choice(
+    caller: str,
+    name: str,
+    value: object,
+    choices: Sequence[str],
+    remedy: str = "",
+    *,
+    or_none: bool = False,
+) -> None:
+    """Raise a ValueError unless it is one of a few words, or None where that is allowed."""
+    if not (isinstance(value, str) and value in choices) and not (value is None and or_none):
+        wanted = ", ".join(map(repr, choices)) + " or None" * or_none
+        _refuse(caller, name, f" to be one of {wanted}", value, remedy)
 
 
 def check_callable(caller: str, name: str, value: object, remedy: str = "") -> None:
