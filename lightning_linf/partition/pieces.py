@@ -42,8 +42,8 @@ def trainable(
             )
     if not any(p.numel() for p in named.values()):
         raise ValueError(
-            f"Partition.{caller}: expected trainable parameters with entries in "
-            f"{type(module).__name__}, got none. Set requires_grad on those that you want to split."
+            f"Partition.{caller}: expected trainable parameters in {type(module).__name__}, got "
+            "none with entries. Set requires_grad on those that you want to split."
         )
     return named
 
