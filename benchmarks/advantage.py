@@ -10,29 +10,22 @@ descent, by line search, over that of "global".
 
 import argparse
 from itertools import combinations
-from typing import NamedTuple
 
 from stopwatch import heading
 from torch import Tensor
 from trained_gpt2 import token_loss, trained_gpt2
 
-from lightning_linf import GeometryReport, Landscape, Partition, measure_geometry
+from lightning_linf import Landscape, Partition, measure_geometry
 from lightning_linf.functional import dual_direction
 from lightning_linf.probe.partitions import choose_partitions
-from lightning_linf.report import Interval
 
 NAMES = ("coordinate", "row", "tensor", "global")
 
 
-class Step(NamedTuple):
-    """The best step of steepest descent."""
-
-    decrease: float  # of the loss
-    length: float  # in the partition's norm
-
-
-def best_step(landscape: Landscape, gradient: Tensor, partition: Partition, guess: float) -> Step:
-    """Search the step length with the largest decrease: powers of 2 around a guess, then finer."""
+def best_decrease(
+    landscape: Landscape, gradient: Tensor, partition: Partition, guess: float
+) -> float:
+    """Find the largest decrease by line search: powers of 2 around a guess, then finer."""
     direction = -dual_direction(gradient, partition)
     start = landscape.loss()
 
@@ -43,7 +36,7 @@ def best_step(landscape: Landscape, gradient: Tensor, partition: Partition, gues
     best = max(lengths, key=decrease)
     for factor in (2.0**0.5, 2.0**0.25, 2.0**0.125):
         best = max((best / factor, best, best * factor), key=decrease)
-    return Step(decrease(best), best)
+    return decrease(best)
 
 
 def agreement(predicted: list[float], observed: list[float]) -> tuple[int, int]:
@@ -51,39 +44,6 @@ def agreement(predicted: list[float], observed: list[float]) -> tuple[int, int]:
     pairs = list(combinations(range(len(predicted)), 2))
     alike = sum((predicted[i] - predicted[j]) * (observed[i] - observed[j]) > 0 for i, j in pairs)
     return alike, len(pairs)
-
-
-class Row(NamedTuple):
-    """One partition at one checkpoint; advantages are decreases over that of "global"."""
-
-    name: str
-    predicted: Interval  # advantage, from N(Phi)
-    along: float  # advantage, from the curvature along the direction itself
-    observed: float  # advantage
-    step: Step
-    promised: Interval  # decrease, from N(Phi)
-
-
-def compare(report: GeometryReport, landscape: Landscape, partitions: list[Partition]) -> list[Row]:
-    """Set what is predicted beside what a line search finds."""
-    gradient = landscape.gradient()
-    steps = {}
-    for partition in partitions:
-        name = partition.name
-        # The step length that is best for a quadratic of this curvature.
-        guess = report.dual_norm[name] / report.smoothness[name].lower
-        steps[name] = best_step(landscape, gradient, partition, guess)
-    return [
-        Row(
-            name=partition.name,
-            predicted=report.advantage[partition.name],
-            along=report.step_advantage[partition.name],
-            observed=steps[partition.name].decrease / steps["global"].decrease,
-            step=steps[partition.name],
-            promised=report.decrease[partition.name],
-        )
-        for partition in partitions
-    ]
 
 
 def main() -> None:
@@ -105,22 +65,26 @@ def main() -> None:
         report = measure_geometry(
             module, [batch], loss=token_loss, partitions=partitions, num_probes=choices.probes
         )
+        decreases = {}
         with Landscape(module, [batch], loss=token_loss) as landscape:
-            table = compare(report, landscape, partitions)
-        for row in table:
+            gradient = landscape.gradient()
+            for partition in partitions:
+                name = partition.name
+                # The step length that is best for a quadratic of this curvature.
+                guess = report.dual_norm[name] / report.smoothness[name].lower
+                decreases[name] = best_decrease(landscape, gradient, partition, guess)
+        observed = [decreases[name] / decreases["global"] for name in decreases]
+        for name, advantage in zip(decreases, observed, strict=True):
             print(
-                f"{step:4d} {report.loss:6.3f}  {row.name:10s} {row.predicted!s:>15s} "
-                f"{row.along:7.2f} {row.observed:10.2f} {row.step.decrease:10.4f} "
-                f"{row.promised!s:>20s}",
+                f"{step:4d} {report.loss:6.3f}  {name:10s} {report.advantage[name]!s:>15s} "
+                f"{report.step_advantage[name]:7.2f} {advantage:10.2f} {decreases[name]:10.4f} "
+                f"{report.decrease[name]!s:>20s}",
                 flush=True,
             )
-        observed = [row.observed for row in table]
         # The upper end rests on the lower end of N(Phi), which the ascent usually reaches.
-        for kind, predicted in zip(
-            counts,
-            ([row.predicted.upper for row in table], [row.along for row in table]),
-            strict=True,
-        ):
+        upper_ends = [report.advantage[name].upper for name in decreases]
+        along = [report.step_advantage[name] for name in decreases]
+        for kind, predicted in zip(counts, (upper_ends, along), strict=True):
             found = agreement(predicted, observed)
             counts[kind] = [a + b for a, b in zip(counts[kind], found, strict=True)]
             print(f"{step:4d} pairs ordered as predicted {kind}: {found[0]} of {found[1]}")

@@ -34,11 +34,6 @@ def trainable(
 ) -> dict[str, nn.Parameter]:
     """Give the parameters to split by name; a ValueError if there are none, or some are lazy."""
     named = trainable_parameters(module, only)
-    if not named:
-        raise ValueError(
-            f"Partition.{caller}: expected trainable parameters in {type(module).__name__}, got "
-            "none. Set requires_grad on those that you want to split."
-        )
     for name, p in named.items():
         if isinstance(p, UninitializedParameter):
             raise ValueError(
@@ -47,8 +42,8 @@ def trainable(
             )
     if not any(p.numel() for p in named.values()):
         raise ValueError(
-            f"Partition.{caller}: expected trainable parameters with entries in "
-            f"{type(module).__name__}, got none. There is nothing to split."
+            f"Partition.{caller}: expected trainable parameters in {type(module).__name__}, got "
+            "none with entries. Set requires_grad on those that you want to split."
         )
     return named
 

@@ -96,7 +96,7 @@ def check_strategy(caller: str, trainer: Trainer) -> None:
         raise MisconfigurationException(
             f"{caller}: expected whole parameters (one device, DDP) or DTensors, got "
             f"{type(trainer.strategy).__name__}, whose flat parts do not tell where they belong. "
-            "Use 'ddp', or ModelParallelStrategy with fully_shard in configure_model."
+            "Use ModelParallelStrategy, and fully_shard in configure_model, or DDP."
         )
 
 

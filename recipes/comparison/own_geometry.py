@@ -3,13 +3,13 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -66,8 +66,7 @@ class OwnGeometry(Callback):
         with isolate_rng():  # an iterator draws a number, which training must not notice
             batches = list(islice(data.train_dataloader(), self.num_batches))
 
-        def sum_over_ranks(tensor: Tensor) -> Tensor:
-            return trainer.strategy.reduce(tensor, reduce_op="sum")
+        total = partial(trainer.strategy.reduce, reduce_op="sum")
 
         def seen_by(optimizer: Optimizer) -> Landscape:
             coordinates = None
@@ -79,7 +78,7 @@ class OwnGeometry(Callback):
                 batches,
                 mode="train",
                 reparameterization=coordinates,
-                reduce=sum_over_ranks if trainer.world_size > 1 else None,
+                reduce=total if trainer.world_size > 1 else None,
             )
 
         with seen_by(optimizer) as landscape:

@@ -379,7 +379,10 @@ def test_parameters_without_entries_are_counted_as_nothing(tmp_path):
         (lambda: LinfSmoothnessMonitor(1, max_overhead=True), "`max_overhead` to be a number > 0"),
         (lambda: LinfSmoothnessMonitor(1, seed=None), "`seed` to be a whole number, got None"),
         (lambda: LinfSmoothnessMonitor(1, mode=0), "`mode` to be one of 'eval', 'train', got 0"),
-        (lambda: LinfSmoothnessMonitor(1, on_error=1), '`on_error` "warn" or "raise", got 1'),
+        (
+            lambda: LinfSmoothnessMonitor(1, on_error=1),
+            "`on_error` to be one of 'warn', 'raise', got 1",
+        ),
         (lambda: LinfSmoothnessMonitor(1, partitions=5), "`partitions` to be a list .* got 5"),
         (lambda: LinfSmoothnessMonitor(1, probe_loss=3), "`probe_loss` to be a function or None"),
         (lambda: LinfSmoothnessMonitor(1, name="a/b"), "`name` of letters.* got 'a/b'"),

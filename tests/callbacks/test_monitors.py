@@ -176,7 +176,7 @@ def test_flat_shards_are_refused(strategy, monitor):
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.__class__ = strategy
     with pytest.raises(
-        MisconfigurationException, match=f"got {strategy.__name__}, .*ModelParallelStrategy with"
+        MisconfigurationException, match=f"got {strategy.__name__}, .*ModelParallelStrategy, and"
     ):
         monitor().setup(trainer, Quadratic(), "fit")
 
