@@ -52,7 +52,7 @@ def main() -> None:
         "device": device,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "commit": _output(["git", "rev-parse", "HEAD"]),
+        "commit": subprocess.getoutput(f"git -C {ROOT} rev-parse HEAD"),
     }
     path = choices.folder / f"gpu-{today}-{re.sub(r'[^A-Za-z0-9]+', '-', device)}.json"
     if choices.only != "benchmarks":
@@ -88,11 +88,6 @@ def run(command: list[str], limit: float, shown: list[str]) -> dict[str, Any]:
         "printed": lines.splitlines(),
         "errors": errors.splitlines()[-20:] if outcome != "0" else [],
     }
-
-
-def _output(command: list[str]) -> str:
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return finished.stdout.strip()
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:

@@ -104,7 +104,8 @@ def labelled(
 
 def _labelled(name: str, p: nn.Parameter, label: Hashable | Tensor) -> Piece:
     if isinstance(label, Tensor):  # first, as tensors are hashable, too
-        label = _whole(label)
+        # Gathered from all ranks if it is sharded, as `zeros_like(p)` may make it.
+        label = label.full_tensor() if hasattr(label, "full_tensor") else label
         if label.shape == p.shape and not (label.is_floating_point() or label.is_complex()):
             distinct, index = torch.unique(label, return_inverse=True)
             return None, IndexLayout(index.flatten().to(torch.int32), len(distinct))
@@ -117,11 +118,6 @@ def _labelled(name: str, p: nn.Parameter, label: Hashable | Tensor) -> Piece:
         f"Partition.by_function: expected of {name} a hashable label or an integer tensor of shape "
         f"{tuple(p.shape)}, got {got}. Return one for every trainable parameter."
     )
-
-
-def _whole(label: Tensor) -> Tensor:
-    """Gather labels from all ranks if they are sharded, as those that ``zeros_like(p)`` makes."""
-    return label.full_tensor() if hasattr(label, "full_tensor") else label
 
 
 def _has_hash(label: object) -> bool:

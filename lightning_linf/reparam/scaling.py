@@ -104,6 +104,20 @@ class BoundScaling(BoundReparameterization):
     inverted: bool = False
     _cache: TensorCache = field(default_factory=TensorCache, repr=False)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BoundScaling):
+            return NotImplemented
+        same = self.num_params == other.num_params and self.inverted == other.inverted
+        return same and _equal(self.factors, other.factors)
+
+    def __hash__(self) -> int:
+        return hash((self.num_params, self.inverted, _summary(self.factors)))
+
+    def __repr__(self) -> str:
+        return (
+            f"BoundScaling({self.num_params}, {_summary(self.factors)}, inverted={self.inverted})"
+        )
+
     def inverse(self) -> "BoundScaling":
         """Invert the map."""
         return replace(self, inverted=not self.inverted)

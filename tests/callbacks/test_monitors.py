@@ -262,12 +262,12 @@ def test_one_loggers_failure_does_not_keep_numbers_from_the_others(tmp_path):
     ("monitor", "arguments", "message"),
     [
         (GradientHeterogeneityMonitor, {"every_n_steps": 0}, "`every_n_steps` >= 1, got 0"),
-        (GradientHeterogeneityMonitor, {"on_error": "ignore"}, "\"raise\", got 'ignore'"),
+        (GradientHeterogeneityMonitor, {"on_error": "ignore"}, "'raise', got 'ignore'"),
         (LinfSmoothnessMonitor, {"every_n_steps": -1}, "`every_n_steps` >= 1, got -1"),
         (LinfSmoothnessMonitor, {"num_probes": 3}, "`num_probes` >= 4, got 3"),
         (LinfSmoothnessMonitor, {"num_batches": 0}, "`num_batches` >= 1, got 0"),
         (LinfSmoothnessMonitor, {"max_overhead": 0.0}, "`max_overhead` > 0 .* got 0.0"),
-        (LinfSmoothnessMonitor, {"mode": "test"}, "\"train\", got 'test'"),
+        (LinfSmoothnessMonitor, {"mode": "test"}, "'train', got 'test'"),
     ],
 )
 def test_constructor_refusals(monitor, arguments, message):

@@ -531,7 +531,7 @@ def test_nothing_is_refused_where_nothing_is_measured():
     ("arguments", "message"),
     [
         ({"every_n_steps": 0}, "`every_n_steps` >= 1, got 0"),
-        ({"on_error": "ignore"}, "\"raise\", got 'ignore'"),
+        ({"on_error": "ignore"}, "'raise', got 'ignore'"),
     ],
 )
 def test_constructor_refusals(arguments, message):

@@ -50,7 +50,8 @@ def test_event_files_and_jsonl_give_the_same(tmp_path):
     assert from_file.notes == from_events.notes == []
     assert from_file.scalars.keys() == from_events.scalars.keys()
     for tag, points in from_file.scalars.items():
-        np.testing.assert_allclose(points, from_events.scalars[tag], rtol=1e-6, equal_nan=True)
+        others = [*from_events.scalars[tag]]
+        np.testing.assert_allclose([*points], others, rtol=1e-6, equal_nan=True)
     assert from_file.tables.keys() == from_events.tables.keys()
     for tag, table in from_file.tables.items():
         other = from_events.tables[tag]
