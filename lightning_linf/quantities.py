@@ -216,7 +216,7 @@ SMOOTHNESS_UPPER = PartitionScalar(
 OPERATOR_NORM_LOWER = PartitionScalar(
     "operator_norm_lower",
     "Lower end of N(Φ) / d. N(Φ) is the largest curvature that one step of this geometry can "
-    "meet; this end is certain.",
+    "meet; a step was found that meets this much.",
     (SMOOTHNESS,),
     _CURVATURE,
     charts=(_MET,),

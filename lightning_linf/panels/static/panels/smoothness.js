@@ -9,12 +9,12 @@ import { Panel, thinned } from "./panel.js";
 const ABOUT = {
   H:
     "H(Φ)/d is the blockwise smoothness of each geometry, in loss per parameter squared. For Adam " +
-    "it is the (1,1)-norm of the Hessian over d, for SGD λ_max; the others are upper bounds of it. " +
+    "it is the (1,1)-norm of the Hessian over d, for SGD λ_max; for the others a bound of it. " +
     "All but λ_max are estimates. Lower is smoother.",
   N:
     "N(Φ)/d is the largest curvature that one step can meet, in loss per parameter squared. The " +
-    "area lies between two ends: the lower end is certain, the upper end is too low for at most " +
-    "0.25 % of seeds. N(Φ) is at most H(Φ), but an estimate of H(Φ) may fall below it; for SGD " +
+    "area lies between two ends: a step was found that meets the lower one, and the upper one is " +
+    "too low for at most 0.25 % of seeds. N(Φ) is at most H(Φ), but an estimate of H(Φ) may fall below it; for SGD " +
     "both are λ_max. Lower is smoother.",
 };
 
