@@ -25,7 +25,8 @@ from lightning_linf.functional.one_one_norm import one_one_norm as one_one_norm
 from lightning_linf.functional.one_one_norm import row_norms as row_norms
 from lightning_linf.functional.operator_norm import OperatorNorm as OperatorNorm
 from lightning_linf.functional.operator_norm import operator_norm as operator_norm
-from lightning_linf.functional.r_squared import r_squared as r_squared
+from lightning_linf.functional.r_squared import BetweenWithin as BetweenWithin
+from lightning_linf.functional.r_squared import between_within as between_within
 from lightning_linf.functional.random import cauchy as cauchy
 from lightning_linf.functional.rotation import rotate as rotate
 from lightning_linf.functional.rotation import rotate_squared as rotate_squared

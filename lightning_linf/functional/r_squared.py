@@ -1,6 +1,7 @@
 """How much of the spread of log|g| lies between the blocks of a partition."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,13 @@ NORMAL_LOG_VARIANCE = math.pi**2 / 8  # of log|g| for normal g of any variance
 _DEVIATION_OF_VARIANCE = math.pi**2 * math.sqrt(3 / 32)
 
 
-def r_squared(gradient: Tensor, blocks: Blocks) -> Tensor:
+class BetweenWithin(NamedTuple):
+    """What the spread of log|g| between blocks tells, against that within them."""
+
+    r_squared: Tensor  # (): in [0, 1], float64 (float32 on MPS); NaN without spread beyond chance
+
+
+def between_within(gradient: Tensor, blocks: Blocks) -> BetweenWithin:
     r"""Compute the share of the spread of log|g|, beyond chance, that lies between blocks.
 
     This is :math:`R^2` of a one-way analysis of variance, without what chance alone would give.
@@ -37,8 +44,7 @@ def r_squared(gradient: Tensor, blocks: Blocks) -> Tensor:
         blocks: A partition of the d coordinates.
 
     Returns:
-        A scalar in [0, 1], or NaN where there is no spread beyond chance. It is float64 (float32
-        on MPS).
+        :math:`R^2`, as the field ``r_squared``.
 
     Raises:
         ValueError: If the shape is not (d,), or the dtype is complex or integer.
@@ -50,13 +56,13 @@ def r_squared(gradient: Tensor, blocks: Blocks) -> Tensor:
     Example:
         >>> from lightning_linf.functional import LabelledBlocks
         >>> pairs = LabelledBlocks(torch.tensor([0, 0, 1, 1]))
-        >>> float(r_squared(torch.tensor([1.0, 1.0, -5.0, 5.0]), pairs))
+        >>> float(between_within(torch.tensor([1.0, 1.0, -5.0, 5.0]), pairs).r_squared)
         1.0
     """
-    require_vector("r_squared", "gradient", gradient, blocks)
+    require_vector("between_within", "gradient", gradient, blocks)
     if not gradient.is_floating_point():
         raise ValueError(
-            f"r_squared: expected a real floating gradient, got {gradient.dtype}. "
+            f"between_within: expected a real floating gradient, got {gradient.dtype}. "
             "View complex gradients as real first (torch.view_as_real)."
         )
     magnitudes = gradient.detach().abs()
@@ -78,4 +84,4 @@ def r_squared(gradient: Tensor, blocks: Blocks) -> Tensor:
     beyond = total - (num_entries - 1) * chance
     share = ((between - (num_blocks - 1) * chance) / beyond).clamp(0.0, 1.0)
     share = torch.where(beyond > smallest, share, torch.nan)
-    return torch.where((num_blocks == 1) & (total > smallest), 0.0, share)
+    return BetweenWithin(torch.where((num_blocks == 1) & (total > smallest), 0.0, share))

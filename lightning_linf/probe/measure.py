@@ -18,7 +18,7 @@ from lightning_linf.functional.heterogeneity import (
 )
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.noise_sums import NoiseSums
-from lightning_linf.functional.r_squared import r_squared
+from lightning_linf.functional.r_squared import between_within
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, PartitionName
@@ -234,7 +234,7 @@ def measure_landscape(
         dual_norm=dual_norms(gradient, partitions),
         curvature=curvature,
         smoothness=brackets.smoothness,
-        r_squared={p.name: float(r_squared(gradient, p)) for p in partitions},
+        r_squared={p.name: float(between_within(gradient, p).r_squared) for p in partitions},
         per_tensor={
             name: dict(zip(columns, row, strict=True))
             for name, row in zip(vector.names, rows, strict=True)

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_linf.functional import LabelledBlocks, r_squared
+from lightning_linf.functional import LabelledBlocks, between_within
 
 ROUNDING = 1e-10  # of differences of float64 sums
+
+
+def r_squared(gradient, blocks):
+    return between_within(gradient, blocks).r_squared
 
 
 def random_blocks(num_params, num_blocks):
@@ -148,5 +152,5 @@ def test_nearly_equal_magnitudes_have_a_share():
     ],
 )
 def test_what_cannot_be_measured_is_refused(gradient, message):
-    with pytest.raises(ValueError, match=f"r_squared: expected .*{message}"):
+    with pytest.raises(ValueError, match=f"between_within: expected .*{message}"):
         r_squared(gradient, random_blocks(4, 2))
