@@ -179,8 +179,8 @@ def _legend(measured: Measurement) -> Iterator[str]:
     yield (
         "N(Phi): the largest curvature that one step can meet. The lower end is what a step was "
         "found to meet; the upper end is too low for at most 0.25 % of seeds, and so is the upper "
-        "end of lambda_max. H(Phi): blockwise smoothness, an upper bound of N(Phi); an estimate, ± standard error. "
-        "H(coordinate) is the (1,1)-norm. All are in loss per parameter squared."
+        "end of lambda_max. H(Phi): blockwise smoothness, an upper bound of N(Phi); an estimate, ± "
+        "standard error. H(coordinate) is the (1,1)-norm. All are in loss per parameter squared."
     )
     yield (
         "decrease: how far one step of steepest descent promises to lower the loss. advantage: "

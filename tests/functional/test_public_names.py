@@ -50,6 +50,6 @@ for first in {MODULES}:
     assert len(found) == len(MODULES)
     expected = [
         *("batch_excess", "block_smoothness", "heterogeneity", "lambda_max", "noise"),
-        *("one_one_norm", "operator_norm", "r_squared"),
+        *("one_one_norm", "operator_norm"),
     ]
     assert all(names == expected for names in found), found
