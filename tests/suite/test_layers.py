@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -137,6 +138,17 @@ def wrong_imports(module, source):
         elif package not in sys.stdlib_module_names and package not in THIRD_PARTY[layer]:
             wrong.append(name)
     return wrong
+
+
+def test_no_module_imports_itself_by_a_detour():
+    files = module_files()
+    graph = {}
+    for module, file in files.items():
+        source = file.read_text(encoding="utf-8").replace("if TYPE_CHECKING:", "if True:")
+        if module and file.name != "__init__.py":  # those only hand names on
+            names = {name.removeprefix(f"{ROOT}.") for name in imported_names(source)}
+            graph[module] = names & files.keys()
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_every_layer_has_a_row_in_the_table():
