@@ -45,7 +45,7 @@ def test_one_message_names_all_attention_that_is_not_understood():
     message = str(refused.value)
     assert "`fused_qkv` for h.{0-2}.0.linear_0.weight, whose 24 outputs are 3 of query" in message
     assert (
-        "got those of a.{0,1}.0 (Attention, 2 heads): a.{0,1}.0.linear_0.weight (8 to 8), "
+        "Got a.{0,1}.0 (Attention, 2 heads): a.{0,1}.0.linear_0.weight (8 to 8), "
         "a.{0,1}.0.linear_1.weight (8 to 4)."
     ) in message
     with pytest.raises(PlacementError, match=r"^((?!fused_qkv).)*$"):

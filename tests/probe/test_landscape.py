@@ -467,7 +467,7 @@ def test_lazy_parameters_are_refused():
     ("arguments", "error", "message"),
     [
         ({"batches": []}, ProbeError, "at least one batch"),
-        ({"mode": "test"}, ValueError, '"eval" or "train", got \'test\''),
+        ({"mode": "test"}, ValueError, "one of 'eval', 'train', got 'test'"),
         ({"memory_gib": 0.0}, ValueError, "`memory_gib` > 0, got 0.0"),
     ],
 )
