@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
-.PHONY: gpt2 paper test test-all test-oldest test-zoo coverage lint types wheel clean
+.PHONY: gpt2 paper test test-all test-kernels test-oldest test-zoo coverage lint types wheel clean
 
 gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
 	$(BIN)/python recipes/gpt2.py $(ARGS)
@@ -18,6 +18,11 @@ test: $(VENV)/dev.stamp  ## the everyday tests
 
 test-all: $(VENV)/dev.stamp  ## the slow ones too; those marked gpu where there is a CUDA device
 	$(BIN)/python $(PYTEST) -m 'not zoo' $(ARGS)
+
+# Modules under test: those of the kernels, and of what runs them.
+KERNEL_TESTS ?= tests/kernels
+test-kernels: $(VENV)/dev.stamp $(VENV)/kernels.stamp  ## Triton's kernels, interpreted on the CPU
+	TRITON_INTERPRET=1 $(BIN)/python $(PYTEST) $(KERNEL_TESTS) $(ARGS)
 
 test-zoo: $(VENV)/zoo.stamp  ## networks of transformers and torch_geometric; timm's where it is installed
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m zoo tests/suite/test_zoo.py $(ARGS)

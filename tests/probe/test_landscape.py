@@ -303,6 +303,12 @@ class _OnceDifferentiable(torch.autograd.Function):
         return 2 * grad
 
 
+def _net_of_two_layers():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # made on import, outside the fixture that seeds every test
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
 REFUSALS = {
     "no parameter": (nn.Identity(), torch.ones(1), None, "expected trainable parameters in Ident"),
     "frozen": (nn.Linear(1, 1).requires_grad_(False), torch.ones(1), None, "got none"),
@@ -324,7 +330,7 @@ REFUSALS = {
         "expected a finite loss .* got -?inf",
     ),
     "unsymmetric": (
-        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+        _net_of_two_layers(),
         torch.ones(1, 3),
         _loss_of(lambda y: _WrongSecondDerivative.apply(y[0, 0], y[0, 1])),
         "expected H v to be the change of the gradient",

@@ -22,7 +22,7 @@ needs_source_tree = pytest.mark.skipif(
     reason="tests the source tree, and an installed package is under test",
 )
 
-TENSORS_MAY = {"distributed", "errors", "functional"}
+TENSORS_MAY = {"distributed", "errors", "functional", "kernels"}
 SPLIT_MAY = {"argument_checks", "partition", "partition_names"}
 PROBE_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "probe", "reparam", "report"}
 SWAP_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "optim", "reparam", "swap"}
@@ -38,7 +38,8 @@ LAYERS = {
     "partition_names": set(),
     "quantity": set(),
     "quantities": {"quantity"},
-    "functional": {"functional"},
+    "kernels": {"kernels"},
+    "functional": {"functional", "kernels"},
     "distributed": {"distributed", "errors"},
     "metrics": {"functional", "metrics"},
     "partition": SPLIT_MAY,
@@ -66,6 +67,7 @@ THIRD_PARTY = {
     "partition_names": set(),
     "quantity": set(),
     "quantities": set(),
+    "kernels": {"torch", "triton"},
     "functional": {"torch"},
     "distributed": {"torch", "lightning"},
     "metrics": {"torch", "torchmetrics"},
@@ -304,7 +306,7 @@ def test_packages_on_disk_are_those_listed_for_the_build():
 def test_packages_that_are_imported_are_declared():
     project = tomllib.loads((SOURCE_TREE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    used = ("tensorboard", "cli", "figures")
+    used = ("tensorboard", "cli", "figures", "kernels")
     requirements = [*project["dependencies"], *(text for extra in used for text in extras[extra])]
     names = {re.match(r"[\w-]+", text).group().replace("-", "_") for text in requirements}
     comes_with_torch = {"typing_extensions"}
