@@ -1,21 +1,31 @@
-"""Matrix products and convolutions of float32 without TF32, whatever the process has set."""
+"""In which precision float32 matrix products and convolutions compute, for a while."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.backends import cudnn
 
+MatmulPrecision = Literal["highest", "high"]
 _FULL = ("none", "ieee")  # "none": nothing was set
 
 
-@contextmanager
-def full_float32_precision() -> Iterator[None]:
-    """Multiply and convolve float32 without TF32 or bfloat16 inside; settings are restored.
+def full_float32_precision() -> AbstractContextManager[None]:
+    """Multiply and convolve float32 without TF32 or bfloat16 inside; settings are restored."""
+    return float32_precision("highest")
 
-    The settings of torch belong to the process, so other threads compute in full precision
-    meanwhile, too.
+
+@contextmanager
+def float32_precision(matmul: MatmulPrecision) -> Iterator[None]:
+    """Compute in float32 as ``matmul`` says, whatever the process has set; settings are restored.
+
+    "highest": matrix products and convolutions in full. "high": matrix products on CUDA may round
+    what they multiply to TF32, 10 bits of mantissa, and still add up in float32. Those on the CPU,
+    convolutions and cuDNN's recurrent layers are in full even so.
+
+    The settings of torch belong to the process, so other threads compute alike meanwhile.
     """
     mkldnn = torch.backends.mkldnn
     products: list[Any] = [torch.backends.cuda.matmul, getattr(mkldnn, "matmul", None)]
@@ -26,11 +36,14 @@ def full_float32_precision() -> Iterator[None]:
         # cuDNN takes TF32 by default. Its old setting is changed first: once the new ones below are
         # set, torch raises when the old one is read, also by cudnn.flags().
         stack.enter_context(_without_cudnn_tf32())
-        # torch 2.9 or newer has these settings, and raises in its old functions once they are set.
+        # torch 2.9 or newer has these settings.
         if all(hasattr(module, "fp32_precision") for module in products):
-            stack.enter_context(_in_ieee([*products, *convolutions]))
+            on_cuda = _FULL if matmul == "highest" else ("tf32",)
+            allowed = [on_cuda, *(_FULL for _ in (*products[1:], *convolutions))]
+            modules = zip([*products, *convolutions], allowed, strict=True)
+            stack.enter_context(_in_new_settings(matmul, list(modules), len(products)))
         else:
-            stack.enter_context(_in_highest())
+            stack.enter_context(_in_old_setting(matmul))
         yield
 
 
@@ -53,31 +66,57 @@ def _without_cudnn_tf32() -> Iterator[None]:
 
 
 @contextmanager
-def _in_ieee(modules: list[Any]) -> Iterator[None]:
-    reduced = [(m, m.fp32_precision) for m in modules if m.fp32_precision not in _FULL]
+def _in_new_settings(
+    matmul: MatmulPrecision, modules: list[tuple[Any, tuple[str, ...]]], num_products: int
+) -> Iterator[None]:
+    """Give each of ``modules`` one of the values beside it; the first are matrix products."""
+    # The old setting follows, for torch raises where both are read and differ (in some versions
+    # when it multiplies). Changing it changes the new ones of matrix products.
+    changes_old = _old_setting() not in (None, matmul)
+    values = [module.fp32_precision for module, _ in modules]
+    changed = [
+        (module, value)
+        for place, ((module, allowed), value) in enumerate(zip(modules, values, strict=True))
+        if value not in allowed or (changes_old and place < num_products)
+    ]
     try:
-        with _settable():
-            for module, _ in reduced:
-                module.fp32_precision = "ieee"
-        yield
+        with _in_old_setting(matmul):
+            with _settable():
+                for module, allowed in modules:
+                    if module.fp32_precision not in allowed:
+                        module.fp32_precision = allowed[-1]
+            yield
     finally:
         with _settable():
-            for module, value in reduced:
+            for module, value in changed:
                 module.fp32_precision = "none"  # then it is that of the whole backend
                 if module.fp32_precision != value:
                     module.fp32_precision = value
 
 
 @contextmanager
-def _in_highest() -> Iterator[None]:
-    value = torch.get_float32_matmul_precision()
-    if value == "highest":
+def _in_old_setting(matmul: MatmulPrecision) -> Iterator[None]:
+    value = _old_setting()
+    if value is None or value == matmul:
         yield
         return
-    torch.set_float32_matmul_precision("highest")
+    _set_old(matmul)
     try:
         yield
     finally:
+        _set_old(value)
+
+
+def _old_setting() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the process uses the new settings
+        return None
+
+
+def _set_old(value: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.9: the new settings should be used
         torch.set_float32_matmul_precision(value)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_linf.functional import kronecker, rotate, rotate_squared
-from lightning_linf.functional.full_precision import full_float32_precision
+from lightning_linf.functional.full_precision import float32_precision, full_float32_precision
 from lightning_linf.functional.rotation import rotation_angle, rotation_windows
 from lightning_linf.functional.signs import sign_words
 
@@ -365,7 +365,10 @@ def precision_settings():
     return found
 
 
-@pytest.mark.parametrize("kind", ["high", "medium", "allow_tf32", "backend", "all backends"])
+KINDS = ["high", "medium", "allow_tf32", "backend", "all backends"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_settings_of_matrix_products_neither_matter_nor_change(kind):
     x, strength = torch.randn(10_000), 0.37
     expected = rotate(x, seed=0, strength=strength)
@@ -384,6 +387,34 @@ def test_settings_of_matrix_products_neither_matter_nor_change(kind):
             torch.backends.fp32_precision = "ieee"
             assert set(precision_settings().values()) >= {"ieee"}
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, None])
+def test_products_on_cuda_alone_may_take_tf32_and_all_settings_come_back(kind):
+    cuda = torch.backends.cuda.matmul
+    others = [
+        getattr(backend, name, None)
+        for backend in (torch.backends.mkldnn, torch.backends.cudnn)
+        for name in ("matmul", "conv", "rnn")
+    ]
+    with nullcontext() if kind is None else reduced_precision(kind):
+        before = precision_settings()
+        with float32_precision("high"):
+            assert getattr(cuda, "fp32_precision", "tf32") == "tf32"
+            assert all(getattr(m, "fp32_precision", "none") in ("none", "ieee") for m in others)
+            if "mixed" not in before.values():  # nothing that reads old settings inside fails
+                assert cuda.allow_tf32
+                assert torch.get_float32_matmul_precision() == "high"
+            within = precision_settings()
+            with full_float32_precision():
+                assert getattr(cuda, "fp32_precision", "ieee") in ("none", "ieee")
+                if "mixed" not in before.values():
+                    assert not cuda.allow_tf32
+            assert precision_settings() == within
+        assert precision_settings() == before
+        with pytest.raises(KeyError), float32_precision("high"):
+            raise KeyError
+        assert precision_settings() == before
 
 
 def test_autocast_does_not_matter():
