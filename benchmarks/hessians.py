@@ -4,6 +4,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from lightning_linf.partition_names import PartitionName
 PARTITIONS: tuple[PartitionName, ...] = ("row", "tensor")
 DIM = 1000  # of the spectra
 
-Network = tuple[Tensor, nn.Module]  # loss with a graph; all in float64
+Network = tuple[Callable[[], Tensor], nn.Module]  # the loss of a batch; all in float64
 
 
 class Hessian(NamedTuple):
@@ -90,7 +91,7 @@ def train_gpt2() -> Network:
 
     _train(optimizer, loss, num_steps=1500)
     model.double()
-    return loss(), model
+    return loss, model
 
 
 def train_mlp() -> Network:
@@ -108,7 +109,7 @@ def train_mlp() -> Network:
         return F.cross_entropy(model(images[chosen]), labels[chosen])
 
     _train(optimizer, loss, num_steps=300)
-    return loss(256), model
+    return partial(loss, 256), model
 
 
 def train_conv() -> Network:
@@ -128,7 +129,7 @@ def train_conv() -> Network:
 
     _train(torch.optim.Adam(model.parameters(), lr=3e-3), loss, num_steps=300)
     model.eval()
-    return loss(256), model
+    return partial(loss, 256), model
 
 
 def train_contrastive() -> Network:
@@ -143,7 +144,7 @@ def train_contrastive() -> Network:
         return F.cross_entropy(one @ other.T / 0.2, torch.arange(batch_size))
 
     _train(torch.optim.Adam(model.parameters(), lr=3e-3), loss, num_steps=200)
-    return loss(), model
+    return loss, model
 
 
 class GraphNet(nn.Module):
@@ -171,12 +172,13 @@ def train_graph() -> Network:
         return F.cross_entropy(model(inputs), labels)
 
     _train(torch.optim.Adam(model.parameters(), lr=1e-2), loss, num_steps=200)
-    return loss(), model
+    return loss, model
 
 
 def train_prompt() -> Network:
     """Tune a prompt of 8 vectors, 128 parameters, for the frozen GPT-2 of ``train_gpt2``."""
-    _, gpt2 = train_gpt2()
+    gpt2_loss, gpt2 = train_gpt2()
+    gpt2_loss()  # draws a batch: where the network for itself is measured, training ends after it
     data = _text()
     prompt = nn.Embedding(8, 16).double()  # vectors before the embedded tokens
 
@@ -188,7 +190,7 @@ def train_prompt() -> Network:
         return F.cross_entropy(logits, tokens[:, 1:].flatten())
 
     _train(torch.optim.Adam(prompt.parameters(), lr=1e-2), loss, num_steps=60)
-    return loss(), prompt
+    return loss, prompt
 
 
 def train_factorisation() -> Network:
@@ -203,7 +205,7 @@ def train_factorisation() -> Network:
         return (left.weight @ right.weight.T - target)[seen].square().mean()
 
     _train(torch.optim.Adam(model.parameters(), lr=1e-2), loss, num_steps=400)
-    return loss(), model
+    return loss, model
 
 
 def _train(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], num_steps: int) -> None:
@@ -229,7 +231,7 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 def _exact_hessian(network: Network, name: str) -> Hessian:
     """Form the Hessian row by row, by double backward."""
-    loss, module = network
+    loss, module = network[0](), network[1]
     parameters = list(module.parameters())
     gradients = torch.autograd.grad(loss, parameters, create_graph=True)
     gradient = torch.cat([g.reshape(-1) for g in gradients])

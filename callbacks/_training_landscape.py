@@ -14,6 +14,7 @@ from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
 from lightning_linf.errors import RefusedLossError
+from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.batch_copy import split_batch
@@ -36,6 +37,7 @@ class TrainingLandscape:
         mode: Mode,
         seed: int,
         loss: Callable[[Any, Any], Tensor] | None,
+        matmul_precision: MatmulPrecision,
         warn_once: Callable[[str, str], object],
     ) -> None:
         self._num_parts = 1  # of each batch: more than one where whole ones took too much memory
@@ -44,6 +46,7 @@ class TrainingLandscape:
         self._refusal: str | None = None  # by the check
         self._mode: Mode = mode
         self._loss = loss
+        self._matmul_precision: MatmulPrecision = matmul_precision
         self._seed = derive_seed("masks", seed)
         self._warn_once = warn_once
 
@@ -139,6 +142,7 @@ class TrainingLandscape:
             mode=self._mode,
             seed=self._seed,
             reduce=sum_over_ranks(trainer),
+            matmul_precision=self._matmul_precision,
         )
 
 

@@ -33,6 +33,7 @@ from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.distributed.ranks import Ranks
+from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, PartitionName
@@ -84,6 +85,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             that would exceed it are not measured. The first probe always runs. None: no limit.
         mode: "eval" for the network as it predicts, "train" for dropout with fixed masks and
             BatchNorm with batch statistics (:class:`~lightning_linf.probe.Landscape`).
+        matmul_precision: "highest", or "high" for matrix products in TF32 on CUDA, of probes alone;
+            :func:`~lightning_linf.measure_geometry` says what that changes.
         seed: Seed of the probes. Every step has the same probes, so that curves are smoother.
         on_error: "warn" warns once of each error and lets the training go on; "raise" ends it.
         probe_loss: A function of module and batch that gives the scalar loss to measure, in place
@@ -126,6 +129,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         name: str = "",
         output_dims: Mapping[str, int] | None = None,
         fused_qkv: FusedQKV | None = None,
+        matmul_precision: MatmulPrecision = "highest",
     ) -> None:
         super().__init__(every_n_steps, on_error, name)
         is_list = isinstance(partitions, Sequence) and not isinstance(partitions, str)
@@ -143,6 +147,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             caller, "max_overhead", max_overhead, "0.1 is 10 % of the training time.", or_none=True
         )
         check_choice(caller, "mode", mode, get_args(Mode))
+        check_choice(caller, "matmul_precision", matmul_precision, get_args(MatmulPrecision))
         check_whole(caller, "seed", seed)
         check_callable(caller, "probe_loss", probe_loss, "Give a function of module and batch.")
         self.partitions: list[PartitionName] = list(dict.fromkeys(partitions))
@@ -159,7 +164,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self._last_step = LastStep()
         self._last_global_step = 0
         self._budget = TimeBudget(max_overhead)
-        self._landscape = TrainingLandscape(mode, seed, probe_loss, self.warn_once)
+        self._landscape = TrainingLandscape(
+            mode, seed, probe_loss, matmul_precision, self.warn_once
+        )
 
     @property
     @override

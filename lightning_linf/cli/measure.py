@@ -141,6 +141,12 @@ def make_parser() -> ArgumentParser:
         help="eval: the network as it predicts; train: dropout with fixed masks, BatchNorm with "
         "batch statistics.",
     )
+    add(
+        "--matmul_precision",
+        type=Literal["highest", "high"],
+        default="highest",
+        help="highest: matrix products in full float32; high: in TF32 on CUDA, faster and coarser.",
+    )
     add("--seed", type=int, default=0, help="Of the probes, and of a shuffled dataloader.")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (say) or mps.")
     add(
@@ -236,6 +242,7 @@ def _measure_module(
                 max_hvps=options.max_hvps,
                 noise_batches=batches[: options.num_noise_batches] or None,
                 mode=options.mode,
+                matmul_precision=options.matmul_precision,
                 seed=options.seed,
                 on_hvps=advance,
             )

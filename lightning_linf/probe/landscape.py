@@ -16,6 +16,7 @@ from lightning_linf.argument_checks import (
 )
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import ProbeError
+from lightning_linf.functional.full_precision import MatmulPrecision, full_float32_precision
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.probe.batch_derivatives import BatchDerivatives
 from lightning_linf.probe.batch_list import list_batches
@@ -72,6 +73,9 @@ class Landscape:
             :class:`~lightning_linf.reparam.Reparameterization`, such as ``Rotation()``, is bound to
             the parameters of the landscape; a linear map of vectors (d,) is taken as it is.
             Default: theta itself.
+        matmul_precision: "highest": matrix products of float32 in full, whatever training does.
+            "high": on CUDA in TF32, which is faster and rounds what is multiplied to 10 bits of
+            mantissa; convolutions stay in full. :func:`measure_geometry` says what it changes.
 
     Raises:
         ValueError: If an argument has a wrong value, or ``reparameterization`` cannot be bound.
@@ -101,9 +105,13 @@ class Landscape:
         memory_gib: float = 1.0,
         reduce: Callable[[Tensor], Tensor] | None = None,
         reparameterization: Reparameterization | LinearMap | None = None,
+        matmul_precision: MatmulPrecision = "highest",
     ) -> None:
         module = unwrap_fabric("Landscape", module)
         check_choice("Landscape", "mode", mode, get_args(Mode))
+        check_choice(
+            "Landscape", "matmul_precision", matmul_precision, get_args(MatmulPrecision)
+        )
         check_positive("Landscape", "memory_gib", memory_gib)
         check_whole("Landscape", "seed", seed)
         check_callable("Landscape", "loss", loss, "Give a function of module and batch.")
@@ -119,9 +127,12 @@ class Landscape:
         indices = range(len(batches)) if batch_indices is None else batch_indices
         self.num_hvps = 0
         self.mode: Mode = mode
+        self.matmul_precision: MatmulPrecision = matmul_precision
         self.reparameterization = reparameterization
         self._memory_gib = memory_gib
-        self._function = FunctionalModule(module, batches, indices, loss, mode, seed, parameters)
+        self._function = FunctionalModule(
+            module, batches, indices, loss, mode, seed, parameters, matmul_precision
+        )
         self._derivatives = BatchDerivatives(self._function, reparameterization)
         self.ranks = Ranks(reduce, self.parameters.device)
         self._mean = BatchMean(self._function, self.ranks)
@@ -180,6 +191,7 @@ class Landscape:
         """Try on the first batch whether the loss is a function and its derivatives are right.
 
         :func:`measure_geometry` does so at each call, a monitor at the first probe of a training.
+        Both sides of the comparison are computed in full float32.
 
         Returns:
             A remark, if the gradient is not that of the loss; None if all is well.
@@ -191,7 +203,8 @@ class Landscape:
         def evaluate(vector: ParameterVector, offset: Tensor | None) -> tuple[list[Tensor], Tensor]:
             return self._function.evaluate(0, offset, vector)
 
-        return self.ranks.together(lambda: check_loss(evaluate, self.parameters))
+        with full_float32_precision():
+            return self.ranks.together(lambda: check_loss(evaluate, self.parameters))
 
     def loss(self, offset: Tensor | None = None) -> float:
         """Mean loss over the batches, ``offset`` (d,) away from the present point."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_linf.argument_checks import check_callable, check_whole
 from lightning_linf.errors import ProbeError
+from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.heterogeneity import (
     heterogeneity_compute,
     heterogeneity_update,
@@ -48,6 +49,7 @@ def measure_geometry(
     noise_batches: Sequence[Any] | Iterable[Any] | None = None,
     reparameterization: Reparameterization | LinearMap | None = None,
     mode: Mode = "eval",
+    matmul_precision: MatmulPrecision = "highest",
     seed: int = 0,
     on_hvps: Callable[[int], object] | None = None,
 ) -> GeometryReport:
@@ -83,6 +85,7 @@ def measure_geometry(
             Partitions, too, are then those of phi.
         mode: "eval" for the network as it predicts, "train" for dropout with fixed masks and
             BatchNorm with batch statistics.
+        matmul_precision: "highest" or "high", TF32 for matrix products on CUDA. XXX
         seed: Of all random numbers.
         on_hvps: Called with the number of products after each pass, for progress bars.
 
@@ -117,6 +120,7 @@ def measure_geometry(
         )
     options: dict[str, Any] = {
         "loss": loss, "mode": mode, "seed": seed, "reparameterization": reparameterization,
+        "matmul_precision": matmul_precision,
     }  # fmt: skip
     landscape = Landscape(module, batches, **options)
     structure: dict[str, Any] = {"output_dims": output_dims, "fused_qkv": fused_qkv}
@@ -243,6 +247,7 @@ def measure_landscape(
         secant=secant,
         settings={
             "mode": landscape.mode,
+            "matmul_precision": landscape.matmul_precision,
             "seed": seed,
             "num_batches": landscape.num_batches,
             "num_probes": num_probes,
