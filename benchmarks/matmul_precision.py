@@ -152,9 +152,7 @@ def products(network: Network, device: torch.device) -> None:
             for key, vector in vectors.items():
                 found.setdefault(key, []).append(landscape.hvp(vector))
             if device.type == "cuda":
-                times = sorted(
-                    seconds_of(lambda: landscape.hvp(normal), device) for _ in range(11)
-                )
+                times = sorted(seconds_of(lambda: landscape.hvp(normal), device) for _ in range(11))
                 print(f"{precision}: {1e3 * times[5]:.1f} ms a product")
     for key in ("signs", "normal", "Cauchy"):
         full, coarse = found[key]
@@ -178,8 +176,9 @@ def networks(names: list[str], device: torch.device) -> Iterator[tuple[str, Netw
         module, batch, kept = trained_gpt2(list(GPT2_STEPS))
         for step in GPT2_STEPS:
             module.load_state_dict(kept[step])
-            yield f"gpt2-tiny, step {step}", Network(
-                module.to(device), batch.to(device), token_loss
+            yield (
+                f"gpt2-tiny, step {step}",
+                Network(module.to(device), batch.to(device), token_loss),
             )
     for name in names:
         if name == "gpt2-tiny":

@@ -18,6 +18,7 @@ class TimeBudget:
         self.probe_seconds = 0.0
         self._last_probe_seconds = 0.0
         self._since = 0.0
+        self._has_told = False  # in this training, of a probe that was too expensive
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed training needs to go on with the same clocks."""
@@ -32,8 +33,13 @@ class TimeBudget:
         self.probe_seconds, self.train_seconds = state["probe"], state["train"]
         self._last_probe_seconds = state["last"]
 
+    def start_fit(self, device: torch.device) -> None:
+        """A training begins, or is resumed."""
+        self._has_told = False
+        self.start_training(device)
+
     def start_training(self, device: torch.device) -> None:
-        """Training begins, or goes on."""
+        """Training begins, or goes on after a probe."""
         self._since = _now(device)
 
     def stop_training(self, device: torch.device) -> None:
@@ -61,6 +67,19 @@ class TimeBudget:
             return True
         expected = self.probe_seconds + self._last_probe_seconds
         return expected <= self.max_overhead * self.train_seconds
+
+    def first_refusal(self) -> str | None:
+        """Say why a probe is not made; None if this training has been told so before."""
+        if self._has_told or self.max_overhead is None:
+            return None
+        self._has_told = True
+        train, probe = self.train_seconds, self.probe_seconds
+        return (
+            f"not measured. With another probe of {self._last_probe_seconds:.2g} s, probes would "
+            f"take more than `max_overhead`={self.max_overhead:g} of the training time (so far "
+            f"{probe:.2g} s of probes in {train:.2g} s of training). This and later steps are left "
+            "out until they fit. max_overhead=None measures every one."
+        )
 
 
 def _now(device: torch.device) -> float:

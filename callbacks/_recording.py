@@ -6,13 +6,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lightning_linf import record
+from lightning_linf import quantities, record
 from lightning_linf.callbacks._trainer import shown_hyperparameters
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.record import LogHistogram, Record
@@ -85,6 +86,16 @@ def _named_folder(logger: Logger, folder: str) -> str:
     """Go down as checkpoints do: several runs may share a logger's folder."""
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return os.path.join(folder, str(logger.name), version)
+
+
+def columns_of(report: GeometryReport) -> dict[str, Tensor]:
+    """Give what a record keeps of each parameter tensor of a report, as columns (T,)."""
+    rows = report.per_tensor.values()
+    return {
+        name: torch.tensor([row[name] for row in rows])
+        for name in (quantities.ONE_ONE_NORM_SHARE.name, quantities.SIGNAL_TO_NOISE.name)
+        if all(name in row for row in rows)
+    }
 
 
 def start_jsonl(trainer: Trainer, step: int) -> None:

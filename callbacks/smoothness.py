@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -18,6 +18,7 @@ from lightning_linf.argument_checks import (
     check_choice,
     check_positive,
     check_whole,
+    check_words,
 )
 from lightning_linf.callbacks._budget import TimeBudget
 from lightning_linf.callbacks._kept_batch import KeptBatch
@@ -27,8 +28,9 @@ from lightning_linf.callbacks._optimized_parameters import (
     remark_on_outside,
 )
 from lightning_linf.callbacks._probe_in_training import probe_in_training
+from lightning_linf.callbacks._recording import columns_of
 from lightning_linf.callbacks._strategies import refuse_tensor_parallelism
-from lightning_linf.callbacks._trainer import sum_over_ranks
+from lightning_linf.callbacks._trainer import logged_step, sum_over_ranks
 from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
@@ -81,12 +83,11 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             10 %, 64 to about 5 %.
         num_batches: Measure the mean loss over this many of the latest training batches, which
             are kept in memory. Few batches have a higher (1,1)-norm than all data.
-        max_overhead: Time to spend on probes, as a fraction of the time spent on training. Steps
-            that would exceed it are not measured. The first probe always runs. None: no limit.
+        max_overhead: Time for probes, as a fraction of the time of training. Due steps that would
+            exceed it are left out, which is logged once: the clock decides what is measured. The
+            first probe always runs, so a short training may exceed it. None: every due step.
         mode: "eval" for the network as it predicts, "train" for dropout with fixed masks and
             BatchNorm with batch statistics (:class:`~lightning_linf.probe.Landscape`).
-        matmul_precision: "highest", or "high" for matrix products in TF32 on CUDA, of probes alone;
-            :func:`~lightning_linf.measure_geometry` says what that changes.
         seed: Seed of the probes. Every step has the same probes, so that curves are smoother.
         on_error: "warn" warns once of each error and lets the training go on; "raise" ends it.
         probe_loss: A function of module and batch that gives the scalar loss to measure, in place
@@ -95,7 +96,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             part of their tags, ``geometry/NAME/...``, and tells their states apart. The panels of
             smoothness show the monitor without a name.
         output_dims: For "row" and "column", as in :meth:`~lightning_linf.Partition.of`.
-        fused_qkv: For "head", as in :meth:`~lightning_linf.Partition.of`.
+        fused_qkv: For "head", as there.
+        matmul_precision: Of probes alone, as in :func:`~lightning_linf.measure_geometry`.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -121,7 +123,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         partitions: Sequence[PartitionName] = (),
         num_probes: int = 16,
         num_batches: int = 1,
-        max_overhead: float | None = None,
+        max_overhead: float | None = 0.1,
         mode: Mode = "eval",
         seed: int = 0,
         on_error: OnError = "warn",
@@ -132,14 +134,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         matmul_precision: MatmulPrecision = "highest",
     ) -> None:
         super().__init__(every_n_steps, on_error, name)
-        is_list = isinstance(partitions, Sequence) and not isinstance(partitions, str)
-        if not is_list or any(name not in get_args(PartitionName) for name in partitions):
-            raise ValueError(
-                "LinfSmoothnessMonitor: expected `partitions` to be a list of names out of "
-                f"{', '.join(get_args(PartitionName))}, got {partitions!r}. For your own "
-                "partitions override make_partitions."
-            )
         caller = "LinfSmoothnessMonitor"
+        remedy = "For your own partitions override make_partitions."
+        check_words(caller, "partitions", partitions, get_args(PartitionName), remedy)
         check_structure(caller, output_dims, fused_qkv)
         check_whole(caller, "num_probes", num_probes, 4, "16 give a relative error of about 0.1.")
         check_whole(caller, "num_batches", num_batches, 1)
@@ -185,7 +182,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         super().on_train_start(trainer, pl_module)
         self._last_global_step = trainer.global_step
         self._landscape.start_training()
-        self._budget.start_training(pl_module.device)
+        self._budget.start_fit(pl_module.device)
 
     @override
     def on_train_batch_start(
@@ -256,6 +253,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             with self.errors_handled(trainer, "measure"):
                 self._measure(trainer, pl_module)
             self._budget.stop_probe(pl_module.device)
+        elif (why := self._budget.first_refusal()) is not None:
+            rank_zero_info(f"{type(self).__name__}: step {logged_step(trainer)} is due and {why}")
         self._budget.start_training(pl_module.device)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,19 +281,13 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         )
         report = self._landscape.visit(trainer, pl_module, self._batches, parameters, probe)
         self.last_report = report
-        rows = report.per_tensor.values()
-        columns = {
-            name: torch.tensor([row[name] for row in rows])
-            for name in (quantities.ONE_ONE_NORM_SHARE.name, quantities.SIGNAL_TO_NOISE.name)
-            if all(name in row for row in rows)
-        }
         seconds = self._budget.seconds_of_probe(pl_module.device)
         cost = {
             quantities.PROBE_SECONDS.tag: seconds,
             quantities.PROBE_OVERHEAD.tag: self._budget.overhead(seconds),
         }
         scalars = {**scalars_of(report), **cost}
-        self.record(trainer, scalars, columns, list(report.per_tensor), report=report)
+        self.record(trainer, scalars, columns_of(report), list(report.per_tensor), report=report)
 
     @override
     def state_dict(self) -> dict[str, Any]:

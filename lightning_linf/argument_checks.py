@@ -60,6 +60,16 @@ def check_choice(
         _refuse(caller, name, f" to be one of {wanted}", value, remedy)
 
 
+def check_words(
+    caller: str, name: str, value: object, choices: Sequence[str], remedy: str = ""
+) -> None:
+    """Raise a ValueError unless it is a list of some of a few words."""
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or any(word not in choices for word in value):
+        wanted = f" to be a list of names out of {', '.join(choices)}"
+        _refuse(caller, name, wanted, value, remedy)
+
+
 def check_callable(caller: str, name: str, value: object, remedy: str = "") -> None:
     """Raise a ValueError unless it can be called or is None."""
     if value is not None and not callable(value):

@@ -28,7 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from command_line import find_presets
 from comparison import compare
-from data.corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE, cache_folder
+from data.corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE, cache_folder, held_out_fraction
 from data.token_data import TokenData
 from settings import RecipeError, refuse_unless
 from training.config import TrainingConfig
@@ -48,7 +48,7 @@ class Config(TrainingConfig):
     """Text: stdlib (Python's own sources), a file, a folder, a glob, or hf:NAME of the Hub."""
     val_fraction: float = 0.1
     """Share of the documents held out for validation. More make the validation loss surer and leave
-    less to train on."""
+    less to train on. If it holds out fewer than 64 sequences it rises, up to 0.1, and says so."""
     vocab_size: int = 4096
     """Tokens of the byte-level BPE that is trained on the text. With more of them a sequence holds
     more text, and the embedding is larger. Losses per token compare only at one size."""
@@ -86,7 +86,8 @@ class Config(TrainingConfig):
 
     def data_id(self) -> str:
         """Name the text and what its tokens depend on."""
-        return cache_folder(self.data, self.cache_dir, self.vocab_size, self.val_fraction).name
+        held_out = held_out_fraction(self.data, self.val_fraction, self.sequence_length)
+        return cache_folder(self.data, self.cache_dir, self.vocab_size, held_out).name
 
 
 ABOUT = "Train a GPT-2 and watch the geometry of its loss. compare: several optimizers on it."

@@ -109,9 +109,7 @@ class Landscape:
     ) -> None:
         module = unwrap_fabric("Landscape", module)
         check_choice("Landscape", "mode", mode, get_args(Mode))
-        check_choice(
-            "Landscape", "matmul_precision", matmul_precision, get_args(MatmulPrecision)
-        )
+        check_choice("Landscape", "matmul_precision", matmul_precision, get_args(MatmulPrecision))
         check_positive("Landscape", "memory_gib", memory_gib)
         check_whole("Landscape", "seed", seed)
         check_callable("Landscape", "loss", loss, "Give a function of module and batch.")

@@ -13,8 +13,9 @@ That needs no download and allows any vocabulary size, but losses per token comp
 runs with the same tokenizer.
 
 Documents are sorted by name, and of every ``k = round(1 / val_fraction)`` the second is held out
-for validation, so no document is on both sides. (A single file is cut in two.) Tokenizer and tokens
-are cached under a hash of the settings and of the text, or of the Hub's name for it.
+for validation, so no document is on both sides. (A single file is cut in two.) Of short text more
+is held out (`held_out_fraction`). Tokenizer and tokens are cached under a hash of the settings and
+of the text, or of the Hub's name for it.
 """
 
 import glob
@@ -41,6 +42,9 @@ _TOKENIZER_CHARS = 200_000_000  # more would cost memory and hardly change the m
 _CHUNK_CHARS = 4_000_000  # text encoded at a time, on all cores
 _FOREIGN = {"site-packages", "dist-packages", "__pycache__"}
 _TESTS = {"test", "tests", "idle_test"}
+_VAL_SEQUENCES = 64  # to hold out at least: with fewer a validation loss says little
+_BYTES_PER_TOKEN = 4  # of the text; with a large vocabulary a token is rarely longer
+_MOST_HELD_OUT = 0.1  # to which a smaller share is raised at the most
 _FORMAT = "1"  # part of the cache's address: raise it when what is stored changes
 
 
@@ -95,6 +99,24 @@ def read_documents(data: str, val_fraction: float) -> Iterator[str]:
 def is_validation(index: int, val_fraction: float) -> bool:
     """Tell whether the document at ``index`` is held out: the second of k, so that 2 are enough."""
     return index % max(2, round(1 / val_fraction)) == 1
+
+
+def held_out_fraction(data: str, val_fraction: float, sequence_length: int) -> float:
+    """Raise ``val_fraction`` until about 64 sequences are held out, to a tenth at the most.
+
+    The size of the files decides. Text of the Hub, of which it is not known, is taken for long.
+    """
+    if data.startswith("hf:") or val_fraction >= _MOST_HELD_OUT:
+        return val_fraction
+    sizes = [size for _, path in find_files(data) if (size := path.stat().st_size)]
+    needed = _BYTES_PER_TOKEN * _VAL_SEQUENCES * sequence_length
+    if len(sizes) == 1:
+        return max(val_fraction, min(_MOST_HELD_OUT, needed / sizes[0]))
+    given, least = round(1 / val_fraction), round(1 / _MOST_HELD_OUT)
+    for k in range(given, least, -1):  # as is_validation counts
+        if sum(sizes[1::k]) >= needed:
+            return val_fraction if k == given else 1 / k
+    return _MOST_HELD_OUT
 
 
 def cache_folder(data: str, cache_dir: str, vocab_size: int, val_fraction: float) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from data.corpus import build, cache_folder, token_dtype
+from data.corpus import build, cache_folder, held_out_fraction, token_dtype
 from data.samples import RunData
 from settings import RecipeError
 
@@ -27,7 +27,7 @@ class TokenData(RunData):
         data: Where the text comes from (see `data.corpus`).
         cache_dir: Where tokenizers and tokens are kept.
         vocab_size: Tokens of the tokenizer, at most.
-        val_fraction: Share of the documents held out.
+        val_fraction: Share of the documents held out; more where that is too little text.
         sequence_length: Tokens of a sequence.
         batch_size: Sequences of an optimizer step, over all ranks and micro-batches.
         micro_batch: Sequences of a batch.
@@ -45,14 +45,25 @@ class TokenData(RunData):
     seed: int
 
     @cached_property
+    def held_out(self) -> float:
+        """Share of the documents that is held out in the end."""
+        return held_out_fraction(self.data, self.val_fraction, self.sequence_length)
+
+    @cached_property
     def folder(self) -> Path:
         """Where the tokenizer and the tokens of this text are cached."""
-        return cache_folder(self.data, self.cache_dir, self.vocab_size, self.val_fraction)
+        return cache_folder(self.data, self.cache_dir, self.vocab_size, self.held_out)
 
     @override
     def prepare_data(self) -> None:
         # Lightning calls this on one process of a node and lets the others wait.
-        build(self.data, self.folder, self.vocab_size, self.val_fraction)
+        if self.held_out != self.val_fraction:
+            print(
+                f"val_fraction: {self.val_fraction:g} of {self.data} is too little text to validate"
+                f" on, so {self.held_out:.2g} of it is held out",
+                flush=True,
+            )
+        build(self.data, self.folder, self.vocab_size, self.held_out)
 
     @override
     def setup(self, stage: str) -> None:

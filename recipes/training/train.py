@@ -112,6 +112,7 @@ def train(config: TrainingConfig, prepare: Prepare, may_change: set[str], title:
         every_n_steps=config.smoothness_every,
         num_probes=config.num_probes,
         num_batches=config.probe_batches,
+        max_overhead=None,  # with a limit the clock would choose the steps
     )
     losses = LossHistory(config.smoothness_every)
     last = ModelCheckpoint(

@@ -56,7 +56,7 @@ def plain_weights(tmp_path):
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite(tmp_path, plain_weights, factor):
     module = Regression(at_probes([1, 2], lambda loss, batch: loss * factor))
-    monitor = LinfSmoothnessMonitor(2, num_probes=4)
+    monitor = LinfSmoothnessMonitor(2, num_probes=4, max_overhead=None)
     with pytest.warns(
         UserWarning, match="could not measure at step 3 .*expected a finite loss|2 f"
     ):
@@ -85,7 +85,7 @@ def test_gradients_that_are_not_finite(tmp_path):
 def test_a_step_that_the_scaler_skips(tmp_path):
     monitors = [
         GradientHeterogeneityMonitor(4, on_error="raise"),
-        LinfSmoothnessMonitor(4, num_probes=4, on_error="raise"),
+        LinfSmoothnessMonitor(4, num_probes=4, on_error="raise", max_overhead=None),
     ]
     overflows = []
 
@@ -128,11 +128,11 @@ class Starved(Regression):
 
 
 def test_a_probe_that_runs_out_of_memory_takes_its_batch_in_parts(tmp_path, plain_weights):
-    module, monitor = Starved(most=3), LinfSmoothnessMonitor(4, num_probes=4)
+    module, monitor = Starved(most=3), LinfSmoothnessMonitor(4, num_probes=4, max_overhead=None)
     with pytest.warns(UserWarning, match="ran out of memory, so from now on .* in 4 parts"):
         fit(module, [monitor], tmp_path)
     assert torch.equal(weights(module), plain_weights)
-    whole = LinfSmoothnessMonitor(4, num_probes=4)
+    whole = LinfSmoothnessMonitor(4, num_probes=4, max_overhead=None)
     fit(Regression(), [whole], tmp_path)
     assert steps(monitor) == steps(whole) == [3, 7]
     for ours, expected in zip(monitor.history, whole.history, strict=True):
@@ -141,7 +141,7 @@ def test_a_probe_that_runs_out_of_memory_takes_its_batch_in_parts(tmp_path, plai
 
 
 def test_a_probe_that_never_fits_is_left_out(tmp_path, plain_weights):
-    module, monitor = Starved(most=0), LinfSmoothnessMonitor(4, num_probes=4)
+    module, monitor = Starved(most=0), LinfSmoothnessMonitor(4, num_probes=4, max_overhead=None)
     with pytest.warns(UserWarning, match="ProbeMemoryError: probe: out of memory on this rank|2 f"):
         fit(module, [monitor], tmp_path)
     assert monitor.history == []
@@ -153,7 +153,7 @@ def test_a_loss_that_is_no_mean_over_samples_is_not_taken_in_parts(tmp_path, pla
         def probe_loss(self, batch):
             return super().probe_loss(batch) + self.net(batch[0]).std()
 
-    module, monitor = Contrast(most=4), LinfSmoothnessMonitor(4, num_probes=4)
+    module, monitor = Contrast(most=4), LinfSmoothnessMonitor(4, num_probes=4, max_overhead=None)
     with pytest.warns(
         UserWarning, match="expected a loss that is the mean over samples|2 failures"
     ):
@@ -211,7 +211,7 @@ def test_keyboard_interrupt_in_a_probe(tmp_path):
         raise KeyboardInterrupt
 
     module = Regression(at_probes([1], interrupt))
-    monitor = LinfSmoothnessMonitor(2, num_probes=4)
+    monitor = LinfSmoothnessMonitor(2, num_probes=4, max_overhead=None)
     caught = []
 
     class Saves(lightning.Callback):
@@ -243,7 +243,7 @@ def test_sigterm_in_a_probe_ends_it_at_once(tmp_path):
         return loss
 
     module = Regression(at_probes([1], terminate))
-    monitor = LinfSmoothnessMonitor(2, num_probes=32)
+    monitor = LinfSmoothnessMonitor(2, num_probes=32, max_overhead=None)
     with (
         pytest.warns(UserWarning, match="given up, because SIGTERM asks the training to end"),
         pytest.raises(SIGTERMException),
@@ -269,7 +269,8 @@ KILLED = """
 
     module = faults.Regression(faults.at_probes([fatal], kill))
     every = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=3, save_top_k=-1)
-    monitors = [GradientHeterogeneityMonitor(1), LinfSmoothnessMonitor(2, num_probes=4)]
+    smoothness = LinfSmoothnessMonitor(2, num_probes=4, max_overhead=None)
+    monitors = [GradientHeterogeneityMonitor(1), smoothness]
     faults.fit(
         module, [*monitors, every], folder, ckpt_path=ckpt_path, max_steps=8,
         enable_checkpointing=True, logger=CSVLogger(folder, flush_logs_every_n_steps=1),
@@ -327,7 +328,7 @@ def test_one_of_two_ranks_fails_or_runs_out_of_memory_in_a_probe(tmp_path, monke
     def on_rank(rank):
         for name, value in environment(rank).items():
             monkeypatch.setenv(name, value)
-        monitors = [LinfSmoothnessMonitor(2, num_probes=4) for _ in range(3)]
+        monitors = [LinfSmoothnessMonitor(2, num_probes=4, max_overhead=None) for _ in range(3)]
         failing, starved, plain = (
             Regression(at_probes([1], fail)),
             Starved(most=2 if rank else 8),

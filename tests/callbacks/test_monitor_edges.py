@@ -72,7 +72,7 @@ def fit(module, callbacks, tmp_path, **options):
 def monitors(every_n_steps, on_error="raise"):
     return [
         GradientHeterogeneityMonitor(every_n_steps, on_error=on_error),
-        LinfSmoothnessMonitor(every_n_steps, num_probes=4, on_error=on_error),
+        LinfSmoothnessMonitor(every_n_steps, num_probes=4, on_error=on_error, max_overhead=None),
     ]
 
 
@@ -98,7 +98,9 @@ def test_microbatches_without_a_loss_are_no_batches_of_the_probe(tmp_path):
             return None if loss is None else (1 + batch_idx) * loss
 
     # Steps of two microbatches: (0, 1), (2, 3), ...: the second of the last two has none.
-    monitor = LinfSmoothnessMonitor(1, num_probes=4, num_batches=2, on_error="raise")
+    monitor = LinfSmoothnessMonitor(
+        1, num_probes=4, num_batches=2, on_error="raise", max_overhead=None
+    )
     fit(Weighted(without_loss=(3, 4)), [monitor], tmp_path, accumulate_grad_batches=2)
     assert steps(monitor) == [0, 2, 3]
     # of batches 0 and 1, of 2 (kept) and 5, of 6 and 7
@@ -175,7 +177,7 @@ def test_a_callback_tells_its_failures_in_each_training(tmp_path):
         def probe_loss(self, batch):
             raise RuntimeError("no loss")
 
-    monitor = LinfSmoothnessMonitor(4, num_probes=4)
+    monitor = LinfSmoothnessMonitor(4, num_probes=4, max_overhead=None)
     for num_failures in (2, 4):
         with pytest.warns(UserWarning, match="no loss|failures in all") as seen:
             fit(Fails(), [monitor], tmp_path)
@@ -196,10 +198,10 @@ def test_a_callback_of_a_second_training_says_that_it_measured_nothing_there(tmp
 def test_two_monitors_with_names_keep_apart(tmp_path):
     pairs = [
         (
-            LinfSmoothnessMonitor(4, num_probes=4, on_error="raise"),
+            LinfSmoothnessMonitor(4, num_probes=4, on_error="raise", max_overhead=None),
             LinfSmoothnessMonitor(
                 4, num_probes=4, on_error="raise", name="double",
-                probe_loss=lambda module, batch: 2 * module.loss(),
+                probe_loss=lambda module, batch: 2 * module.loss(), max_overhead=None,
             ),
         ),
         (
@@ -264,8 +266,8 @@ def test_a_monitor_and_one_derived_from_it_are_refused_without_a_name(tmp_path):
 
     with pytest.raises(MisconfigurationException, match=r"got 2, .* name='train'"):
         fit(Quadratic(), [LinfSmoothnessMonitor(1), Other(1)], tmp_path)
-    named = Other(8, num_probes=4, on_error="raise", name="other")
-    plain = LinfSmoothnessMonitor(8, num_probes=4, on_error="raise")
+    named = Other(8, num_probes=4, on_error="raise", name="other", max_overhead=None)
+    plain = LinfSmoothnessMonitor(8, num_probes=4, on_error="raise", max_overhead=None)
     fit(Quadratic(), [plain, named], tmp_path)
     assert plain.history[0]["lambda_max"] == named.history[0]["lambda_max"]
 
@@ -286,7 +288,11 @@ def test_a_loss_from_outside_serves_modules_that_step_by_hand(tmp_path):
             raise AssertionError("the argument takes its place")
 
     monitor = LinfSmoothnessMonitor(
-        8, num_probes=4, on_error="raise", probe_loss=lambda module, batch: 3 * module.loss()
+        8,
+        num_probes=4,
+        on_error="raise",
+        probe_loss=lambda module, batch: 3 * module.loss(),
+        max_overhead=None,
     )
     module = ByHand()
     fit(module, [monitor], tmp_path)
@@ -300,8 +306,10 @@ def test_a_loss_of_train_mode_only_is_said_with_what_to_write(tmp_path):
             return self.loss() if self.training else None
 
     with pytest.warns(UserWarning, match=r'Trains in eval mode.*Measure with mode="train"'):
-        fit(Trains(), [LinfSmoothnessMonitor(8, num_probes=4)], tmp_path)
-    monitor = LinfSmoothnessMonitor(8, num_probes=4, mode="train", on_error="raise")
+        fit(Trains(), [LinfSmoothnessMonitor(8, num_probes=4, max_overhead=None)], tmp_path)
+    monitor = LinfSmoothnessMonitor(
+        8, num_probes=4, mode="train", on_error="raise", max_overhead=None
+    )
     fit(Trains(), [monitor], tmp_path)
     assert monitor.history[0]["lambda_max"] == pytest.approx(2.0, rel=1e-3)
 

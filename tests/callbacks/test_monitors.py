@@ -77,7 +77,7 @@ def test_every_scalar_is_logged_at_the_measured_steps_and_no_others(tmp_path):
     loggers = [TensorBoardLogger(tmp_path, name="tb"), CSVLogger(tmp_path, name="csv")]
     callbacks = [
         GradientHeterogeneityMonitor(every_n_steps=5, on_error="raise"),
-        LinfSmoothnessMonitor(every_n_steps=10, num_probes=4, on_error="raise"),
+        LinfSmoothnessMonitor(every_n_steps=10, num_probes=4, on_error="raise", max_overhead=None),
     ]
     fit(Quadratic(), callbacks, tmp_path, max_steps=20, logger=loggers, log_every_n_steps=5)
 
@@ -105,7 +105,9 @@ def test_every_scalar_is_logged_at_the_measured_steps_and_no_others(tmp_path):
 def test_accumulated_batches_are_one_step(tmp_path):
     callbacks = [
         GradientHeterogeneityMonitor(every_n_steps=2, on_error="raise"),
-        LinfSmoothnessMonitor(every_n_steps=2, num_probes=4, num_batches=4, on_error="raise"),
+        LinfSmoothnessMonitor(
+            every_n_steps=2, num_probes=4, num_batches=4, on_error="raise", max_overhead=None
+        ),
     ]
     fit(Quadratic(), callbacks, tmp_path, max_steps=4, accumulate_grad_batches=4)
     for callback in callbacks:
@@ -133,7 +135,7 @@ def test_should_measure_is_made_to_override(tmp_path):
         def should_measure(self, trainer):
             return trainer.global_step in (0, 2)  # asked before the step
 
-    monitor = Early(num_probes=4, on_error="raise", every_n_steps=1)
+    monitor = Early(num_probes=4, on_error="raise", every_n_steps=1, max_overhead=None)
     fit(Quadratic(), [monitor], tmp_path, max_steps=5)
     assert [entry["step"] for entry in monitor.history] == [0, 2]
 
@@ -199,7 +201,7 @@ def test_manual_optimization_that_skips_batches_is_measured_at_its_steps(tmp_pat
 
     callbacks = [
         GradientHeterogeneityMonitor(5, on_error="raise"),
-        LinfSmoothnessMonitor(5, num_probes=4, on_error="raise"),
+        LinfSmoothnessMonitor(5, num_probes=4, on_error="raise", max_overhead=None),
     ]
     fit(EveryThird(), callbacks, tmp_path, max_steps=100, limit_train_batches=20, max_epochs=1)
     assert [entry["step"] for entry in callbacks[0].history[::2]] == [4, 10, 16, 19]
@@ -216,7 +218,10 @@ def test_both_monitors_count_the_same_parameters(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD([self.theta, self.phi, self.unused], lr=self.lr)
 
-    callbacks = [GradientHeterogeneityMonitor(1), LinfSmoothnessMonitor(1, num_probes=4)]
+    callbacks = [
+        GradientHeterogeneityMonitor(1),
+        LinfSmoothnessMonitor(1, num_probes=4, max_overhead=None),
+    ]
     fit(Extra(), callbacks, tmp_path)
     for callback in callbacks:
         assert callback.history[0]["tensor_names"] == ["theta", "phi", "unused"]
@@ -230,7 +235,7 @@ def test_each_cause_is_reported_once_and_failures_are_counted(tmp_path):
                 raise RuntimeError(f"no loss at {self.global_step}")
             return self.theta
 
-    monitor = LinfSmoothnessMonitor(1, num_probes=4)
+    monitor = LinfSmoothnessMonitor(1, num_probes=4, max_overhead=None)
     with pytest.warns(UserWarning, match="LinfSmoothnessMonitor") as seen:
         fit(Fails(), [monitor], tmp_path, max_steps=6)
     messages = [str(w.message) for w in seen if "LinfSmoothnessMonitor" in str(w.message)]

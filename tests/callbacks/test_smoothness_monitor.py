@@ -125,7 +125,9 @@ def test_heads_are_measured_where_an_argument_tells_their_order(tmp_path):
 
 
 def test_a_partition_without_a_place_for_a_parameter_is_left_out_with_a_warning(tmp_path):
-    monitor = LinfSmoothnessMonitor(1, partitions=["row", "tensor"], num_probes=4)
+    monitor = LinfSmoothnessMonitor(
+        1, partitions=["row", "tensor"], num_probes=4, max_overhead=None
+    )
     with pytest.warns(UserWarning, match="measures without 'row'") as seen:
         fit(Parametrized(), [monitor], tmp_path, max_steps=2)
     assert len([w for w in seen if "LinfSmoothnessMonitor" in str(w.message)]) == 1
@@ -169,7 +171,7 @@ class Clock:
         monkeypatch.setattr(probe_module, "measure_landscape", slow)
 
 
-def test_max_overhead_stretches_the_interval(tmp_path, monkeypatch):
+def test_max_overhead_stretches_the_interval_and_is_said_once(tmp_path, monkeypatch, caplog):
     clock = Clock(monkeypatch)
 
     class Timed(Quadratic):
@@ -183,16 +185,26 @@ def test_max_overhead_stretches_the_interval(tmp_path, monkeypatch):
     assert monitor.state_dict()["seconds"] == {"probe": 12.0, "train": 64.0, "last": 4.0}
     assert [entry["probe_seconds"] for entry in monitor.history] == [4.0, 4.0, 4.0]
     assert [entry["probe_overhead"] for entry in monitor.history] == [4.0, 0.2, 0.2]
+    (said,) = [r.getMessage() for r in caplog.records if "max_overhead" in r.getMessage()]
+    assert said.startswith(
+        "LinfSmoothnessMonitor: step 1 is due and not measured. With another probe of 4 s, probes "
+        "would take more than `max_overhead`=0.2 of the training time (so far 4 s of probes in 2 s"
+    )
     resumed = LinfSmoothnessMonitor(1, num_probes=4, max_overhead=0.2)
     resumed.load_state_dict(monitor.state_dict())
     assert not resumed._budget.is_affordable()  # 12 + 4 s of 64
-    unlimited = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
+    unlimited = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise", max_overhead=None)
     fit(Timed(), [unlimited], tmp_path, max_steps=3)
     assert len(unlimited.history) == 3
+    caplog.clear()
+    fit(Timed(), [unlimited, by_default := LinfSmoothnessMonitor(1, num_probes=4, name="other")],
+        tmp_path, max_steps=3)  # fmt: skip
+    assert (len(unlimited.history), len(by_default.history)) == (6, 1)
+    assert len([r for r in caplog.records if "`max_overhead`=0.1" in r.getMessage()]) == 1
 
 
 def test_manual_optimization_is_not_probed_and_goes_on(tmp_path):
-    monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4)
+    monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4, max_overhead=None)
     with pytest.warns(UserWarning, match="LinfSmoothnessMonitor") as seen:
         trainer = fit(TwoOptimizers(), [monitor], tmp_path, max_steps=6)
     assert trainer.global_step == 6
@@ -209,7 +221,9 @@ def test_manual_optimization_with_probe_loss_is_probed(tmp_path):
         def probe_loss(self, batch):
             return (self.scale * self.theta.square()).sum() / 2
 
-    monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4, on_error="raise")
+    monitor = LinfSmoothnessMonitor(
+        every_n_steps=1, num_probes=4, on_error="raise", max_overhead=None
+    )
     fit(Probed(), [monitor], tmp_path, max_steps=2)
     assert monitor.history[0]["lambda_max"] == pytest.approx(10.0, rel=1e-3)
 
@@ -225,7 +239,7 @@ def test_a_batch_that_training_step_empties_is_probed_as_it_came(tmp_path):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch.pop(0), batch_idx)
 
-    monitor = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
+    monitor = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise", max_overhead=None)
     fit(Pops(), [monitor], tmp_path, max_steps=2)
     assert len(monitor.history) == 2
 
@@ -246,7 +260,7 @@ def test_the_probe_sees_the_batch_index_of_the_training(tmp_path):
         def training_step(self, batch, batch_idx):
             return (1 + batch_idx % 2) * super().training_step(batch, batch_idx)
 
-    monitor = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
+    monitor = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise", max_overhead=None)
     fit(Alternating(), [monitor], tmp_path, max_steps=2)
     values = [entry["lambda_max"] for entry in monitor.history]
     assert values == pytest.approx([10.0, 20.0], rel=1e-3)

@@ -361,7 +361,7 @@ def test_the_learning_rate_finder_leaves_the_swap_to_the_fit(tmp_path):
 def test_monitors_go_on_after_a_swap_and_leave_it_as_it_is(tmp_path):
     monitors = [
         GradientHeterogeneityMonitor(1, on_error="raise"),
-        LinfSmoothnessMonitor(1, num_probes=4, on_error="raise"),
+        LinfSmoothnessMonitor(1, num_probes=4, on_error="raise", max_overhead=None),
     ]
     plain, module = Net(), Net()
     fit(plain, tmp_path, [SwapOptimizer(3, ROTATED)])

@@ -207,7 +207,9 @@ def test_an_object_that_training_step_writes_to_is_measured_as_it_came(tmp_path)
     x = torch.randn(32, 6)
     histories = []
     for kind in (Pure, WritesBack):
-        monitor = LinfSmoothnessMonitor(2, num_probes=4, num_batches=2, on_error="raise")
+        monitor = LinfSmoothnessMonitor(
+            2, num_probes=4, num_batches=2, on_error="raise", max_overhead=None
+        )
         records = DataLoader(
             range(4),
             batch_size=None,

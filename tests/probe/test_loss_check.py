@@ -393,7 +393,7 @@ def fit(module, monitor, tmp_path):
 
 
 def test_a_monitor_tries_at_the_first_probe_of_a_training_only(tmp_path):
-    monitor = LinfSmoothnessMonitor(2, num_probes=4, on_error="raise")
+    monitor = LinfSmoothnessMonitor(2, num_probes=4, on_error="raise", max_overhead=None)
     for _ in range(2):
         steps = fit(Training(), monitor, tmp_path)
         first, second, third = (steps.count(step) for step in (2, 4, 6))
@@ -402,7 +402,7 @@ def test_a_monitor_tries_at_the_first_probe_of_a_training_only(tmp_path):
 
 
 def test_a_monitor_refuses_at_every_probe_and_warns_once(tmp_path):
-    monitor = LinfSmoothnessMonitor(2, num_probes=4)
+    monitor = LinfSmoothnessMonitor(2, num_probes=4, max_overhead=None)
     with pytest.warns(UserWarning, match="H v to be the change of the gradient|3 failures") as said:
         fit(Training(Apply(DetachedTanh.apply)), monitor, tmp_path)
     assert monitor.history == []
@@ -422,16 +422,16 @@ class Counting(Training):
 
 
 def test_a_refused_loss_is_not_evaluated_again(tmp_path):
-    monitor = LinfSmoothnessMonitor(2, num_probes=4)
+    monitor = LinfSmoothnessMonitor(2, num_probes=4, max_overhead=None)
     with pytest.warns(UserWarning, match="the same loss twice|3 failures"):
         assert fit(Counting(), monitor, tmp_path) == [2, 2]
-    monitor = LinfSmoothnessMonitor(6, num_probes=4)
+    monitor = LinfSmoothnessMonitor(6, num_probes=4, max_overhead=None)
     with pytest.warns(UserWarning, match="the same loss twice|2 failures"):
         assert [fit(Counting(), monitor, tmp_path) for _ in range(2)] == [[6, 6], [6, 6]]
 
 
 def test_a_monitor_remarks_once_and_measures(tmp_path):
-    monitor = LinfSmoothnessMonitor(2, num_probes=4)
+    monitor = LinfSmoothnessMonitor(2, num_probes=4, max_overhead=None)
     with pytest.warns(UserWarning, match="LinfSmoothnessMonitor: the gradient changes by") as said:
         fit(Training(Normalised()), monitor, tmp_path)
     assert len(monitor.history) == 3

@@ -77,7 +77,7 @@ def test_noise_counts_them_too(tmp_path):
 
 
 def test_smoothness_holds_them_constant_and_says_so(tmp_path):
-    monitor = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")
+    monitor = LinfSmoothnessMonitor(1, num_probes=4, on_error="raise", max_overhead=None)
     with pytest.warns(UserWarning, match=r"named_parameters\(\) does not list: of shape \(1,\)\."):
         fit(Weighted(), monitor, tmp_path)
     assert monitor.history[-1]["tensor_names"] == ["line.weight", "line.bias"]

@@ -208,7 +208,7 @@ def fit(tmp_path, callbacks, strategy, **options):
 def monitors():
     return [
         GradientHeterogeneityMonitor(2, on_error="raise"),
-        LinfSmoothnessMonitor(2, num_probes=8, on_error="raise"),
+        LinfSmoothnessMonitor(2, num_probes=8, on_error="raise", max_overhead=None),
     ]
 
 

@@ -96,7 +96,7 @@ def count_in_the_state(module):
     ],
 )
 def test_what_cannot_be_put_back_ends_the_training_and_is_named(tmp_path, change, name):
-    monitor = LinfSmoothnessMonitor(2, num_probes=4)  # on_error="warn"
+    monitor = LinfSmoothnessMonitor(2, num_probes=4, max_overhead=None)  # on_error="warn"
     with pytest.raises(RestoreError, match=rf"changed {name} in place. Define probe_loss"):
         fit(Module(change), tmp_path, monitor)
 
@@ -201,7 +201,10 @@ class Schedules(Module):
 @pytest.mark.parametrize("is_of_another", [False, True])
 def test_a_schedule_that_the_module_holds_is_put_back(tmp_path, is_of_another):
     seen = []
-    for callbacks in ([], [LinfSmoothnessMonitor(1, num_probes=4, on_error="raise")]):
+    for callbacks in (
+        [],
+        [LinfSmoothnessMonitor(1, num_probes=4, on_error="raise", max_overhead=None)],
+    ):
         torch.manual_seed(0)
         module = Schedules(is_of_another)
         fit(module, tmp_path, *callbacks)

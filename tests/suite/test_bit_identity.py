@@ -90,7 +90,13 @@ def test_odd_steps_and_two_monitors_of_a_kind_are_bit_identical(tmp_path, precis
         return module.training_step(batch, 0)["loss"]
 
     second = LinfSmoothnessMonitor(
-        2, num_probes=4, mode="train", on_error="raise", probe_loss=loss, name="train"
+        2,
+        num_probes=4,
+        mode="train",
+        on_error="raise",
+        probe_loss=loss,
+        name="train",
+        max_overhead=None,
     )
     callbacks = [*monitors(), second]
 
@@ -109,7 +115,7 @@ def test_a_search_for_a_loss_in_train_mode_leaves_no_trace(tmp_path):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) if self.training else None
 
-    callback = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4)
+    callback = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4, max_overhead=None)
     with pytest.warns(UserWarning, match=r'mode="train"|20 failures in all'):
         with_monitors = trace(*train(tmp_path, [callback], make=TrainOnly))
     assert_same(trace(*train(tmp_path, [], make=TrainOnly)), with_monitors)
@@ -140,7 +146,12 @@ def test_rows_and_heads_of_real_modules_are_measured_bit_identically(tmp_path):
             self.body.append(RealParts())
 
     smoothness = LinfSmoothnessMonitor(
-        1, ["row", "head"], num_probes=4, on_error="raise", output_dims={"original": 0}
+        1,
+        ["row", "head"],
+        num_probes=4,
+        on_error="raise",
+        output_dims={"original": 0},
+        max_overhead=None,
     )
     callbacks = [GradientHeterogeneityMonitor(1, on_error="raise"), smoothness]
     with_monitors = trace(*train(tmp_path, callbacks, make=Real, steps=3))
@@ -194,7 +205,7 @@ def test_a_failing_probe_leaves_no_trace_either(tmp_path):
 
         probing = False
 
-    callback = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4)
+    callback = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4, max_overhead=None)
     with pytest.warns(
         UserWarning, match=r"20 failures in all|RuntimeError: in the middle of a probe"
     ):
@@ -380,7 +391,9 @@ def meddle_and_train(tmp_path, meddle, callbacks):
 
 @pytest.mark.parametrize("meddle", OUTSIDE)
 def test_what_training_step_changes_outside_the_module_is_put_back(tmp_path, meddle):
-    monitor = LinfSmoothnessMonitor(every_n_steps=2, num_probes=4, on_error="raise")
+    monitor = LinfSmoothnessMonitor(
+        every_n_steps=2, num_probes=4, on_error="raise", max_overhead=None
+    )
     without = meddle_and_train(tmp_path, meddle, [])
     assert_same(without, meddle_and_train(tmp_path, meddle, [monitor]))
     assert len(monitor.history) >= 2

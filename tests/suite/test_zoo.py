@@ -397,7 +397,12 @@ def test_training_is_bit_identical_under_the_three_monitors(make, tmp_path):
         GradientHeterogeneityMonitor(1, on_error="raise"),
         GradientNoiseMonitor(1, on_error="raise"),
         LinfSmoothnessMonitor(
-            2, partitions=partitions, num_probes=4, on_error="raise", **network.options
+            2,
+            partitions=partitions,
+            num_probes=4,
+            on_error="raise",
+            **network.options,
+            max_overhead=None,
         ),
     ]
     monitored, other_state = train(network, monitors, tmp_path)

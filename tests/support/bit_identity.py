@@ -131,7 +131,12 @@ def monitors(mode="eval", num_batches=1):
     return [
         GradientHeterogeneityMonitor(every_n_steps=1, on_error="raise"),
         LinfSmoothnessMonitor(
-            every_n_steps=1, num_probes=4, num_batches=num_batches, mode=mode, on_error="raise"
+            every_n_steps=1,
+            num_probes=4,
+            num_batches=num_batches,
+            mode=mode,
+            on_error="raise",
+            max_overhead=None,
         ),
     ]
 

@@ -52,7 +52,12 @@ def train(loggers, *, max_steps=8, seed=0, ckpt_path=None, module=None, **option
         GradientHeterogeneityMonitor(2, on_error="raise"),
         GradientNoiseMonitor(4, on_error="raise"),
         LinfSmoothnessMonitor(
-            4, partitions=["row", "tensor"], num_probes=4, num_batches=2, on_error="raise"
+            4,
+            partitions=["row", "tensor"],
+            num_probes=4,
+            num_batches=2,
+            on_error="raise",
+            max_overhead=None,
         ),
     ]
     trainer = lightning.Trainer(

@@ -53,6 +53,31 @@ def test_the_corpus_repeats_and_its_address_follows_the_content(texts, tmp_path)
     assert corpus.cache_folder(str(texts), str(tmp_path), 301, 0.2).name != first.name
 
 
+@pytest.mark.parametrize(
+    ("val_fraction", "length", "expected"),
+    [
+        (0.05, 2, 0.05),  # one document of about 600 bytes: 64 sequences of 2 tokens of 4 bytes
+        (0.2, 1000, 0.2),  # more than a tenth is taken as it is
+        (0.05, 100, 0.1),  # and a tenth is the most it is raised to
+    ],
+)
+def test_of_short_text_more_is_held_out(texts, val_fraction, length, expected):
+    assert corpus.held_out_fraction(str(texts), val_fraction, length) == expected
+    assert corpus.held_out_fraction("hf:name", val_fraction, length) == val_fraction
+
+
+def test_as_much_is_held_out_as_64_sequences_take(tmp_path):
+    for number in range(100):
+        (tmp_path / f"{number:03d}").write_bytes(b"x" * 256 * (number != 0))  # one is empty
+    held_out = corpus.held_out_fraction(str(tmp_path), 1e-3, 4)  # 1,024 bytes: four documents
+    assert sum(corpus.is_validation(index, held_out) for index in range(99)) == 4
+    assert held_out == 1 / 32
+    one = tmp_path / "one"
+    one.write_bytes(b"x" * 20_000)
+    assert corpus.held_out_fraction(str(one), 1e-3, 4) == 1024 / 20_000
+    assert corpus.held_out_fraction(str(one), 0.06, 4) == 0.06
+
+
 def test_an_interrupted_build_leaves_nothing(texts, tmp_path, monkeypatch):
     def interrupted(texts, vocab_size):
         raise KeyboardInterrupt

@@ -17,7 +17,7 @@ const EXAMPLE = `from lightning_linf.callbacks import (
 trainer = Trainer(
     callbacks=[
         GradientHeterogeneityMonitor(every_n_steps=50),
-        LinfSmoothnessMonitor(every_n_steps=500, max_overhead=0.1),
+        LinfSmoothnessMonitor(every_n_steps=500),
     ]
 )`;
 
