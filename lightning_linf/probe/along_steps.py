@@ -11,7 +11,6 @@ from lightning_linf.functional.blocks import (
     dual_direction,
 )
 from lightning_linf.functional.dtypes import wide_dtype
-from lightning_linf.functional.full_precision import full_float32_precision
 from lightning_linf.partition import Partition
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.products import HessianProducts
@@ -38,15 +37,11 @@ def secants(
     """Smoothness along a step (d,) that led here, at the cost of one gradient.
 
     It is the change of the gradient over the length of the step, in each partition's norms. None
-    for a step of zeros. Both gradients are in full float32: a small difference of them would be
-    mostly TF32's rounding. In that precision ``gradient`` is computed again, at one gradient more.
+    for a step of zeros.
     """
     if not last_step.any():
         return None
-    with full_float32_precision():
-        if landscape.matmul_precision != "highest":
-            gradient = landscape.gradient(torch.zeros_like(last_step))
-        change = gradient - landscape.gradient(-last_step)
+    change = gradient - landscape.gradient(-last_step)
     return {
         p.name: float(dual_block_norm(change, p) / block_norm(last_step, p)) for p in partitions
     }

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.full_precision import MatmulPrecision, float32_precision
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.probe.autograd_graph import check_graph, gradients_of, products_of
 from lightning_linf.probe.functional_module import FunctionalModule
@@ -29,8 +30,10 @@ class BatchDerivatives:
         self,
         function: FunctionalModule,
         reparameterization: Reparameterization | LinearMap | None,
+        matmul_precision: MatmulPrecision,
     ) -> None:
         self._function = function
+        self._matmul_precision: MatmulPrecision = matmul_precision
         self._reparameterization = reparameterization
         self._kept_graph: _Graph | None = None  # of the only batch
         self.bind()
@@ -68,7 +71,10 @@ class BatchDerivatives:
     def products(self, index: int, vectors: Tensor) -> tuple[Tensor, float]:
         """Multiply the Hessian at the present point with vectors (c, d)."""
         graph = self._graph(index)
-        return torch.stack([self._product(graph, v) for v in vectors]), graph.loss.item()
+        # Not the graph: rounded activations would turn on ReLUs that are off in the loss.
+        with float32_precision(self._matmul_precision):
+            products = torch.stack([self._product(graph, v) for v in vectors])
+        return products, graph.loss.item()
 
     def _product(self, graph: _Graph, coordinates: Tensor) -> Tensor:
         vector = self._function.parameters

@@ -11,21 +11,17 @@ from torch.nn.utils.parametrizations import _WeightNorm  # no public name for wh
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
-from lightning_linf.functional.full_precision import MatmulPrecision, float32_precision
+from lightning_linf.functional.full_precision import full_float32_precision
 
 
 @contextmanager
-def twice_differentiable(
-    module: nn.Module, device: torch.device, matmul: MatmulPrecision
-) -> Iterator[None]:
-    """Run ``module`` eagerly, without autocast, with kernels that have a double backward.
-
-    ``matmul``: as of :func:`~lightning_linf.functional.full_precision.float32_precision`.
+def twice_differentiable(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Run ``module`` eagerly, without autocast or TF32, with kernels that have a double backward.
 
     Must be open around forward *and* backward: activation checkpointing runs forward again.
     """
     with ExitStack() as stack:
-        stack.enter_context(float32_precision(matmul))
+        stack.enter_context(full_float32_precision())
         # Fused attention has no double backward.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         # Compiled graphs have no double backward either.

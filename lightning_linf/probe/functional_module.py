@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_linf.errors import ProbeError
-from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.probe.batch_copy import clone_tensor, copy_batch
@@ -45,7 +44,6 @@ class FunctionalModule:
         mode: Mode,
         seed: int,
         chosen: Collection[nn.Parameter] | None,
-        matmul_precision: MatmulPrecision,
     ) -> None:
         self.module = module
         self.batches = batches
@@ -53,7 +51,6 @@ class FunctionalModule:
         self._batch_indices = batch_indices
         self._seed = seed
         self._chosen = chosen
-        self._matmul_precision = matmul_precision
         reshard(module)
         self.parameters = ParameterVector(module, chosen)
         self._loss_function = find_loss_function(module, loss)
@@ -71,9 +68,7 @@ class FunctionalModule:
                 untouched(self.module, refuse_iterators=self._calls_training_step)
             )
             self._trainer_state = TrainerState(self.module, state.training_parts)
-            exits.enter_context(
-                twice_differentiable(self.module, self.parameters.device, self._matmul_precision)
-            )
+            exits.enter_context(twice_differentiable(self.module, self.parameters.device))
             self._state, self._exits = state, exits.pop_all()
 
     def gather(self) -> None:

@@ -16,7 +16,7 @@ from lightning_linf.argument_checks import (
 )
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import ProbeError
-from lightning_linf.functional.full_precision import MatmulPrecision, full_float32_precision
+from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.probe.batch_derivatives import BatchDerivatives
 from lightning_linf.probe.batch_list import list_batches
@@ -73,9 +73,10 @@ class Landscape:
             :class:`~lightning_linf.reparam.Reparameterization`, such as ``Rotation()``, is bound to
             the parameters of the landscape; a linear map of vectors (d,) is taken as it is.
             Default: theta itself.
-        matmul_precision: "highest": matrix products of float32 in full, whatever training does.
-            "high": on CUDA in TF32, which is faster and rounds what is multiplied to 10 bits of
-            mantissa; convolutions stay in full. :func:`measure_geometry` says what it changes.
+        matmul_precision: Of the matrix products in Hessian-vector products, in torch's own words.
+            "highest": float32 in full, whatever training does. "high": on CUDA in TF32, faster, and
+            what is multiplied is rounded to 10 bits of mantissa; convolutions stay in full, and so
+            do losses, gradients and the graph. :func:`measure_geometry` says what it changes.
 
     Raises:
         ValueError: If an argument has a wrong value, or ``reparameterization`` cannot be bound.
@@ -128,10 +129,8 @@ class Landscape:
         self.matmul_precision: MatmulPrecision = matmul_precision
         self.reparameterization = reparameterization
         self._memory_gib = memory_gib
-        self._function = FunctionalModule(
-            module, batches, indices, loss, mode, seed, parameters, matmul_precision
-        )
-        self._derivatives = BatchDerivatives(self._function, reparameterization)
+        self._function = FunctionalModule(module, batches, indices, loss, mode, seed, parameters)
+        self._derivatives = BatchDerivatives(self._function, reparameterization, matmul_precision)
         self.ranks = Ranks(reduce, self.parameters.device)
         self._mean = BatchMean(self._function, self.ranks)
         self._loss: float | None = None
@@ -189,7 +188,6 @@ class Landscape:
         """Try on the first batch whether the loss is a function and its derivatives are right.
 
         :func:`measure_geometry` does so at each call, a monitor at the first probe of a training.
-        Both sides of the comparison are computed in full float32.
 
         Returns:
             A remark, if the gradient is not that of the loss; None if all is well.
@@ -201,8 +199,7 @@ class Landscape:
         def evaluate(vector: ParameterVector, offset: Tensor | None) -> tuple[list[Tensor], Tensor]:
             return self._function.evaluate(0, offset, vector)
 
-        with full_float32_precision():
-            return self.ranks.together(lambda: check_loss(evaluate, self.parameters))
+        return self.ranks.together(lambda: check_loss(evaluate, self.parameters))
 
     def loss(self, offset: Tensor | None = None) -> float:
         """Mean loss over the batches, ``offset`` (d,) away from the present point."""

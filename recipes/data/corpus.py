@@ -112,10 +112,12 @@ def held_out_fraction(data: str, val_fraction: float, sequence_length: int) -> f
     needed = _BYTES_PER_TOKEN * _VAL_SEQUENCES * sequence_length
     if len(sizes) == 1:
         return max(val_fraction, min(_MOST_HELD_OUT, needed / sizes[0]))
-    given, least = round(1 / val_fraction), round(1 / _MOST_HELD_OUT)
-    for k in range(given, least, -1):  # as is_validation counts
+    if sum(sizes[1 :: round(1 / val_fraction)]) >= needed:  # as is_validation counts
+        return val_fraction
+    # From their share of the text on: an earlier k may owe all of it to a single long document.
+    for k in range(sum(sizes) // needed, round(1 / _MOST_HELD_OUT), -1):
         if sum(sizes[1::k]) >= needed:
-            return val_fraction if k == given else 1 / k
+            return 1 / k
     return _MOST_HELD_OUT
 
 

@@ -69,9 +69,9 @@ def test_of_short_text_more_is_held_out(texts, val_fraction, length, expected):
 def test_as_much_is_held_out_as_64_sequences_take(tmp_path):
     for number in range(100):
         (tmp_path / f"{number:03d}").write_bytes(b"x" * 256 * (number != 0))  # one is empty
-    held_out = corpus.held_out_fraction(str(tmp_path), 1e-3, 4)  # 1,024 bytes: four documents
-    assert sum(corpus.is_validation(index, held_out) for index in range(99)) == 4
-    assert held_out == 1 / 32
+    held_out = corpus.held_out_fraction(str(tmp_path), 1e-3, 4)  # 1,024 of 25,344 bytes
+    assert sum(corpus.is_validation(index, held_out) for index in range(99)) == 5
+    assert held_out == 1 / 24
     one = tmp_path / "one"
     one.write_bytes(b"x" * 20_000)
     assert corpus.held_out_fraction(str(one), 1e-3, 4) == 1024 / 20_000
