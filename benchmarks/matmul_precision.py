@@ -1,13 +1,13 @@
 """What does `matmul_precision="high"`, matrix products in TF32, change of a report?
 
-    python benchmarks/matmul_precision.py                  # TF32 emulated, about 15 minutes on a core
+    python benchmarks/matmul_precision.py                  # TF32 emulated, 15 minutes on one core
     python benchmarks/matmul_precision.py --model mlp      # one network, in a minute
     python benchmarks/matmul_precision.py --device cuda    # real TF32; gpt2-tiny alone
 
 Every number that `measure_geometry` reports, measured on one batch with the same probes in
-"highest" and in "high", and the error that the report itself states beside it ("-": none). Networks:
-the GPT-2 of `recipes/gpt2.py` after 400 steps, and trained ones of
-`benchmarks/hessians.py`, all in float32.
+"highest" and in "high", and the error that the report itself states beside it ("-": none; of the
+ends of a bracket its width). Networks: the GPT-2 of `recipes/gpt2.py` after 400 steps, and trained
+ones of `benchmarks/hessians.py`, all in float32.
 
 A CPU has no TF32. There its rounding is emulated: what mm, bmm, addmm and baddbmm multiply is
 rounded to 10 bits of mantissa, to nearest even, wherever "high" has switched TF32 on for CUDA, and
@@ -17,7 +17,8 @@ added up in float32. An operation that a GPU gives to other kernels is not told 
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from hessians import TRAIN
@@ -50,7 +51,7 @@ class Network(NamedTuple):
 class EmulatedTF32(TorchDispatchMode):
     """Round what float32 matrix products multiply, while TF32 is switched on for CUDA."""
 
-    products = {  # and how many leading arguments are only added
+    products: ClassVar[dict[Any, int]] = {  # and how many leading arguments are only added
         torch.ops.aten.mm.default: 0,
         torch.ops.aten.bmm.default: 0,
         torch.ops.aten.addmm.default: 1,
@@ -148,7 +149,8 @@ def products(network: Network, device: torch.device) -> None:
             for key, vector in vectors.items():
                 found.setdefault(key, []).append(landscape.hvp(vector))
             if device.type == "cuda":
-                times = sorted(seconds_of(lambda: landscape.hvp(normal), device) for _ in range(11))
+                multiply = partial(landscape.hvp, normal)
+                times = sorted(seconds_of(multiply, device) for _ in range(11))
                 print(f"{precision}: {1e3 * times[5]:.1f} ms a product")
     for key in ("signs", "normal", "Cauchy"):
         full, coarse = found[key]

@@ -55,7 +55,7 @@ def whole_hessian(products: HessianProducts, vector: ParameterVector) -> WholeHe
         matrix = products.mean_of(both)
         norms = [float((part / scale_of(both)).abs().sum()) for part in (*both, matrix)]
         excess = excess_of_halves(norms, products.first_half)
-    check_symmetric(matrix)
+    check_symmetric(matrix, products.symmetry_tolerance)
     return WholeHessian(matrix, excess)
 
 
@@ -114,7 +114,7 @@ def estimated_upper_bound(
             if probe == 0:
                 first = v.clone(), product.clone()
             elif first is not None:
-                check_products(*first, v, product)
+                check_products(*first, v, product, products.symmetry_tolerance)
                 first = None
     if not is_coordinate:
         bound = block_smoothness_compute(sums, sizes, partition, seed)
