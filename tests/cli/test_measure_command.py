@@ -116,8 +116,8 @@ def test_a_given_argument_replaces_the_saved_one_and_the_others_stay(capsys, tmp
     assert other.loss != pytest.approx(2 * saved.loss)  # other data
     # Flags win, before the file and after it.
     flags = ["--data.seed", "2", f"--config={file}", "--seed=0", "--model.scale=2.0"]
-    scaled, _, _ = run(capsys, *start, *flags)
-    assert scaled.settings["seed"] == 0
+    scaled, _, _ = run(capsys, *start, *flags, "--matmul_precision=high")
+    assert (scaled.settings["seed"], scaled.settings["matmul_precision"]) == (0, "high")
     assert scaled.loss == pytest.approx(4 * saved.loss, rel=1e-6)  # float32
 
 
