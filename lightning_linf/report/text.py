@@ -198,8 +198,8 @@ def _legend(measured: Measurement) -> Iterator[str]:
     if measured.settings.get("matmul_precision") == "high":
         yield (
             "TF32: on CUDA, matrix products of Hessian-vector products rounded what they multiply "
-            "to 10 bits. That moves all that comes of them, both ends of N(Phi) and of lambda_max "
-            "too, by some 0.1 %, which stated errors leave out."
+            "to 10 bits. That moves what comes of them, also ends of brackets, by some 0.1 %, "
+            "which stated errors leave out."
         )
     if "left_out" in measured.settings:
         yield f"Not measured: {measured.settings['left_out']}"
