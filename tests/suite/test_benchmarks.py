@@ -25,13 +25,14 @@ def test_every_benchmark_prints_the_heading_before_all_else():
         assert "heading(" in text.split("print(")[0], name
 
 
-def test_the_heading_has_command_versions_device_and_date(monkeypatch, capsys):
+def test_the_heading_has_command_versions_device_date_and_commit(monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / "rotation.py"), "--sizes", "1e6"])
     monkeypatch.chdir(BENCHMARKS.parent)
     runpy.run_path(str(BENCHMARKS / "stopwatch.py"))["heading"]()
-    command, rest, empty = capsys.readouterr().out.splitlines()
+    command, rest, commit, empty = capsys.readouterr().out.splitlines()
     assert command == "# OMP_NUM_THREADS=2 python benchmarks/rotation.py --sizes 1e6"
     assert rest.startswith(f"# lightning_linf {version(lightning_linf.__name__)}, torch ")
     assert re.search(r", \d+ of \d+ CPU cores, \d{4}-\d\d-\d\d$", rest)
+    assert re.fullmatch("# commit (unknown|[0-9a-f]{12}(, with changes)?)", commit)
     assert empty == ""
