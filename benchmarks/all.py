@@ -13,20 +13,16 @@ been measured, and the next one runs.
 
 import argparse
 import contextlib
-import datetime
 import gc
-import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import report_lines
 import torch
 import vector_lines
-from stopwatch import ROOT, heading, place_name
+from stopwatch import heading, kept_in_file
 from targets import LINES, Measured, table_head, table_row
 
 Measure = Callable[[Any, torch.device], dict[str, Measured]]
@@ -85,32 +81,6 @@ def _at_most(limit: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-class _Both:
-    """A stream that also keeps what it shows."""
-
-    def __init__(self, shown: Any, file: Any) -> None:
-        self.streams = shown, file
-
-    def write(self, text: str) -> int:
-        """Write to both."""
-        for stream in self.streams:
-            stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush both: what is done is kept."""
-        for stream in self.streams:
-            stream.flush()
-
-
-def result_path(device: torch.device, name: str = "all") -> Path:
-    """Name the file that a run of today on a device is kept in."""
-    place = place_name(device) if device.type == "cuda" else "cpu"
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    place = re.sub(r"[^A-Za-z0-9]+", "-", place)
-    return ROOT / "benchmarks" / "results" / f"{name}-{today}-{place}.txt"
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -125,11 +95,7 @@ def main() -> None:
     if not choices.tiny:
         size = device.type + (" quick" if choices.quick else "")
     limit = choices.limit or (90.0 if choices.quick else 900.0)
-    with contextlib.ExitStack() as stack:
-        if choices.save:
-            path = result_path(device)
-            file = stack.enter_context(path.open("w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(_Both(sys.stdout, file)))
+    with kept_in_file("all", device, choices.save):
         begin = time.perf_counter()
         heading(device)
         print(table_head(), flush=True)

@@ -1,20 +1,25 @@
 """What every benchmark needs: a heading that says what a result rests on, and seconds."""
 
+import contextlib
 import datetime
+import io
 import os
+import re
 import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 PACKAGES = ("lightning_linf", "torch", "triton", "lightning", "transformers", "tensorboard")
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def heading(device: torch.device | str = "cpu") -> None:
@@ -32,6 +37,40 @@ def heading(device: torch.device | str = "cpu") -> None:
     print(f"# {setting}{command}")
     print(f"# {versions}, {place_name(device)}, {today}")
     print(f"# commit {commit()}\n", flush=True)
+
+
+@contextlib.contextmanager
+def kept_in_file(name: str, device: torch.device, is_asked: bool) -> Iterator[None]:
+    """Keep what is printed inside in ``results/NAME-DATE-DEVICE.txt`` too, as it comes, if asked.
+
+    To the day and the device, so that a later run of the same day takes the place of an earlier.
+    """
+    if not is_asked:
+        yield
+        return
+    place = place_name(device) if device.type == "cuda" else "cpu"
+    today = datetime.datetime.now(datetime.UTC).date()
+    file_name = re.sub(r"[^A-Za-z0-9-]+", "-", f"{name}-{today}-{place}") + ".txt"
+    with (RESULTS / file_name).open("w", encoding="utf-8") as file:
+        with contextlib.redirect_stdout(_Both(sys.stdout, file)):
+            yield
+        print(f"Kept in {RESULTS / file_name}")
+
+
+class _Both(io.TextIOBase):
+    """Writes to two streams, so that what is shown is kept."""
+
+    def __init__(self, *streams: TextIO) -> None:
+        self._streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self._streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self._streams:
+            stream.flush()
 
 
 def seconds_of(action: Callable[[], object], device: torch.device) -> float:

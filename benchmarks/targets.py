@@ -1,4 +1,4 @@
-"""What is to be reached on a GPU and on a CPU, line by line, and whether a measurement reaches it."""
+"""What is to be reached on a GPU and on a CPU, line by line, and whether it is."""
 
 from typing import NamedTuple
 
