@@ -95,7 +95,7 @@ def main() -> None:
     if not choices.tiny:
         size = device.type + (" quick" if choices.quick else "")
     limit = choices.limit or (90.0 if choices.quick else 900.0)
-    with kept_in_file("all", device, choices.save):
+    with kept_in_file("all", device) if choices.save else contextlib.nullcontext():
         begin = time.perf_counter()
         heading(device)
         print(table_head(), flush=True)

@@ -203,7 +203,11 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep what is printed in results/")
     choices = parser.parse_args()
     size = "tiny" if choices.tiny else choices.device
-    with kept_in_file("rivals", torch.device(choices.device), choices.save):
+    with (
+        kept_in_file("rivals", torch.device(choices.device))
+        if choices.save
+        else contextlib.nullcontext()
+    ):
         heading(choices.device)
         for kind, names in (("products", list(PRODUCTS)), ("steps", list(STEPS))):
             if choices.only in (None, kind):

@@ -12,12 +12,13 @@ be a product that costs no more on many ranks. With more ranks than cores that c
 """
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from live_memory import peak_bytes
+from power_law import fit_power
 from report_lines import layer_loss, linear_layers, take_report
 from scaling_ranks import seconds_by_ranks
 from stopwatch import heading, kept_in_file, medians
@@ -50,30 +51,6 @@ SIZES = {
         (1e5, 1e6, 1e7, 1e8), (1e5, 1e6, 1e7, 3e7), (4, 8, 16, 32, 64), 1e6, 2**24, (1, 2, 4), 9
     ),
 }
-
-
-class Fit(NamedTuple):
-    """A power law."""
-
-    exponent: float
-    error: float  # standard error of the exponent; NaN of fewer than three points
-    last: float  # between the two largest sizes
-
-    def __str__(self) -> str:
-        return f"{self.exponent:.2f} +- {self.error:.2f} (last {self.last:.2f})"
-
-
-def fit_power(sizes: Sequence[float], values: Sequence[float]) -> Fit:
-    """Fit ``value = factor * size ** exponent`` by least squares of the logarithms."""
-    x = torch.tensor(sizes, dtype=torch.float64).log()
-    y = torch.tensor(values, dtype=torch.float64).log()
-    dx, dy = x - x.mean(), y - y.mean()
-    exponent = float(dx @ dy / (dx @ dx))
-    residuals = dy - exponent * dx
-    error = math.nan
-    if len(x) > 2:
-        error = float((residuals @ residuals / (len(x) - 2) / (dx @ dx)).sqrt())
-    return Fit(exponent, error, float((y[-1] - y[-2]) / (x[-1] - x[-2])))
 
 
 def print_table(varied: str, rows: dict[float, dict[str, float]]) -> None:
@@ -172,7 +149,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep what is printed in results/")
     choices = parser.parse_args()
     size = "tiny" if choices.tiny else "quick" if choices.quick else "full"
-    with kept_in_file("scaling", choices.device, choices.save):
+    with kept_in_file("scaling", choices.device) if choices.save else nullcontext():
         heading(choices.device)
         measure(SIZES[size], choices.device, choices.only)
 

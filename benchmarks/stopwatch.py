@@ -40,18 +40,15 @@ def heading(device: torch.device | str = "cpu") -> None:
 
 
 @contextlib.contextmanager
-def kept_in_file(name: str, device: torch.device, is_asked: bool) -> Iterator[None]:
-    """Keep what is printed inside in ``results/NAME-DATE-DEVICE.txt`` too, as it comes, if asked.
+def kept_in_file(name: str, device: torch.device, mode: str = "w") -> Iterator[None]:
+    """Keep what is printed inside in ``results/NAME-DATE-DEVICE.txt`` too, as it comes.
 
-    To the day and the device, so that a later run of the same day takes the place of an earlier.
+    With the mode "w" in place of what an earlier run of the day has left, with "a" after it.
     """
-    if not is_asked:
-        yield
-        return
     place = place_name(device) if device.type == "cuda" else "cpu"
     today = datetime.datetime.now(datetime.UTC).date()
     file_name = re.sub(r"[^A-Za-z0-9-]+", "-", f"{name}-{today}-{place}") + ".txt"
-    with (RESULTS / file_name).open("w", encoding="utf-8") as file:
+    with (RESULTS / file_name).open(mode, encoding="utf-8") as file:
         with contextlib.redirect_stdout(_Both(sys.stdout, file)):
             yield
         print(f"Kept in {RESULTS / file_name}")
