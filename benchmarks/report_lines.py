@@ -149,7 +149,7 @@ def report_lines(sizes: ReportSizes, device: torch.device) -> dict[str, Measured
     memory = Measured(None, "only on CUDA, where activations are as large as in training")
     if device.type == "cuda":
         peak = _peak_gib(measure, device)
-        training = training_step(deepcopy(module), zipf_tokens(sizes.shape, device, times=4))
+        training = training_step(module, zipf_tokens(sizes.shape, device, times=4))
         step_peak = _peak_gib(training, device)
         memory = Measured(
             peak, f"{_of(sizes.shape)}; training on 4 times the batch {step_peak:.3g}"
