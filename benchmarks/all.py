@@ -37,9 +37,10 @@ GROUPS: dict[str, tuple[dict[str, Any], Measure, list[str]]] = {
     "report": (
         report_lines.SIZES, report_lines.report_lines, ["report", "report products", "memory"]
     ),
-    "layers": (
-        report_lines.SIZES, report_lines.layer_lines, ["product vectors", "report vectors", "share"]
+    "vectors": (
+        report_lines.SIZES, report_lines.vector_count_lines, ["product vectors", "report vectors"]
     ),
+    "share": (report_lines.SIZES, report_lines.share_lines, ["share"]),
     "xl": (report_lines.SIZES, report_lines.xl_lines, ["xl"]),
 }  # fmt: skip
 

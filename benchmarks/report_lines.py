@@ -165,36 +165,37 @@ def report_lines(sizes: ReportSizes, device: torch.device) -> dict[str, Measured
     }
 
 
-def layer_lines(sizes: ReportSizes, device: torch.device) -> dict[str, Measured]:
-    """Two wide linear layers: the vectors of d that are in use at once, and time beside products.
-
-    Vectors are counted on a batch of 2, where the graph is small; a product takes its time on a
-    batch of ``rows``.
-    """
+def vector_count_lines(sizes: ReportSizes, device: torch.device) -> dict[str, Measured]:
+    """Vectors of d in use at once, with two wide layers and a batch of 2: the graph is small."""
     module = linear_layers(sizes.layer_width, device)
     num_params = sum(p.numel() for p in module.parameters())
-    few = torch.randn(2, sizes.layer_width, device=device)
-    many = torch.randn(sizes.rows, sizes.layer_width, device=device)
+    batch = torch.randn(2, sizes.layer_width, device=device)
 
     def product() -> None:
-        with Landscape(module, [few], loss=layer_loss) as landscape:
+        with Landscape(module, [batch], loss=layer_loss) as landscape:
             landscape.hvp(torch.ones(num_params, device=device))
 
-    vectors = {
-        "product vectors": peak_bytes(product, device),
-        "report vectors": peak_bytes(lambda: take_report(module, few, layer_loss, 4), device),
+    def report() -> None:
+        take_report(module, batch, layer_loss, 4)
+
+    note = f"d = {num_params:,}, batch of 2"
+    return {
+        key: Measured(peak_bytes(action, device) / (4 * num_params), note)
+        for key, action in (("product vectors", product), ("report vectors", report))
     }
-    taken = take_report(module, many, layer_loss, 4)
-    share = 100 * (1 - 1 / max(taken.per_product, 1.0))
+
+
+def share_lines(sizes: ReportSizes, device: torch.device) -> dict[str, Measured]:
+    """Time beside products in a report of two wide layers, on a batch of ``rows``."""
+    module = linear_layers(sizes.layer_width, device)
+    batch = torch.randn(sizes.rows, sizes.layer_width, device=device)
+    taken = take_report(module, batch, layer_loss, 4)
     note = (
-        f"d = {num_params:,}, batch of {sizes.rows}, 4 probes, {taken.report.num_hvps} products "
-        f"of {1e3 * taken.product:.3g} ms in {taken.report.seconds:.3g} s"
+        f"d = {taken.report.num_params:,}, batch of {sizes.rows}, 4 probes, "
+        f"{taken.report.num_hvps} products of {1e3 * taken.product:.3g} ms in "
+        f"{taken.report.seconds:.3g} s"
     )
-    found = {
-        key: Measured(num_bytes / (4 * num_params), f"d = {num_params:,}, batch of 2")
-        for key, num_bytes in vectors.items()
-    }
-    return {**found, "share": Measured(share, note)}
+    return {"share": Measured(100 * (1 - 1 / max(taken.per_product, 1.0)), note)}
 
 
 def linear_layers(width: int, device: torch.device) -> nn.Module:
