@@ -153,22 +153,23 @@ def compare(names: list[str], device: str, size: str, rounds: int, limit: float)
     """Print a line for each competitor; the first is what the others are compared with."""
     running = start_all(names, device, size, limit)
     try:
-        times = [ask(running, "time") for _ in range(rounds)]
         errors = product_errors(running) if "exact" in running else {}
+        if "exact" in running:
+            running.pop("exact").stop()
+        times = [ask(running, "time") for _ in range(rounds)]
         peaks = ask(running, "memory")
         seconds = {name: [each[name] for each in times] for name in running}
         medians = {name: statistics.median(each) for name, each in seconds.items()}
         print(f"{'':30s} ms, median     least   over {names[0]:12s}   memory, MiB   error")
         for name, competitor in running.items():
-            if name != "exact":
-                ratio = medians[name] / medians[names[0]] if names[0] in medians else math.nan
-                error = f"{errors[name]:8.1e}" if name in errors else ""
-                print(
-                    f"{competitor.label:30s} {1e3 * medians[name]:10.2f} "
-                    f"{1e3 * min(seconds[name]):9.2f} {ratio:12.2f} "
-                    f"{peaks[name] / 2**20:21.1f}   {error}",
-                    flush=True,
-                )
+            ratio = medians[name] / medians[names[0]] if names[0] in medians else math.nan
+            error = f"{errors[name]:8.1e}" if name in errors else ""
+            print(
+                f"{competitor.label:30s} {1e3 * medians[name]:10.2f} "
+                f"{1e3 * min(seconds[name]):9.2f} {ratio:12.2f} "
+                f"{peaks[name] / 2**20:21.1f}   {error}",
+                flush=True,
+            )
     finally:
         for competitor in running.values():
             competitor.stop()
