@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from lightning_linf.distributed.shards import is_sharded, sum_over_ranks
 from lightning_linf.functional.dtypes import working_dtype
 from lightning_linf.optim.blockwise.shard_layout import shard_layout
+from lightning_linf.optim.blockwise.slices import Slices, slices
 from lightning_linf.partition.layouts import IndexLayout, Layout
 
 # Squares that are added up at once on the CPU: one float32 sum of 3e7 loses up to 0.3 %.
@@ -47,6 +49,11 @@ class BlockSet:
     def state_shape(self) -> torch.Size:
         """The shape of the second moments: the parameter's own if every entry is a block."""
         return self.owner.shape if self.is_identity else torch.Size([self.num_blocks])
+
+    @cached_property
+    def slices(self) -> Slices | None:
+        """The (local) blocks as slices of the first parameter, if they are regular ones."""
+        return slices(self.layout)
 
     def __post_init__(self) -> None:
         self.num_blocks = self.layout.num_blocks
