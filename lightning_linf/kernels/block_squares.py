@@ -6,7 +6,14 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_linf.kernels.numbers import triton_dtype
-from lightning_linf.kernels.tiles import NUM_TILES, NUM_WARPS, Tiling, find_part, find_tile, tensor_at
+from lightning_linf.kernels.tiles import (
+    NUM_TILES,
+    NUM_WARPS,
+    Tiling,
+    find_part,
+    find_tile,
+    tensor_at,
+)
 
 FIELDS = ("first_item", "rows", "cols", "first_partial")  # of each tensor, in this order
 

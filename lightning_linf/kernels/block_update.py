@@ -12,7 +12,14 @@ from torch import Tensor
 
 from lightning_linf.kernels.block_moments import MomentOptions, bias_correction, denominator_of
 from lightning_linf.kernels.numbers import joined, split, triton_dtype
-from lightning_linf.kernels.tiles import NUM_TILES, NUM_WARPS, Tiling, find_part, find_tile, tensor_at
+from lightning_linf.kernels.tiles import (
+    NUM_TILES,
+    NUM_WARPS,
+    Tiling,
+    find_part,
+    find_tile,
+    tensor_at,
+)
 
 # Of each tensor, in this order. ``labels``: address of the numbers of its blocks among all that
 # have a denominator, or 0 if they follow each other; ``width``: columns of a block, across.
@@ -163,7 +170,9 @@ def _update_params(
         corrected = joined(correction, correction_low)
     step_size = (rate / corrected).to(dtype)
     weight = (1.0 - joined(beta1, beta1_low)).to(dtype)
-    row, row_stop, col, col_stop, num_tiles, slab, _ = find_part(rows, cols, item, ACROSS, ROWS, COLS, TILES)
+    row, row_stop, col, col_stop, num_tiles, slab, _ = find_part(
+        rows, cols, item, ACROSS, ROWS, COLS, TILES
+    )
     if ACROSS:
         c = col + tl.arange(0, COLS)
         width = tl.load(fields + 7)
@@ -222,7 +231,9 @@ def _update_coordinates(
     step_size = (rate / corrected).to(DTYPE)
     weight = (1.0 - joined(beta1, beta1_low)).to(DTYPE)
     decay = joined(beta2, beta2_low)
-    row, row_stop, col, col_stop, num_tiles, _, _ = find_part(rows, cols, item, False, ROWS, COLS, TILES)
+    row, row_stop, col, col_stop, num_tiles, _, _ = find_part(
+        rows, cols, item, False, ROWS, COLS, TILES
+    )
     for tile in range(num_tiles):
         offsets, there = find_tile(
             row, row_stop, col, col_stop, cols, tile, False, ROWS, COLS, ALIGNED

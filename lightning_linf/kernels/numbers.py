@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 def split(number: float) -> tuple[float, float]:
-    """Split a float into two that float32 holds, in which it arrives: their sum has 48 bits of it."""
+    """Split a float, which would arrive as float32, into two of these: their sum has 48 bits."""
     high = ctypes.c_float(number).value
     return high, float(number) - high if math.isfinite(high) else 0.0
 

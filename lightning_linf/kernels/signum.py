@@ -13,10 +13,10 @@ from lightning_linf.kernels.tensor_table import owners_of_items, table_of
 from lightning_linf.kernels.tiles import (
     NUM_TILES,
     NUM_WARPS,
+    WHOLE,
     find_part,
     find_tile,
     tensor_at,
-    WHOLE,
 )
 
 
@@ -73,7 +73,9 @@ def _signum(
     ms = tensor_at(tl.load(fields + 3), M, ALIGNED)
     rate, kept = decayed_lr(lr_tensor, lr, lr_low, weight_decay, weight_decay_low, LR_TENSOR)
     weight = (1.0 - joined(momentum, momentum_low)).to(DTYPE)
-    row, row_stop, col, col_stop, num_tiles, _, _ = find_part(rows, cols, item, False, ROWS, COLS, TILES)
+    row, row_stop, col, col_stop, num_tiles, _, _ = find_part(
+        rows, cols, item, False, ROWS, COLS, TILES
+    )
     for tile in range(num_tiles):
         offsets, there = find_tile(
             row, row_stop, col, col_stop, cols, tile, False, ROWS, COLS, ALIGNED

@@ -105,11 +105,12 @@ def find_tile(
     else:
         col += tile * COLS
     start, num_cols = row * cols + col, col_stop - col
+    r, c = tl.arange(0, ROWS)[:, None], tl.arange(0, COLS)[None, :]
+    rows = r * cols
     if ALIGNED:
         start, num_cols = tl.multiple_of(start, 16), tl.multiple_of(num_cols, 16)
-        cols = tl.multiple_of(cols, 16)
-    r, c = tl.arange(0, ROWS)[:, None], tl.arange(0, COLS)[None, :]
-    return start + r * cols + c, (r < row_stop - row) & (c < num_cols)
+        rows = tl.multiple_of(rows, (16, 16))
+    return start + rows + c, (r < row_stop - row) & (c < num_cols)
 
 
 @triton.jit

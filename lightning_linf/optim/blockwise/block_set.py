@@ -150,14 +150,14 @@ class BlockSet:
         """Give every entry of a parameter the value of its block: (blocks,) -> shape of ``p``."""
         if self.is_whole:
             return values.to(p.device).expand(p.numel()).view(p.shape)
-        return self.layout.expand(self._local(values)).view(p.shape)
+        return self.layout.expand(self.local(values)).view(p.shape)
 
     def aligned(self, p: Tensor, m: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """View a parameter, its first moment and (blocks,) values so that the values broadcast."""
         layout = self.layout
         if self.is_whole:  # of p's number of dimensions: a scalar would be rounded to p's dtype
             return p, m, values.to(p.device).view((1,) * p.ndim)
-        values = self._local(values)
+        values = self.local(values)
         if layout.is_identity:
             return p, m, values.view(p.shape)
         if isinstance(layout, Layout) and p.is_contiguous() and m.is_contiguous():
@@ -165,7 +165,7 @@ class BlockSet:
             return p.view(layout.view), m.view(layout.view), values.view(kept)
         return p, m, layout.expand(values).view(p.shape)
 
-    def _local(self, values: Tensor) -> Tensor:
+    def local(self, values: Tensor) -> Tensor:
         """Pick the values of local blocks: (blocks,) -> (local blocks,)."""
         return values if self.labels is None else values[self.labels]
 

@@ -14,6 +14,9 @@ def has_kernels(inputs: StepInputs) -> bool:
     v, blocks = inputs.exp_avg_sq, inputs.blocks
     if not runs_kernels(v.device) or blocks.slices is None:
         return False
+    count = inputs.exp_avg_sq_step
+    if count.device != (v.device if inputs.options["capturable"] else torch.device("cpu")):
+        return False
     for p, m, g, step, group in zip(
         inputs.params, inputs.exp_avgs, inputs.grads, inputs.steps, inputs.groups, strict=True
     ):
@@ -27,7 +30,7 @@ def has_kernels(inputs: StepInputs) -> bool:
         lr = group["lr"]
         if isinstance(lr, Tensor) and lr.device.type != "cpu" and lr.device != v.device:
             return False
-        if inputs.options["capturable"] and step.device != v.device:
+        if step.device != count.device:
             return False
     return True
 

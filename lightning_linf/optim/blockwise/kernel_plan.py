@@ -75,7 +75,8 @@ def plan_for(inputs: Sequence[StepInputs], counts: Sequence[float | None]) -> Pl
 def _key(inputs: StepInputs) -> Hashable:
     blocks, v, ranks = inputs.blocks, inputs.exp_avg_sq, inputs.norms_over_ranks is None
     tensors = [
-        (p.data_ptr(), m.data_ptr(), step.data_ptr(), p.numel(), p.dtype, g.dtype, m.dtype, id(group))
+        (p.data_ptr(), m.data_ptr(), step.data_ptr(), p.numel(), p.dtype, g.dtype, m.dtype)
+        + (id(group),)
         for p, m, step, g, group in zip(
             inputs.params, inputs.exp_avgs, inputs.steps, inputs.grads, inputs.groups, strict=True
         )
@@ -89,9 +90,9 @@ def _plan(inputs: Sequence[StepInputs], counts: Sequence[float | None]) -> Plan:
     plan, place = Plan(), len(inputs)
     for number, each in enumerate(inputs):
         plan.first_partials.append(plan.num_partials)
-        first_denominator = plan.num_denominators
         for index in range(len(each.params)):
-            _add_tensor(plan, each, (number, index), place - len(inputs), counts[place], counts[number])
+            own_counts = counts[place], counts[number]
+            _add_tensor(plan, each, (number, index), place - len(inputs), own_counts)
             place += 1
         if not each.blocks.is_identity:
             _add_set(plan, each, number, counts[number])
@@ -103,9 +104,9 @@ def _add_tensor(
     inputs: StepInputs,
     tensor: tuple[int, int],
     place: int,
-    count: float | None,
-    set_count: float | None,
+    counts: tuple[float | None, float | None],  # of the tensor, and of its set
 ) -> None:
+    """Plan both passes over a tensor."""
     blocks, index = inputs.blocks, tensor[1]
     p, g, m = inputs.params[index], inputs.grads[index], inputs.exp_avgs[index]
     parts = _slices(inputs, p)
@@ -118,9 +119,7 @@ def _add_tensor(
         addresses.append(inputs.exp_avg_sq.data_ptr())
     aligned = is_aligned(cols, addresses)
     has_squares = inputs.norms_over_ranks is None and not blocks.is_identity
-    key = (tiles, dtypes, aligned, has_squares, id(inputs.groups[index]), count)
-    if blocks.is_identity:
-        key = (*key, id(inputs.options), set_count)
+    key: Hashable = (tiles, dtypes, aligned, has_squares, id(inputs.groups[index]), counts)
     launch = plan.tensors.setdefault(key, TensorLaunch(tiles, dtypes, aligned, has_squares))
     first = sum(launch.num_items)
     launch.tensors.append(tensor)
@@ -136,7 +135,8 @@ def _add_tensor(
     launch.param_fields += (first, rows, cols, *addresses, *places)
     if has_squares:
         launch.square_fields += (first, rows, cols, plan.num_partials)
-        plan.num_partials += tiles.num_splits(rows, cols) * slabs * (cols if tiles.is_across else rows)
+        num_splits = tiles.num_splits(rows, cols)
+        plan.num_partials += num_splits * slabs * (cols if tiles.is_across else rows)
 
 
 def _add_set(plan: Plan, inputs: StepInputs, number: int, count: float | None) -> None:
@@ -151,9 +151,9 @@ def _add_set(plan: Plan, inputs: StepInputs, number: int, count: float | None) -
         num_blocks, splits, cols, width = 1, plan.num_partials - first, 1, 1
     else:
         parts = _slices(inputs, inputs.params[0])
-        slabs, rows, cols = parts.matrix
+        _, rows, cols = parts.matrix
         splits = tiling(parts.is_across, cols).num_splits(rows, cols)
-        num_blocks, width = v.numel(), parts.width
+        num_blocks = v.numel()
         cols, width = (cols, parts.width) if parts.is_across else (1, 1)
     shape = shape_for(splits * width)
     launch = plan.sets.setdefault((shape, id(inputs.options), count), SetLaunch(shape))

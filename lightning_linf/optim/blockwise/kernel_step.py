@@ -17,7 +17,7 @@ from lightning_linf.kernels.block_moments import MomentOptions, update_moments
 from lightning_linf.kernels.block_squares import add_squares
 from lightning_linf.kernels.block_update import ParamOptions, update_coordinates, update_params
 from lightning_linf.kernels.tensor_table import owners_of_items, table_of
-from lightning_linf.optim.blockwise.kernel_plan import Plan, TensorLaunch, plan_for
+from lightning_linf.optim.blockwise.kernel_plan import Plan, plan_for
 from lightning_linf.optim.blockwise.step_inputs import StepInputs
 
 Counts = list[float | None]  # numbers of updates, None where kernels read them
@@ -48,9 +48,7 @@ def counts_are_read(inputs: StepInputs) -> bool:
 def _launch(inputs: Sequence[StepInputs], counts: Counts) -> None:
     plan, v = plan_for(inputs, counts), inputs[0].exp_avg_sq
     grads = [
-        _as_stored(g, p)
-        for each in inputs
-        for p, g in zip(each.params, each.grads, strict=True)
+        _as_stored(g, p) for each in inputs for p, g in zip(each.params, each.grads, strict=True)
     ]
     addresses = [g.data_ptr() for g in grads]
     partials, denominators = v.new_empty(plan.num_partials), v.new_empty(plan.num_denominators)
@@ -110,7 +108,9 @@ def _moment_options(inputs: StepInputs, count: float | None) -> MomentOptions:
     )
 
 
-def _param_options(group: dict[str, Any], count: float | None, device: torch.device) -> ParamOptions:
+def _param_options(
+    group: dict[str, Any], count: float | None, device: torch.device
+) -> ParamOptions:
     lr, beta1 = group["lr"], float(group["betas"][0])
     if isinstance(lr, Tensor) and lr.device != device:
         lr = float(lr)

@@ -18,7 +18,7 @@ from lightning_linf.optim.blockwise.step_inputs import StepInputs
 
 def step_form(inputs: StepInputs) -> Callable[[list[StepInputs]], None]:
     """Choose the form of the step for a block set."""
-    # A graph that torch compiles has the plain form: the others break it, and it becomes fast there.
+    # Under torch.compile, the plain form: the others would break the graph.
     if inputs.options["foreach"] is False or torch.compiler.is_compiling():
         return single_tensor_step
     if has_kernels(inputs):
