@@ -28,7 +28,8 @@ class AdaSGD(BlockwiseAdam):
         weight_decay: Decoupled weight decay, as in AdamW.
         eps_inside: Add ``eps`` to the mean square, not to its root.
         maximize: Maximize the objective instead of minimizing it.
-        foreach: Update many tensors with each call. Default: True for parameters on a GPU.
+        foreach: False: update tensor by tensor, as the formulas are written. Default: the fastest
+            form that there is for the device.
         capturable: Keep the counts of steps on the parameters' device, for CUDA graphs.
 
     Raises:

@@ -8,9 +8,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_linf.distributed.shards import local, local_grad
+from lightning_linf.kernels import runs_kernels
 from lightning_linf.optim.checked_optimizer import CheckedOptimizer
 from lightning_linf.optim.hyperparameters import check_decay, check_nonnegative, refuse_sparse
 from lightning_linf.optim.saved_state import check_shape, saved_entries
+
+_CHUNK = 2**17  # entries: 1.5 MB of three tensors
+_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
 class Signum(CheckedOptimizer):
@@ -34,15 +38,16 @@ class Signum(CheckedOptimizer):
         momentum: Decay of the mean gradient. With 0 this is signSGD.
         weight_decay: Decoupled weight decay, as in AdamW.
         maximize: Maximize the objective instead of minimizing it.
-        foreach: Update many tensors with each call, which is faster on a GPU and needs memory for
-            one temporary copy of the parameters. Default: True for parameters on a GPU.
+        foreach: False: update tensor by tensor, as the formulas are written. Default: on a GPU with
+            Triton by one kernel for all, on the CPU by chunks that stay in its cache.
 
     Raises:
         ValueError: If an argument is out of range, or a parameter is complex.
 
     Source:
         Algorithm 2 of Bernstein, Wang, Azizzadenesheli & Anandkumar, signSGD, ICML 2018,
-        arXiv:1802.04434. Memory: one number for each parameter, the mean gradient.
+        arXiv:1802.04434. Memory: one number for each parameter, the mean gradient. Cost: a step
+        moves five numbers for each parameter, where Adam moves seven.
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
@@ -108,32 +113,48 @@ class Signum(CheckedOptimizer):
             for params in alike.values():
                 grads = [local_grad(p, p.grad) for p in params if p.grad is not None]
                 exp_avgs = [local(self.state[p]["exp_avg"]) for p in params]
-                foreach = params[0].is_cuda if group["foreach"] is None else group["foreach"]
-                update = _multi_tensor_signum if foreach else _single_tensor_signum
-                update([local(p) for p in params], grads, exp_avgs, group)
+                _update([local(p) for p in params], grads, exp_avgs, group)
 
 
-def _single_tensor_signum(
+def _update(
     params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]
 ) -> None:
-    lr = group["lr"]
-    for p, g, m in zip(params, grads, exp_avgs, strict=True):
-        m.lerp_(-g if group["maximize"] else g, 1 - group["momentum"])
-        if group["weight_decay"] != 0:
-            p.mul_(1 - lr * group["weight_decay"])
-        p.sub_(m.sign().add_(m, alpha=0.0).mul_(lr))  # adding 0 m keeps a NaN
+    """Make the step of parameters of one device and dtype, in the fastest form that there is."""
+    is_plain = group["foreach"] is False or torch.compiler.is_compiling()
+    tensors = list(zip(params, grads, exp_avgs, strict=True))
+    if not is_plain and runs_kernels(params[0].device) and _has_kernel(tensors, group["lr"]):
+        from lightning_linf.kernels.signum import signum  # imports triton
+
+        signum(params, grads, exp_avgs, group)
+        return
+    for each in tensors:
+        if is_plain or not all(t.is_cpu and t.is_contiguous() for t in each):
+            _single_tensor_signum(*each, group)
+            continue
+        chunks = (t.view(-1).split(_CHUNK) for t in each)  # each stays in a core's cache
+        for parts in zip(*chunks, strict=True):
+            _single_tensor_signum(*parts, group)
 
 
-def _multi_tensor_signum(
-    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]
-) -> None:
+def _has_kernel(tensors: list[tuple[Tensor, Tensor, Tensor]], lr: Any) -> bool:
+    """Say whether the kernel serves: one dtype that it knows, and entries in the same order."""
+    device, dtypes = tensors[0][0].device, {tuple(t.dtype for t in each) for each in tensors}
+    is_here = not isinstance(lr, Tensor) or lr.device.type == "cpu" or lr.device == device
+    is_known = len(dtypes) == 1 and _DTYPES.issuperset(*dtypes)
+    return is_here and is_known and all(_has_one_order(*each) for each in tensors)
+
+
+def _has_one_order(p: Tensor, g: Tensor, m: Tensor) -> bool:
+    """Say whether the entries of all three lie in memory in the same order, without gaps."""
+    if p.is_contiguous() and g.is_contiguous() and m.is_contiguous():
+        return True
+    is_dense: bool = torch.ops.aten.is_non_overlapping_and_dense.default(p)
+    return is_dense and p.stride() == g.stride() == m.stride()
+
+
+def _single_tensor_signum(p: Tensor, g: Tensor, m: Tensor, group: dict[str, Any]) -> None:
     lr = group["lr"]
-    if group["maximize"]:
-        grads = list(torch._foreach_neg(grads))
-    torch._foreach_lerp_(exp_avgs, grads, 1 - group["momentum"])
+    m.lerp_(-g if group["maximize"] else g, 1 - group["momentum"])
     if group["weight_decay"] != 0:
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-    signs = torch._foreach_sign(exp_avgs)
-    torch._foreach_add_(signs, exp_avgs, alpha=0.0)  # keeps a NaN
-    torch._foreach_mul_(signs, lr)
-    torch._foreach_sub_(params, signs)
+        p.mul_(1 - lr * group["weight_decay"])
+    p.sub_(m.sign().add_(m, alpha=0.0).mul_(lr))  # adding 0 m keeps a NaN

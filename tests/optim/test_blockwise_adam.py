@@ -305,7 +305,7 @@ def test_step_on_a_gpu_is_that_of_the_cpu_and_waits_for_nothing(name, capturable
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("foreach", FORMS)
 @pytest.mark.parametrize("name", ["coordinate", "head", "tensor", "global"])
 def test_captured_step_continues_to_count(name, foreach):
     net = Net().cuda()

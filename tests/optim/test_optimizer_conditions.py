@@ -37,7 +37,7 @@ def mapped(reparameterization, kind=None):
     return lambda module: Reparameterized(module.named_parameters(), kind, reparameterization)
 
 
-FORMS = {"default": {}, "one by one": {"foreach": False}, "together": {"foreach": True}}
+FORMS = {"default": {}, "one by one": {"foreach": False}}
 PLAIN = {
     **{
         f"{name}, {form}": blockwise(name, **options)

@@ -63,13 +63,13 @@ OPTIMIZERS = {
     "adamw": lambda module: AdamW(module.named_parameters(), lr=0.01),
     **{f"blockwise {name}": blockwise(p) for name, p in PARTITIONS.items()},
     **{
-        f"blockwise {name}, foreach": blockwise(PARTITIONS[name], foreach=True)
+        f"blockwise {name}, plain": blockwise(PARTITIONS[name], foreach=False)
         for name in ("coordinate", "global", "head")
     },
     "blockwise row, maximize": blockwise(PARTITIONS["row"], maximize=True, eps_inside=True),
     "adasgd": lambda module: AdaSGD(module.parameters(), lr=0.01),
     "signum": lambda module: Signum(module.parameters(), lr=0.01, weight_decay=0.1),
-    "signum, foreach": lambda module: Signum(module.parameters(), lr=0.01, foreach=True),
+    "signum, plain": lambda module: Signum(module.parameters(), lr=0.01, foreach=False),
     **{f"adamw, {scope}": reparameterized(Rotation(scope)) for scope in ("tensor", "row")},
     **{f"adamw, {scope}": reparameterized(Rotation(scope)) for scope in ("column", "global")},
     "adamw, partly": reparameterized(Rotation(only="attention", strength=0.5)),

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_linf.optim import Signum
 
 ROUNDING = {"rtol": 1e-12, "atol": 1e-14}
-FORMS = [None, False, True]
+FORMS = [None, False]
 
 
 def sign(x):

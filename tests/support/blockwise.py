@@ -9,7 +9,7 @@ from lightning_linf.partition import Partition
 
 ROUNDING = {"rtol": 1e-12, "atol": 1e-13}  # of float64, over 50 steps
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}
-FORMS = [None, False, True]  # of foreach: the fused or plain form, the plain one, many at a time
+FORMS = [None, False]  # of foreach: the fastest form that there is, and the plain one
 
 
 class Net(nn.Module):

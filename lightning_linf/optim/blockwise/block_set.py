@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from lightning_linf.distributed.shards import is_sharded, sum_over_ranks
 from lightning_linf.functional.dtypes import working_dtype
 from lightning_linf.optim.blockwise.shard_layout import shard_layout
+from lightning_linf.optim.blockwise.slices import Slices, slices
 from lightning_linf.partition.layouts import IndexLayout, Layout
 
 # Squares that are added up at once on the CPU: one float32 sum of 3e7 loses up to 0.3 %.
@@ -47,6 +49,11 @@ class BlockSet:
     def state_shape(self) -> torch.Size:
         """The shape of the second moments: the parameter's own if every entry is a block."""
         return self.owner.shape if self.is_identity else torch.Size([self.num_blocks])
+
+    @cached_property
+    def slices(self) -> Slices | None:
+        """The (local) blocks as slices of the first parameter, if they are regular ones."""
+        return slices(self.layout)
 
     def __post_init__(self) -> None:
         self.num_blocks = self.layout.num_blocks
@@ -143,14 +150,14 @@ class BlockSet:
         """Give every entry of a parameter the value of its block: (blocks,) -> shape of ``p``."""
         if self.is_whole:
             return values.to(p.device).expand(p.numel()).view(p.shape)
-        return self.layout.expand(self._local(values)).view(p.shape)
+        return self.layout.expand(self.local(values)).view(p.shape)
 
     def aligned(self, p: Tensor, m: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """View a parameter, its first moment and (blocks,) values so that the values broadcast."""
         layout = self.layout
         if self.is_whole:  # of p's number of dimensions: a scalar would be rounded to p's dtype
             return p, m, values.to(p.device).view((1,) * p.ndim)
-        values = self._local(values)
+        values = self.local(values)
         if layout.is_identity:
             return p, m, values.view(p.shape)
         if isinstance(layout, Layout) and p.is_contiguous() and m.is_contiguous():
@@ -158,7 +165,7 @@ class BlockSet:
             return p.view(layout.view), m.view(layout.view), values.view(kept)
         return p, m, layout.expand(values).view(p.shape)
 
-    def _local(self, values: Tensor) -> Tensor:
+    def local(self, values: Tensor) -> Tensor:
         """Pick the values of local blocks: (blocks,) -> (local blocks,)."""
         return values if self.labels is None else values[self.labels]
 

@@ -71,8 +71,8 @@ class BlockwiseAdam(CheckedOptimizer):
             parameters; without names they must come in its order.
         eps_inside: Add ``eps`` to the mean square, not to its root.
         maximize: Maximize the objective instead of minimizing it.
-        foreach: Update many tensors with each call, which is faster on a GPU and needs memory for a
-            few more temporary tensors. Default: True for parameters on a GPU.
+        foreach: False: update tensor by tensor, as the formulas are written. Default: on a GPU with
+            Triton by kernels that take all tensors, on the CPU by forms that need few passes.
         capturable: Keep the counts of steps on the parameters' device, for CUDA graphs.
 
     Raises:
@@ -82,10 +82,13 @@ class BlockwiseAdam(CheckedOptimizer):
     Source:
         Blockwise Adam of Xie, Mohamadi & Li, arXiv:2410.08198, where ``eps`` is inside the root.
         Bias correction, decay and the place of ``eps`` are AdamW's (Loshchilov & Hutter,
-        arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: on the CPU, with one block
-        per tensor, somewhat more time than AdamW's fused step (``benchmarks/optimizers.py``) and
-        half its memory. With sharded parameters, a step makes one all-reduce on each dimension of
-        a mesh, of one number for each tensor of each block that has more than one entry.
+        arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: half of AdamW's memory, and
+        a step moves six numbers for each parameter, where AdamW moves seven: the gradient once for
+        its norms, then gradient, first moment and parameter, of which it writes the latter two.
+        ``benchmarks/optimizers.py`` compares their times. Blocks of any sets of entries, such as
+        ``Partition.by_function`` makes, and tensors with gaps in memory take the plain form. With
+        sharded parameters, a step makes one all-reduce on each dimension of a mesh, of one number
+        for each tensor of each block that has more than one entry.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)

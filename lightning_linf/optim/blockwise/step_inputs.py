@@ -132,18 +132,6 @@ def with_norms_over_ranks(inputs: Sequence[StepInputs]) -> list[StepInputs]:
     ]
 
 
-def norms(inputs: Sequence[StepInputs]) -> list[Tensor]:
-    """Compute the norms of the blocks of every set, each (blocks,), of inputs that are alike."""
-    v = inputs[0].exp_avg_sq
-    found = iter(norms_by_gradient([each for each in inputs if each.norms_over_ranks is None]))
-    return [
-        each.blocks.joint_norms(next(found), v)
-        if each.norms_over_ranks is None
-        else each.norms_over_ranks
-        for each in inputs
-    ]
-
-
 def norms_by_gradient(inputs: Sequence[StepInputs]) -> list[list[Tensor]]:
     """Compute the norms of the blocks of every gradient of every set, each (local blocks,).
 
