@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_linf.functional.full_precision import full_float32_precision
 from lightning_linf.functional.kronecker import Matrix, SignedKronecker, Window
-from lightning_linf.functional.signs import sign_words
+from lightning_linf.functional.signs import sign_key, sign_words
+from lightning_linf.kernels import runs_kernels
 
 
 def rotate(x: Tensor, *, seed: int, strength: float = 1.0, inverse: bool = False) -> Tensor:
@@ -98,16 +99,22 @@ def _transform(x: Tensor, *, seed: int, strength: float, inverse: bool, squared:
         return x.detach().clone()
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x)
-    windows = rotation_windows(dim)
-    order = range(len(windows))[:: -1 if inverse else 1]
+    all_windows = rotation_windows(dim)
+    streams = range(len(all_windows))[:: -1 if inverse else 1]
+    windows = [all_windows[stream] for stream in streams]
+    matrix = _plane_rotation(rotation_angle(dim, float(strength)), inverse, squared)
+    if runs_kernels(y.device):
+        from lightning_linf.kernels.kronecker import signed_kronecker_
+
+        keys = None if squared else [sign_key(seed, stream) for stream in streams]
+        signed_kronecker_(y.view(-1, dim), windows, matrix, keys)
+        return y.to(x.dtype)
     words = None
     if not squared:
         num_words = max(1, 2 * windows[0].half // 32)
-        words = [sign_words(num_words, seed=seed, stream=i, device=x.device) for i in order]
-    matrix = _plane_rotation(rotation_angle(dim, float(strength)), inverse, squared)
+        words = [sign_words(num_words, seed=seed, stream=i, device=x.device) for i in streams]
     with full_float32_precision():
-        kernel = SignedKronecker(windows[0].bits, matrix, y.view(-1, dim))
-        kernel.apply([windows[i] for i in order], words)
+        SignedKronecker(windows[0].bits, matrix, y.view(-1, dim)).apply(windows, words)
     return y.to(x.dtype)
 
 
