@@ -94,11 +94,25 @@ def rotate_squared(v: Tensor, *, seed: int, strength: float = 1.0, inverse: bool
 
 @torch.no_grad()
 def _transform(x: Tensor, *, seed: int, strength: float, inverse: bool, squared: bool) -> Tensor:
-    dim = x.shape[-1]
-    if strength == 0 or dim < 2 or x.numel() == 0:
-        return x.detach().clone()
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x)
+    rotate_(y, seed=seed, strength=strength, inverse=inverse, squared=squared)
+    return y.to(x.dtype)
+
+
+def rotate_(y: Tensor, *, seed: int, strength: float, inverse: bool, squared: bool) -> None:
+    """Do what :func:`rotate`, or :func:`rotate_squared`, does, in place.
+
+    Args:
+        y: Shape (..., d), contiguous, float32 or float64, not to be recorded by autograd.
+        seed: As for :func:`rotate`.
+        strength: As for :func:`rotate`.
+        inverse: As for :func:`rotate`.
+        squared: Do what :func:`rotate_squared` does.
+    """
+    dim = y.shape[-1]
+    if strength == 0 or dim < 2 or y.numel() == 0:
+        return
     all_windows = rotation_windows(dim)
     streams = range(len(all_windows))[:: -1 if inverse else 1]
     windows = [all_windows[stream] for stream in streams]
@@ -108,14 +122,13 @@ def _transform(x: Tensor, *, seed: int, strength: float, inverse: bool, squared:
 
         keys = None if squared else [sign_key(seed, stream) for stream in streams]
         signed_kronecker_(y.view(-1, dim), windows, matrix, keys)
-        return y.to(x.dtype)
+        return
     words = None
     if not squared:
         num_words = max(1, 2 * windows[0].half // 32)
-        words = [sign_words(num_words, seed=seed, stream=i, device=x.device) for i in streams]
+        words = [sign_words(num_words, seed=seed, stream=i, device=y.device) for i in streams]
     with full_float32_precision():
         SignedKronecker(windows[0].bits, matrix, y.view(-1, dim)).apply(windows, words)
-    return y.to(x.dtype)
 
 
 def rotation_windows(dim: int) -> list[Window]:
