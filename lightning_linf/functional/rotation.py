@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_linf.functional.full_precision import full_float32_precision
 from lightning_linf.functional.kronecker import Matrix, SignedKronecker, Window
-from lightning_linf.functional.signs import sign_words
+from lightning_linf.functional.signs import sign_key, sign_words
+from lightning_linf.kernels import runs_kernels
 
 
 def rotate(x: Tensor, *, seed: int, strength: float = 1.0, inverse: bool = False) -> Tensor:
@@ -93,22 +94,41 @@ def rotate_squared(v: Tensor, *, seed: int, strength: float = 1.0, inverse: bool
 
 @torch.no_grad()
 def _transform(x: Tensor, *, seed: int, strength: float, inverse: bool, squared: bool) -> Tensor:
-    dim = x.shape[-1]
-    if strength == 0 or dim < 2 or x.numel() == 0:
-        return x.detach().clone()
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x)
-    windows = rotation_windows(dim)
-    order = range(len(windows))[:: -1 if inverse else 1]
+    rotate_(y, seed=seed, strength=strength, inverse=inverse, squared=squared)
+    return y.to(x.dtype)
+
+
+def rotate_(y: Tensor, *, seed: int, strength: float, inverse: bool, squared: bool) -> None:
+    """Do what :func:`rotate`, or :func:`rotate_squared`, does, in place.
+
+    Args:
+        y: Shape (..., d), contiguous, float32 or float64, not to be recorded by autograd.
+        seed: As for :func:`rotate`.
+        strength: As for :func:`rotate`.
+        inverse: As for :func:`rotate`.
+        squared: Do what :func:`rotate_squared` does.
+    """
+    dim = y.shape[-1]
+    if strength == 0 or dim < 2 or y.numel() == 0:
+        return
+    all_windows = rotation_windows(dim)
+    streams = range(len(all_windows))[:: -1 if inverse else 1]
+    windows = [all_windows[stream] for stream in streams]
+    matrix = _plane_rotation(rotation_angle(dim, float(strength)), inverse, squared)
+    if runs_kernels(y.device):
+        from lightning_linf.kernels.kronecker import signed_kronecker_
+
+        keys = None if squared else [sign_key(seed, stream) for stream in streams]
+        signed_kronecker_(y.view(-1, dim), windows, matrix, keys)
+        return
     words = None
     if not squared:
         num_words = max(1, 2 * windows[0].half // 32)
-        words = [sign_words(num_words, seed=seed, stream=i, device=x.device) for i in order]
-    matrix = _plane_rotation(rotation_angle(dim, float(strength)), inverse, squared)
+        words = [sign_words(num_words, seed=seed, stream=i, device=y.device) for i in streams]
     with full_float32_precision():
-        kernel = SignedKronecker(windows[0].bits, matrix, y.view(-1, dim))
-        kernel.apply([windows[i] for i in order], words)
-    return y.to(x.dtype)
+        SignedKronecker(windows[0].bits, matrix, y.view(-1, dim)).apply(windows, words)
 
 
 def rotation_windows(dim: int) -> list[Window]:

@@ -41,8 +41,13 @@ def _few_sign_words(num_words: int, seed: int, stream: int, device: torch.device
         return _hash(num_words, seed, stream, device)
 
 
+def sign_key(seed: int, stream: int) -> int:
+    """Derive the key of the words of a stream, of 63 bits."""
+    return derive_seed("signs", seed, stream)
+
+
 def _hash(num_words: int, seed: int, stream: int, device: torch.device) -> Tensor:
-    key = derive_seed("signs", seed, stream)
+    key = sign_key(seed, stream)
     words = torch.empty(num_words, dtype=torch.int32, device=device)
     size = _CHUNK if device.type == "cpu" else num_words
     for first in range(0, num_words, size):

@@ -33,6 +33,18 @@ class BoundReparameterization(ABC):
         return self._multiply_transpose(self._checked(vector))
 
     @torch.no_grad()
+    def apply_(self, vector: Tensor) -> Tensor:
+        """Multiply with A in place. Shapes: (d,) -> (d,), float32 or float64, contiguous."""
+        self._multiply_(self._checked(vector))
+        return vector
+
+    @torch.no_grad()
+    def apply_transpose_(self, vector: Tensor) -> Tensor:
+        """Multiply with the transpose of A in place, as :meth:`apply_`."""
+        self._multiply_transpose_(self._checked(vector))
+        return vector
+
+    @torch.no_grad()
     def apply_transpose_squared(self, vector: Tensor) -> Tensor:
         """Multiply with the transpose of the entrywise square of A. Shapes: (d,) -> (d,).
 
@@ -56,6 +68,14 @@ class BoundReparameterization(ABC):
 
     @abstractmethod
     def _multiply_transpose_squared(self, vector: Tensor) -> Tensor: ...
+
+    # Subclasses that can do without a second vector override these two.
+
+    def _multiply_(self, vector: Tensor) -> None:
+        vector.copy_(self._multiply(vector))
+
+    def _multiply_transpose_(self, vector: Tensor) -> None:
+        vector.copy_(self._multiply_transpose(vector))
 
     def _checked(self, vector: Tensor) -> Tensor:
         if vector.shape != (self.num_params,) or not vector.is_floating_point():
@@ -82,6 +102,11 @@ class BoundIdentity(BoundReparameterization):
 
     _multiply_transpose = _multiply
     _multiply_transpose_squared = _multiply
+
+    def _multiply_(self, vector: Tensor) -> None:
+        pass
+
+    _multiply_transpose_ = _multiply_
 
 
 @dataclass(frozen=True)
@@ -149,3 +174,11 @@ class BoundComposition(BoundReparameterization):
     def _multiply_transpose_squared(self, vector: Tensor) -> Tensor:
         middle = self.outer._multiply_transpose_squared(vector)
         return self.inner._multiply_transpose_squared(middle)
+
+    def _multiply_(self, vector: Tensor) -> None:
+        self.inner._multiply_(vector)
+        self.outer._multiply_(vector)
+
+    def _multiply_transpose_(self, vector: Tensor) -> None:
+        self.outer._multiply_transpose_(vector)
+        self.inner._multiply_transpose_(vector)

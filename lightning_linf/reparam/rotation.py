@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_linf.argument_checks import check_choice
 from lightning_linf.functional.random import derive_seed
-from lightning_linf.functional.rotation import check_strength, rotate, rotate_squared
+from lightning_linf.functional.rotation import check_strength, rotate_
 from lightning_linf.reparam.bound import BoundIdentity, BoundReparameterization
 from lightning_linf.reparam.reparameterization import Reparameterization, check_pattern
 
@@ -105,27 +105,31 @@ class BoundRotation(BoundReparameterization):
         return replace(self, inverted=not self.inverted)
 
     def _multiply(self, vector: Tensor) -> Tensor:
-        return self._rotate(vector, inverse=self.inverted)
+        return self._rotated(vector, inverse=self.inverted)
 
     def _multiply_transpose(self, vector: Tensor) -> Tensor:
-        return self._rotate(vector, inverse=not self.inverted)
+        return self._rotated(vector, inverse=not self.inverted)
 
     def _multiply_transpose_squared(self, vector: Tensor) -> Tensor:
-        return self._rotate(vector, inverse=not self.inverted, squared=True)
+        return self._rotated(vector, inverse=not self.inverted, squared=True)
 
-    def _rotate(self, vector: Tensor, *, inverse: bool, squared: bool = False) -> Tensor:
-        function = rotate_squared if squared else rotate
-        if len(self.matrices) == 1 and not self.from_left:
-            rows = vector.view(self.matrices[0])
-            return function(rows, seed=self.seeds[0], strength=self.strength, inverse=inverse).view(
-                -1
-            )
-        result = torch.empty_like(vector)
-        sizes = [math.prod(shape) for shape in self.matrices]
-        parts = zip(vector.split_with_sizes(sizes), result.split_with_sizes(sizes), strict=True)
-        for shape, seed, (part, target) in zip(self.matrices, self.seeds, parts, strict=True):
-            matrix, into = part.view(shape), target.view(shape)
+    def _multiply_(self, vector: Tensor) -> None:
+        self._rotate_(vector, inverse=self.inverted)
+
+    def _multiply_transpose_(self, vector: Tensor) -> None:
+        self._rotate_(vector, inverse=not self.inverted)
+
+    def _rotated(self, vector: Tensor, *, inverse: bool, squared: bool = False) -> Tensor:
+        dtype = torch.promote_types(vector.dtype, torch.float32)
+        result = torch.empty(vector.shape, dtype=dtype, device=vector.device).copy_(vector)
+        self._rotate_(result, inverse=inverse, squared=squared)
+        return result.to(vector.dtype)
+
+    def _rotate_(self, vector: Tensor, *, inverse: bool, squared: bool = False) -> None:
+        parts = vector.split_with_sizes([math.prod(shape) for shape in self.matrices])
+        for shape, seed, part in zip(self.matrices, self.seeds, parts, strict=True):
+            matrix = part.view(shape)
+            rows = matrix.mT.contiguous() if self.from_left else matrix
+            rotate_(rows, seed=seed, strength=self.strength, inverse=inverse, squared=squared)
             if self.from_left:
-                matrix, into = matrix.mT, into.mT
-            into.copy_(function(matrix, seed=seed, strength=self.strength, inverse=inverse))
-        return result
+                matrix.copy_(rows.mT)

@@ -29,7 +29,7 @@ def closure_in_phi(
         nonlocal is_first
         with torch.no_grad():
             for mapped in () if is_first else mapped_tensors:
-                mapped.write_weights()
+                mapped.write_weights(is_last=False)
         is_first = False
         with torch.enable_grad(), global_step_hooks(hooks):
             loss = closure()

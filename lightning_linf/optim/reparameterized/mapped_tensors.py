@@ -29,7 +29,7 @@ class MappedTensors:
         self.inverse = bound.inverse()
         self.mixes_tensors = mixes_tensors
         self.sizes = [theta.numel() for theta in thetas]
-        self.vector = self.former_vector = self.inverse.apply(self.join(thetas))
+        self.vector = self.former_vector = self.inverse.apply_(self.join(thetas))
         self.phis = [
             nn.Parameter(shard_like(part, theta) if is_sharded(theta) else part)
             for part, theta in zip(self.split(self.vector), thetas, strict=True)
@@ -41,7 +41,7 @@ class MappedTensors:
         return working_dtype(self.thetas)
 
     def join(self, tensors: Iterable[Tensor]) -> Tensor:
-        """Flatten and concatenate one tensor for each theta: (d,)."""
+        """Flatten and concatenate one tensor for each theta: (d,), in memory of its own."""
         dtype = self.dtype
         wholes = gather([tensor.detach() for tensor in tensors])
         return torch.cat([tensor.reshape(-1).to(dtype) for tensor in wholes])
@@ -66,7 +66,7 @@ class MappedTensors:
     def read_weights(self) -> None:
         """Set phi to the coordinates of the weights."""
         self.match_weights()
-        self.former_vector = self.inverse.apply(self.join(self.thetas))
+        self.former_vector = self.inverse.apply_(self.join(self.thetas))
         self.vector = self.former_vector.clone()
         for phi, part in zip(self.phis, self.split(self.vector), strict=True):
             if is_sharded(phi):
@@ -74,18 +74,25 @@ class MappedTensors:
             else:
                 phi.data = part  # phi stays the same object: the inner optimizer's parameter
 
-    def write_weights(self) -> None:
-        """Add to the weights A times what has been added to phi since they were last equal."""
+    def write_weights(self, *, is_last: bool = True) -> None:
+        """Add to the weights A times what has been added to phi since they were last equal.
+
+        ``is_last`` says that this will not be asked for again before weights are read.
+        """
         parts = self.split(self.vector)
         for phi, part, gathered in zip(self.phis, parts, gather(self.phis), strict=True):
             if is_sharded(phi):
                 part.copy_(gathered)
             elif phi.data_ptr() != part.data_ptr():  # the inner optimizer has set phi.data
                 part.copy_(phi)
-        moves = self.bound.apply(self.vector - self.former_vector)
-        for theta, move in zip(self.thetas, self.split(moves), strict=True):
-            local(theta).add_(part_of(move, theta))
-        self.former_vector.copy_(self.vector)
+        change = torch.sub(self.vector, self.former_vector, out=self.former_vector)
+        moves = self.split(self.bound.apply_(change))
+        torch._foreach_add_(
+            [local(theta) for theta in self.thetas],
+            [part_of(move, theta) for move, theta in zip(moves, self.thetas, strict=True)],
+        )
+        if not is_last:
+            self.former_vector.copy_(self.vector)
 
     def read_gradients(self) -> None:
         """Set the gradient of phi to A^T times that of the weights."""
@@ -105,7 +112,7 @@ class MappedTensors:
                 "requires grad, got a frozen one, which a map that mixes tensors would move. "
                 "Freeze it before you make the optimizer, or use a scope such as 'tensor'."
             )
-        gradient = self.bound.apply_transpose(
+        gradient = self.bound.apply_transpose_(
             self.join(
                 local(theta).new_zeros(theta.shape) if grad is None else grad
                 for theta, grad in zip(self.thetas, gradients, strict=True)

@@ -78,8 +78,8 @@ class Reparameterized(Optimizer):
 
     Source:
         Adam in rotated coordinates: Xie, Mohamadi & Li, arXiv:2410.08198. Cost of a step beside the
-        inner one: three products with the map, and memory for about 5 numbers per parameter while
-        it lasts.
+        inner one: three products with the map, and memory for 3 numbers per parameter while it
+        lasts.
 
     Example:
         >>> from lightning_linf import Rotation
