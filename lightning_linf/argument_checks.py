@@ -64,8 +64,8 @@ def check_words(
     caller: str, name: str, value: object, choices: Sequence[str], remedy: str = ""
 ) -> None:
     """Raise a ValueError unless it is a list of some of a few words."""
-    is_list = isinstance(value, Sequence) and not isinstance(value, str)
-    if not is_list or any(word not in choices for word in value):
+    words = value if isinstance(value, Sequence) and not isinstance(value, str) else (None,)
+    if not all(word in choices for word in words):
         wanted = f" to be a list of names out of {', '.join(choices)}"
         _refuse(caller, name, wanted, value, remedy)
 
