@@ -181,8 +181,12 @@ def product_errors(running: dict[str, Competitor]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "product.pt"
         for name in list(running):
-            if name != "gradient" and ask({name: running[name]}, f"save {file}"):
+            if name == "gradient":
+                continue
+            if ask({name: running[name]}, f"save {file}"):
                 products[name] = torch.load(file).double()
+            else:
+                del running[name]
     if "exact" not in products:
         return {}
     reference = products.pop("exact")

@@ -123,7 +123,7 @@ def measure(sizes: Sizes, device: torch.device, only: Sequence[str]) -> None:
         print(f"report of coordinate and global, 4 probes, two layers, batch of {ROWS}")
         print_table("d", {d: report(d, 4, device) for d in sizes.report_dims})
     if "probes" in only:
-        print(f"the same, d = {sizes.probes_dim:,.0f}")
+        print(f"such a report, d = {sizes.probes_dim:,.0f}")
         rows = {float(n): report(sizes.probes_dim, n, device) for n in sizes.num_probes}
         print_table("probes", rows)
     if "blocks" in only:
