@@ -15,7 +15,7 @@ CHUNK_BITS = 4  # bits of the index in one product: 16x16 matrices cost CPUs the
 WORD_BITS = 5  # a word holds 2^5 = 32 signs
 TILE_BITS = 19  # tiles of 2^19 entries: two buffers and a mask of 2 MiB each fit into a CPU's cache
 _KEPT = threading.local()  # a tile each for two buffers and up to four masks
-DEVICE_TILE_BITS = 26  # on other devices: the larger, the fewer launches; memory is the limit
+DEVICE_TILE_BITS = 26  # elsewhere: the larger, the fewer launches; memory is the limit
 
 
 class Window(NamedTuple):
@@ -37,7 +37,8 @@ class SignedKronecker:
     A window that fits into one tile, a piece of memory that the cache holds, is transformed at
     once. A larger window is seen as a matrix whose rows are tiles. First each row is transformed:
     the low bits of the index. Then the columns are, as many at a time as fit into a tile: the high
-    bits. So main memory is read and written twice, whatever k.
+    bits. So main memory is read and written twice, whatever k. Where kernels run, that of
+    ``kernels/kronecker.py`` takes the place of this class.
 
     The signs come as the bits of 2^(k-5) words (of one word, if k < 5). Entry j of a window takes
     its sign from word ``j % 2^(k-5)``, from its bit ``31 - j // 2^(k-5)``. So neighbouring entries
@@ -139,7 +140,7 @@ class SignedKronecker:
 
         It is valid until the next one with its number is made.
         """
-        shape = torch.broadcast_shapes(words.shape, shifts.shape)
+        shape = torch.broadcast_shapes(words.shape, shifts.shape)  # type: ignore[no-untyped-call]
         size = math.prod(shape)
         mask = _scratch(f"mask {number}", 1 << self._tile_bits, words)[:size]
         torch.bitwise_left_shift(words, shifts, out=mask.view(shape))
