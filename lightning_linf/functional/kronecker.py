@@ -1,5 +1,7 @@
 """Multiply parts of a vector with Kronecker powers of a 2x2 matrix, as Hadamard transforms do."""
 
+import math
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,7 +14,8 @@ Matrix = tuple[tuple[float, float], tuple[float, float]]
 CHUNK_BITS = 4  # bits of the index in one product: 16x16 matrices cost CPUs the least time per bit
 WORD_BITS = 5  # a word holds 2^5 = 32 signs
 TILE_BITS = 19  # tiles of 2^19 entries: two buffers and a mask of 2 MiB each fit into a CPU's cache
-DEVICE_TILE_BITS = 26  # on other devices: the larger, the fewer launches; memory is the limit
+_KEPT = threading.local()  # a tile each for two buffers and up to four masks
+DEVICE_TILE_BITS = 26  # elsewhere: the larger, the fewer launches; memory is the limit
 
 
 class Window(NamedTuple):
@@ -34,7 +37,8 @@ class SignedKronecker:
     A window that fits into one tile, a piece of memory that the cache holds, is transformed at
     once. A larger window is seen as a matrix whose rows are tiles. First each row is transformed:
     the low bits of the index. Then the columns are, as many at a time as fit into a tile: the high
-    bits. So main memory is read and written twice, whatever k.
+    bits. So main memory is read and written twice, whatever k. Where kernels run, that of
+    ``kernels/kronecker.py`` takes the place of this class.
 
     The signs come as the bits of 2^(k-5) words (of one word, if k < 5). Entry j of a window takes
     its sign from word ``j % 2^(k-5)``, from its bit ``31 - j // 2^(k-5)``. So neighbouring entries
@@ -54,7 +58,7 @@ class SignedKronecker:
         # How many of the n vectors are transformed together in one tile.
         self._num_rows = min(len(y), 1 << (tile_bits - self._tile_bits))
         size = self._num_rows << self._tile_bits
-        self._buffers = (y.new_empty(size), y.new_empty(size))
+        self._buffers = (_scratch("a", size, y), _scratch("b", size, y))
         chunks = {CHUNK_BITS, self._tile_bits % CHUNK_BITS, (bits - self._tile_bits) % CHUNK_BITS}
         self._powers = {k: _power(matrix, k, y.dtype, y.device) for k in chunks}
         self._integer = torch.int32 if y.dtype == torch.float32 else torch.int64
@@ -86,12 +90,15 @@ class SignedKronecker:
 
     def _transform_rows(self, windows: Sequence[Window], tables: Sequence[Tensor | None]) -> None:
         """Transform windows that fit into a tile: all windows of some vectors, then of others."""
-        masks: list[Tensor | None] = [
-            None if table is None else self._unpack(table, self._shifts[:, None])
-            for table in tables
-        ]
-        for rows in torch.split(self._y, self._num_rows):
-            for window, mask in zip(windows, masks, strict=True):
+        masks: list[Tensor | None] = [None] * len(windows)
+        is_alone = len(self._y) <= self._num_rows  # then one mask at a time will do
+        for begin in range(0, len(self._y), self._num_rows):
+            rows = self._y[begin : begin + self._num_rows]
+            for number, (window, table) in enumerate(zip(windows, tables, strict=True)):
+                if table is not None and begin == 0:
+                    part = 0 if is_alone else number
+                    masks[number] = self._unpack(table, self._shifts[:, None], part)
+                mask = masks[number]
                 tile = rows.as_strided(
                     (len(rows), 2, window.half),
                     (rows.stride(0), window.stride, 1),
@@ -128,9 +135,16 @@ class SignedKronecker:
             columns = tiles[..., first : first + width]
             self._transform(columns, self._bits - self._tile_bits, width, after=mask)
 
-    def _unpack(self, words: Tensor, shifts: Tensor) -> Tensor:
-        """Make a flat mask with the sign bit of floats set where that bit of a word is."""
-        return (words << shifts).bitwise_and_(torch.iinfo(self._integer).min).view(-1)
+    def _unpack(self, words: Tensor, shifts: Tensor, number: int = 0) -> Tensor:
+        """Make a flat mask with the sign bit of floats set where that bit of a word is.
+
+        It is valid until the next one with its number is made.
+        """
+        shape = torch.broadcast_shapes(words.shape, shifts.shape)  # type: ignore[no-untyped-call]
+        size = math.prod(shape)
+        mask = _scratch(f"mask {number}", 1 << self._tile_bits, words)[:size]
+        torch.bitwise_left_shift(words, shifts, out=mask.view(shape))
+        return mask.bitwise_and_(torch.iinfo(self._integer).min)
 
     def _transform(
         self,
@@ -162,6 +176,22 @@ class SignedKronecker:
             _flip(source, after)
         if not in_place:
             tile.copy_(source.view(tile.shape))
+
+
+def _scratch(name: str, size: int, like: Tensor) -> Tensor:
+    """Give memory to work in, (size,), the same one to every caller of a thread on CPUs.
+
+    There, fresh memory of a MiB may cost more than a product: the system maps it page by page.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(size)
+    key = f"{name} {like.dtype}"
+    kept: Tensor | None = getattr(_KEPT, key, None)
+    if kept is None or len(kept) < size:
+        with torch.inference_mode(False):  # it may be used in or out of inference mode
+            kept = torch.empty(size, dtype=like.dtype)
+        setattr(_KEPT, key, kept)
+    return kept[:size]
 
 
 def _flip(x: Tensor, mask: Tensor) -> None:

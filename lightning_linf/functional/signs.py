@@ -49,14 +49,19 @@ def sign_key(seed: int, stream: int) -> int:
 def _hash(num_words: int, seed: int, stream: int, device: torch.device) -> Tensor:
     key = sign_key(seed, stream)
     words = torch.empty(num_words, dtype=torch.int32, device=device)
-    size = _CHUNK if device.type == "cpu" else num_words
+    size = min(num_words, _CHUNK) if device.type == "cpu" else num_words
+    # Memory for all chunks: fresh memory costs CPUs more than what fills it.
+    buffers = torch.empty(2, size, dtype=torch.int64, device=device)
     for first in range(0, num_words, size):
         part = words[first : first + size]
-        x = torch.arange(first, first + len(part), dtype=torch.int64, device=device)
+        x, shifted = buffers[:, : len(part)]
+        torch.arange(first, first + len(part), out=x)
         x.add_(key & _WORD).bitwise_and_(_WORD)
-        x.bitwise_xor_(x >> 16).mul_(0x21F0AAAD).bitwise_and_(_WORD)
+        x.bitwise_xor_(torch.bitwise_right_shift(x, 16, out=shifted))
+        x.mul_(0x21F0AAAD).bitwise_and_(_WORD)
         x.bitwise_xor_(key >> 31)  # 32 further bits: alone, those above would only shift the words
-        x.bitwise_xor_(x >> 15).mul_(0x735A2D97).bitwise_and_(_WORD)
-        x.bitwise_xor_(x >> 15)
+        x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=shifted))
+        x.mul_(0x735A2D97).bitwise_and_(_WORD)
+        x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=shifted))
         part.copy_(x.sub_(1 << 31))  # from [0, 2^32) into the range of int32
     return words

@@ -112,6 +112,18 @@ def test_results_are_new_and_have_the_dtype_of_the_argument(reparameterization, 
 
 
 @every_map
+def test_products_in_place_are_the_same(reparameterization):
+    bound, x = bind(reparameterization), torch.randn(DIM)
+    for product, in_place in (
+        (bound.apply, bound.apply_),
+        (bound.apply_transpose, bound.apply_transpose_),
+    ):
+        y = x.clone()
+        assert in_place(y) is y
+        assert torch.equal(y, product(x))
+
+
+@every_map
 def test_copies_and_pickles_are_equal_and_do_the_same(reparameterization):
     bound, x = bind(reparameterization), torch.randn(DIM)
     expected = bound.apply(x)
