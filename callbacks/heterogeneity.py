@@ -21,10 +21,12 @@ from lightning_linf.distributed.shards import is_counted_here, is_sharded, local
 from lightning_linf.functional.heterogeneity import (
     QUANTILES,
     Heterogeneity,
-    HeterogeneitySums,
     heterogeneity_compute,
-    heterogeneity_update,
     log10_histogram,
+)
+from lightning_linf.functional.heterogeneity_sums import (
+    HeterogeneitySums,
+    heterogeneity_update,
     merge_tensors,
 )
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_linf.functional.heterogeneity import (
-    Heterogeneity,
+from lightning_linf.functional.heterogeneity import Heterogeneity, heterogeneity_compute
+from lightning_linf.functional.heterogeneity_sums import (
     HeterogeneitySums,
-    heterogeneity_compute,
     heterogeneity_update,
     merge_tensors,
 )

@@ -9,12 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_linf.functional import heterogeneity
 from lightning_linf.functional.heterogeneity import (
-    NUM_BINS,
     QUANTILES,
-    HeterogeneitySums,
     heterogeneity_compute,
-    heterogeneity_update,
     log10_histogram,
+)
+from lightning_linf.functional.heterogeneity_sums import (
+    NUM_BINS,
+    HeterogeneitySums,
+    heterogeneity_update,
     merge_tensors,
 )
 
