@@ -87,8 +87,13 @@ def _sums(tensors: Sequence[Tensor]) -> HeterogeneitySums:
         *torch.zeros(2, num_tensors, dtype=torch.float64, device=device),
     )
     together = _ENTRIES_TOGETHER if device.type == "cpu" else _ENTRIES_TOGETHER_ON_GPU
+    size = min(together, sum(tensor.numel() for tensor in tensors))
+    # Used again for each group: memory that is new for each operation takes longer than the work.
+    values = torch.empty(size, dtype=torch.float64, device=device)
+    slots = torch.empty(size, dtype=torch.int64, device=device)
     for first, group in _groups(tensors, together):
-        _add(HeterogeneitySums(*(each[first : first + len(group)] for each in sums)), group)
+        last = first + len(group)
+        _add(HeterogeneitySums(*(each[first:last] for each in sums)), group, values, slots)
     return sums
 
 
@@ -112,22 +117,25 @@ def _groups(tensors: Sequence[Tensor], together: int) -> Iterator[tuple[int, lis
         yield len(tensors) - len(group), group
 
 
-def _add(sums: HeterogeneitySums, tensors: list[Tensor]) -> None:
-    """Add, in place, what these tensors count and sum up to."""
-    device, sizes = sums.histogram.device, [tensor.numel() for tensor in tensors]
-    joined = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-    values = joined.abs().to(device, torch.float64)
+def _add(sums: HeterogeneitySums, tensors: list[Tensor], values: Tensor, slots: Tensor) -> None:
+    """Add, in place, what these tensors count and sum up to; the last two are written over."""
+    sizes = [tensor.numel() for tensor in tensors]
+    values, slots = values[: sum(sizes)], slots[: sum(sizes)]
+    parts = values.split_with_sizes(sizes)
+    for part, tensor in zip(parts, tensors, strict=True):
+        part.copy_(tensor)
+    values.abs_()
     # Slot 0 is for what lies below all bins, such as zeros, the last one for what lies above.
-    slots = (values.view(torch.int64) >> DROPPED_BITS).sub_(FIRST_BIN - 1).clamp_(0, NUM_BINS + 1)
+    torch.bitwise_right_shift(values.view(torch.int64), DROPPED_BITS, out=slots)
+    slots.sub_(FIRST_BIN - 1).clamp_(0, NUM_BINS + 1)
     if len(tensors) > 1:  # each tensor has its own slots, one tensor after the other
-        rows = torch.arange(len(sizes), device=device) * (NUM_BINS + 2)
-        counts = torch.tensor(sizes, device=device)
+        rows = torch.arange(len(sizes), device=slots.device) * (NUM_BINS + 2)
+        counts = torch.tensor(sizes, device=slots.device)
         slots += rows.repeat_interleave(counts, output_size=len(slots))
     counted = torch.bincount(slots, minlength=len(sizes) * (NUM_BINS + 2))
     below, inside, above = counted.view(len(sizes), -1).split([1, NUM_BINS, 1], dim=1)
     sums.histogram.add_(inside)
     sums.histogram[:, 0] += below[:, 0]
-    parts = values.split_with_sizes(sizes)
     for row, (num_below, num_above) in enumerate(torch.cat([below, above], dim=1).tolist()):
         part = parts[row]
         if num_below:
@@ -139,9 +147,6 @@ def _add(sums: HeterogeneitySums, tensors: list[Tensor]) -> None:
             sums.num_inf[row] += num_inf
             sums.num_nan[row] += num_nan
             sums.histogram[row, -1] += num_above - num_inf - num_nan
-    sums.abs_sum.add_(_sum_of_each(values, sizes))
-    sums.square_sum.add_(_sum_of_each(values.square_(), sizes))
-
-
-def _sum_of_each(values: Tensor, sizes: list[int]) -> Tensor:
-    return torch.stack([part.sum() for part in values.split_with_sizes(sizes)])  # (T,)
+    sums.abs_sum.add_(torch.stack([part.sum() for part in parts]))
+    values.square_()
+    sums.square_sum.add_(torch.stack([part.sum() for part in parts]))
