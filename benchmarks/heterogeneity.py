@@ -19,8 +19,8 @@ from stopwatch import heading, seconds_of
 from torch import Tensor
 
 from lightning_linf.functional import heterogeneity_sums
-from lightning_linf.functional.heterogeneity import heterogeneity_compute
-from lightning_linf.functional.heterogeneity_sums import heterogeneity_update, merge_tensors
+from lightning_linf.functional.heterogeneity import each_and_whole
+from lightning_linf.functional.heterogeneity_sums import heterogeneity_update
 from lightning_linf.kernels import runs_kernels
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -46,7 +46,7 @@ def main() -> None:
     }
     if runs_kernels(choices.device):
         actions["kernel"] = lambda: heterogeneity_update(gradients)
-    actions["statistics"] = lambda: statistics_of(sums)
+    actions["statistics"] = lambda: each_and_whole(sums)
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(choices.rounds + 1):  # the first one warms up
         for name, action in actions.items():
@@ -63,11 +63,6 @@ def plain(gradients: list[Tensor]) -> object:
     """Count and sum without the kernel."""
     with mock.patch.object(heterogeneity_sums, "runs_kernels", return_value=False):
         return heterogeneity_update(gradients)
-
-
-def statistics_of(sums: heterogeneity_sums.HeterogeneitySums) -> object:
-    """Compute what the monitor logs from counts and sums."""
-    return heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
 
 
 def draw(choices: argparse.Namespace) -> list[Tensor]:

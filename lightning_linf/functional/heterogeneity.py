@@ -54,6 +54,13 @@ def heterogeneity_compute(sums: HeterogeneitySums) -> Heterogeneity:
     )
 
 
+def each_and_whole(sums: HeterogeneitySums) -> tuple[Heterogeneity, Heterogeneity]:
+    """Turn the sums of T tensors into statistics of each, and into those of all their entries."""
+    rows = zip(sums, merge_tensors(sums), strict=True)
+    both = heterogeneity_compute(HeterogeneitySums(*(torch.cat([s, m[None]]) for s, m in rows)))
+    return Heterogeneity(*(v[:-1] for v in both)), Heterogeneity(*(v[-1] for v in both))
+
+
 def log10_histogram(sums: HeterogeneitySums) -> tuple[Tensor, Tensor]:
     """Count non-zero finite entries by log10|g|, in four bins for each factor of 2.
 
@@ -95,7 +102,8 @@ def heterogeneity(gradient: Tensor) -> Heterogeneity:
 
     Source:
         Density: Bernstein et al., arXiv:1802.04434; Balles, Pedregosa & Le Roux, arXiv:2002.08056.
-        Cost: three passes over the gradient.
+        Cost: one pass over the gradient where Triton's kernels run, else some ten passes over
+        pieces of it that stay in a CPU's cache.
 
     Example:
         >>> result = heterogeneity(torch.tensor([3.0, 0.0, 4.0, 0.0]))

@@ -109,7 +109,7 @@ def _groups(tensors: Sequence[Tensor], together: int) -> Iterator[tuple[int, lis
             yield number - len(group), group
             group, size = [], 0
         if tensor.numel() > together:
-            yield from ((number, [piece]) for piece in tensor.split(together))
+            yield from ((number, [piece]) for piece in torch.split(tensor, together))
         else:
             group.append(tensor)
             size += tensor.numel()
@@ -133,7 +133,7 @@ def _add(sums: HeterogeneitySums, tensors: list[Tensor], values: Tensor, slots: 
         counts = torch.tensor(sizes, device=slots.device)
         slots += rows.repeat_interleave(counts, output_size=len(slots))
     counted = torch.bincount(slots, minlength=len(sizes) * (NUM_BINS + 2))
-    below, inside, above = counted.view(len(sizes), -1).split([1, NUM_BINS, 1], dim=1)
+    below, inside, above = counted.view(len(sizes), -1).split_with_sizes([1, NUM_BINS, 1], 1)
     sums.histogram.add_(inside)
     sums.histogram[:, 0] += below[:, 0]
     for row, (num_below, num_above) in enumerate(torch.cat([below, above], dim=1).tolist()):
