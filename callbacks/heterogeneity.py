@@ -21,10 +21,12 @@ from lightning_linf.distributed.shards import is_counted_here, is_sharded, local
 from lightning_linf.functional.heterogeneity import (
     QUANTILES,
     Heterogeneity,
-    HeterogeneitySums,
-    heterogeneity_compute,
-    heterogeneity_update,
+    each_and_whole,
     log10_histogram,
+)
+from lightning_linf.functional.heterogeneity_sums import (
+    HeterogeneitySums,
+    heterogeneity_update,
     merge_tensors,
 )
 
@@ -44,10 +46,10 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
     its place in the optimizer ("optimizer.0.1": group 0, number 1). The monitor warns once of
     gradients, and once of an optimizer's state, that are not finite.
 
-    Cost: about three passes over the gradient and one over the state on measured steps, nothing on
-    other steps. With several ranks, each rank counts its own part (its shards, or an equal share of
-    a gradient that all ranks have). One reduction of some 9,000 numbers for each tensor adds up the
-    counts.
+    Cost: on measured steps one pass over the gradient and one over the state on a GPU with Triton,
+    else some ten passes over small pieces of the gradient; nothing on other steps. With several
+    ranks, each rank counts its own part (its shards, or an equal share of a gradient that all ranks
+    have). One reduction of some 9,000 numbers for each tensor adds up the counts.
 
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
     monitor, such as density, Gini coefficient and the energy of the largest 1 % of the entries; and
@@ -116,7 +118,7 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
             self.postpone()  # the scaler will skip this step
             return
         merged = merge_tensors(sums)
-        each, whole = heterogeneity_compute(sums), heterogeneity_compute(merged)
+        each, whole = (_on_host(result) for result in each_and_whole(sums))
         scalars = {
             quantities.DENSITY.tag: float(whole.density),
             quantities.GINI.tag: float(whole.gini),
@@ -162,6 +164,13 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
                     f"{logged_step(trainer)}, and stays so whatever the gradients are. Resume from "
                     "a checkpoint before that.",
                 )
+
+
+def _on_host(result: Heterogeneity) -> Heterogeneity:
+    """Copy statistics from the device, all at once."""
+    numbers = torch.cat([torch.stack(result[:-1], dim=-1), result.log10_quantiles], dim=-1).cpu()
+    values, quantiles = numbers[..., : -len(QUANTILES)], numbers[..., -len(QUANTILES) :]
+    return Heterogeneity._make([*values.unbind(dim=-1), quantiles])
 
 
 def _columns(result: Heterogeneity) -> dict[str, Tensor]:

@@ -1,35 +1,23 @@
 """How unevenly a gradient is spread over coordinates, from mergeable counts and sums."""
 
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# The number of a histogram bin is the leading bits of |g| as a float64: its exponent and 5 bits of
-# its mantissa. So 1.0 to 1.03125 is one bin, and 2.0 to 2.0625 the 32nd after it. Bins are exact,
-# need no logarithm, cover all float32 down to its subnormals, and are at most 1/32 of their value
-# wide (0.0134 in log10).
-MANTISSA_BITS = 5
-DROPPED_BITS = 52 - MANTISSA_BITS
-SMALLEST, LARGEST = 2.0**-149, torch.finfo(torch.float32).max
-FIRST_BIN = (1023 - 149) << MANTISSA_BITS  # of SMALLEST; 1023 is the bias of the exponent
-NUM_BINS = (149 + 128) << MANTISSA_BITS
+from lightning_linf.functional.heterogeneity_sums import (
+    DROPPED_BITS,
+    FIRST_BIN,
+    MANTISSA_BITS,
+    NUM_BINS,
+    HeterogeneitySums,
+    heterogeneity_update,
+    merge_tensors,
+)
+
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP_FRACTION = 0.01
-_ENTRIES_TOGETHER = 2**18  # up to which small tensors are counted in one call
 _HISTOGRAM_BINS_PER_OCTAVE = 4  # of the coarser histogram that is logged: 0.06 to 0.1 in log10
-
-
-class HeterogeneitySums(NamedTuple):
-    """Counts and sums over the entries of T tensors; those of shards add up to those of all."""
-
-    histogram: Tensor  # (T, NUM_BINS) int64: finite entries by |g|, zeros in bin 0
-    num_zero: Tensor  # (T,) int64
-    num_inf: Tensor  # (T,) int64
-    num_nan: Tensor  # (T,) int64
-    abs_sum: Tensor  # (T,) sum of |g| over finite entries
-    square_sum: Tensor  # (T,) sum of g^2 over finite entries
 
 
 class Heterogeneity(NamedTuple):
@@ -42,22 +30,6 @@ class Heterogeneity(NamedTuple):
     num_inf: Tensor
     num_nan: Tensor
     log10_quantiles: Tensor  # (T, Q) or (Q,): of log10|g| over non-zero entries, at QUANTILES
-
-
-def heterogeneity_update(tensors: Sequence[Tensor]) -> HeterogeneitySums:
-    """Count and sum the entries of each tensor. Any shapes and real floating dtypes."""
-    if not tensors:
-        raise ValueError("heterogeneity: expected at least one tensor, got none.")
-    for tensor in tensors:
-        if not tensor.is_floating_point():
-            raise ValueError(
-                f"heterogeneity: expected real floating tensors, got {tensor.dtype}. "
-                "View complex gradients as real first (torch.view_as_real)."
-            )
-    parts = [_sums_of(group) for group in _groups(tensors)]
-    if len(parts) == 1:
-        return parts[0]
-    return HeterogeneitySums(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def heterogeneity_compute(sums: HeterogeneitySums) -> Heterogeneity:
@@ -82,9 +54,11 @@ def heterogeneity_compute(sums: HeterogeneitySums) -> Heterogeneity:
     )
 
 
-def merge_tensors(sums: HeterogeneitySums) -> HeterogeneitySums:
-    """Add the sums of T tensors up to those of one vector that holds them all."""
-    return HeterogeneitySums(*(value.sum(dim=0) for value in sums))
+def each_and_whole(sums: HeterogeneitySums) -> tuple[Heterogeneity, Heterogeneity]:
+    """Turn the sums of T tensors into statistics of each, and into those of all their entries."""
+    rows = zip(sums, merge_tensors(sums), strict=True)
+    both = heterogeneity_compute(HeterogeneitySums(*(torch.cat([s, m[None]]) for s, m in rows)))
+    return Heterogeneity(*(v[:-1] for v in both)), Heterogeneity(*(v[-1] for v in both))
 
 
 def log10_histogram(sums: HeterogeneitySums) -> tuple[Tensor, Tensor]:
@@ -128,7 +102,8 @@ def heterogeneity(gradient: Tensor) -> Heterogeneity:
 
     Source:
         Density: Bernstein et al., arXiv:1802.04434; Balles, Pedregosa & Le Roux, arXiv:2002.08056.
-        Cost: three passes over the gradient.
+        Cost: one pass over the gradient where Triton's kernels run, else some ten passes over
+        pieces of it that stay in a CPU's cache.
 
     Example:
         >>> result = heterogeneity(torch.tensor([3.0, 0.0, 4.0, 0.0]))
@@ -136,51 +111,6 @@ def heterogeneity(gradient: Tensor) -> Heterogeneity:
         (0.49, 0.5)
     """
     return heterogeneity_compute(merge_tensors(heterogeneity_update([gradient])))
-
-
-def _groups(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Put neighbouring small tensors into groups, which are counted in one call."""
-    group: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if group and size + tensor.numel() > _ENTRIES_TOGETHER:
-            yield group
-            group, size = [], 0
-        group.append(tensor)
-        size += tensor.numel()
-    yield group
-
-
-def _sums_of(tensors: list[Tensor]) -> HeterogeneitySums:
-    sizes = [tensor.numel() for tensor in tensors]
-    flat = [tensor.detach().reshape(-1) for tensor in tensors]
-    values = flat[0] if len(flat) == 1 else torch.cat(flat)
-    if values.device.type == "mps":  # has no float64
-        values = values.cpu()
-    nan, inf = values.isnan(), values.isinf()
-    values = torch.where(nan | inf, 0.0, values).abs().to(torch.float64)
-    # Values of a float64 beyond the range of float32 go to the first or last bin; zeros to bin 0.
-    clamped = values.clamp(SMALLEST, LARGEST)
-    bins = (clamped.view(torch.int64) >> DROPPED_BITS) - FIRST_BIN
-    if len(flat) > 1:  # each tensor has its own bins, one tensor after the other
-        rows = torch.arange(len(sizes), device=bins.device)
-        counts = torch.tensor(sizes, device=bins.device)
-        bins += rows.repeat_interleave(counts, output_size=len(bins)) * NUM_BINS
-    histogram = torch.bincount(bins, minlength=len(sizes) * NUM_BINS).view(len(sizes), NUM_BINS)
-
-    def of_each(entries: Tensor) -> Tensor:
-        return torch.stack([part.sum() for part in entries.split_with_sizes(sizes)])  # (T,)
-
-    num_inf, num_nan = of_each(inf), of_each(nan)
-    histogram[:, 0] -= num_inf + num_nan
-    return HeterogeneitySums(
-        histogram=histogram,
-        num_zero=of_each(values == 0) - num_inf - num_nan,
-        num_inf=num_inf,
-        num_nan=num_nan,
-        abs_sum=of_each(values),
-        square_sum=of_each(values.square_()),
-    )
 
 
 def _bin_edges(like: Tensor) -> Tensor:

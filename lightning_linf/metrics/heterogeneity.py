@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_linf.functional.heterogeneity import (
-    Heterogeneity,
+from lightning_linf.functional.heterogeneity import Heterogeneity, each_and_whole
+from lightning_linf.functional.heterogeneity_sums import (
     HeterogeneitySums,
-    heterogeneity_compute,
     heterogeneity_update,
-    merge_tensors,
 )
 
 
@@ -76,4 +74,4 @@ class GradientHeterogeneity(Metric):
     def compute(self) -> tuple[Heterogeneity, Heterogeneity]:
         """Statistics per tensor, and of all entries together."""
         sums = HeterogeneitySums(*(getattr(self, name) for name in HeterogeneitySums._fields))
-        return heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
+        return each_and_whole(sums)

@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from lightning_linf.argument_checks import check_callable, check_whole
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.full_precision import MatmulPrecision
-from lightning_linf.functional.heterogeneity import (
-    heterogeneity_compute,
-    heterogeneity_update,
-    merge_tensors,
-)
+from lightning_linf.functional.heterogeneity import heterogeneity_compute
+from lightning_linf.functional.heterogeneity_sums import heterogeneity_update, merge_tensors
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.noise_sums import NoiseSums
 from lightning_linf.functional.r_squared import between_within

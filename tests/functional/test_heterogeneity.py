@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_linf.functional import heterogeneity
+from lightning_linf.functional import heterogeneity, heterogeneity_sums
 from lightning_linf.functional.heterogeneity import (
-    NUM_BINS,
     QUANTILES,
-    HeterogeneitySums,
+    each_and_whole,
     heterogeneity_compute,
-    heterogeneity_update,
     log10_histogram,
+)
+from lightning_linf.functional.heterogeneity_sums import (
+    NUM_BINS,
+    HeterogeneitySums,
+    heterogeneity_update,
     merge_tensors,
 )
 
@@ -290,12 +293,55 @@ def test_thousands_of_small_tensors_share_calls_and_empty_bins_cost_nothing():
     assert widest <= max(len(tensors) * (num_used + 1), NUM_BINS + 1)
 
 
+@pytest.mark.parametrize("together", [1, 7, 64, 1_000])
+def test_groups_and_pieces_of_any_size_count_the_same(together, monkeypatch):
+    tensors = [torch.randint(-9, 10, (n,)).double() for n in (0, 3, 200, 1, 64, 65, 0, 7, 500, 0)]
+    for tensor in tensors:
+        tensor[::5], tensor[::7], tensor[::11] = torch.nan, torch.inf, 1e300
+    whole = heterogeneity_update(tensors)
+    monkeypatch.setattr(heterogeneity_sums, "_ENTRIES_TOGETHER", together)
+    for value, reference in zip(heterogeneity_update(tensors), whole, strict=True):
+        torch.testing.assert_close(value, reference, rtol=ROUNDING, atol=0)
+
+
+def test_no_wide_copy_of_a_large_gradient_is_made(monkeypatch):
+    monkeypatch.setattr(heterogeneity_sums, "_ENTRIES_TOGETHER", 100)
+    widest = 0
+
+    class Widths(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal widest
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (list, tuple)) else [result]:
+                if isinstance(tensor, torch.Tensor) and tensor.dtype != torch.float32:
+                    widest = max(widest, tensor.numel())
+            return result
+
+    with Widths():
+        heterogeneity_update([torch.randn(20_000)])
+    assert widest == NUM_BINS + 2  # the histogram of a piece
+
+
+def test_tensors_of_several_devices_are_refused():
+    tensors = [torch.ones(3), torch.ones(3, device="meta")]
+    with pytest.raises(ValueError, match=r"heterogeneity: expected tensors of one device.*meta"):
+        heterogeneity_update(tensors)
+
+
 def test_overall_statistics_are_those_of_the_joined_vector():
     tensors = [torch.randn(30, 20), torch.zeros(7), torch.randn(500) * 1e-6]
     overall = heterogeneity_compute(merge_tensors(heterogeneity_update(tensors)))
     joined = heterogeneity(torch.cat([tensor.reshape(-1) for tensor in tensors]))
     for value, reference in zip(overall, joined, strict=True):
         torch.testing.assert_close(value, reference, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_statistics_of_each_and_of_the_whole_are_those_computed_apart():
+    sums = heterogeneity_update([torch.randn(30, 20), torch.zeros(7), torch.randn(500) * 1e-6])
+    apart = heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
+    for result, reference in zip(each_and_whole(sums), apart, strict=True):
+        for value, other in zip(result, reference, strict=True):
+            torch.testing.assert_close(value, other, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
 
 
 def test_strided_and_transposed_and_expanded_gradients_count_their_entries():

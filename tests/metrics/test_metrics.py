@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lightning_linf.functional import cauchy, cross_fitted_one_one_norm, heterogeneity
-from lightning_linf.functional.heterogeneity import heterogeneity_compute, heterogeneity_update
+from lightning_linf.functional.heterogeneity import heterogeneity_compute
+from lightning_linf.functional.heterogeneity_sums import heterogeneity_update
 from lightning_linf.metrics import GradientHeterogeneity, OneOneNorm
 
 SIZES = [12, 1, 7]
