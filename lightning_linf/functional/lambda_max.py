@@ -116,8 +116,8 @@ def lanczos(
     vectors of the basis are kept, from which approximate eigenvectors can be made: float32 ones in
     bfloat16, whose rounding turns an eigenvector by 2e-3 and does not touch the two bounds.
 
-    Memory: besides the start, two vectors of shape (d,) during a product, four between products,
-    and half a vector for each one kept.
+    Memory: two vectors of shape (d,) during a product, four between products, and for each vector
+    that is kept one of half the bytes.
     """
     mass, upper = least_mass(len(start), failure), float("inf")
     dtype = start.dtype

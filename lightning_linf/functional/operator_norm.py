@@ -25,13 +25,13 @@ from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.functional.spectrum_end import FAILURE
 
 CERTIFICATE_HVPS = 16  # most products of all but the last certificate, which takes what is left
-LEAST_ROUND = 14  # products that an ascent and another certificate are worth starting with
+LEAST_ROUND = 15  # products that an ascent and another certificate are worth starting with
 LEAST_CERTIFICATE = 8  # products without which a certificate would say next to nothing
 LEAST_BUDGET = LEAST_CERTIFICATE + 2  # one certificate and two steps of an ascent
 UNMIXED_ROUND = 3  # the certificate that takes stationary shares: risky, so not an early one
-ASCENT_HVPS = 6  # most products of the first ascent, by when most of its increase is done
-LATER_ASCENT_HVPS = 4  # of those that start at eigenvectors
-ASCENT_TOL = 1e-3  # relative increase at which an ascent stops
+ASCENT_HVPS = 6  # most products of an ascent, by when most of its increase is done
+LAST_ASCENT_HVPS = 3  # what the last certificate leaves for one from its eigenvectors
+ASCENT_TOL = 3e-3  # relative increase at which an ascent stops
 STEP = 0.3  # by how much shares move towards the masses; it and SHARPNESS were the best of several
 
 
@@ -89,7 +89,8 @@ def operator_norm(
         shares: How much the rows of each block add to the norm, estimated, in any unit. Shape (B,).
             The better the estimates are, the lower is the first certificate. None: the blocks'
             sizes.
-        max_hvps: Budget of products, at least ``LEAST_BUDGET``.
+        max_hvps: Budget of products, at least ``LEAST_BUDGET``. Up to 30 go into one certificate;
+            of 40, the second one gains up to a tenth.
         tol: Relative distance of the two ends at which to stop.
         seed: Seed of the random vectors.
 
@@ -106,8 +107,9 @@ def operator_norm(
 
     Source:
         Quantity: Xie, Mohamadi & Li, arXiv:2410.08198. Lower end: the power method for norms of
-        Boyd (1974). Upper end: weak duality for the relaxation of Nesterov (1998). Memory:
-        about LAST_HVPS + 8 vectors.
+        Boyd (1974). Upper end: weak duality for the relaxation of Nesterov (1998). Memory
+        during a product: five vectors of shape (d,), ``NUM_KEPT`` of half the bytes, and with more
+        than one certificate a sixth.
 
     Example:
         >>> from lightning_linf.functional import LabelledBlocks
@@ -142,8 +144,9 @@ def operator_norm(
             scale, left = to_scale(floored(stationary, blocks), blocks), left - 1
         # One long certificate says more than two short ones, whatever the shares of the second.
         is_last = left < CERTIFICATE_HVPS + LEAST_ROUND
-        budget = max(LEAST_CERTIFICATE, left - LATER_ASCENT_HVPS) if is_last else CERTIFICATE_HVPS
-        failure = unused if is_last else unused * budget / left  # so those of all certificates add up to FAILURE at most
+        budget = max(LEAST_CERTIFICATE, left - LAST_ASCENT_HVPS) if is_last else CERTIFICATE_HVPS
+        # In proportion to the products: those of all certificates add up to FAILURE.
+        failure = unused if is_last else unused * budget / left
         seed_here = derive_seed("operator_norm", seed, max_hvps - left)
         krylov = certify(
             hvp, blocks.expand(scale), max_hvps=budget, failure=failure, seed=seed_here
@@ -157,7 +160,7 @@ def operator_norm(
         weights = eigenvector_weights(krylov)
         candidate = random_combination(krylov, weights.sqrt(), seed_here).div_(blocks.expand(scale))
         direction = dual_direction(candidate, blocks)
-        ascent, _ = _ascend(hvp, direction, blocks, min(LATER_ASCENT_HVPS, left))
+        ascent, _ = _ascend(hvp, direction, blocks, min(ASCENT_HVPS, left))
         left -= ascent.num_hvps
         if ascent.value > best.value:
             gain = (ascent.value - best.value) / ascent.value
