@@ -90,7 +90,7 @@ def operator_norm(
             The better the estimates are, the lower is the first certificate. None: the blocks'
             sizes.
         max_hvps: Budget of products, at least ``LEAST_BUDGET``. Up to 30 go into one certificate;
-            of 40, the second one gains up to a tenth.
+            of 40, the second one gains a few per cent.
         tol: Relative distance of the two ends at which to stop.
         seed: Seed of the random vectors.
 
