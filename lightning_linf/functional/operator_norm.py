@@ -109,7 +109,7 @@ def operator_norm(
         Quantity: Xie, Mohamadi & Li, arXiv:2410.08198. Lower end: the power method for norms of
         Boyd (1974). Upper end: weak duality for the relaxation of Nesterov (1998). Memory
         during a product: five vectors of shape (d,), ``NUM_KEPT`` of half the bytes, and with more
-        than one certificate a sixth.
+        than one certificate two more.
 
     Example:
         >>> from lightning_linf.functional import LabelledBlocks
@@ -160,6 +160,7 @@ def operator_norm(
         weights = eigenvector_weights(krylov)
         candidate = random_combination(krylov, weights.sqrt(), seed_here).div_(blocks.expand(scale))
         direction = dual_direction(candidate, blocks)
+        del candidate
         ascent, _ = _ascend(hvp, direction, blocks, min(ASCENT_HVPS, left))
         left -= ascent.num_hvps
         if ascent.value > best.value:
@@ -171,6 +172,8 @@ def operator_norm(
             mass = block_masses(krylov, weights, blocks)
             mixed = torch.lerp(to_shares(moving, blocks), mass, STEP)
             moving = to_scale(floored(mixed, blocks), blocks)
+            del mass, mixed
+        del krylov, ascent, direction
     return OperatorNorm(
         lower=best.value,
         upper=max(upper, best.value),  # where they meet, rounding may put it below
