@@ -51,12 +51,13 @@ def test_both_ends_of_the_norm_of_one_block_hold_two_vectors_and_half_a_basis(ma
 
 
 @pytest.mark.parametrize("max_hvps", [24, 48])
-def test_both_ends_of_the_norm_by_coordinates_hold_five_vectors_and_half_a_basis(max_hvps):
-    # The best direction, the scale and the scaled vector, and the two of the iteration; with
+def test_both_ends_of_the_norm_by_coordinates_hold_six_vectors_and_half_a_basis(max_hvps):
+    # The best direction, the scale by block and by entry (which are one where the partition is that
+    # of a module), the scaled vector, and the two of the iteration; with
     # several rounds two more scales.
     blocks, start = partition_of(torch.arange(DIM)), normal(DIM, seed=0)
     peak = peak_of(lambda hvp: operator_norm(hvp, start, blocks, max_hvps=max_hvps))
-    assert peak < (5.1 if max_hvps == 24 else 7.2) + NUM_KEPT / 2
+    assert peak < (6.1 if max_hvps == 24 else 8.2) + NUM_KEPT / 2
 
 
 def test_halved_basis_turns_eigenvectors_by_its_rounding_and_moves_no_bound():
