@@ -132,7 +132,7 @@ def make_parser() -> ArgumentParser:
         "--max_hvps",
         type=int | None,
         help="Budget of Hessian-vector products. Default, and the most that is used: num_probes + "
-        "41 for each partition, 41 for global.",
+        "25 for each partition, 25 for global.",
     )
     add(
         "--mode",

@@ -1,6 +1,7 @@
 """Two bounds of the operator norm of a symmetric matrix, from a partition's norm to its dual."""
 
 from collections.abc import Callable
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -15,20 +16,22 @@ from lightning_linf.functional.certificate import (
     floored,
     random_combination,
     stationary_shares,
+    to_scale,
+    to_shares,
 )
 from lightning_linf.functional.finite import require_finite
-from lightning_linf.functional.lambda_max import LEAST_HVPS, lanczos
+from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
 from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.functional.spectrum_end import FAILURE
 
-FIRST_HVPS = 10  # most products of the first certificate, whose shares are poor
-CERTIFICATE_HVPS = 14  # of later ones: by then the spectrum's end has settled for trained networks
-LAST_HVPS = 20  # of the last one: with good shares many eigenvalues are close to the largest
-LEAST_BUDGET = LEAST_HVPS + 2  # one certificate and two steps of an ascent
+CERTIFICATE_HVPS = 16  # most products of all but the last certificate, which takes what is left
+LEAST_ROUND = 15  # products that an ascent and another certificate are worth starting with
+LEAST_CERTIFICATE = 8  # products without which a certificate would say next to nothing
+LEAST_BUDGET = LEAST_CERTIFICATE + 2  # one certificate and two steps of an ascent
 UNMIXED_ROUND = 3  # the certificate that takes stationary shares: risky, so not an early one
-ASCENT_HVPS = 8  # most products of the first ascent, by when most of its increase is done
-LATER_ASCENT_HVPS = 6  # of those that start at eigenvectors
-ASCENT_TOL = 1e-3  # relative increase at which an ascent stops
+ASCENT_HVPS = 6  # most products of an ascent, by when most of its increase is done
+LAST_ASCENT_HVPS = 3  # what the last certificate leaves for one from its eigenvectors
+ASCENT_TOL = 3e-3  # relative increase at which an ascent stops
 STEP = 0.3  # by how much shares move towards the masses; it and SHARPNESS were the best of several
 
 
@@ -48,7 +51,6 @@ class _Ascent(NamedTuple):
     value: float
     increase: float
     direction: Tensor  # (d,)
-    product: Tensor  # (d,), of the direction
     num_hvps: int
 
 
@@ -87,7 +89,8 @@ def operator_norm(
         shares: How much the rows of each block add to the norm, estimated, in any unit. Shape (B,).
             The better the estimates are, the lower is the first certificate. None: the blocks'
             sizes.
-        max_hvps: Budget of products, at least ``LEAST_BUDGET``.
+        max_hvps: Budget of products, at least ``LEAST_BUDGET``. Up to 30 go into one certificate;
+            of 40, the second one gains a few per cent.
         tol: Relative distance of the two ends at which to stop.
         seed: Seed of the random vectors.
 
@@ -104,8 +107,9 @@ def operator_norm(
 
     Source:
         Quantity: Xie, Mohamadi & Li, arXiv:2410.08198. Lower end: the power method for norms of
-        Boyd (1974). Upper end: weak duality for the relaxation of Nesterov (1998). Memory:
-        about LAST_HVPS + 8 vectors.
+        Boyd (1974). Upper end: weak duality for the relaxation of Nesterov (1998). Memory
+        during a product: five vectors of shape (d,), ``NUM_KEPT`` of half the bytes, and with more
+        than one certificate two more.
 
     Example:
         >>> from lightning_linf.functional import LabelledBlocks
@@ -126,49 +130,58 @@ def operator_norm(
     if blocks.num_blocks == 1:
         return _of_one_block(hvp, start, max_hvps, tol, seed)
     # A small budget is kept for the certificate, without which there is no upper end.
-    ascent_budget = min(ASCENT_HVPS, max_hvps - LEAST_HVPS)
-    best = _ascend(hvp, dual_direction(start, blocks), blocks, ascent_budget)
-    spent, rounds = best.num_hvps, 0
-    failure = FAILURE / (max_hvps // LEAST_HVPS)  # of each certificate: there can be so many
-    moving = first_shares(best.product, shares, blocks)
-    upper, residual, certified = float("inf"), 0.0, moving
-    while max_hvps - spent >= LEAST_HVPS and upper > best.value * (1 + tol):
-        # Where the two ends can meet, stationary shares alone are the best.
-        is_unmixed = rounds == UNMIXED_ROUND
-        present = floored(stationary_shares(best.product, blocks), blocks) if is_unmixed else moving
-        left = max_hvps - spent
-        if left < FIRST_HVPS + LATER_ASCENT_HVPS + CERTIFICATE_HVPS:
-            budget = min(LAST_HVPS, left)
-        else:
-            budget = CERTIFICATE_HVPS if rounds else FIRST_HVPS
-        round_seed = derive_seed("operator_norm", seed, spent)
-        scale = blocks.expand((blocks.sizes(present) / present).sqrt()).to(start)  # S^(-1/2), (d,)
-        krylov = certify(hvp, scale, budget, failure, round_seed)
-        spent, rounds = spent + krylov.num_hvps, rounds + 1
+    ascent_budget = min(ASCENT_HVPS, max_hvps - LEAST_CERTIFICATE)
+    best, product = _ascend(hvp, dual_direction(start, blocks), blocks, ascent_budget)
+    moving = to_scale(first_shares(product, shares, blocks), blocks)
+    del product
+    left, unused, certified = max_hvps - best.num_hvps, FAILURE, moving
+    upper, residual = float("inf"), 0.0
+    for position in count():
+        scale = moving
+        if position == UNMIXED_ROUND:
+            # Where the two ends can meet, stationary shares alone are the best.
+            stationary = stationary_shares(hvp(best.direction), blocks)
+            scale, left = to_scale(floored(stationary, blocks), blocks), left - 1
+        # One long certificate says more than two short ones, whatever the shares of the second.
+        is_last = left < CERTIFICATE_HVPS + LEAST_ROUND
+        budget = max(LEAST_CERTIFICATE, left - LAST_ASCENT_HVPS) if is_last else CERTIFICATE_HVPS
+        # In proportion to the products: those of all certificates add up to FAILURE.
+        failure = unused if is_last else unused * budget / left
+        seed_here = derive_seed("operator_norm", seed, max_hvps - left)
+        krylov = certify(
+            hvp, blocks.expand(scale), max_hvps=budget, failure=failure, seed=seed_here
+        )
+        left, unused = left - krylov.num_hvps, unused - failure
         if krylov.upper < upper:
-            upper, certified = krylov.upper, present
+            upper, certified = krylov.upper, scale
             residual = (krylov.upper - krylov.value) / krylov.value if krylov.value else 0.0
+        if not left or upper <= best.value * (1 + tol):
+            break
         weights = eigenvector_weights(krylov)
-        if spent < max_hvps:
-            candidate = random_combination(krylov, weights.sqrt(), round_seed)
-            left = max_hvps - spent  # of which another certificate needs LEAST_HVPS
-            ascent_budget = min(LATER_ASCENT_HVPS, left - LEAST_HVPS if left > LEAST_HVPS else left)
-            ascent = _ascend(hvp, dual_direction(candidate / scale, blocks), blocks, ascent_budget)
-            spent += ascent.num_hvps
-            if ascent.value > best.value:
-                gain = (ascent.value - best.value) / ascent.value
-                best = ascent._replace(increase=min(gain, ascent.increase))
-        if not is_unmixed:
+        candidate = random_combination(krylov, weights.sqrt(), seed_here).div_(blocks.expand(scale))
+        direction = dual_direction(candidate, blocks)
+        del candidate
+        ascent, _ = _ascend(hvp, direction, blocks, min(ASCENT_HVPS, left))
+        left -= ascent.num_hvps
+        if ascent.value > best.value:
+            gain = (ascent.value - best.value) / ascent.value
+            best = ascent._replace(increase=min(gain, ascent.increase))
+        if is_last:
+            break
+        if position != UNMIXED_ROUND:
             mass = block_masses(krylov, weights, blocks)
-            moving = floored((1 - STEP) * moving + STEP * mass, blocks)
+            mixed = torch.lerp(to_shares(moving, blocks), mass, STEP)
+            moving = to_scale(floored(mixed, blocks), blocks)
+            del mass, mixed
+        del krylov, ascent, direction
     return OperatorNorm(
         lower=best.value,
         upper=max(upper, best.value),  # where they meet, rounding may put it below
         lower_increase=best.increase,
         upper_residual=residual,
         direction=best.direction,
-        shares=certified,
-        num_hvps=spent,
+        shares=to_shares(certified, blocks),
+        num_hvps=max_hvps - left,
     )
 
 
@@ -176,26 +189,32 @@ def _of_one_block(
     hvp: Callable[[Tensor], Tensor], like: Tensor, max_hvps: int, tol: float, seed: int
 ) -> OperatorNorm:
     dim = len(like)
-    random_seed = derive_seed("operator_norm", seed)
-    start = normal(dim, seed=random_seed, dtype=like.dtype, device=like.device)
-    krylov = lanczos(hvp, start, max_hvps=max_hvps, tol=tol, keep_basis=True)
+    krylov = lanczos(
+        hvp,
+        normal(dim, seed=derive_seed("operator_norm", seed), dtype=like.dtype, device=like.device),
+        max_hvps=max_hvps,
+        tol=tol,
+        num_kept=NUM_KEPT,
+    )
     direction = krylov.ritz_vector(krylov.extreme)
-    direction = direction if torch.dot(direction, like) >= 0 else -direction
+    if torch.dot(direction, like) < 0:
+        direction.neg_()
     relative = (krylov.upper - krylov.value) / krylov.value if krylov.value else 0.0
     return OperatorNorm(
         lower=dim * krylov.value,
         upper=dim * krylov.upper,
         lower_increase=relative,
         upper_residual=relative,
-        direction=direction * (dim**0.5 / torch.linalg.vector_norm(direction)),
-        shares=start.new_ones(1),
+        direction=direction.mul_(dim**0.5 / torch.linalg.vector_norm(direction)),
+        shares=like.new_ones(1),
         num_hvps=krylov.num_hvps,
     )
 
 
 def _ascend(
     hvp: Callable[[Tensor], Tensor], direction: Tensor, blocks: Blocks, max_hvps: int
-) -> _Ascent:
+) -> tuple[_Ascent, Tensor]:
+    """Repeat the step of the lower end; gives its end, and H times the direction there (d,)."""
     value, increase = 0.0, float("inf")
     for num_hvps in range(1, max_hvps + 1):
         product = hvp(direction)
@@ -205,4 +224,4 @@ def _ascend(
         if increase <= ASCENT_TOL or num_hvps == max_hvps:
             break
         direction = dual_direction(product, blocks)
-    return _Ascent(value, max(increase, 0.0), direction, product, num_hvps)
+    return _Ascent(value, max(increase, 0.0), direction, num_hvps), product

@@ -12,7 +12,7 @@ from support import networks
 from support.networks import operator_norm_by_restarts, partition_of
 
 from lightning_linf.functional import block_norm, dual_block_norm, operator_norm
-from lightning_linf.functional.lambda_max import lanczos
+from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
 
 ROUNDING = 1e-9  # of float64 products and sums
 GROTHENDIECK = 1.783  # largest gap of the relaxation, and with one sign of the eigenvalues:
@@ -351,9 +351,10 @@ def test_sign_of_the_matrix_does_not_matter_to_the_lower_end(kind):
 @pytest.mark.parametrize("kind", [*PARTITIONS, "global"])
 def test_order_of_the_coordinates_does_not_matter_to_the_lower_end(kind):
     # With 8 products, as later ones start at noise that is drawn by coordinate; those of one block
-    # all do, and as many as there are coordinates settle its value.
-    labels = torch.zeros(30, dtype=torch.int64) if kind == "global" else PARTITIONS[kind](30)
-    matrix, start, order = indefinite(30), normal(30), torch.randperm(30)
+    # all do, and as many as there are coordinates settle its value, and if all are kept its vector.
+    dim = NUM_KEPT if kind == "global" else 30
+    labels = torch.zeros(dim, dtype=torch.int64) if kind == "global" else PARTITIONS[kind](dim)
+    matrix, start, order = indefinite(dim), normal(dim), torch.randperm(dim)
     options = {"max_hvps": 60, "tol": 0.0} if kind == "global" else {"max_hvps": 10}
     one = operator_norm(matrix.mv, start, partition_of(labels), **options)
     other = operator_norm(
@@ -477,7 +478,7 @@ def test_poor_shares_cost_tightness_but_no_end(bad_share):
 @pytest.mark.parametrize("name", ["indefinite", "diagonal", "badly scaled"])
 def test_kept_basis_of_lanczos_gives_orthonormal_eigenvectors_of_small_matrices(name):
     matrix = MATRICES[name](6)
-    krylov = lanczos(matrix.mv, normal(6), max_hvps=6, tol=0.0, keep_basis=True)
+    krylov = lanczos(matrix.mv, normal(6), max_hvps=6, tol=0.0, num_kept=6)
     vectors = torch.stack([krylov.ritz_vector(k) for k in range(krylov.num_hvps)])
     # 1e-5: without reorthogonalisation the six vectors lose some digits
     eye = torch.eye(len(vectors), dtype=torch.float64)
@@ -490,7 +491,7 @@ def test_kept_basis_of_lanczos_gives_orthonormal_eigenvectors_of_small_matrices(
 
 def test_residual_of_a_ritz_vector_lies_outside_the_basis():
     matrix = indefinite(60)
-    krylov = lanczos(matrix.mv, normal(60), max_hvps=12, tol=0.0, keep_basis=True)
+    krylov = lanczos(matrix.mv, normal(60), max_hvps=12, tol=0.0, num_kept=12)
     vector = krylov.ritz_vector(krylov.extreme)
     residual = matrix @ vector - krylov.values[krylov.extreme] * vector
     inside = torch.stack(list(krylov.basis)) @ residual
@@ -500,7 +501,7 @@ def test_residual_of_a_ritz_vector_lies_outside_the_basis():
 
 def test_basis_of_lanczos_on_the_zero_matrix_is_its_start():
     start = normal(8)
-    krylov = lanczos(torch.zeros_like, start, max_hvps=5, tol=1e-3, keep_basis=True)
+    krylov = lanczos(torch.zeros_like, start, max_hvps=5, tol=1e-3, num_kept=5)
     assert (krylov.num_hvps, krylov.value, krylov.upper) == (1, 0.0, 0.0)
     torch.testing.assert_close(krylov.ritz_vector(0).abs(), (start / start.norm()).abs())
 

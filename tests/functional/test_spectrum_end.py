@@ -63,7 +63,7 @@ def test_end_is_that_of_the_measure_with_most_mass_beyond():
         seen.append(vector)
         return points * vector
 
-    krylov = lanczos(hvp, masses.sqrt(), max_hvps=2, tol=0.0, keep_basis=True)
+    krylov = lanczos(hvp, masses.sqrt(), max_hvps=2, tol=0.0, num_kept=2)
     basis = torch.stack([*seen])
     small = basis @ (points[:, None] * basis.T)
     last = points * basis[1] - small[1] @ basis  # what lies outside the basis
