@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lightning_linf.functional.finite import all_finite, require_finite
 from lightning_linf.functional.random import chunks
-from lightning_linf.functional.runs import add_to_runs, run_counts, run_pieces
+from lightning_linf.functional.runs import add_to_runs, run_counts, run_pieces, run_starts
+from lightning_linf.kernels import runs_kernels
 
 
 class ProductSums(NamedTuple):
@@ -69,14 +70,26 @@ def product_sums_update(
     require_finite(all_finite(product), "cross_fitted_one_one_norm", expected)
     log_sums = sums.log_sums[probe % 2]
     totals, counts = sums.run_log_means.new_zeros(2, sums.run_log_means.shape[1])
+    _add_logs(log_sums, totals, counts, product, sizes)
+    sums.run_log_means[probe] += totals / counts.clamp(min=1)
+    sums.num_seen[probe] += 1
+
+
+def _add_logs(
+    log_sums: Tensor, totals: Tensor, counts: Tensor, product: Tensor, sizes: Sequence[int]
+) -> None:
+    """Add log|product| to ``log_sums``; sum those of non-zero rows by run, and count these rows."""
+    if runs_kernels(product.device):
+        from lightning_linf.kernels.run_logs import add_run_logs
+
+        add_run_logs(log_sums, totals, counts, product, run_starts(tuple(sizes), product.device))
+        return
     for piece in run_pieces(sizes, product.device):
         magnitudes = product[piece.rows].to(log_sums.dtype).abs()
         logs = magnitudes.log()
         log_sums[piece.rows] += logs
         add_to_runs(counts, magnitudes.sign_(), piece)
         add_to_runs(totals, logs.nan_to_num_(neginf=0.0), piece)  # -inf: the log of a zero
-    sums.run_log_means[probe] += totals / counts.clamp(min=1)
-    sums.num_seen[probe] += 1
 
 
 def product_sums_of(products: Tensor, sizes: Sequence[int]) -> ProductSums:

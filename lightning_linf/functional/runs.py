@@ -1,6 +1,7 @@
 """Runs: stretches of neighbouring rows of a tensor, whose sums are kept instead of all rows."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,17 @@ def run_counts(sizes: Sequence[int]) -> list[int]:
     and one of 1 row.
     """
     return [-(-size // _width(size)) for size in sizes]
+
+
+@lru_cache(maxsize=8)  # of few landscapes, and copying it to a GPU would wait for it
+def run_starts(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Give the first row of each run, and d. Shape: (R + 1,), int64."""
+    starts, first = [], 0
+    for size in sizes:
+        starts += range(first, first + size, _width(size))
+        first += size
+    with torch.inference_mode(False):  # the cache may be used in or out of inference mode
+        return torch.tensor([*starts, first], device=device)
 
 
 def run_pieces(sizes: Sequence[int], device: torch.device) -> Iterator[RunPiece]:
