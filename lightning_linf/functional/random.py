@@ -139,10 +139,10 @@ def _fill_with_cauchy(result: Tensor, counter: int, key: int) -> None:
         from lightning_linf.kernels.counter_cauchy import fill_with_cauchy
 
         low, high = key_words(key)
-        multipliers = tuple(multiplier for _, multiplier in ROUNDS)
+        (_, first), (_, second), (_, third) = ROUNDS
         fill_with_cauchy(
-            result, offset=signed(counter + low), key=signed(high), multipliers=multipliers,
-            angle=math.pi / 4 * _UNIT,
+            result, offset=signed(counter + low), key=signed(high),
+            multipliers=(first, second, third), angle=math.pi / 4 * _UNIT,
         )  # fmt: skip
         return
     for part in chunks(len(result), result.device):

@@ -39,7 +39,8 @@ def run_counts(sizes: Sequence[int]) -> list[int]:
 @lru_cache(maxsize=8)  # of few landscapes, and copying it to a GPU would wait for it
 def run_starts(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """Give the first row of each run, and d. Shape: (R + 1,), int64."""
-    starts, first = [], 0
+    starts: list[int] = []
+    first = 0
     for size in sizes:
         starts += range(first, first + size, _width(size))
         first += size

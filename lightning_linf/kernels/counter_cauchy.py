@@ -8,7 +8,8 @@ from torch import Tensor
 _BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["offset", "key"])  # new values must not compile it again
+# New offsets and keys must not compile it again.
+@triton.jit(do_not_specialize=["offset", "key"])  # type: ignore[untyped-decorator]  # Triton is partly untyped
 def _cauchy(  # type: ignore[no-untyped-def]  # Triton reads the types of arguments at each call
     result,
     size,

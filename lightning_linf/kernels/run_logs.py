@@ -8,7 +8,7 @@ from torch import Tensor
 _BLOCK = 4096
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # Triton is partly untyped
 def _run_logs(  # type: ignore[no-untyped-def]  # Triton reads the types of arguments at each call
     product, log_sums, totals, counts, starts, BLOCK: tl.constexpr
 ):
