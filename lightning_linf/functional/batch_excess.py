@@ -5,8 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.random import chunks
 
-def batch_excess(log_sums: Tensor, num_probes: int, first_half: float) -> float | None:
+
+def batch_excess(
+    log_sums: Sequence[Tensor] | Tensor, num_probes: int, first_half: float
+) -> float | None:
     r"""Compare the (1,1)-norms of the Hessians of two halves of the batches with that of all.
 
     Batches add noise to the entries of the Hessian, and noise makes absolute values larger on
@@ -24,7 +28,7 @@ def batch_excess(log_sums: Tensor, num_probes: int, first_half: float) -> float 
 
     Args:
         log_sums: Sum over probes of ``log|Hv|`` for the first half, the second and the whole, from
-            the same Cauchy probes, so that most of their error is common. Shape (3, d).
+            the same Cauchy probes, so that most of their error is common. Three of shape (d,).
         num_probes: Number of probes.
         first_half: Share of the first half in the weights of all batches.
 
@@ -34,9 +38,16 @@ def batch_excess(log_sums: Tensor, num_probes: int, first_half: float) -> float 
     Source:
         Quenouille, Biometrika 43 (1956), with two groups. Cost: no product.
     """
-    logs = log_sums / num_probes
-    scale = logs.max().clamp(min=torch.finfo(logs.dtype).min)  # all rows may be 0
-    return excess_of_halves((logs - scale).exp().sum(dim=1).tolist(), first_half)
+    scale = torch.stack([sums.max() for sums in log_sums]).max()
+    scale = scale.clamp(min=torch.finfo(scale.dtype).min)  # all rows may be 0
+    norms = []
+    for sums in log_sums:
+        parts = [
+            (sums[part] - scale).div_(num_probes).exp_().sum()
+            for part in chunks(len(sums), sums.device)
+        ]
+        norms.append(float(torch.stack(parts).sum()))
+    return excess_of_halves(norms, first_half)
 
 
 def excess_of_halves(norms: Sequence[float], first_half: float) -> float | None:

@@ -8,13 +8,24 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.blocks import Blocks
-from lightning_linf.functional.control_variate import NUM_SURROGATES, corrected
+from lightning_linf.functional.control_variate import corrected
 from lightning_linf.functional.product_sums import (
     ProductSums,
+    largest_mean_log,
+    mean_logs,
     product_sums_of,
     require_every_probe,
 )
-from lightning_linf.functional.random import chunks, derive_seed, generator_on, normal
+from lightning_linf.functional.random import chunks, derive_seed, inverse_normals, normal
+from lightning_linf.functional.runs import row_parts, tensor_sums
+from lightning_linf.functional.surrogates import (
+    MAX_GROUPS,
+    NUM_SURROGATES,
+    add_to_groups,
+    by_probe,
+    halves_of,
+    multiplier_columns,
+)
 
 
 class BlockSmoothnessEstimate(NamedTuple):
@@ -43,11 +54,10 @@ def block_cauchy(blocks: Blocks, *, seed: int, probe: int, like: Tensor) -> Tens
         The vector, shape (d,); the same for the same arguments.
     """
     radii = blocks.sizes(like.new_empty(0)).sqrt()
-    for index, part in chunks(blocks.num_blocks):
-        size = part.stop - part.start
-        radii[part] *= _inverse_normals(
-            size, seed=seed, probe=probe, chunk=index, device=like.device
-        ).to(like)
+    for part in chunks(blocks.num_blocks, like.device):
+        radii[part] *= inverse_normals(
+            part.stop - part.start, seed=seed, probe=probe, first=part.start, like=like
+        )
     direction = normal(
         blocks.num_params,
         seed=derive_seed("direction", seed, probe),
@@ -102,11 +112,14 @@ def block_smoothness(
 def block_smoothness_compute(
     sums: ProductSums, sizes: Sequence[int], blocks: Blocks, seed: int
 ) -> BlockSmoothnessEstimate:
-    """Turn complete sums of the products with ``block_cauchy`` probes into the estimate."""
+    """Turn complete sums of the products with ``block_cauchy`` probes into the estimate.
+
+    Memory beside the sums: two vectors (d,), a few of B numbers, and at most 65,536 a probe.
+    """
     require_every_probe(sums, "block_smoothness")
-    logs = sums.log_sums.sum(dim=0) / len(sums.num_seen)
-    largest = logs.max().clamp(min=torch.finfo(logs.dtype).min)  # all rows may be 0
-    squares = (2 * (logs - largest)).exp()  # (d,): squares of q over the largest; a zero row's is 0
+    largest = largest_mean_log(sums)
+    # Squares of q over the largest, (d,); a zero row's is 0.
+    squares = mean_logs(sums, slice(None)).sub_(largest).mul_(2).exp_()
     block_sizes = blocks.sizes(squares)
     block_norms = blocks.block_sum(squares).sqrt()
     parts = block_sizes.sqrt() * block_norms  # (B,)
@@ -115,8 +128,9 @@ def block_smoothness_compute(
         return BlockSmoothnessEstimate(total, total, parts, total.new_zeros(len(sizes)))
 
     per_square = torch.where(block_norms == 0, 0.0, block_sizes.sqrt() / block_norms)
-    row_parts = squares * blocks.expand(per_square)  # (d,), sum total
-    tensor_parts = torch.stack([part.sum() for part in row_parts.split_with_sizes(list(sizes))])
+    squares.mul_(blocks.expand(per_square))  # (d,), sum total
+    of_rows = row_parts(lambda rows: squares[rows].clone(), sizes, squares)
+    tensor_parts = tensor_sums(of_rows.sums, sizes)
     lone = float(parts[block_sizes == 1].sum() / total)  # share of the blocks of one entry
 
     def observed(means: Tensor) -> Tensor:
@@ -125,7 +139,7 @@ def block_smoothness_compute(
         return lone * means.exp().mean(dim=-1) + (1 - lone) * in_blocks
 
     correction = corrected(
-        row_parts,
+        of_rows,
         sizes,
         sums.run_log_means,
         _surrogate_log_ratios(sums, blocks, seed),
@@ -161,43 +175,37 @@ def _normal_moment(power: float) -> float:
     return float(2 ** (power / 2) * math.gamma((1 + power) / 2) / math.pi**0.5)
 
 
-def _inverse_normals(
-    size: int, *, seed: int, probe: int, chunk: int, device: torch.device
-) -> Tensor:
-    """Draw ``1 / |g|`` for the blocks of one chunk, with g standard normal. Shape: (size,)."""
-    # float64, because in float32 the smallest |g| of many blocks would lack digits.
-    generator = generator_on(device, derive_seed("radius", seed, probe, chunk))
-    normals = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float64)
-    return normals.abs().clamp(min=1e-30).reciprocal()
-
-
 def _surrogate_log_ratios(sums: ProductSums, blocks: Blocks, seed: int) -> Tensor:
-    """Take the log of the product of m surrogate rows with n probes, over their scale. (m, n)."""
-    num_probes = len(sums.num_seen)
-    dtype, device = sums.log_sums.dtype, sums.log_sums.device
-    halves = [range(0, num_probes, 2), range(1, num_probes, 2)]
-    values = sums.log_sums.new_zeros(NUM_SURROGATES, num_probes)
-    scales = sums.log_sums.new_zeros(NUM_SURROGATES, 2)
-    roots = blocks.sizes(sums.log_sums).sqrt()
+    """Take the log of the product of m surrogate rows with n probes, over their scale. (m, n).
+
+    The norms of the blocks of a row are spread as those of Hessians are: exponentially. A vector of
+    norm 1 in a random direction has a standard normal product with the normal vector G of a block
+    of the probe. So given the radii of the probe, the product of a row is normal, and its variance
+    is the sum over blocks of the squares of norm and radius. Norms and groups are as in
+    :func:`~lightning_linf.functional.surrogates.surrogate_log_ratios`.
+    """
+    num_probes, num_groups = len(sums.num_seen), min(blocks.num_blocks, MAX_GROUPS)
+    like, halves = sums.log_sums, halves_of(len(sums.num_seen))
+    scales, meets = like.new_zeros(2, num_groups), like.new_zeros(num_probes, num_groups)
+    roots = blocks.sizes(like).sqrt()
     for h, probes in enumerate(halves):
         # Weights from the other half, so that they and the probes are independent.
-        log_norms = sums.log_sums[1 - h] / len(halves[1 - h])
-        squares = (2 * (log_norms - log_norms.max())).exp()  # only ratios matter: no overflow
+        squares = like[1 - h] / len(halves[1 - h])
+        squares.sub_(squares.max()).mul_(2).exp_()  # only ratios matter: no overflow
         weights = roots * blocks.block_sum(squares).sqrt()  # (B,)
-        for index, part in chunks(blocks.num_blocks):
-            size = part.stop - part.start
-            generator = generator_on(device, derive_seed("surrogates", seed, h, index))
-            rows = torch.empty(NUM_SURROGATES, size, dtype=dtype, device=generator.device)
-            # Norms of the blocks of a row, spread as those of Hessians are: exponentially.
-            rows = rows.exponential_(generator=generator).to(device) * weights[part]
-            scales[:, h] += rows.sum(dim=1)
+        for part in chunks(blocks.num_blocks, like.device, multiple=num_groups):
+            add_to_groups(scales[h], weights[part])
             for k in probes:
-                radii = _inverse_normals(size, seed=seed, probe=k, chunk=index, device=device)
-                # A vector of norm 1 in a random direction has a standard normal number as its
-                # product with the normal vector G of the probe's block.
-                meets = torch.randn(
-                    rows.shape, generator=generator, dtype=dtype, device=generator.device
+                radii = inverse_normals(
+                    part.stop - part.start, seed=seed, probe=k, first=part.start, like=like
                 )
-                values[:, k] += (meets.to(device) * rows) @ radii.to(device, dtype)
-    scale_of_probe = scales[:, torch.arange(num_probes, device=device) % 2]
-    return (values / scale_of_probe).abs().log()
+                add_to_groups(meets[k], radii.mul_(weights[part]).square_())
+    variances, norms = like.new_zeros(NUM_SURROGATES, num_probes), like.new_zeros(NUM_SURROGATES, 2)
+    for columns, multipliers in multiplier_columns(scales, seed):
+        magnitudes = multipliers.abs()
+        norms += magnitudes @ scales[:, columns].T
+        variances += magnitudes.square() @ meets[:, columns].T
+    normals = normal(
+        variances.numel(), seed=derive_seed("meets", seed), dtype=like.dtype, device=like.device
+    ).view_as(variances)
+    return (variances.sqrt() * normals / by_probe(norms, num_probes)).abs().log()

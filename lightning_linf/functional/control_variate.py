@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-LOG_CAUCHY_VARIANCE = math.pi**2 / 4  # Var log|c| of a standard Cauchy c
-NUM_SURROGATES = 64  # their own noise is then a tenth of what the control variate leaves
-RUNS_PER_TENSOR = 64  # rows of one tensor may differ a thousandfold, neighbours less
+from lightning_linf.functional.runs import RowParts, tensor_sums
+from lightning_linf.functional.surrogates import LOG_CAUCHY_VARIANCE
 
 
 class Correction(NamedTuple):
@@ -20,7 +20,7 @@ class Correction(NamedTuple):
 
 
 def corrected(
-    row_parts: Tensor,
+    row_parts: RowParts,
     sizes: Sequence[int],
     run_log_means: Tensor,
     log_ratios: Tensor,
@@ -45,11 +45,11 @@ def corrected(
     the excess kurtosis 2, so a variance from n of them has n/2 degrees of freedom (Box 1953).
 
     Args:
-        row_parts: What each row adds to the estimate, as yet without a correction. Shape (d,), sum
+        row_parts: What the rows of each run add to the estimate, as yet without a correction; sum
             above 0.
         sizes: Number of rows of each tensor. Length T, sum d.
         run_log_means: For each probe, the mean of log|Hv| over the non-zero rows of each run
-            (:func:`run_counts`). Shape (n, R), n >= 4.
+            (:func:`~lightning_linf.functional.runs.run_counts`). Shape (n, R), n >= 4.
         log_ratios: Log of the product of each of m surrogates with each probe, over the norm of
             the surrogate. Shape (m, n).
         observed: Computes the factor above from the means over probes of the log ratios. Shapes:
@@ -62,15 +62,9 @@ def corrected(
         matrices, a contrastive loss.
     """
     n = len(run_log_means)
-    total = row_parts.sum()
-    shares = run_sums(row_parts / total, sizes)  # (R,)
-    counts = run_sums((row_parts > 0).to(row_parts), sizes)
-    tensor_of = _tensor_of_run(sizes, total.device)
-
-    def by_tensor(values: Tensor) -> Tensor:  # (..., R) -> (..., T)
-        zeros = values.new_zeros(*values.shape[:-1], len(sizes))
-        return zeros.index_add(-1, tensor_of, values)
-
+    total = row_parts.sums.sum()
+    shares, counts = row_parts.sums / total, row_parts.counts  # (R,)
+    by_tensor = partial(tensor_sums, sizes=sizes)
     # The fit takes plain means over tensors: where rows share nothing, weights would add noise.
     tensor_counts = by_tensor(counts).clamp(min=1)
     tensor_log_means = by_tensor(run_log_means * counts) / tensor_counts  # (n, T)
@@ -90,46 +84,13 @@ def corrected(
     means = (log_ratios.sum(dim=1, keepdim=True) - log_ratios).T / (n - 1)  # (n, m)
     divisors = torch.lerp(total.new_tensor(expected(n - 1)), observed(means), coefficients)
     logs = totals.squeeze(1).log() - divisors.log()
-    unseen = _unseen_variance(row_parts / total, sizes, shares, counts, run_log_means)
+    unseen = _unseen_variance(row_parts.squares / total.square(), shares, counts, run_log_means)
     variance = _widening(n / 2) ** 2 * (n - 1) * logs.var(correction=0) + unseen / n
     return Correction(divisor, variance.sqrt())
 
 
-def run_counts(sizes: Sequence[int]) -> list[int]:
-    """Count the runs of each tensor, at most ``RUNS_PER_TENSOR`` stretches of neighbouring rows.
-
-    All runs of a tensor but the last one are equally long: one of 130 rows has 43 runs of 3 rows
-    and one of 1 row.
-    """
-    return [-(-size // _width(size)) for size in sizes]
-
-
-def run_sums(values: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Add the entries of each run of :func:`run_counts`. Shapes: (d,) -> (R,)."""
-    sums = []
-    for part in values.split_with_sizes(list(sizes)):
-        width = _width(len(part))
-        padded = torch.nn.functional.pad(part, (0, -len(part) % width))
-        sums.append(padded.view(-1, width).sum(dim=1))
-    return torch.cat(sums) if sums else values.new_zeros(0)
-
-
-def _width(size: int) -> int:
-    return max(1, -(-size // RUNS_PER_TENSOR))
-
-
-def _tensor_of_run(sizes: Sequence[int], device: torch.device) -> Tensor:
-    """Give the number of the tensor that each run is in. Shape: (R,)."""
-    counts = torch.tensor(run_counts(sizes))
-    return torch.arange(len(counts)).repeat_interleave(counts).to(device)
-
-
 def _unseen_variance(
-    row_shares: Tensor,
-    sizes: Sequence[int],
-    shares: Tensor,
-    counts: Tensor,
-    run_log_means: Tensor,
+    squares: Tensor, shares: Tensor, counts: Tensor, run_log_means: Tensor
 ) -> Tensor:
     """Compute the variance that the jackknife over run means does not see, for one probe. ().
 
@@ -143,7 +104,7 @@ def _unseen_variance(
     noise = (math.cos(math.pi / (2 * n)) ** 2 / math.cos(math.pi / n)) ** n
     alone = (LOG_CAUCHY_VARIANCE - run_log_means.var(dim=0)).clamp(min=0.0)  # (R,)
     seen = shares.square() / counts.clamp(min=1)
-    actual = run_sums(row_shares.square(), sizes) / noise
+    actual = squares / noise  # sums of the squared shares of rows
     return (alone * (actual - seen).clamp(min=0.0)).sum()
 
 

@@ -1,6 +1,14 @@
 """The check that several functions make of gradients and of products with the Hessian."""
 
+import torch
 from torch import Tensor
+
+
+def all_finite(values: Tensor) -> bool | Tensor:
+    """Say whether all entries are finite, in one pass and without a temporary vector."""
+    if not values.numel():
+        return True
+    return torch.stack(torch.aminmax(values)).isfinite().all()  # a NaN comes out as both
 
 
 def require_finite(is_finite: bool | Tensor, function: str, expected: str, where: str = "") -> None:

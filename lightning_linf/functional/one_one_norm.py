@@ -7,18 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.control_variate import (
-    LOG_CAUCHY_VARIANCE,
-    NUM_SURROGATES,
-    corrected,
-)
+from lightning_linf.functional.control_variate import corrected
 from lightning_linf.functional.finite import require_finite
 from lightning_linf.functional.product_sums import (
     ProductSums,
+    largest_mean_log,
+    mean_logs,
     product_sums_of,
     require_every_probe,
 )
-from lightning_linf.functional.random import cauchy_chunk, chunks, laplace_chunk
+from lightning_linf.functional.runs import row_parts, tensor_sums
+from lightning_linf.functional.surrogates import surrogate_log_ratios
 
 
 class OneOneNormEstimate(NamedTuple):
@@ -141,75 +140,25 @@ def cross_fitted_one_one_norm(
 def cross_fitted_one_one_norm_compute(
     sums: ProductSums, sizes: Sequence[int], seed: int
 ) -> OneOneNormEstimate:
-    """Turn complete sums into the estimate; draws the probes of ``seed`` again, chunk by chunk."""
+    """Turn complete sums into the estimate; draws the probes of ``seed`` again, chunk by chunk.
+
+    Memory beside the sums: a few chunks, and at most 65,536 numbers a probe.
+    """
     require_every_probe(sums, "cross_fitted_one_one_norm")
-    logs = sums.log_sums.sum(dim=0) / len(sums.num_seen)
-    largest = logs.max().clamp(min=torch.finfo(logs.dtype).min)  # all rows may be 0
-    norms = (logs - largest).exp()  # geometric means over the largest; a zero row gives 0
-    tensor_norms = torch.stack([part.sum() for part in norms.split_with_sizes(list(sizes))])
+    num_probes, largest = len(sums.num_seen), largest_mean_log(sums)
+    # Geometric means over the largest; a zero row gives 0.
+    parts = row_parts(lambda rows: mean_logs(sums, rows).sub_(largest).exp_(), sizes, sums.log_sums)
+    tensor_norms = tensor_sums(parts.sums, sizes)
     total = tensor_norms.sum()
     if total == 0:  # the loss is locally linear
         return OneOneNormEstimate(total, torch.zeros_like(total), tensor_norms)
     correction = corrected(
-        norms,
+        parts,
         sizes,
         sums.run_log_means,
-        _surrogate_log_ratios(sums, sizes, seed),
+        surrogate_log_ratios(sums.log_sums, num_probes, sizes, seed),
         observed=lambda means: means.exp().mean(dim=-1),
         expected=lambda n: math.cos(math.pi / (2 * n)) ** -n,
     )
     scale = largest.exp() / correction.divisor
     return OneOneNormEstimate(total * scale, correction.relative_error, tensor_norms * scale)
-
-
-def _surrogate_log_ratios(sums: ProductSums, sizes: Sequence[int], seed: int) -> Tensor:
-    """Take log(|l w v| / sum |l w|) of m surrogate rows ``l w`` and n probes v. Shape: (m, n)."""
-    num_probes, dim = len(sums.num_seen), sums.log_sums.shape[1]
-    dtype, device = sums.log_sums.dtype, sums.log_sums.device
-    halves = [range(0, num_probes, 2), range(1, num_probes, 2)]
-    # weights[h] serve the probes of half h and are estimated from those of the other half.
-    weights = [
-        _shrunken_norms(sums.log_sums[1 - h] / len(halves[1 - h]), len(halves[1 - h]), sizes)
-        for h in (0, 1)
-    ]
-    values = sums.log_sums.new_zeros(NUM_SURROGATES, num_probes)
-    scales = sums.log_sums.new_zeros(NUM_SURROGATES, 2)
-    for index, part in chunks(dim):
-        size = part.stop - part.start
-        multipliers = laplace_chunk(
-            NUM_SURROGATES, size, seed=seed, chunk=index, dtype=dtype, device=device
-        )
-        for h, probes in enumerate(halves):
-            rows = multipliers * weights[h][part]  # (m, size)
-            scales[:, h] += rows.abs().sum(dim=1)
-            for k in probes:  # one at a time: memory must not grow with their number
-                draw = cauchy_chunk(
-                    size, seed=seed, probe=k, chunk=index, dtype=dtype, device=device
-                )
-                values[:, k] += rows @ draw
-    scale_of_probe = scales[:, torch.arange(num_probes, device=device) % 2]
-    return (values / scale_of_probe).abs().log()
-
-
-def _shrunken_norms(log_norms: Tensor, num_probes: int, sizes: Sequence[int]) -> Tensor:
-    """Turn noisy logarithms of row norms into weights (d,), by empirical Bayes in each tensor.
-
-    The variance of the logarithms over the rows of a tensor is that of the true ones plus a known
-    variance of their noise. Each is moved towards the mean of its tensor by the share of the noise
-    in that variance: by a half, say, if half of the variance is noise.
-    """
-    noise = LOG_CAUCHY_VARIANCE / num_probes
-    parts = []
-    for part in log_norms.split_with_sizes(list(sizes)):
-        finite = part.isfinite()  # -inf marks a zero row, whose weight stays 0
-        mean = _mean_of_finite(part)
-        variance = _mean_of_finite((part - mean).square())
-        keep = ((variance - noise) / variance.clamp(min=1e-12)).clamp(min=0.0)
-        parts.append(torch.where(finite, mean + keep * (part - mean), part))
-    shrunken = torch.cat(parts)
-    return (shrunken - shrunken.max()).exp()  # only ratios matter: no overflow
-
-
-def _mean_of_finite(values: Tensor) -> Tensor:
-    finite = values.isfinite()
-    return torch.where(finite, values, 0.0).sum() / finite.sum().clamp(min=1)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.control_variate import run_counts, run_sums
-from lightning_linf.functional.finite import require_finite
+from lightning_linf.functional.finite import all_finite, require_finite
+from lightning_linf.functional.random import chunks
+from lightning_linf.functional.runs import add_to_runs, run_counts, run_pieces, run_starts
+from lightning_linf.kernels import runs_kernels
 
 
 class ProductSums(NamedTuple):
@@ -15,7 +17,7 @@ class ProductSums(NamedTuple):
 
     All are sums, so those of two sets of probes, on different ranks say, add up to those of all. A
     *run* is one of R stretches of neighbouring rows of a tensor
-    (:func:`~lightning_linf.functional.control_variate.run_counts`).
+    (:func:`~lightning_linf.functional.runs.run_counts`).
     """
 
     log_sums: Tensor  # (2, d): sum of log|Hv| over the even probes, and over the odd ones
@@ -50,7 +52,10 @@ def product_sums_init(sizes: Sequence[int], num_probes: int, like: Tensor) -> Pr
 def product_sums_update(
     sums: ProductSums, product: Tensor, probe: int, sizes: Sequence[int]
 ) -> None:
-    """Add, in place, the product ``H v`` of probe number ``probe``. Shape of ``product``: (d,)."""
+    """Add, in place, the product ``H v`` of probe number ``probe``. Shape of ``product``: (d,).
+
+    Memory beside the sums and the product: a few chunks.
+    """
     if not 0 <= probe < len(sums.num_seen):
         raise ValueError(
             f"cross_fitted_one_one_norm: expected `probe` from 0 to {len(sums.num_seen) - 1}, "
@@ -62,13 +67,29 @@ def product_sums_update(
             f"{tuple(sums.log_sums.shape[1:])}, got {tuple(product.shape)}."
         )
     expected = f"a finite product for probe {probe}"
-    require_finite(product.isfinite().all(), "cross_fitted_one_one_norm", expected)
-    logs = product.to(sums.log_sums.dtype).abs().log()
-    sums.log_sums[probe % 2] += logs
-    finite = logs.isfinite()
-    totals = run_sums(torch.where(finite, logs, 0.0), sizes)
-    sums.run_log_means[probe] += totals / run_sums(finite.to(logs), sizes).clamp(min=1)
+    require_finite(all_finite(product), "cross_fitted_one_one_norm", expected)
+    log_sums = sums.log_sums[probe % 2]
+    totals, counts = sums.run_log_means.new_zeros(2, sums.run_log_means.shape[1])
+    _add_logs(log_sums, totals, counts, product, sizes)
+    sums.run_log_means[probe] += totals / counts.clamp(min=1)
     sums.num_seen[probe] += 1
+
+
+def _add_logs(
+    log_sums: Tensor, totals: Tensor, counts: Tensor, product: Tensor, sizes: Sequence[int]
+) -> None:
+    """Add log|product| to ``log_sums``; sum those of non-zero rows by run, and count these rows."""
+    if runs_kernels(product.device):
+        from lightning_linf.kernels.run_logs import add_run_logs
+
+        add_run_logs(log_sums, totals, counts, product, run_starts(tuple(sizes), product.device))
+        return
+    for piece in run_pieces(sizes, product.device):
+        magnitudes = product[piece.rows].to(log_sums.dtype).abs()
+        logs = magnitudes.log()
+        log_sums[piece.rows] += logs
+        add_to_runs(counts, magnitudes.sign_(), piece)
+        add_to_runs(totals, logs.nan_to_num_(neginf=0.0), piece)  # -inf: the log of a zero
 
 
 def product_sums_of(products: Tensor, sizes: Sequence[int]) -> ProductSums:
@@ -86,3 +107,15 @@ def require_every_probe(sums: ProductSums, function: str) -> None:
             f"{function}: expected each of the {len(sums.num_seen)} probes once, got counts "
             f"{sums.num_seen.tolist()}. Add every probe exactly once."
         )
+
+
+def mean_logs(sums: ProductSums, rows: slice) -> Tensor:
+    """Mean over all probes of log|Hv|, for some rows; a new tensor. Shape: (rows,)."""
+    return (sums.log_sums[0, rows] + sums.log_sums[1, rows]).div_(len(sums.num_seen))
+
+
+def largest_mean_log(sums: ProductSums) -> Tensor:
+    """Find the largest of all :func:`mean_logs`, or the least finite number if all are -inf. ()."""
+    dim, device = sums.log_sums.shape[1], sums.log_sums.device
+    largest = torch.stack([mean_logs(sums, rows).max() for rows in chunks(dim, device)]).max()
+    return largest.clamp(min=torch.finfo(largest.dtype).min)  # all rows may be 0

@@ -12,10 +12,12 @@ from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.one_one_norm import cross_fitted_one_one_norm_compute
 from lightning_linf.functional.product_sums import (
     ProductSums,
+    largest_mean_log,
+    mean_logs,
     product_sums_init,
     product_sums_update,
 )
-from lightning_linf.functional.random import cauchy
+from lightning_linf.functional.random import cauchy, chunks
 from lightning_linf.partition import Partition
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.products import (
@@ -82,7 +84,11 @@ def estimated_upper_bound(
     probes_per_pass: int,
     seed: int,
 ) -> UpperBound:
-    """Estimate the bound from products with random probes."""
+    """Estimate the bound from products with random probes.
+
+    Vectors of d numbers beside those of a product: two of sums, one from the first probe to the
+    second one, and two more if there are halves of the batches.
+    """
     is_coordinate = partition.name == "coordinate"
     first_half = products.first_half if is_coordinate else None
     like, sizes = vector.like, vector.sizes
@@ -96,26 +102,20 @@ def estimated_upper_bound(
 
     sums = product_sums_init(sizes, num_probes, like)
     half_logs = None if first_half is None else vector.zeros(2)
-    first: tuple[Tensor, Tensor] | None = None
+    first: Tensor | None = None
     for begin in range(0, num_probes, probes_per_pass):
         probes = range(begin, min(begin + probes_per_pass, num_probes))
-        vectors = torch.stack([draw(probe) for probe in probes])
-        if half_logs is None:
-            multiplied = products.of_all(vectors)
-        else:
-            both = products.of_halves(vectors)
-            multiplied = products.mean_of(both)
-            for logs, half in zip(half_logs, both, strict=True):
-                for product in half:
-                    logs += product.abs().log_()
-            del both
+        # One is not copied into a stack.
+        vectors = draw(begin)[None] if len(probes) == 1 else torch.stack(list(map(draw, probes)))
+        multiplied = _multiplied(products, vectors, half_logs)
         for probe, v, product in zip(probes, vectors, multiplied, strict=True):
             product_sums_update(sums, product, probe, sizes)
             if probe == 0:
-                first = v.clone(), product.clone()
+                first = product if len(probes) == 1 else product.clone()
             elif first is not None:
-                check_products(*first, v, product, products.symmetry_tolerance)
+                check_products(draw(0), first, v, product, products.symmetry_tolerance)
                 first = None
+        del vectors, multiplied, v, product  # before the next ones are drawn
     if not is_coordinate:
         bound = block_smoothness_compute(sums, sizes, partition, seed)
         error = float(bound.relative_error)
@@ -123,15 +123,30 @@ def estimated_upper_bound(
             float(bound.value), error, bound.block_parts, bound.tensor_parts, num_probes
         )
     norm = cross_fitted_one_one_norm_compute(sums, sizes, seed)
+    rows = _row_parts(sums)
     excess: float | None = None
     if half_logs is not None and first_half is not None:
-        log_sums = torch.cat([half_logs, sums.log_sums.sum(dim=0, keepdim=True)])
-        excess = batch_excess(log_sums, num_probes, first_half)
-    rows, error = _row_parts(sums, num_probes), float(norm.relative_error)
+        whole = sums.log_sums[0].add_(sums.log_sums[1])
+        excess = batch_excess([*half_logs, whole], num_probes, first_half)
+    error = float(norm.relative_error)
     return UpperBound(float(norm.value), error, rows, norm.tensor_norms, num_probes, excess)
 
 
-def _row_parts(sums: ProductSums, num_probes: int) -> Tensor:
+def _multiplied(products: HessianProducts, vectors: Tensor, half_logs: Tensor | None) -> Tensor:
+    """Multiply vectors (c, d), and add the logarithms for halves of the batches, if kept (2, d)."""
+    if half_logs is None:
+        return products.of_all(vectors)
+    both = products.of_halves(vectors)
+    for logs, half in zip(half_logs, both, strict=True):
+        for product in half:
+            for part in chunks(len(product), product.device):
+                logs[part] += product[part].abs().log_()
+    return products.mean_of(both)
+
+
+def _row_parts(sums: ProductSums) -> Tensor:
     """1-norm of each row (d,), but for a common factor."""
-    logs = sums.log_sums.sum(dim=0) / num_probes
-    return (logs - logs.max().clamp(min=torch.finfo(logs.dtype).min)).exp()
+    largest, rows = largest_mean_log(sums), torch.empty_like(sums.log_sums[0])
+    for part in chunks(len(rows), rows.device):
+        torch.exp(mean_logs(sums, part).sub_(largest), out=rows[part])
+    return rows
