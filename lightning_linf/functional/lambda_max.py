@@ -176,7 +176,7 @@ def _upper_end(
 def _norm(vector: Tensor) -> float:
     """Compute the 2-norm in a dtype in which squares do not underflow, by parts to save copies."""
     dtype = wide_dtype(vector)
-    norms = [torch.linalg.vector_norm(part, dtype=dtype) for part in vector.split(_PART)]
+    norms = [torch.linalg.vector_norm(part, dtype=dtype) for part in torch.split(vector, _PART)]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
