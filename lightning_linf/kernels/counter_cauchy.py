@@ -9,8 +9,8 @@ _BLOCK = 1024
 
 
 # New offsets and keys must not compile it again.
-@triton.jit(do_not_specialize=["offset", "key"])  # type: ignore[untyped-decorator]  # Triton is partly untyped
-def _cauchy(  # type: ignore[no-untyped-def]  # Triton reads the types of arguments at each call
+@triton.jit(do_not_specialize=["offset", "key"])
+def _cauchy(
     result,
     size,
     offset,

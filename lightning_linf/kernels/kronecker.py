@@ -108,12 +108,12 @@ def _bits(number: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", number))[0])
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+@triton.jit
 def _number(bits: tl.tensor, like: tl.tensor) -> tl.tensor:
     return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True).to(like.dtype)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+@triton.jit
 def _flip(
     x: tl.tensor, word: tl.tensor, bit: tl.tensor, key_low: tl.tensor, key_high: tl.tensor
 ) -> tl.tensor:
@@ -131,7 +131,7 @@ def _flip(
     return flipped.to(x.dtype, bitcast=True)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+@triton.jit
 def _mix_bit(
     x: tl.tensor, upper: tl.tensor, lower: tl.tensor, HIGH: tl.constexpr, LOW: tl.constexpr
 ) -> tl.tensor:
@@ -141,7 +141,7 @@ def _mix_bit(
     return tl.reshape(tl.permute(y, (0, 2, 1)), (HIGH * 2 * LOW,))
 
 
-@triton.jit(  # type: ignore[untyped-decorator]
+@triton.jit(
     do_not_specialize=[
         *("num_vectors", "dim", "start", "stride"),
         *("key_low", "key_high", "scale", "upper", "lower"),

@@ -8,10 +8,8 @@ from torch import Tensor
 _BLOCK = 4096
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton is partly untyped
-def _run_logs(  # type: ignore[no-untyped-def]  # Triton reads the types of arguments at each call
-    product, log_sums, totals, counts, starts, BLOCK: tl.constexpr
-):
+@triton.jit
+def _run_logs(product, log_sums, totals, counts, starts, BLOCK: tl.constexpr):
     run = tl.program_id(0)
     start = tl.load(starts + run)  # int64
     stop = tl.load(starts + run + 1)

@@ -30,15 +30,15 @@ class Tiling(NamedTuple):
     def num_splits(self, rows: int, cols: int) -> int:
         """Give the number of partial sums that a row has, or a column in each slab of rows."""
         if self.is_across:
-            return triton.cdiv(rows, self.rows * NUM_TILES)
-        return triton.cdiv(cols, self.cols * NUM_TILES)
+            return int(triton.cdiv(rows, self.rows * NUM_TILES))
+        return int(triton.cdiv(cols, self.cols * NUM_TILES))
 
     def num_items(self, slabs: int, rows: int, cols: int) -> int:
         """Give the number of programs for a tensor of slabs of rows."""
         splits = self.num_splits(rows, cols)
         if self.is_across:
-            return slabs * splits * triton.cdiv(cols, self.cols)
-        return triton.cdiv(slabs * rows, self.rows) * splits
+            return int(slabs * splits * triton.cdiv(cols, self.cols))
+        return int(triton.cdiv(slabs * rows, self.rows) * splits)
 
 
 WHOLE = Tiling(is_across=False, rows=1, cols=ENTRIES)  # for tensors of any size that are one row

@@ -131,9 +131,9 @@ def _update(
         if is_plain or not all(t.is_cpu and t.is_contiguous() for t in each):
             _single_tensor_signum(*each, group)
             continue
-        chunks = (t.view(-1).split(_CHUNK) for t in each)  # each stays in a core's cache
-        for parts in zip(*chunks, strict=True):
-            _single_tensor_signum(*parts, group)
+        chunks = (torch.split(t.view(-1), _CHUNK) for t in each)  # each stays in a core's cache
+        for p, g, m in zip(*chunks, strict=True):
+            _single_tensor_signum(p, g, m, group)
 
 
 def _has_kernel(tensors: list[tuple[Tensor, Tensor, Tensor]], lr: Any) -> bool:

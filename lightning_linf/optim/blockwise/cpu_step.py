@@ -111,7 +111,7 @@ def _sgd(
 ) -> None:
     """Multiply a parameter by ``keep`` and move it along the mean gradient."""
     size = max(1, p.numel()) if keep == 1 else _CHUNK
-    parts = [t.view(-1).split(size) for t in (p, g, m)]
+    parts = [torch.split(t.view(-1), size) for t in (p, g, m)]
     for p_part, g_part, m_part in zip(*parts, strict=True):
         if keep != 1:
             p_part.mul_(keep)
