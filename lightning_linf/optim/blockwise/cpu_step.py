@@ -1,7 +1,7 @@
 """The step of blockwise Adam on the CPU, in few passes over memory.
 
-Tensors are taken in chunks that stay in a core's cache from one operation to the next: parameters
-decay there before they are updated, and rows are updated where their norms have just been taken.
+Whole tensors make a step of torch's fused SGD. Rows are taken in chunks that stay in a cache: they
+are updated where their norms have just been taken.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_linf.optim.blockwise.step_inputs import StepInputs
 
-_CHUNK = 2**17  # entries: 1.5 MB of three tensors
+_CHUNK = 2**20  # entries: rows of so many at a time stay in a large cache
 
 
 def is_fused(inputs: StepInputs) -> bool:
@@ -110,23 +110,20 @@ def _sgd(
     p: Tensor, g: Tensor, m: Tensor, lr: float, beta1: float, keep: float, maximize: bool
 ) -> None:
     """Multiply a parameter by ``keep`` and move it along the mean gradient."""
-    size = max(1, p.numel()) if keep == 1 else _CHUNK
-    parts = [torch.split(t.view(-1), size) for t in (p, g, m)]
-    for p_part, g_part, m_part in zip(*parts, strict=True):
-        if keep != 1:
-            p_part.mul_(keep)
-        torch._fused_sgd_(  # torch.optim.SGD has one learning rate for all tensors of a group
-            [p_part],
-            [g_part],
-            [m_part],
-            lr=lr,
-            momentum=beta1,
-            dampening=beta1,
-            weight_decay=0.0,
-            nesterov=False,
-            maximize=maximize,
-            is_first_step=False,
-        )
+    if keep != 1:
+        p.mul_(keep)
+    torch._fused_sgd_(  # torch.optim.SGD has one learning rate for all tensors of a group
+        [p],
+        [g],
+        [m],
+        lr=lr,
+        momentum=beta1,
+        dampening=beta1,
+        weight_decay=0.0,
+        nesterov=False,
+        maximize=maximize,
+        is_first_step=False,
+    )
 
 
 def _step_slices(inputs: StepInputs, count: float, step: float) -> None:
