@@ -25,13 +25,14 @@ from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.functional.spectrum_end import FAILURE
 
 FIRST_HVPS = 10  # most products of the first certificate, whose shares are poor
-CERTIFICATE_HVPS = 14  # of later ones: by then the spectrum's end has settled for trained networks
-LAST_HVPS = 20  # of the last one: with good shares many eigenvalues are close to the largest
+CERTIFICATE_HVPS = 16  # of later ones: by then the spectrum's end has settled for trained networks
+LAST_HVPS = 18  # of the last one: with good shares many eigenvalues are close to the largest
 LEAST_CERTIFICATE = 8  # products without which a certificate would say next to nothing
 LEAST_BUDGET = LEAST_CERTIFICATE + 2  # one certificate and two steps of an ascent
 UNMIXED_ROUND = 3  # the certificate that takes stationary shares: risky, so not an early one
 ASCENT_HVPS = 8  # most products of the first ascent, by when most of its increase is done
 LATER_ASCENT_HVPS = 6  # of those that start at eigenvectors
+LAST_ASCENT_HVPS = 3  # what the last certificate leaves for an ascent from its eigenvectors
 ASCENT_TOL = 1e-3  # relative increase at which an ascent stops
 STEP = 0.3  # by how much shares move towards the masses; it and SHARPNESS were the best of several
 
@@ -144,7 +145,7 @@ def operator_norm(
             scale, left = to_scale(floored(stationary, blocks), blocks), left - 1
         is_last = left < FIRST_HVPS + LATER_ASCENT_HVPS + CERTIFICATE_HVPS
         if is_last:
-            budget = min(LAST_HVPS, left)
+            budget = min(LAST_HVPS, max(LEAST_CERTIFICATE, left - LAST_ASCENT_HVPS))
         else:
             budget = CERTIFICATE_HVPS if position else FIRST_HVPS
         # In proportion to the products: those of all certificates add up to FAILURE.
