@@ -58,7 +58,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     again, or whose products are not the change of its gradient (:meth:`Landscape.check`).
 
     Cost: 1 gradient, and about 2 for each product, times ``num_batches``; once, 7 for the check.
-    At most ``num_probes`` + 25 products for each partition, 25 for "global". A probe that runs out
+    At most ``num_probes`` + 33 products for each partition, 33 for "global". A probe that runs out
     of memory is repeated with its batches in parts; a probe that SIGTERM interrupts is given up.
 
     Several devices: every rank probes its own batches, and ranks average each product, in one

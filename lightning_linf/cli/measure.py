@@ -132,7 +132,7 @@ def make_parser() -> ArgumentParser:
         "--max_hvps",
         type=int | None,
         help="Budget of Hessian-vector products. Default, and the most that is used: num_probes + "
-        "25 for each partition, 25 for global.",
+        "33 for each partition, 33 for global.",
     )
     add(
         "--mode",

@@ -24,14 +24,16 @@ from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
 from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.functional.spectrum_end import FAILURE
 
-CERTIFICATE_HVPS = 16  # most products of all but the last certificate, which takes what is left
-LEAST_ROUND = 15  # products that an ascent and another certificate are worth starting with
+FIRST_HVPS = 10  # most products of the first certificate, whose shares are poor
+CERTIFICATE_HVPS = 16  # of later ones: by then the spectrum's end has settled for trained networks
+LAST_HVPS = 18  # of the last one: with good shares many eigenvalues are close to the largest
 LEAST_CERTIFICATE = 8  # products without which a certificate would say next to nothing
 LEAST_BUDGET = LEAST_CERTIFICATE + 2  # one certificate and two steps of an ascent
 UNMIXED_ROUND = 3  # the certificate that takes stationary shares: risky, so not an early one
-ASCENT_HVPS = 6  # most products of an ascent, by when most of its increase is done
-LAST_ASCENT_HVPS = 3  # what the last certificate leaves for one from its eigenvectors
-ASCENT_TOL = 3e-3  # relative increase at which an ascent stops
+ASCENT_HVPS = 8  # most products of the first ascent, by when most of its increase is done
+LATER_ASCENT_HVPS = 6  # of those that start at eigenvectors
+LAST_ASCENT_HVPS = 3  # what the last certificate leaves for an ascent from its eigenvectors
+ASCENT_TOL = 1e-3  # relative increase at which an ascent stops
 STEP = 0.3  # by how much shares move towards the masses; it and SHARPNESS were the best of several
 
 
@@ -42,7 +44,7 @@ class OperatorNorm(NamedTuple):
     upper: float
     lower_increase: float  # relative increase of the lower end in its last iteration
     upper_residual: float  # by how much the upper end exceeds the eigenvalue behind it, relative
-    direction: Tensor  # (d,): a vector of norm at most 1 at which H reaches the lower end
+    direction: Tensor  # (d,): of norm at most 1, where H reaches the lower end, or nearly so
     shares: Tensor  # (B,): the weights of the blocks behind the upper end, s_b d_b, of sum 1
     num_hvps: int
 
@@ -89,8 +91,7 @@ def operator_norm(
         shares: How much the rows of each block add to the norm, estimated, in any unit. Shape (B,).
             The better the estimates are, the lower is the first certificate. None: the blocks'
             sizes.
-        max_hvps: Budget of products, at least ``LEAST_BUDGET``. Up to 30 go into one certificate;
-            of 40, the second one gains a few per cent.
+        max_hvps: Budget of products, at least ``LEAST_BUDGET``.
         tol: Relative distance of the two ends at which to stop.
         seed: Seed of the random vectors.
 
@@ -142,9 +143,11 @@ def operator_norm(
             # Where the two ends can meet, stationary shares alone are the best.
             stationary = stationary_shares(hvp(best.direction), blocks)
             scale, left = to_scale(floored(stationary, blocks), blocks), left - 1
-        # One long certificate says more than two short ones, whatever the shares of the second.
-        is_last = left < CERTIFICATE_HVPS + LEAST_ROUND
-        budget = max(LEAST_CERTIFICATE, left - LAST_ASCENT_HVPS) if is_last else CERTIFICATE_HVPS
+        is_last = left < FIRST_HVPS + LATER_ASCENT_HVPS + CERTIFICATE_HVPS
+        if is_last:
+            budget = min(LAST_HVPS, max(LEAST_CERTIFICATE, left - LAST_ASCENT_HVPS))
+        else:
+            budget = CERTIFICATE_HVPS if position else FIRST_HVPS
         # In proportion to the products: those of all certificates add up to FAILURE.
         failure = unused if is_last else unused * budget / left
         seed_here = derive_seed("operator_norm", seed, max_hvps - left)
@@ -161,7 +164,7 @@ def operator_norm(
         candidate = random_combination(krylov, weights.sqrt(), seed_here).div_(blocks.expand(scale))
         direction = dual_direction(candidate, blocks)
         del candidate
-        ascent, _ = _ascend(hvp, direction, blocks, min(ASCENT_HVPS, left))
+        ascent, _ = _ascend(hvp, direction, blocks, min(LATER_ASCENT_HVPS, left))
         left -= ascent.num_hvps
         if ascent.value > best.value:
             gain = (ascent.value - best.value) / ascent.value

@@ -72,7 +72,7 @@ def measure_geometry(
         fused_qkv: For "head", as there.
         num_probes: Probes for each partition's upper end, at least 4; 16 give the (1,1)-norm to
             about a tenth. With no more parameters than probes all brackets are exact or nearly so.
-        max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 25 for each
+        max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 33 for each
             partition.
         noise_batches: Microbatches for the gradient noise, at least 2, one gradient each. Default:
             ``batches`` if there are two or more; with one the noise is not measured.
