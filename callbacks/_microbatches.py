@@ -1,6 +1,6 @@
 """Gradient noise from the microbatches that one optimizer step accumulates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -218,6 +218,8 @@ class _Blocks:
     Of sharded parameters the vectors are the part of this rank, and ``sizes`` those of the whole.
     """
 
+    first = 0  # the number of the first block that a piece has entries of
+
     def __init__(self, name: str, num_params: int, num_blocks: int) -> None:
         self.name, self.num_params, self.num_blocks = name, num_params, num_blocks
 
@@ -229,6 +231,14 @@ class _Blocks:
 
     def sizes(self, like: Tensor) -> Tensor:
         return like.new_full((self.num_blocks,), self.num_params / self.num_blocks)
+
+    def pieces(self, most: int) -> Iterator[tuple[slice, "_Blocks"]]:
+        for start in range(0, self.num_params, most):
+            part = slice(start, min(start + most, self.num_params))
+            count = part.stop - part.start
+            piece = _Blocks(self.name, count, count if self.num_blocks > 1 else 1)
+            piece.first = start if self.num_blocks > 1 else 0
+            yield part, piece
 
 
 def _coordinate_and_global(num_params: int) -> dict[str, _Blocks]:

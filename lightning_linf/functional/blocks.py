@@ -1,11 +1,31 @@
 """The norm of a partition into blocks, its dual norm, and the direction in which they meet."""
 
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_linf.functional.dtypes import wide_dtype
+from lightning_linf.functional.in_pieces import largest_magnitude, piece_size, sum_in_pieces
+
+
+class BlocksOfPiece(Protocol):
+    """How neighbouring coordinates fall into neighbouring blocks of a partition."""
+
+    @property
+    def first(self) -> int:
+        """Number of the first of these blocks in the partition."""
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks these are."""
+
+    def block_sum(self, values: Tensor) -> Tensor:
+        """Add the entries of each block. Shapes: (..., entries) -> (..., num_blocks)."""
+
+    def expand(self, values: Tensor) -> Tensor:
+        """Give each coordinate its block's value. Shapes: (..., num_blocks) -> (..., entries)."""
 
 
 class Blocks(Protocol):
@@ -36,6 +56,9 @@ class Blocks(Protocol):
     def sizes(self, like: Tensor) -> Tensor:
         """Numbers d_b, with the dtype and device of ``like``. Shape: (B,)."""
 
+    def pieces(self, most: int) -> Iterator[tuple[slice, BlocksOfPiece]]:
+        """Cut the coordinates into pieces of at most ``most`` (or one entry of each block)."""
+
 
 class LabelledBlocks:
     """Blocks given by the number of each coordinate's block.
@@ -49,6 +72,8 @@ class LabelledBlocks:
         >>> blocks.block_sum(torch.tensor([1.0, 2.0, 3.0]))
         tensor([4., 2.])
     """
+
+    first = 0  # the number of the first block that a piece has entries of
 
     def __init__(self, labels: Tensor, name: str = "labelled") -> None:
         self.labels, self.name = labels, name
@@ -66,6 +91,14 @@ class LabelledBlocks:
     def sizes(self, like: Tensor) -> Tensor:
         """Numbers d_b, with the dtype and device of ``like``. Shape: (B,)."""
         return torch.bincount(self.labels, minlength=self.num_blocks).to(like)
+
+    def pieces(self, most: int) -> Iterator[tuple[slice, "LabelledBlocks"]]:
+        """Cut the coordinates into pieces of at most ``most``, which keep the numbers of blocks."""
+        for start in range(0, self.num_params, most):
+            part = slice(start, min(start + most, self.num_params))
+            piece = LabelledBlocks(self.labels[part], self.name)
+            piece.num_blocks = self.num_blocks
+            yield part, piece
 
 
 def block_norm(x: Tensor, blocks: Blocks) -> Tensor:
@@ -95,7 +128,7 @@ def block_norm(x: Tensor, blocks: Blocks) -> Tensor:
     require_vector("block_norm", "x", x, blocks)
     dtype = _result_dtype(x)
     if blocks.num_blocks == blocks.num_params:
-        return x.abs().amax().to(dtype)
+        return largest_magnitude(x).to(dtype)
     norms, scale = _scaled_norms(x, blocks)
     return ((norms / blocks.sizes(norms).sqrt()).amax() * scale).to(dtype)
 
@@ -123,7 +156,7 @@ def dual_block_norm(g: Tensor, blocks: Blocks) -> Tensor:
     require_vector("dual_block_norm", "g", g, blocks)
     dtype = _result_dtype(g)
     if blocks.num_blocks == blocks.num_params:
-        return g.abs().sum(dtype=wide_dtype(g)).to(dtype)
+        return sum_in_pieces(torch.abs, g).to(dtype)
     norms, scale = _scaled_norms(g, blocks)
     return ((norms * blocks.sizes(norms).sqrt()).sum() * scale).to(dtype)
 
@@ -155,16 +188,44 @@ def dual_direction(g: Tensor, blocks: Blocks) -> Tensor:
     if blocks.num_blocks == blocks.num_params:
         return g.sign().to(dtype)
     norms, scale = _scaled_norms(g, blocks)
-    factors = torch.where(norms == 0, 0.0, blocks.sizes(norms).sqrt() / norms)
-    return (g.to(norms.dtype) / scale * blocks.expand(factors)).to(dtype)
+    factors = torch.where(norms == 0, 0.0, blocks.sizes(norms).sqrt() / norms)  # (B,)
+    direction = torch.empty_like(g, dtype=dtype, memory_format=torch.contiguous_format)
+    for part, piece in blocks.pieces(piece_size(len(g))):
+        values = g[part].to(norms.dtype) / scale
+        direction[part] = values.mul_(piece.expand(factors[_numbers(piece)]))
+    return direction
+
+
+def sums_of_blocks(function: Callable[[Tensor], Tensor], x: Tensor, blocks: Blocks) -> Tensor:
+    """Add up a function of the entries of each block, computed for a piece of ``x`` at a time.
+
+    Args:
+        function: Applied to pieces of ``x``, in float64 (float32 on MPS); it may change them.
+        x: Shape (d,).
+        blocks: A partition of the d coordinates, with fewer blocks than coordinates.
+
+    Returns:
+        The sums, float64 (float32 on MPS). Shape: (B,).
+    """
+    wide = wide_dtype(x)
+    sums = x.new_zeros(blocks.num_blocks, dtype=wide)
+    for part, piece in blocks.pieces(piece_size(len(x))):
+        values = function(x[part].to(wide, copy=True))
+        sums[_numbers(piece)] += piece.block_sum(values)
+    return sums
+
+
+def _numbers(piece: BlocksOfPiece) -> slice:
+    """Give the numbers of the blocks that a piece has entries of."""
+    return slice(piece.first, piece.first + piece.num_blocks)
 
 
 def _scaled_norms(x: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
     """Compute the 2-norm of each block (B,), divided by a scale (), and that scale."""
-    wide = x.detach().to(wide_dtype(x))
-    largest = wide.abs().amax()
+    x = x.detach()
+    largest = largest_magnitude(x).to(wide_dtype(x))
     scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    return blocks.block_sum((wide / scale).square()).sqrt(), scale
+    return sums_of_blocks(lambda values: values.div_(scale).square_(), x, blocks).sqrt(), scale
 
 
 def _result_dtype(x: Tensor) -> torch.dtype:

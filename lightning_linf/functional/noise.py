@@ -1,13 +1,14 @@
 """The noise of one sample's gradient, from the gradients of microbatches."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks
-from lightning_linf.functional.dtypes import wide_dtype
+from lightning_linf.functional.blocks import Blocks, sums_of_blocks
+from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.functional.noise_sums import NoiseSums, noise_init, noise_update
 
 
@@ -124,14 +125,13 @@ def noise_compute(
         raise ValueError(
             f"noise: expected `sizes` that add up to {len(sums.mean)}, got {sum(sizes)}."
         )
-    wide = sums.norm_moments.dtype
-    variances = sums.squares.sum(dim=0) / num_contrasts
     unit = sums.scale.square()
-    tensor_trace = total(_sums_of_parts(variances, sizes, wide) * unit)
+    halves = [_sums_of_parts(squares, sizes) for squares in sums.squares]
+    tensor_trace = total((halves[0] + halves[1]) / num_contrasts * unit)
     trace = tensor_trace.sum()
     mean_trace = tensor_trace / sums.weight  # of the covariance of the mean of all samples
     # E||mean||^2 = ||G||^2 + tr Sigma / W: what is left estimates ||G||^2 without bias.
-    tensor_square = _sums_of_parts(sums.mean, sizes, wide, square=True) * unit
+    tensor_square = _sums_of_parts(sums.mean, sizes, torch.square) * unit
     tensor_signal = total(tensor_square) - mean_trace
     signal = tensor_signal.sum()
     number, norm_sum, norm_square_sum = sums.norm_moments
@@ -150,32 +150,40 @@ def _block_noise(sums: NoiseSums, blocks: Blocks, total: Callable[[Tensor], Tens
     """Compute the sum of d_b sigma_b, without the bias of order one over the contrasts. ()."""
     counts: list[int] = sums.counts.tolist()
     num = sum(counts)
-    whole = _sum_of_deviations(sums.squares.sum(dim=0) / num, sums.scale, blocks, total)
+    has_blocks = blocks.num_blocks < blocks.num_params
+    squares = sums.squares.unbind()  # of the contrasts in each half: (d,), and then (B,)
+    if has_blocks:
+        squares = tuple(sums_of_blocks(_unchanged, each, blocks) for each in squares)
+
+    def deviations(count: int, *parts: Tensor) -> Tensor:
+        """Compute the sum from these parts of the squares, of ``count`` contrasts. ()."""
+        if has_blocks:
+            block_sums = total(functools.reduce(torch.add, parts) / count * sums.scale.square())
+            return (blocks.sizes(block_sums) * block_sums).sqrt().sum()
+
+        def roots(*pieces: Tensor) -> Tensor:
+            return (functools.reduce(torch.add, pieces) / count).sqrt_()
+
+        return total(sum_in_pieces(roots, *parts) * sums.scale)
+
+    whole = deviations(num, *squares)
     if 0 in counts:
         return whole
     # E D(n contrasts) = D - c/n + ... for some c, so D(all) lacks c/(a + b), and the weighted mean
     # of the halves (a c/a + b c/b) / (a + b) = 2 c/(a + b), which is twice as much.
     halves = [
-        count / num * _sum_of_deviations(squares / count, sums.scale, blocks, total)
-        for count, squares in zip(counts, sums.squares, strict=True)
+        count / num * deviations(count, half) for count, half in zip(counts, squares, strict=True)
     ]
     return 2 * whole - halves[0] - halves[1]
 
 
-def _sum_of_deviations(
-    variances: Tensor, scale: Tensor, blocks: Blocks, total: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Compute the sum of d_b sigma_b, the dual norm of the entries' standard deviations. ()."""
-    wide = wide_dtype(variances)
-    if blocks.num_blocks == blocks.num_params:
-        return total(variances.sqrt().sum(dtype=wide) * scale)
-    sums = total(blocks.block_sum(variances.to(wide)) * scale.square())
-    return (blocks.sizes(sums) * sums).sqrt().sum()
-
-
 def _sums_of_parts(
-    values: Tensor, sizes: Sequence[int], dtype: torch.dtype, *, square: bool = False
+    values: Tensor, sizes: Sequence[int], function: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Add up the values, or their squares, in each tensor. Shapes: (d,) -> (T,)."""
+    """Add up the values, or a function of them, in each tensor. Shapes: (d,) -> (T,)."""
     parts = values.split_with_sizes(list(sizes))
-    return torch.stack([(p.square() if square else p).sum(dtype=dtype) for p in parts])
+    return torch.stack([sum_in_pieces(function or _unchanged, part) for part in parts])
+
+
+def _unchanged(values: Tensor) -> Tensor:
+    return values

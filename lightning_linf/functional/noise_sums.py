@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.finite import require_finite
+from lightning_linf.functional.in_pieces import is_finite, largest_magnitude, sum_in_pieces
 
 
 class NoiseSums(NamedTuple):
@@ -80,12 +81,12 @@ def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None
         raise ValueError(
             f"noise: expected `weight` > 0, the number of samples in the microbatch, got {weight}."
         )
-    require_finite(gradient.isfinite().all(), "noise", "a finite gradient")
+    require_finite(is_finite(gradient), "noise", "a finite gradient")
     before = float(sums.weight)
     sums.weight.add_(weight)
     gradient = gradient.detach().to(sums.mean.dtype)
     if not sums.scale > 0 and gradient.any():  # all before were zero
-        sums.scale.copy_(_power_of_two(torch.linalg.vector_norm(gradient, math.inf).to(sums.scale)))
+        sums.scale.copy_(_power_of_two(largest_magnitude(gradient).to(sums.scale)))
     scale = float(sums.scale) or 1.0
     difference = (gradient / scale).sub_(sums.mean)
     if before == 0.0:
@@ -96,7 +97,7 @@ def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None
     half = int(sums.counts.sum()) % 2
     sums.squares[half] += square
     sums.counts[half] += 1
-    return square.sum(dtype=sums.norm_moments.dtype) * scale * scale
+    return sum_in_pieces(lambda part: part, square) * scale * scale
 
 
 def noise_merge(
@@ -121,7 +122,6 @@ def noise_merge(
             reductions.
     """
     spare = torch.empty_like(sums.mean) if spare is None else spare
-    wide = sums.norm_moments.dtype
     weight = reduce(sums.weight.clone())
     num_ranks = reduce((sums.weight > 0).to(torch.int64))
     counts = reduce(sums.counts.clone())
@@ -137,7 +137,9 @@ def noise_merge(
     counts[half] += (num_ranks - 1).clamp(min=0)
     moments = sums.norm_moments.clone()
     if num_ranks > 1 and sums.weight > 0:
-        norm = between.sum(dtype=wide) * scale.square() * num_ranks / (num_ranks - 1)
+        norm = (
+            sum_in_pieces(lambda part: part, between) * scale.square() * num_ranks / (num_ranks - 1)
+        )
         moments += torch.stack([torch.ones_like(norm), norm, norm.square()])
     return NoiseSums(weight, mean, reduce(sums.squares), counts, reduce(moments), scale)
 

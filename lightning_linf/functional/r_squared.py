@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks, require_vector
-from lightning_linf.functional.dtypes import wide_dtype
+from lightning_linf.functional.blocks import Blocks, require_vector, sums_of_blocks
+from lightning_linf.functional.in_pieces import sum_in_pieces
 
 # A variance of log|g| below so many epsilons of its mean square is what rounding leaves of none.
 NUM_EPSILONS = 1e3
@@ -65,23 +65,43 @@ def between_within(gradient: Tensor, blocks: Blocks) -> BetweenWithin:
             f"between_within: expected a real floating gradient, got {gradient.dtype}. "
             "View complex gradients as real first (torch.view_as_real)."
         )
-    magnitudes = gradient.detach().abs()
-    counted = (magnitudes > 0) & magnitudes.isfinite()
-    wide = wide_dtype(gradient)
-    logs = torch.where(counted, magnitudes, 1.0).to(wide).log()  # what is left out adds 0
-    counts = blocks.block_sum(counted.to(wide))  # (B,)
-    log_sums = blocks.block_sum(logs)  # (B,)
-    log_square_sum = logs.square().sum()
+    gradient = gradient.detach()
+    log_square_sum = sum_in_pieces(lambda part: _logs(part).square_(), gradient)
+    # Labelled blocks may be as many as entries and yet have several, or none.
+    if blocks.num_blocks == blocks.num_params and bool((blocks.sizes(gradient) == 1).all()):
+        log_sum = sum_in_pieces(_logs, gradient)
+        num_entries = sum_in_pieces(_is_counted, gradient)
+        total = log_square_sum - log_sum.square() / num_entries
+        one = torch.ones_like(total)
+        return BetweenWithin(torch.where(_is_spread(total, log_square_sum), one, torch.nan))
+    counts = sums_of_blocks(_is_counted, gradient, blocks)  # (B,)
+    log_sums = sums_of_blocks(_logs, gradient, blocks)  # (B,)
 
     num_entries, num_blocks = counts.sum(), (counts > 0).sum()
     inside = (num_entries - num_blocks).clamp(min=1)  # degrees of freedom within blocks
     center = log_sums.sum().square() / num_entries
     total = log_square_sum - center
     between = (log_sums.square() / counts.clamp(min=1)).sum() - center
-    smallest = NUM_EPSILONS * torch.finfo(total.dtype).eps * log_square_sum
     found = (total - between).clamp(min=0.0) / inside
     chance = found.minimum(NORMAL_LOG_VARIANCE + 3 * _DEVIATION_OF_VARIANCE / inside.sqrt())
     beyond = total - (num_entries - 1) * chance
     share = ((between - (num_blocks - 1) * chance) / beyond).clamp(0.0, 1.0)
-    share = torch.where(beyond > smallest, share, torch.nan)
-    return BetweenWithin(torch.where((num_blocks == 1) & (total > smallest), 0.0, share))
+    share = torch.where(_is_spread(beyond, log_square_sum), share, torch.nan)
+    is_one_block = (num_blocks == 1) & _is_spread(total, log_square_sum)
+    return BetweenWithin(torch.where(is_one_block, 0.0, share))
+
+
+def _is_spread(variance: Tensor, log_square_sum: Tensor) -> Tensor:
+    """Say whether a sum of squared deviations of log|g| is more than rounding leaves of none."""
+    return variance > NUM_EPSILONS * torch.finfo(variance.dtype).eps * log_square_sum
+
+
+def _logs(gradient: Tensor) -> Tensor:
+    """Compute log|g|, and 0 where an entry is left out."""
+    magnitudes = gradient.abs()
+    return magnitudes.masked_fill_(_is_counted(gradient) == 0, 1.0).log_()
+
+
+def _is_counted(gradient: Tensor) -> Tensor:
+    """Say by 1 or 0 which entries are neither zero, infinite nor NaN."""
+    return ((gradient != 0) & gradient.isfinite()).to(gradient.dtype)

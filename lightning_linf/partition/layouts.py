@@ -1,7 +1,8 @@
 """Layouts: how the entries of one parameter tensor fall into blocks."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,6 +64,29 @@ class Layout:
         entries = math.prod(self.view) // max(1, self.num_blocks)
         return torch.full((self.num_blocks,), entries, device=device)
 
+    def pieces(self, most: int) -> Iterator[tuple[int, "Layout"]]:
+        """Cut the entries, in their order, into pieces of at most ``most``.
+
+        Yields:
+            The number of entries of each piece, and how they fall into blocks.
+        """
+        if not self.view:  # a tensor without dimensions
+            yield 1, self
+            return
+        length, inner = self.view[0], math.prod(self.view[1:])
+        is_kept = 0 in self.keep
+        step = 1 if inner >= most else max(1, most // max(1, inner))
+        blocks_inside = self.num_blocks // max(1, length) if is_kept else 0
+        for start in range(0, length, step):
+            count = min(step, length - start)
+            first = self.first + start * blocks_inside
+            if inner <= most:
+                view = (count, *self.view[1:])
+                yield count * inner, replace(self, view=view, first=first)
+            else:
+                keep = tuple(dim - 1 for dim in self.keep if dim)
+                yield from replace(self, view=self.view[1:], keep=keep, first=first).pieces(most)
+
 
 @dataclass(frozen=True, eq=False)
 class IndexLayout:
@@ -92,3 +116,8 @@ class IndexLayout:
     def counts(self, device: torch.device) -> Tensor:
         """Count this tensor's entries in each block. Shape: (blocks,)."""
         return torch.bincount(self.index, minlength=self.num_blocks).to(device)
+
+    def pieces(self, most: int) -> Iterator[tuple[int, "IndexLayout"]]:
+        """Cut the entries as :meth:`Layout.pieces` does."""
+        for index in self.index.split(most):
+            yield len(index), replace(self, index=index)

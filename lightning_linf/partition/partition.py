@@ -1,6 +1,6 @@
 """A partition, called Phi in formulas: a split of a module's parameters into blocks."""
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import get_args
 
 import torch
@@ -215,6 +215,14 @@ class Partition:
             return like.new_ones(self.num_params)
         return self._join(each.counts(like.device) for each in self._layouts).to(like.dtype)
 
+    def pieces(self, most: int) -> Iterator[tuple[slice, Layout | IndexLayout]]:
+        """Cut the d coordinates into pieces of at most ``most``, each with its own blocks."""
+        start = 0
+        for layout, entries in zip(self._layouts, self._entries, strict=True):
+            for count, piece in layout.pieces(most) if entries else ():
+                yield slice(start, start + count), piece
+                start += count
+
     def refines(self, other: "Partition") -> bool:
         """Tell whether every block lies inside a single block of ``other``.
 
@@ -230,7 +238,7 @@ class Partition:
         totals = self.expand(self.block_sum(label))
         return torch.equal(totals, label * self.expand(self.sizes(label)))
 
-    def check(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> None:
+    def check(self, names: Collection[str], shapes: Collection[torch.Size]) -> None:
         """Raise a ValueError unless these are the parameters that it splits, in their order."""
         expected = list(zip(self.names, self.shapes, strict=True))
         got = list(zip(names, shapes, strict=True))

@@ -3,11 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import get_gradient_edge
 
 from lightning_linf.errors import ProbeError
 
@@ -20,61 +22,130 @@ _KINKS = (
 _NO_SECOND_DERIVATIVE = ("torch::autograd::Error", "torch::autograd::NotImplemented")
 
 
-def gradients_of(
-    loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False
-) -> tuple[Tensor, ...]:
-    """Differentiate a loss, with zeros for parameters that do not enter it.
+def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Differentiate a loss so that the gradients can be differentiated again.
+
+    Parameters that do not enter the loss have zeros.
 
     Raises:
         ProbeError: If no parameter enters the loss, or a gradient is sparse.
     """
     with _missing_derivatives_explained():
-        gradients = torch.autograd.grad(
-            loss, parameters, create_graph=create_graph, allow_unused=True
-        )
-    for p, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None and gradient.layout != torch.strided:
-            raise ProbeError(
-                f"probe: expected dense gradients, got a sparse one of shape {tuple(p.shape)}, as "
-                "nn.functional.embedding(..., sparse=True) gives it, which cannot be "
-                "differentiated again. Use an nn.Embedding, whose `sparse` is switched off for "
-                "the probe, or define probe_loss(batch) without it."
-            )
-    if all(gradient is None for gradient in gradients):
-        raise ProbeError(
-            "probe: the loss depends on none of the parameters as attributes of the module hold "
-            "them, so it has no landscape. Compute it from these, not from a copy of the module."
-        )
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    for gradient in gradients:
+        if gradient is not None:
+            _require_dense(gradient)
+    _require_any(any(gradient is not None for gradient in gradients))
     return tuple(
         torch.zeros_like(p) if gradient is None else gradient
         for p, gradient in zip(parameters, gradients, strict=True)
     )
 
 
-def products_of(
-    gradients: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    *,
-    retain_graph: bool,
-) -> tuple[Tensor, ...]:
-    """Multiply the Hessian with a vector, given in one part for each parameter.
+def add_gradients(
+    loss: Tensor, parameters: Sequence[Tensor], sums: Sequence[Tensor], share: float
+) -> None:
+    """Add the gradients of a loss, times ``share``, to the sums, one for each parameter.
 
-    The ``gradients`` with respect to the ``parameters`` must have a graph of their own.
+    The graph is used up. Each gradient is added and freed as soon as it is there, so that they are
+    not all alive beside the sums.
 
     Raises:
-        ProbeError: If an operation has no second derivative.
+        ProbeError: As :func:`gradients_of`.
     """
-    pairs = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g.requires_grad]
-    if not pairs:  # the loss is linear
-        return tuple(torch.zeros_like(p) for p in parameters)
-    with _missing_derivatives_explained():
-        return torch.autograd.grad(
-            [g for g, _ in pairs],
-            parameters,
-            grad_outputs=[v.to(g.dtype) for g, v in pairs],
-            retain_graph=retain_graph,
-            materialize_grads=True,
+    num_added = _add_derivatives([loss], [None], parameters, sums, share, retain_graph=False)
+    _require_any(num_added > 0)
+
+
+class GradientRoots:
+    """Where the graph of a gradient begins: all that products with the Hessian need of it.
+
+    The values of the gradients are not kept.
+
+    Args:
+        gradients: With a graph of their own, from :func:`gradients_of`.
+    """
+
+    def __init__(self, gradients: Sequence[Tensor]) -> None:
+        self._edges = [get_gradient_edge(g) if g.requires_grad else None for g in gradients]
+        self._dtypes = [gradient.dtype for gradient in gradients]
+
+    def add_products(
+        self,
+        parameters: Sequence[Tensor],
+        vectors: Sequence[Tensor],
+        sums: Sequence[Tensor],
+        share: float,
+        *,
+        retain_graph: bool,
+    ) -> None:
+        """Add the product of the Hessian with a vector, times ``share``, to the sums.
+
+        Vector and sums are given in one part for each parameter. A part of the product is freed as
+        soon as it is added.
+
+        Raises:
+            ProbeError: If an operation has no second derivative.
+        """
+        used = [
+            (edge, vector.to(dtype))
+            for edge, vector, dtype in zip(self._edges, vectors, self._dtypes, strict=True)
+            if edge is not None
+        ]
+        if used:  # otherwise the loss is linear
+            edges, parts = zip(*used, strict=True)
+            _add_derivatives(edges, parts, parameters, sums, share, retain_graph=retain_graph)
+
+
+def _add_derivatives(
+    roots: Sequence[Any],
+    vectors: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    share: float,
+    *,
+    retain_graph: bool,
+) -> int:
+    """Differentiate and add to the sums; give the number of parameters that were reached."""
+    added = []
+
+    def add(total: Tensor, derivative: Tensor) -> Tensor:
+        _require_dense(derivative)
+        total.add_(derivative, alpha=share)
+        added.append(True)
+        # What autograd collects in place of the derivative, which can be freed now.
+        return derivative.new_zeros(()).expand_as(derivative)
+
+    handles = [
+        p.register_hook(partial(add, total))  # type: ignore[no-untyped-call]
+        for p, total in zip(parameters, sums, strict=True)
+    ]
+    try:
+        with _missing_derivatives_explained():
+            torch.autograd.grad(
+                roots, parameters, vectors, retain_graph=retain_graph, allow_unused=True
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return len(added)
+
+
+def _require_dense(gradient: Tensor) -> None:
+    if gradient.layout != torch.strided:
+        raise ProbeError(
+            "probe: expected dense gradients, got a sparse one of shape "
+            f"{tuple(gradient.shape)}, as nn.functional.embedding(..., sparse=True) gives it, "
+            "which cannot be differentiated again. Use an nn.Embedding, whose `sparse` is "
+            "switched off for the probe, or define probe_loss(batch) without it."
+        )
+
+
+def _require_any(is_reached: bool) -> None:
+    if not is_reached:
+        raise ProbeError(
+            "probe: the loss depends on none of the parameters as attributes of the module hold "
+            "them, so it has no landscape. Compute it from these, not from a copy of the module."
         )
 
 

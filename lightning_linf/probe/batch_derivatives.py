@@ -1,29 +1,36 @@
 """Loss, gradient and Hessian-vector products of one batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from lightning_linf.functional.full_precision import MatmulPrecision, float32_precision
 from lightning_linf.functional.linear_map import LinearMap
-from lightning_linf.probe.autograd_graph import check_graph, gradients_of, products_of
+from lightning_linf.probe.autograd_graph import (
+    GradientRoots,
+    add_gradients,
+    check_graph,
+    gradients_of,
+)
 from lightning_linf.probe.functional_module import FunctionalModule
 from lightning_linf.reparam import Reparameterization
 
 
 class _Graph(NamedTuple):
     parameters: list[Tensor]  # leaves
-    loss: Tensor  # ()
-    gradients: tuple[Tensor, ...]  # of the loss, with a graph of their own
+    loss: float
+    roots: GradientRoots
 
 
 class BatchDerivatives:
     """The loss of each batch, its gradient and products with its Hessian.
 
     In the coordinates phi of a linear map theta = A phi, the ``reparameterization``, these are
-    A^T g and A^T H A. Each method returns rows (r, d) and the loss, which is what
-    :class:`~lightning_linf.probe.batch_mean.BatchMean` adds up.
+    A^T g and A^T H A. Each method adds, in place, to the rows (r, d) of
+    :class:`~lightning_linf.probe.batch_mean.BatchMean` what the batch has times its ``share``, and
+    returns the loss of the batch.
     """
 
     def __init__(
@@ -52,50 +59,74 @@ class BatchDerivatives:
         """Free the graph that is kept where there is one batch alone."""
         self._kept_graph = None
 
-    def loss(self, index: int, offset: Tensor) -> tuple[Tensor, float]:
+    def loss(self, index: int, rows: Tensor, share: float, *, offset: Tensor) -> float:
         """Evaluate the loss alone, ``offset`` (d,) away; there are no rows."""
         _, loss = self._function.evaluate(index, self._to_parameters(offset))
-        return self._function.parameters.zeros(0), loss.item()
+        value = loss.item()
+        del loss
+        self._function.free_copies()
+        return value
 
-    def gradient(self, index: int, offset: Tensor | None = None) -> tuple[Tensor, float]:
-        """Compute the gradient (1, d), ``offset`` (d,) away or at the present point."""
-        vector = self._function.parameters
-        if offset is None and len(self._function.batches) == 1:
-            graph = self._graph(index)  # kept for products
-            gradient, loss = vector.flatten(graph.gradients).detach(), graph.loss
-        else:
-            parameters, loss = self._function.evaluate(index, self._to_parameters(offset))
-            gradient = vector.flatten(gradients_of(loss, parameters))
-        return self._to_coordinates(gradient)[None], loss.item()
+    def gradient(
+        self, index: int, rows: Tensor, share: float, *, offset: Tensor | None = None
+    ) -> float:
+        """Add the gradient (1, d), ``offset`` (d,) away or at the present point."""
+        is_only = offset is None and len(self._function.batches) == 1
+        if is_only and self._kept_graph is None:  # its graph is kept for products
+            return self._graph(index, rows[0], share).loss
+        parameters, loss = self._function.evaluate(index, self._to_parameters(offset))
+        with self._in_parameters(rows[0], share) as (total, factor):
+            parts = self._function.parameters.unflatten(total)
+            add_gradients(loss, parameters, parts, factor)
+        value = loss.item()
+        del loss, parameters
+        self._function.free_copies()
+        return value
 
-    def products(self, index: int, vectors: Tensor) -> tuple[Tensor, float]:
-        """Multiply the Hessian at the present point with vectors (c, d)."""
+    def products(self, index: int, rows: Tensor, share: float, *, vectors: Tensor) -> float:
+        """Add the products of the Hessian at the present point with vectors (c, d)."""
         graph = self._graph(index)
         # Not the graph: rounded activations would turn on ReLUs that are off in the loss.
         with float32_precision(self._matmul_precision):
-            products = torch.stack([self._product(graph, v) for v in vectors])
-        return products, graph.loss.item()
+            for row, vector in zip(rows, vectors, strict=True):
+                with self._in_parameters(row, share) as (total, factor):
+                    unflatten = self._function.parameters.unflatten
+                    graph.roots.add_products(
+                        graph.parameters,
+                        unflatten(self._to_parameters(vector)),
+                        unflatten(total),
+                        factor,
+                        retain_graph=True,
+                    )
+        return graph.loss
 
-    def _product(self, graph: _Graph, coordinates: Tensor) -> Tensor:
-        vector = self._function.parameters
-        parts = vector.unflatten(self._to_parameters(coordinates))
-        products = products_of(graph.gradients, graph.parameters, parts, retain_graph=True)
-        return self._to_coordinates(vector.flatten(products))
-
-    def _graph(self, index: int) -> _Graph:
+    def _graph(self, index: int, row: Tensor | None = None, share: float = 1.0) -> _Graph:
+        """Give the graph of the gradient of a batch; add the gradient to a row (d,), if given."""
         if self._kept_graph is not None:
             return self._kept_graph
+        vector = self._function.parameters
         parameters, loss = self._function.evaluate(index)
-        gradients = gradients_of(loss, parameters, create_graph=True)
-        check_graph(loss, gradients, self._function.parameters.originals)
-        graph = _Graph(parameters, loss, gradients)
+        gradients = gradients_of(loss, parameters)
+        check_graph(loss, gradients, vector.originals)
+        if row is not None:
+            with self._in_parameters(row, share) as (total, factor):
+                for part, gradient in zip(vector.unflatten(total), gradients, strict=True):
+                    part.add_(gradient.detach(), alpha=factor)
+        graph = _Graph(parameters, loss.item(), GradientRoots(gradients))
         if len(self._function.batches) == 1:
             self._kept_graph = graph
         return graph
 
+    @contextmanager
+    def _in_parameters(self, row: Tensor, share: float) -> Iterator[tuple[Tensor, float]]:
+        """Give what to add to, and with which factor, for a row (d,) in the coordinates."""
+        if self._map is None:
+            yield row, share
+        else:
+            total = self._function.parameters.zeros()
+            yield total, 1.0
+            row.add_(self._map.apply_transpose(total), alpha=share)
+
     def _to_parameters(self, vector: Any) -> Any:
         """Map a vector, or None, from the coordinates to the parameters."""
         return vector if vector is None or self._map is None else self._map.apply(vector)
-
-    def _to_coordinates(self, vector: Tensor) -> Tensor:
-        return vector if self._map is None else self._map.apply_transpose(vector)

@@ -31,14 +31,15 @@ class BatchMean:
 
     def of(
         self,
-        evaluate: Callable[[int], tuple[Tensor, float]],
+        add: Callable[[int, Tensor, float], float],
         num_rows: int,
         place: Callable[[int], slice] = lambda index: slice(None),
     ) -> Mean:
-        """Take the mean of ``evaluate(index)``, which gives rows (r, d) and the loss of a batch.
+        """Take the mean over batches of rows (r, d) and of the loss.
 
         Args:
-            evaluate: Called for each batch of this rank.
+            add: Called with the number of each batch of this rank, with rows to which it adds those
+                of the batch, and with the factor to multiply them by. Returns the loss.
             num_rows: Of the result.
             place: From the number of a batch to the rows of the result that it is added to.
         """
@@ -50,10 +51,8 @@ class BatchMean:
             weight = loss = 0.0
             for index in range(len(self._function.batches)):
                 share = self.weight(index)
-                values, value = evaluate(index)
-                sums[place(index)].add_(values, alpha=share)
+                loss += share * add(index, sums[place(index)], share)
                 weight += share
-                loss += share * value
             return weight, loss
 
         weight, loss = self._ranks.add(add_batches)

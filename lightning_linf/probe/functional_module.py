@@ -76,6 +76,11 @@ class FunctionalModule:
         assert self._state is not None
         self._whole = gather_sharded(self._state.places)
 
+    def free_copies(self) -> None:
+        """Take the copies of the last evaluation out of the module, which is not run any more."""
+        assert self._state is not None
+        self._state.rewind()
+
     def leave(self) -> None:
         """Put everything back; what cannot be is a RestoreError."""
         self._state, self._whole = None, {}

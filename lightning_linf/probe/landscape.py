@@ -180,7 +180,7 @@ class Landscape:
         """How many products :meth:`hvp` forms in one pass over the batches."""
         if self.num_batches == 1:
             return 1
-        # a vector, its product, and both again while they are joined
+        # a vector, its products with both halves of the batches, and their mean
         bytes_per_probe = 4 * self.parameters.num_params * self.parameters.dtype.itemsize
         return max(1, int(self._memory_gib * 2**30 / bytes_per_probe))
 
@@ -199,7 +199,12 @@ class Landscape:
         def evaluate(vector: ParameterVector, offset: Tensor | None) -> tuple[list[Tensor], Tensor]:
             return self._function.evaluate(0, offset, vector)
 
-        return self.ranks.together(lambda: check_loss(evaluate, self.parameters))
+        def check() -> str | None:
+            remark = check_loss(evaluate, self.parameters)
+            self._function.free_copies()
+            return remark
+
+        return self.ranks.together(check)
 
     def loss(self, offset: Tensor | None = None) -> float:
         """Mean loss over the batches, ``offset`` (d,) away from the present point."""
@@ -226,7 +231,9 @@ class Landscape:
         def visit_all() -> None:
             for index, batch in enumerate(self._function.batches):
                 weight = batch_weight(self._function.module, batch)
-                visit(self._derivatives.gradient(index)[0][0], weight)
+                rows = self.parameters.zeros(1)
+                self._derivatives.gradient(index, rows, 1.0)
+                visit(rows[0], weight)
 
         self.ranks.together(visit_all)
 
@@ -243,14 +250,15 @@ class Landscape:
                 f"got {tuple(vectors.shape)}."
             )
         rows = vectors.reshape(-1, dim)
-        products = [
-            self._mean.of(
-                partial(self._derivatives.products, vectors=part), num_rows=len(part)
-            ).rows
-            for part in torch.split(rows, self.probes_per_pass)
-        ]
+        products = [self._products(part) for part in torch.split(rows, self.probes_per_pass)]
         self.num_hvps += len(rows)
-        return torch.cat(products).reshape(vectors.shape)
+        whole = products[0] if len(products) == 1 else torch.cat(products)
+        return whole.reshape(vectors.shape)
+
+    def _products(self, vectors: Tensor) -> Tensor:
+        return self._mean.of(
+            partial(self._derivatives.products, vectors=vectors), num_rows=len(vectors)
+        ).rows
 
     def first_half(self) -> float | None:
         """Share of the first of two halves of all batches in their weight; None if there is one.
@@ -268,10 +276,9 @@ class Landscape:
         They cost what :meth:`hvp` costs, whose products are their mean with the weights
         ``first_half``, from :meth:`first_half`, and 1 minus it.
         """
-        step = max(1, self.probes_per_pass // 2)
-        both = torch.cat(
-            [self._products_of_halves(part) for part in torch.split(vectors, step)], dim=1
-        )
+        parts = torch.split(vectors, self.probes_per_pass)
+        products = [self._products_of_halves(part) for part in parts]
+        both = products[0] if len(products) == 1 else torch.cat(products, dim=1)
         self.num_hvps += len(vectors)
         both[0] /= first_half
         both[1] /= 1 - first_half

@@ -1,18 +1,21 @@
 """Try on one batch whether a loss is a function of the parameters and twice differentiable."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_linf.errors import RefusedLossError, RestoreError
+from lightning_linf.functional.in_pieces import largest_magnitude, sum_in_pieces
 from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.probe.autograd_graph import (
+    GradientRoots,
+    add_gradients,
     check_graph,
     gradients_of,
     graph_traits,
-    products_of,
 )
 from lightning_linf.probe.parameters import ParameterVector
 
@@ -80,8 +83,7 @@ def check_loss(evaluate: Evaluate, vector: ParameterVector) -> str | None:
     if mismatch is None:
         return None
     parameters, loss = evaluate(vector, None)
-    gradients = gradients_of(loss, parameters, create_graph=True)
-    check_graph(loss, gradients, vector.originals)  # which may know the cause
+    check_graph(loss, gradients_of(loss, parameters), vector.originals)  # which may know the cause
     if mismatch.is_detached:
         return (
             f"the gradient changes by {mismatch.relative:.1%} other than H v along a random v, for "
@@ -102,8 +104,9 @@ def _same_loss(evaluate: Evaluate, vector: ParameterVector) -> list[float]:
 
     Parameters that are zero get the mean of the others, so that they move, too.
     """
+    first = evaluate(vector, None)[1].item()
     parameters, loss = evaluate(vector, None)
-    first, second = loss.item(), evaluate(vector, None)[1].item()
+    second = loss.item()
     tolerance = 1e-5 if vector.device.type == "cpu" else 1e-3  # GPUs add up in any order
     if abs(first - second) > tolerance * max(abs(first), abs(second)):
         raise RefusedLossError(
@@ -111,7 +114,7 @@ def _same_loss(evaluate: Evaluate, vector: ParameterVector) -> list[float]:
             "Evaluating it changes something outside the module that it depends on (a global, a "
             "closure, an iterator, a file). Define probe_loss(batch) that depends on nothing else."
         )
-    sizes = [float(_norm(p.detach())) / max(p.numel(), 1) ** 0.5 for p in parameters]
+    sizes = [_norm(p.detach()) / max(p.numel(), 1) ** 0.5 for p in parameters]
     positive = [size for size in sizes if size > 0]
     typical = sum(positive) / len(positive) if positive else 1.0
     return [size if size > 0 else typical for size in sizes]
@@ -121,13 +124,17 @@ def _mismatch(evaluate: Evaluate, vector: ParameterVector, sizes: list[float]) -
     coarse = _trial(evaluate, vector, sizes)
     if coarse is None or coarse.compare(_FIRST).agrees:
         return None
+    has_kinks, is_custom = coarse.has_kinks, coarse.is_custom
+    del coarse  # its vectors need not live beside those in float64
     fine = _trial(evaluate, vector.widened(torch.float64), sizes)
     # A kernel for float32 alone is not tried by what stands in for it.
-    if fine is not None and fine.is_custom == coarse.is_custom:
+    if fine is not None and fine.is_custom == is_custom:
         verdict = fine.compare(_FINE)
         if verdict.agrees or verdict.mismatch is not None:
             return verdict.mismatch
-    return None if coarse.has_kinks else coarse.compare(_COARSE).mismatch
+    del fine
+    coarse = None if has_kinks else _trial(evaluate, vector, sizes)
+    return None if coarse is None else coarse.compare(_COARSE).mismatch
 
 
 def _trial(evaluate: Evaluate, vector: ParameterVector, sizes: list[float]) -> "_Trial | None":
@@ -148,22 +155,32 @@ class _Trial:
         parameters, loss = evaluate(vector, self._origin)
         traits = graph_traits(loss)
         self.has_kinks, self.is_custom = traits.has_kinks, traits.has_custom_functions
-        gradients = gradients_of(loss, parameters, create_graph=True)
+        gradients = gradients_of(loss, parameters)
         gradient = self._scaled(vector.flatten(gradients).detach())
         # Training never moves along the others, and along padding only by other uses of its row.
         direction = self._draw("direction").mul_(gradient != 0)
         for p, part in zip(parameters, vector.unflatten(direction), strict=True):
             for row in traits.padding_rows.get(id(p), ()):
                 part[row] = 0.0
-        self._slope, self._length = float(gradient @ direction), float(_norm(gradient))
+        self._slope, self._length = float(torch.dot(gradient, direction)), _norm(gradient)
         self._rounding = abs(loss.item()) * torch.finfo(vector.dtype).eps
+        roots = GradientRoots(gradients)
+        del gradient, gradients, loss
         self._direction = self._scaled(direction)
-        self._product = self._multiply(parameters, gradients)
+        self._product = vector.zeros()
+        roots.add_products(
+            parameters,
+            vector.unflatten(self._direction),
+            vector.unflatten(self._product),
+            1.0,
+            retain_graph=False,
+        )
+        self._scaled(self._product)
 
     def compare(self, allowed: _Steps) -> _Verdict:
         """Compare the product with differences over some steps; one that agrees is enough."""
         mismatch: _Mismatch | None = None
-        previous: tuple[Tensor, bool] | None = None
+        previous: tuple[Tensor, bool] | None = None  # of the step before
         for step in allowed.steps:
             try:
                 change, slope = self._difference(step)
@@ -184,19 +201,15 @@ class _Trial:
 
     def _difference(self, step: float) -> tuple[Tensor, float]:
         """Central differences of the gradient (d,) and of the loss along the direction."""
-        gradients, losses = [], []
+        change, losses = self._vector.zeros(), []
         for sign in (1, -1):
-            offset = self._origin.add(self._direction, alpha=sign * step)
-            parameters, loss = self._evaluate(self._vector, offset)
-            gradients.append(self._vector.flatten(gradients_of(loss, parameters)))
+            parameters, loss = self._evaluate(
+                self._vector, self._origin.add(self._direction, alpha=sign * step)
+            )
+            add_gradients(loss, parameters, self._vector.unflatten(change), sign)
             losses.append(loss.item())
-        change = gradients[0].sub_(gradients[1]).div_(2 * step)
-        return self._scaled(change), (losses[0] - losses[1]) / (2 * step)
-
-    def _multiply(self, parameters: list[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-        parts = self._vector.unflatten(self._direction)
-        products = products_of(gradients, parameters, parts, retain_graph=False)
-        return self._scaled(self._vector.flatten(products))
+            del parameters, loss
+        return self._scaled(change.div_(2 * step)), (losses[0] - losses[1]) / (2 * step)
 
     def _draw(self, name: str) -> Tensor:
         vector = self._vector
@@ -210,15 +223,20 @@ class _Trial:
         return values
 
 
-def _norm(values: Tensor) -> Tensor:
-    """Euclidean norm at any scale."""
-    if not values.numel():
-        return values.new_zeros(())
-    largest = values.abs().max()
-    return largest if largest == 0 else largest * (values / largest).norm()
+def _norm(*vectors: Tensor) -> float:
+    """Euclidean norm, at any scale, of a vector or of the difference of two."""
+    scale = max(float(largest_magnitude(vector)) for vector in vectors)
+    if scale == 0 or not math.isfinite(scale):
+        return scale
+
+    def square(first: Tensor, *second: Tensor) -> Tensor:
+        scaled = first / scale
+        return (scaled.sub_(second[0] / scale) if second else scaled).square_()
+
+    return scale * float(sum_in_pieces(square, *(vector.reshape(-1) for vector in vectors)).sqrt())
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
     """Distance over the longer norm; 0 for two zeros."""
-    distance = _norm(a - b)
-    return float(distance / torch.maximum(_norm(a), _norm(b))) if distance != 0 else 0.0
+    distance = _norm(a, b)
+    return distance / max(_norm(a), _norm(b)) if distance else 0.0

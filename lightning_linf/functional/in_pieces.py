@@ -1,0 +1,57 @@
+"""Sums over long vectors in float64, without a copy of them in float64."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_linf.functional.dtypes import wide_dtype
+
+# A piece is a small part of a vector, so that what is computed of it hardly counts beside it; but
+# not so small that a GPU, which has to be asked for each, waits for the next.
+_PIECES = 32
+_LEAST = 1 << 16
+
+
+def piece_size(dim: int) -> int:
+    """How many of ``dim`` entries to work on at a time."""
+    return max(_LEAST, -(-dim // _PIECES))
+
+
+def pieces_of(dim: int) -> Iterator[slice]:
+    """Cut ``range(dim)`` into slices."""
+    size = piece_size(dim)
+    for start in range(0, dim, size):
+        yield slice(start, min(start + size, dim))
+
+
+def sum_in_pieces(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+    """Add up a function of the entries of vectors (d,), computed for a piece of them at a time.
+
+    ``vector.sum(dtype=torch.float64)`` would make a copy of all of it, of twice its size.
+
+    Args:
+        function: From pieces of the vectors, in float64 (float32 on MPS), to terms of the sum; it
+            may not change the pieces.
+        vectors: Of one shape (d,).
+
+    Returns:
+        The sum, float64 (float32 on MPS). Shape: ().
+    """
+    wide = wide_dtype(vectors[0])
+    total = vectors[0].new_zeros((), dtype=wide)
+    for part in pieces_of(len(vectors[0])):
+        total += function(*(vector[part].to(wide) for vector in vectors)).sum()
+    return total
+
+
+def largest_magnitude(values: Tensor) -> Tensor:
+    """Find the largest magnitude, NaN if an entry is, without a copy of the magnitudes. ()."""
+    if not values.numel():
+        return values.new_zeros(())
+    return torch.linalg.vector_norm(values, torch.inf)
+
+
+def is_finite(values: Tensor) -> Tensor:
+    """Say whether all entries are finite, of any shape; ``isfinite().all()`` makes two copies."""
+    return largest_magnitude(values).isfinite()

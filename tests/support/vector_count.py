@@ -1,0 +1,108 @@
+"""How many vectors of d numbers are alive at once, phase by phase, by what the allocator says.
+
+The profiler of torch reports each allocation and each release on the CPU, also those inside an
+operation (a sum in float64 copies all that it adds up). Added up in order, they give the memory
+that is alive beyond that of the start.
+"""
+
+from contextlib import contextmanager
+from functools import wraps
+from importlib import import_module
+
+from torch.autograd.profiler import profile, record_function
+
+_PREFIX = "phase: "
+PROBE = "lightning_linf.probe"
+# By phase, the functions that make it up: module and name of what the probe calls.
+PHASES = {
+    "entering": [(f"{PROBE}.landscape", "Landscape.__enter__")],
+    "loss check": [(f"{PROBE}.landscape", "Landscape.check")],
+    "gradient": [(f"{PROBE}.landscape", "Landscape.gradient")],
+    "noise": [(f"{PROBE}.measure", "measure_noise"), (f"{PROBE}.measure", "summarize_noise")],
+    "product": [(f"{PROBE}.landscape", "Landscape.hvp")],
+    "products of halves": [(f"{PROBE}.landscape", "Landscape.hvp_of_halves")],
+    "curvatures": [(f"{PROBE}.measure", "curvatures")],
+    "secants": [(f"{PROBE}.measure", "secants")],
+    "dual norms": [(f"{PROBE}.measure", "dual_norms")],
+    "probes": [(f"{PROBE}.brackets", "estimated_upper_bound")],
+    "surrogates": [
+        (f"{PROBE}.upper_bounds", "cross_fitted_one_one_norm_compute"),
+        (f"{PROBE}.upper_bounds", "block_smoothness_compute"),
+    ],
+    "operator norm": [(f"{PROBE}.brackets", "operator_norm")],
+    "heterogeneity": [(f"{PROBE}.measure", "heterogeneity_update")],
+    "R^2": [(f"{PROBE}.measure", "between_within")],
+}
+
+
+class VectorCount:
+    """What was alive while the phases ran, in vectors of ``num_params`` numbers.
+
+    Attributes:
+        peak: The largest number of all.
+        peaks: The largest number while each phase ran; phases may lie in each other.
+        starts: The number when each phase began, where it was largest.
+    """
+
+    def __init__(self, num_params, itemsize=4):
+        self.vector_bytes = num_params * itemsize
+        self.peak, self.peaks, self.starts = 0.0, {}, {}
+
+    def read(self, events):
+        """Replay the events of a profiler."""
+        timeline = []  # time, order at one time, what happens
+        for event in events:
+            start = event.start_ns()
+            if event.name() == "[memory]":
+                timeline.append((start, 1, event.nbytes()))
+            elif event.name().startswith(_PREFIX):
+                name = event.name().removeprefix(_PREFIX)
+                timeline += [(start, 0, (name, 1)), (start + event.duration_ns(), 2, (name, -1))]
+        alive, active = 0, {}
+        for _, kind, what in sorted(timeline, key=lambda entry: entry[:2]):
+            if kind == 1:
+                alive += what
+            else:
+                name, change = what
+                active[name] = active.get(name, 0) + change
+                if change > 0:
+                    self._raise(self.starts, name, alive)
+            for name, count in active.items():
+                if count:
+                    self._raise(self.peaks, name, alive)
+            self.peak = max(self.peak, alive / self.vector_bytes)
+
+    def _raise(self, where, name, alive):
+        where[name] = max(where.get(name, 0.0), alive / self.vector_bytes)
+
+    def __str__(self):
+        lines = [f"{'phase':<20} {'at its start':>12} {'at its peak':>12}"]
+        for name, peak in self.peaks.items():
+            lines.append(f"{name:<20} {self.starts[name]:>12.1f} {peak:>12.1f}")
+        return "\n".join([*lines, f"{'in all':<20} {'':>12} {self.peak:>12.1f}"])
+
+
+@contextmanager
+def counted_vectors(num_params, monkeypatch, phases=PHASES):
+    """Count the vectors that are alive inside; the count is filled in on leaving."""
+    count = VectorCount(num_params)
+    with monkeypatch.context() as patches:
+        for name, functions in phases.items():
+            for module, function in functions:
+                owner = import_module(module)
+                *parents, attribute = function.split(".")
+                for parent in parents:
+                    owner = getattr(owner, parent)
+                patches.setattr(owner, attribute, _marked(getattr(owner, attribute), name))
+        with profile(profile_memory=True) as profiler:
+            yield count
+    count.read(profiler.kineto_results.events())
+
+
+def _marked(function, name):
+    @wraps(function)
+    def run(*args, **kwargs):
+        with record_function(_PREFIX + name):
+            return function(*args, **kwargs)
+
+    return run
