@@ -39,7 +39,7 @@ def probe_in_training(
             landscape,
             partitions,
             num_probes=num_probes,
-            noise=measure_noise(landscape) if with_noise else None,
+            noise=measure_noise(landscape, partitions) if with_noise else None,
             last_step=last_step.change(landscape),
             seed=seed,
             on_hvps=on_hvps,

@@ -50,8 +50,3 @@ def largest_magnitude(values: Tensor) -> Tensor:
     if not values.numel():
         return values.new_zeros(())
     return torch.linalg.vector_norm(values, torch.inf)
-
-
-def is_finite(values: Tensor) -> Tensor:
-    """Say whether all entries are finite, of any shape; ``isfinite().all()`` makes two copies."""
-    return largest_magnitude(values).isfinite()

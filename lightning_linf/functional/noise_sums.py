@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.dtypes import wide_dtype
-from lightning_linf.functional.finite import require_finite
-from lightning_linf.functional.in_pieces import is_finite, largest_magnitude, sum_in_pieces
+from lightning_linf.functional.finite import all_finite, require_finite
+from lightning_linf.functional.in_pieces import largest_magnitude, sum_in_pieces
 
 
 class NoiseSums(NamedTuple):
@@ -81,7 +81,7 @@ def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None
         raise ValueError(
             f"noise: expected `weight` > 0, the number of samples in the microbatch, got {weight}."
         )
-    require_finite(is_finite(gradient), "noise", "a finite gradient")
+    require_finite(all_finite(gradient), "noise", "a finite gradient")
     before = float(sums.weight)
     sums.weight.add_(weight)
     gradient = gradient.detach().to(sums.mean.dtype)

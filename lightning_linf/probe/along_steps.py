@@ -10,7 +10,7 @@ from lightning_linf.functional.blocks import (
     dual_block_norm,
     dual_direction,
 )
-from lightning_linf.functional.dtypes import wide_dtype
+from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.partition import Partition
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.products import HessianProducts
@@ -25,10 +25,14 @@ def curvatures(
     gradient: Tensor, partitions: Sequence[Partition], products: HessianProducts
 ) -> dict[str, float]:
     """Curvature v^T H v along each partition's steepest descent v of norm 1, at a product each."""
-    directions = torch.stack([dual_direction(gradient, partition) for partition in partitions])
-    along = directions * products.of_all(directions)
-    values = along.sum(dim=1, dtype=wide_dtype(gradient)).tolist()
-    return {p.name: value for p, value in zip(partitions, values, strict=True)}
+    values: dict[str, float] = {}
+    for first in range(0, len(partitions), products.probes_per_pass):
+        together = partitions[first : first + products.probes_per_pass]
+        directions = torch.stack([dual_direction(gradient, each) for each in together])
+        multiplied = products.of_all(directions)
+        for partition, v, product in zip(together, directions, multiplied, strict=True):
+            values[partition.name] = float(sum_in_pieces(torch.mul, v, product))
+    return values
 
 
 def secants(
@@ -41,7 +45,7 @@ def secants(
     """
     if not last_step.any():
         return None
-    change = gradient - landscape.gradient(-last_step)
+    change = landscape.gradient(-last_step).neg_().add_(gradient)
     return {
         p.name: float(dual_block_norm(change, p) / block_norm(last_step, p)) for p in partitions
     }

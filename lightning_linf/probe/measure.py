@@ -10,23 +10,18 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_linf.argument_checks import check_callable, check_whole
-from lightning_linf.errors import ProbeError
 from lightning_linf.functional.full_precision import MatmulPrecision
-from lightning_linf.functional.heterogeneity import heterogeneity_compute
-from lightning_linf.functional.heterogeneity_sums import heterogeneity_update, merge_tensors
 from lightning_linf.functional.linear_map import LinearMap
-from lightning_linf.functional.noise_sums import NoiseSums
-from lightning_linf.functional.r_squared import between_within
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, PartitionName
-from lightning_linf.probe.along_steps import curvatures, dual_norms, secants
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.brackets import bracket_smoothness
 from lightning_linf.probe.fabric import unwrap_fabric
 from lightning_linf.probe.functional_module import Mode
+from lightning_linf.probe.gradient import measure_gradient
 from lightning_linf.probe.landscape import Landscape
-from lightning_linf.probe.noise import measure_noise, summarize_noise
+from lightning_linf.probe.noise import MeasuredNoise, measure_noise
 from lightning_linf.probe.partitions import choose_partitions, default_partitions
 from lightning_linf.probe.products import HessianProducts
 from lightning_linf.reparam import Reparameterization
@@ -131,17 +126,17 @@ def measure_geometry(
     if partitions is None:
         partitions, left_out = default_partitions(module, structure)
     chosen = choose_partitions(module, partitions, **structure)
-    noise: NoiseSums | None = None
+    noise: MeasuredNoise | None = None
     if noise_batches is not None:
         noise_batches = list_batches("measure_geometry", "noise_batches", noise_batches)
         with Landscape(module, noise_batches, **options) as noise_landscape:
-            noise = measure_noise(noise_landscape)
+            noise = measure_noise(noise_landscape, chosen)
     with landscape:
         remark = landscape.check()
         if remark is not None:
             rank_zero_warn(f"measure_geometry: {remark}")
         if noise_batches is None and len(batches) > 1:
-            noise = measure_noise(landscape)
+            noise = measure_noise(landscape, chosen)
         report = measure_landscape(
             landscape,
             chosen,
@@ -160,7 +155,7 @@ def measure_landscape(
     *,
     num_probes: int = 16,
     max_hvps: int | None = None,
-    noise: NoiseSums | None = None,
+    noise: MeasuredNoise | None = None,
     last_step: Tensor | None = None,
     seed: int = 0,
     on_hvps: Callable[[int], object] | None = None,
@@ -172,7 +167,7 @@ def measure_landscape(
         partitions: From :func:`~lightning_linf.probe.partitions.choose_partitions`.
         num_probes: At least 4.
         max_hvps: Budget of products.
-        noise: From :func:`measure_noise`.
+        noise: From :func:`~lightning_linf.probe.noise.measure_noise`.
         last_step: The present point minus an earlier one, shape (d,): training's own step, say.
             The secant smoothness along it costs one gradient more, and needs a landscape without
             reparameterization.
@@ -200,54 +195,42 @@ def measure_landscape(
         )
     for partition in partitions:
         partition.check(vector.names, vector.shapes)
-    gradient = landscape.gradient()
-    if not gradient.isfinite().all():
-        raise ProbeError(
-            "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
-            "for a square root, logarithm or norm at zero in the loss."
-        )
     products = HessianProducts(landscape, on_hvps)
-    curvature = curvatures(gradient, partitions, products)
+    facts = measure_gradient(landscape, partitions, products, last_step)
+    del last_step
     brackets = bracket_smoothness(
         landscape, partitions, products, num_probes=num_probes, max_hvps=max_hvps, seed=seed
     )
     one_one_norm, coarsest = brackets.coordinate, brackets.smoothness["global"]
-    sums = heterogeneity_update(vector.unflatten(gradient))
-    each, whole = heterogeneity_compute(sums), heterogeneity_compute(merge_tensors(sums))
     shares = one_one_norm.tensor_parts
     columns = {
         "num_params": torch.tensor(vector.sizes),
         "one_one_norm_share": shares / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny),
-        "density": each.density,
-        "gini": each.gini,
+        "density": facts.each.density,
+        "gini": facts.each.gini,
     }
-    noise_summary = None
     if noise is not None:
-        noise_summary, ratios = summarize_noise(noise, vector.sizes, partitions)
-        columns["signal_to_noise"] = ratios
-    secant = None
-    if last_step is not None:
-        secant = secants(landscape, gradient, last_step, partitions)
+        columns["signal_to_noise"] = noise.signal_to_noise
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return GeometryReport(
         num_params=vector.num_params,
         loss=landscape.loss(),
-        density=float(whole.density),
+        density=float(facts.whole.density),
         one_one_norm=brackets.smoothness["coordinate"].upper,
         one_one_norm_relative_error=brackets.smoothness["coordinate"].upper_relative_error,
         one_one_norm_batch_excess=one_one_norm.batch_excess,
         lambda_max=coarsest.lower / vector.num_params,
         lambda_max_relative_error=coarsest.operator_upper_residual,
-        dual_norm=dual_norms(gradient, partitions),
-        curvature=curvature,
+        dual_norm=facts.dual_norm,
+        curvature=facts.curvature,
         smoothness=brackets.smoothness,
-        r_squared={p.name: float(between_within(gradient, p).r_squared) for p in partitions},
+        r_squared=facts.r_squared,
         per_tensor={
             name: dict(zip(columns, row, strict=True))
             for name, row in zip(vector.names, rows, strict=True)
         },
-        noise=noise_summary,
-        secant=secant,
+        noise=None if noise is None else noise.report,
+        secant=facts.secant,
         settings={
             "mode": landscape.mode,
             "matmul_precision": landscape.matmul_precision,

@@ -1,6 +1,7 @@
 """Gradient noise of a landscape, from the gradients of its batches."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,34 @@ from lightning_linf.probe.landscape import Landscape
 from lightning_linf.report import NoiseReport
 
 
-def measure_noise(landscape: Landscape) -> NoiseSums:
-    """Gather the gradient of each batch of each rank, at the cost of one gradient each.
+class MeasuredNoise(NamedTuple):
+    """What a report says of the gradient noise. Nothing in it is of the size of the parameters."""
+
+    report: NoiseReport
+    signal_to_noise: Tensor  # (T,), of each parameter tensor
+
+
+def measure_noise(landscape: Landscape, partitions: Sequence[Partition]) -> MeasuredNoise:
+    """Measure the noise in the gradients of the batches of all ranks, at one gradient for each.
+
+    Raises:
+        ProbeError: If there are fewer than two batches in all.
+    """
+    sums = noise_of_batches(landscape)
+    result = noise_compute(sums, landscape.parameters.sizes, {p.name: p for p in partitions})
+    noise = NoiseReport(
+        num_microbatches=int(sums.counts.sum()) + 1,
+        weight=float(sums.weight),
+        trace=float(result.trace),
+        trace_relative_error=float(result.trace_relative_error),
+        noise_scale=float(result.noise_scale),
+        block_noise={name: float(value) for name, value in result.block_noise.items()},
+    )
+    return MeasuredNoise(noise, result.tensor_signal_to_noise)
+
+
+def noise_of_batches(landscape: Landscape) -> NoiseSums:
+    """Gather the gradient of each batch of each rank in sums of 3 d numbers.
 
     Raises:
         ProbeError: If there are fewer than two batches in all.
@@ -38,19 +65,3 @@ def over_ranks(sums: NoiseSums, ranks: Ranks) -> NoiseSums:
         return sums
     spare = ranks.together(lambda: torch.empty_like(sums.mean))
     return noise_merge(sums, ranks.sum, spare)
-
-
-def summarize_noise(
-    sums: NoiseSums, tensor_sizes: Sequence[int], partitions: Sequence[Partition]
-) -> tuple[NoiseReport, Tensor]:
-    """Compute what a report says of the noise, and each tensor's signal-to-noise ratio (T,)."""
-    result = noise_compute(sums, tensor_sizes, {p.name: p for p in partitions})
-    noise = NoiseReport(
-        num_microbatches=int(sums.counts.sum()) + 1,
-        weight=float(sums.weight),
-        trace=float(result.trace),
-        trace_relative_error=float(result.trace_relative_error),
-        noise_scale=float(result.noise_scale),
-        block_noise={name: float(value) for name, value in result.block_noise.items()},
-    )
-    return noise, result.tensor_signal_to_noise

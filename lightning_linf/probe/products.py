@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from lightning_linf.errors import ProbeError
+from lightning_linf.functional.finite import all_finite
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.in_pieces import largest_magnitude, sum_in_pieces
 from lightning_linf.probe.landscape import Landscape
 
 # Of |u.Hv - v.Hu| to what cancels in it: float32 gives 1e-6, TF32 up to 3e-4 (where d is about 15;
@@ -25,6 +27,7 @@ class HessianProducts:
         first_half: Share of the first half of the batches in their weights; None if they have no
             two halves.
         symmetry_tolerance: How unsymmetric the Hessian may come out, for the checks below.
+        probes_per_pass: With how many vectors to multiply at a time.
     """
 
     def __init__(self, landscape: Landscape, on_hvps: Callable[[int], object] | None) -> None:
@@ -32,6 +35,7 @@ class HessianProducts:
         self._on_hvps = on_hvps
         self.first_half = landscape.first_half()
         self.symmetry_tolerance = _SYMMETRY_TOLERANCE[landscape.matmul_precision]
+        self.probes_per_pass = landscape.probes_per_pass
 
     def of_all(self, vectors: Tensor) -> Tensor:
         """Products with the Hessian of all batches, of the shape of the vectors: (d,) or (c, d)."""
@@ -49,7 +53,7 @@ class HessianProducts:
         return torch.lerp(halves[1], halves[0], self.first_half)
 
     def _checked(self, products: Tensor, count: int) -> Tensor:
-        if not products.isfinite().all():
+        if not all_finite(products):
             raise ProbeError(
                 "probe: expected finite Hessian-vector products, got inf or NaN although the loss "
                 "is finite. Look for a square root, logarithm or norm at zero in the loss."
@@ -68,15 +72,22 @@ def check_symmetric(hessian: Tensor, tolerance: float) -> None:
 def check_products(u: Tensor, hu: Tensor, v: Tensor, hv: Tensor, tolerance: float) -> None:
     """Compare u.Hv with v.Hu, which costs no further product: they may differ by rounding alone."""
     scale = torch.maximum(scale_of(hu), scale_of(hv))
-    hu, hv = hu / scale, hv / scale
-    difference = torch.dot(u, hv) - torch.dot(v, hu)
-    cancelled = torch.dot(u.abs(), hv.abs()) + torch.dot(v.abs(), hu.abs())
-    _require_small(difference.abs(), cancelled, tolerance)
+    vectors = (u, hu, v, hv)
+
+    def difference(u: Tensor, hu: Tensor, v: Tensor, hv: Tensor) -> Tensor:
+        return u * (hv / scale) - v * (hu / scale)
+
+    def cancelled(u: Tensor, hu: Tensor, v: Tensor, hv: Tensor) -> Tensor:
+        return (u * (hv / scale)).abs_() + (v * (hu / scale)).abs_()
+
+    _require_small(
+        sum_in_pieces(difference, *vectors).abs(), sum_in_pieces(cancelled, *vectors), tolerance
+    )
 
 
 def scale_of(values: Tensor) -> Tensor:
     """Largest magnitude, or the least normal number, to divide by. Shape: ()."""
-    return values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)
+    return largest_magnitude(values).clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def _require_small(difference: Tensor, cancelled: Tensor, tolerance: float) -> None:

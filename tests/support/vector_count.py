@@ -18,20 +18,20 @@ PHASES = {
     "entering": [(f"{PROBE}.landscape", "Landscape.__enter__")],
     "loss check": [(f"{PROBE}.landscape", "Landscape.check")],
     "gradient": [(f"{PROBE}.landscape", "Landscape.gradient")],
-    "noise": [(f"{PROBE}.measure", "measure_noise"), (f"{PROBE}.measure", "summarize_noise")],
+    "noise": [(f"{PROBE}.measure", "measure_noise")],
     "product": [(f"{PROBE}.landscape", "Landscape.hvp")],
     "products of halves": [(f"{PROBE}.landscape", "Landscape.hvp_of_halves")],
-    "curvatures": [(f"{PROBE}.measure", "curvatures")],
-    "secants": [(f"{PROBE}.measure", "secants")],
-    "dual norms": [(f"{PROBE}.measure", "dual_norms")],
+    "curvatures": [(f"{PROBE}.gradient", "curvatures")],
+    "secants": [(f"{PROBE}.gradient", "secants")],
+    "dual norms": [(f"{PROBE}.gradient", "dual_norms")],
     "probes": [(f"{PROBE}.brackets", "estimated_upper_bound")],
     "surrogates": [
         (f"{PROBE}.upper_bounds", "cross_fitted_one_one_norm_compute"),
         (f"{PROBE}.upper_bounds", "block_smoothness_compute"),
     ],
     "operator norm": [(f"{PROBE}.brackets", "operator_norm")],
-    "heterogeneity": [(f"{PROBE}.measure", "heterogeneity_update")],
-    "R^2": [(f"{PROBE}.measure", "between_within")],
+    "heterogeneity": [(f"{PROBE}.gradient", "heterogeneity_update")],
+    "R^2": [(f"{PROBE}.gradient", "between_within")],
 }
 
 

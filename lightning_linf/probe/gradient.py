@@ -1,0 +1,65 @@
+"""What a report says of the gradient at the present point, and of the loss along it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lightning_linf.errors import ProbeError
+from lightning_linf.functional.finite import all_finite
+from lightning_linf.functional.heterogeneity import Heterogeneity, each_and_whole
+from lightning_linf.functional.heterogeneity_sums import heterogeneity_update
+from lightning_linf.functional.r_squared import between_within
+from lightning_linf.partition import Partition
+from lightning_linf.probe.along_steps import curvatures, dual_norms, secants
+from lightning_linf.probe.landscape import Landscape
+from lightning_linf.probe.products import HessianProducts
+
+
+class GradientFacts(NamedTuple):
+    """Numbers; the gradient itself, of d numbers, is not kept beside the products that follow."""
+
+    dual_norm: dict[str, float]  # by partition, as the next three
+    curvature: dict[str, float]
+    r_squared: dict[str, float]
+    secant: dict[str, float] | None
+    each: Heterogeneity  # (T,)
+    whole: Heterogeneity  # ()
+
+
+def measure_gradient(
+    landscape: Landscape,
+    partitions: Sequence[Partition],
+    products: HessianProducts,
+    last_step: Tensor | None,
+) -> GradientFacts:
+    """Measure all that needs the gradient, at one product for each partition.
+
+    Args:
+        landscape: Inside its ``with``.
+        partitions: Of its parameters.
+        products: With its Hessian.
+        last_step: A step (d,) that led here, at the cost of a gradient more, or None.
+
+    Raises:
+        ProbeError: If the gradient is not finite.
+    """
+    gradient = landscape.gradient()
+    if not all_finite(gradient):
+        raise ProbeError(
+            "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
+            "for a square root, logarithm or norm at zero in the loss."
+        )
+    sums = heterogeneity_update(landscape.parameters.unflatten(gradient))
+    each, whole = each_and_whole(sums)
+    secant = None
+    if last_step is not None:
+        secant = secants(landscape, gradient, last_step, partitions)
+    return GradientFacts(
+        dual_norm=dual_norms(gradient, partitions),
+        curvature=curvatures(gradient, partitions, products),
+        r_squared={p.name: float(between_within(gradient, p).r_squared) for p in partitions},
+        secant=secant,
+        each=each,
+        whole=whole,
+    )
