@@ -49,7 +49,7 @@ def run_starts(sizes: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def run_pieces(sizes: Sequence[int], device: torch.device) -> Iterator[RunPiece]:
-    """Cut all rows into pieces of at most :func:`~.random.chunk_size` rows, in order."""
+    """Cut all rows into pieces of at most ``chunk_size`` rows, in order."""
     first_row = first_run = 0
     for size, count in zip(sizes, run_counts(sizes), strict=True):
         width = _width(size)

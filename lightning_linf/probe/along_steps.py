@@ -12,7 +12,6 @@ from lightning_linf.functional.blocks import (
 )
 from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.partition import Partition
-from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.products import HessianProducts
 
 
@@ -36,16 +35,14 @@ def curvatures(
 
 
 def secants(
-    landscape: Landscape, gradient: Tensor, last_step: Tensor, partitions: Sequence[Partition]
-) -> dict[str, float] | None:
-    """Smoothness along a step (d,) that led here, at the cost of one gradient.
+    earlier: Tensor, gradient: Tensor, last_step: Tensor, partitions: Sequence[Partition]
+) -> dict[str, float]:
+    """Smoothness along a step (d,) that led from the point of an earlier gradient to this one's.
 
-    It is the change of the gradient over the length of the step, in each partition's norms. None
-    for a step of zeros.
+    It is the change of the gradient over the length of the step, in each partition's norms.
+    ``earlier`` is overwritten.
     """
-    if not last_step.any():
-        return None
-    change = landscape.gradient(-last_step).neg_().add_(gradient)
+    change = earlier.neg_().add_(gradient)
     return {
         p.name: float(dual_block_norm(change, p) / block_norm(last_step, p)) for p in partitions
     }

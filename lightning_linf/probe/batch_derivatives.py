@@ -56,11 +56,17 @@ class BatchDerivatives:
             self._map = given
 
     def forget(self) -> None:
-        """Free the graph that is kept where there is one batch alone."""
+        """Free the graph that is kept where there is one batch alone.
+
+        No other evaluation may come between it and its products: activation checkpointing runs the
+        module again for them, as the last evaluation has left it. Nor do two graphs fit into memory
+        as well as one.
+        """
         self._kept_graph = None
 
     def loss(self, index: int, rows: Tensor, share: float, *, offset: Tensor) -> float:
         """Evaluate the loss alone, ``offset`` (d,) away; there are no rows."""
+        self.forget()
         _, loss = self._function.evaluate(index, self._to_parameters(offset))
         value = loss.item()
         del loss
@@ -74,6 +80,7 @@ class BatchDerivatives:
         is_only = offset is None and len(self._function.batches) == 1
         if is_only and self._kept_graph is None:  # its graph is kept for products
             return self._graph(index, rows[0], share).loss
+        self.forget()
         parameters, loss = self._function.evaluate(index, self._to_parameters(offset))
         with self._in_parameters(rows[0], share) as (total, factor):
             parts = self._function.parameters.unflatten(total)

@@ -44,6 +44,9 @@ def measure_gradient(
     Raises:
         ProbeError: If the gradient is not finite.
     """
+    earlier = None
+    if last_step is not None and last_step.any():
+        earlier = landscape.gradient(-last_step)  # first: no evaluation may follow a kept graph
     gradient = landscape.gradient()
     if not all_finite(gradient):
         raise ProbeError(
@@ -53,8 +56,9 @@ def measure_gradient(
     sums = heterogeneity_update(landscape.parameters.unflatten(gradient))
     each, whole = each_and_whole(sums)
     secant = None
-    if last_step is not None:
-        secant = secants(landscape, gradient, last_step, partitions)
+    if earlier is not None and last_step is not None:
+        secant = secants(earlier, gradient, last_step, partitions)
+        del earlier
     return GradientFacts(
         dual_norm=dual_norms(gradient, partitions),
         curvature=curvatures(gradient, partitions, products),

@@ -200,6 +200,7 @@ class Landscape:
             return self._function.evaluate(0, offset, vector)
 
         def check() -> str | None:
+            self._derivatives.forget()
             remark = check_loss(evaluate, self.parameters)
             self._function.free_copies()
             return remark

@@ -526,3 +526,30 @@ def test_a_batch_is_split_by_samples():
     assert [part.tolist() for part in few] == [[0], [1]]
     with pytest.raises(ProbeError, match=r"same first dimension, got \[2, 3\]"):
         split_batch((torch.ones(2), torch.ones(3)), 2)
+
+
+def test_a_checkpointed_product_after_another_evaluation_is_that_of_the_present_point():
+    block = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()).double()
+    module = nn.Sequential(block, nn.Linear(4, 1).double())
+    x = torch.randn(5, 3, dtype=torch.float64)
+
+    def plain(module, x):
+        return module[1](module[0](x)).square().mean()
+
+    def checkpointed(module, x):
+        return module[1](checkpoint(module[0], x, use_reentrant=False)).square().mean()
+
+    dim = sum(p.numel() for p in module.parameters())
+    v, offset = torch.randn(2, dim, dtype=torch.float64)
+    with Landscape(module, [x], loss=plain) as landscape:
+        expected = landscape.hvp(v)
+    with Landscape(module, [x], loss=checkpointed) as landscape:
+        torch.testing.assert_close(landscape.hvp(v), expected)
+        landscape.gradient(offset)
+        torch.testing.assert_close(landscape.hvp(v), expected)
+        landscape.loss(offset)
+        torch.testing.assert_close(landscape.hvp(v), expected)
+        landscape.gradient()
+        landscape.check()
+        landscape.each_gradient(lambda gradient, weight: None)
+        torch.testing.assert_close(landscape.hvp(v), expected)

@@ -88,7 +88,7 @@ def test_a_product_that_fails_leaves_no_setting_behind(monkeypatch):
     def fail(*args, **kwargs):
         raise KeyError(is_tf32())
 
-    monkeypatch.setattr(batch_derivatives, "products_of", fail)
+    monkeypatch.setattr(batch_derivatives.GradientRoots, "add_products", fail)
     before = torch.backends.cuda.matmul.fp32_precision
     with landscape_of("high") as landscape:
         with pytest.raises(KeyError, match="True"):

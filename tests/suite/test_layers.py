@@ -322,4 +322,5 @@ def test_recipes_and_benchmarks_import_no_private_module():
     for file in [*SOURCE_TREE.glob("recipes/**/*.py"), *SOURCE_TREE.glob("benchmarks/*.py")]:
         for name in imported_names(file.read_text(encoding="utf-8")):
             assert not name.startswith(("callbacks", "tests")), f"{file.name} imports {name}"
-            assert "._" not in name, f"{file.name} imports {name}"
+            if name != "torch.utils._python_dispatch":  # TorchDispatchMode has no public home
+                assert "._" not in name, f"{file.name} imports {name}"

@@ -37,13 +37,13 @@ def test_adams_run_tells_the_geometry_of_rotated_adam_at_the_same_point(comparis
             comparison, optimizer="adam", max_steps=1, warmup_steps=0, lr=1e-12, rotation=rotation,
             rotation_strength=0.5 if rotation else 1.0,
         )  # fmt: skip
-        callback = OwnGeometry(1, (), others, num_batches=2, num_probes=16)
+        callback = OwnGeometry(1, (), others, num_batches=2, num_probes=64)
         trainer, module, data = gpt2.prepare(
             config, [callback], logger=False, enable_checkpointing=False, enable_progress_bar=False
         )
         trainer.fit(module, data)
         (rows[rotation],) = callback.rows
     there = rows[None]["rotated"]["global 0.5"]
-    # Other probes: a relative error of 8 % each.
+    # Other probes: a relative error of 4 to 5 % each.
     assert there == pytest.approx(rows["global"]["one_one_norm_per_param"], rel=0.25)
     assert there > 1.5 * rows[None]["one_one_norm_per_param"]
