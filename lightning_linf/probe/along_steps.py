@@ -12,7 +12,7 @@ from lightning_linf.functional.blocks import (
 )
 from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.partition import Partition
-from lightning_linf.probe.products import HessianProducts
+from lightning_linf.probe.products import HessianProducts, as_rows
 
 
 def dual_norms(gradient: Tensor, partitions: Sequence[Partition]) -> dict[str, float]:
@@ -27,11 +27,20 @@ def curvatures(
     values: dict[str, float] = {}
     for first in range(0, len(partitions), products.probes_per_pass):
         together = partitions[first : first + products.probes_per_pass]
-        directions = torch.stack([dual_direction(gradient, each) for each in together])
-        multiplied = products.of_all(directions)
-        for partition, v, product in zip(together, directions, multiplied, strict=True):
-            values[partition.name] = float(sum_in_pieces(torch.mul, v, product))
+        values.update(_curvatures_of_pass(gradient, together, products))
     return values
+
+
+def _curvatures_of_pass(
+    gradient: Tensor, partitions: Sequence[Partition], products: HessianProducts
+) -> dict[str, float]:
+    """Compute those of one pass; its vectors are gone when the next one begins."""
+    directions = as_rows([dual_direction(gradient, partition) for partition in partitions])
+    multiplied = products.of_all(directions)
+    return {
+        partition.name: float(sum_in_pieces(torch.mul, v, product))
+        for partition, v, product in zip(partitions, directions, multiplied, strict=True)
+    }
 
 
 def secants(

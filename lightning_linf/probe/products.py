@@ -1,6 +1,6 @@
 """Products with the Hessian of a landscape that are checked, and those of halves of its batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -61,6 +61,11 @@ class HessianProducts:
         if self._on_hvps is not None:
             self._on_hvps(count)
         return products
+
+
+def as_rows(vectors: Sequence[Tensor]) -> Tensor:
+    """Stack vectors (d,) to rows (c, d); one alone is not copied."""
+    return vectors[0][None] if len(vectors) == 1 else torch.stack(list(vectors))
 
 
 def check_symmetric(hessian: Tensor, tolerance: float) -> None:

@@ -22,6 +22,7 @@ from lightning_linf.partition import Partition
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.products import (
     HessianProducts,
+    as_rows,
     check_products,
     check_symmetric,
     scale_of,
@@ -105,8 +106,7 @@ def estimated_upper_bound(
     first: Tensor | None = None
     for begin in range(0, num_probes, probes_per_pass):
         probes = range(begin, min(begin + probes_per_pass, num_probes))
-        # One is not copied into a stack.
-        vectors = draw(begin)[None] if len(probes) == 1 else torch.stack(list(map(draw, probes)))
+        vectors = as_rows([draw(probe) for probe in probes])
         multiplied = _multiplied(products, vectors, half_logs)
         for probe, v, product in zip(probes, vectors, multiplied, strict=True):
             product_sums_update(sums, product, probe, sizes)

@@ -22,7 +22,7 @@ from lightning_linf.metrics import GradientHeterogeneity, OneOneNorm
 from lightning_linf.optim import Reparameterized
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.measure import measure_landscape
-from lightning_linf.probe.noise import measure_noise
+from lightning_linf.probe.noise import measure_noise, noise_of_batches
 from lightning_linf.probe.partitions import choose_partitions
 
 pytestmark = pytest.mark.slow  # each test forks two processes
@@ -41,7 +41,7 @@ def test_smoothness_over_two_ranks_equals_that_of_the_joined_batch(tmp_path):
 
     def on_rank(rank):
         with Landscape(module, [parts[rank]], loss=loss, reduce=sum_over_ranks) as landscape:
-            noise = measure_noise(landscape)
+            noise = measure_noise(landscape, partitions)
             return measure_landscape(landscape, partitions, num_probes=8, noise=noise)
 
     results = in_two_processes(on_rank, tmp_path)
@@ -49,7 +49,7 @@ def test_smoothness_over_two_ranks_equals_that_of_the_joined_batch(tmp_path):
         expected = measure_landscape(landscape, partitions, num_probes=8)
     with Landscape(module, parts, loss=loss) as landscape:
         of_parts = measure_landscape(landscape, partitions, num_probes=8)
-        sums = measure_noise(landscape)
+        sums = noise_of_batches(landscape)
         noise = noise_compute(sums, landscape.parameters.sizes, {p.name: p for p in partitions})
     for result in results:
         assert result.one_one_norm == pytest.approx(expected.one_one_norm, rel=1e-9)

@@ -27,7 +27,7 @@ from lightning_linf.functional.noise import noise_compute
 from lightning_linf.functional.noise_sums import noise_init, noise_update
 from lightning_linf.probe import Landscape, ProbeError, functional_module
 from lightning_linf.probe.measure import measure_landscape
-from lightning_linf.probe.noise import measure_noise
+from lightning_linf.probe.noise import noise_of_batches
 from lightning_linf.probe.partitions import choose_partitions
 
 pytestmark = [
@@ -81,7 +81,7 @@ def test_sums_and_products_are_those_of_the_joined_batch(tmp_path, precision):
 
     def noise(batches, **options):
         with Landscape(module, batches, loss=loss, **options) as landscape:
-            sums = measure_noise(landscape)
+            sums = noise_of_batches(landscape)
             return sums.squares.sum(0) * sums.scale**2
 
     def on_rank(rank):
