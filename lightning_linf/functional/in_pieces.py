@@ -49,4 +49,5 @@ def largest_magnitude(values: Tensor) -> Tensor:
     """Find the largest magnitude, NaN if an entry is, without a copy of the magnitudes. ()."""
     if not values.numel():
         return values.new_zeros(())
-    return torch.linalg.vector_norm(values, torch.inf)
+    largest: Tensor = torch.linalg.vector_norm(values, torch.inf)
+    return largest

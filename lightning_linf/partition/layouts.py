@@ -119,5 +119,5 @@ class IndexLayout:
 
     def pieces(self, most: int) -> Iterator[tuple[int, "IndexLayout"]]:
         """Cut the entries as :meth:`Layout.pieces` does."""
-        for index in self.index.split(most):
+        for index in torch.split(self.index, most):
             yield len(index), replace(self, index=index)

@@ -1,0 +1,93 @@
+"""How many vectors of d numbers each phase of a probe holds: O(d) memory is not enough."""
+
+import pytest
+import torch
+from support.vector_count import counted_vectors
+from torch import nn
+
+from lightning_linf import Landscape
+from lightning_linf.probe import measure_landscape
+from lightning_linf.probe.gradient import measure_gradient
+from lightning_linf.probe.noise import measure_noise
+from lightning_linf.probe.partitions import choose_partitions
+from lightning_linf.probe.products import HessianProducts
+
+WIDTH = 1024  # of two linear maps, half of d each: their transient parts count, too
+NUM_PARAMS = 2 * (WIDTH**2 + WIDTH)
+# By phase, the most vectors alive at its peak, with all that earlier phases have left: a copy of
+# the parameters, the gradient and the last step. Pieces in float64 take half a vector at this d.
+BARS = {
+    "entering": 0.1,
+    "loss check": 6.5,
+    "heterogeneity": 7.6,  # of the larger tensor, half of d, in float64
+    "dual norms": 3.5,
+    "R^2": 4.4,
+    "secants": 6.8,
+    "curvatures": 6.8,
+    "product": 6.8,
+}
+
+
+def network():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
+    return module, [torch.randn(2, WIDTH) for _ in range(2)]
+
+
+def loss(module, batch):
+    return module(batch).square().mean()
+
+
+def assert_within(counts, bars):
+    over = {name: peak for name, peak in counts.items() if peak > bars.get(name, peak)}
+    assert not over, over
+
+
+def test_each_phase_of_the_gradient_holds_few_vectors(monkeypatch):
+    module, batches = network()
+    partitions = choose_partitions(module, ["row"])
+    with counted_vectors(NUM_PARAMS, monkeypatch) as count:
+        with Landscape(module, batches[:1], loss=loss) as landscape:
+            landscape.check()
+            measure_gradient(
+                landscape,
+                partitions,
+                HessianProducts(landscape, None),
+                landscape.parameters.zeros() + 1e-3,
+            )
+    assert set(BARS) <= set(count.peaks), str(count)
+    assert_within(count.peaks, BARS)
+    # What is held when a phase begins: the last step, the copy and the gradient.
+    assert_within(count.starts, {"loss check": 0.1, "heterogeneity": 3.1, "dual norms": 3.1})
+
+
+def test_a_product_takes_its_own_vector_and_parts_of_one(monkeypatch):
+    module, batches = network()
+    vector = torch.randn(NUM_PARAMS)
+    with counted_vectors(NUM_PARAMS, monkeypatch) as count:
+        with Landscape(module, batches[:1], loss=loss) as landscape:
+            landscape.hvp(vector)
+            landscape.hvp(vector)
+    # Parameters, product, and what autograd holds of two tensors of half a vector each.
+    assert count.peak < 3.6, str(count)
+
+
+def test_noise_holds_three_sums_a_gradient_and_the_copy(monkeypatch):
+    module, batches = network()
+    partitions = choose_partitions(module, ["row"])
+    with counted_vectors(NUM_PARAMS, monkeypatch) as count:
+        with Landscape(module, batches, loss=loss) as landscape:
+            noise = measure_noise(landscape, partitions)
+    assert noise.report.num_microbatches == 2
+    assert count.peak < 6.2, str(count)
+
+
+@pytest.mark.slow
+def test_a_whole_report_shows_its_counts(monkeypatch):
+    module, batches = network()
+    partitions = choose_partitions(module, [])
+    with counted_vectors(NUM_PARAMS, monkeypatch) as count:
+        with Landscape(module, batches[:1], loss=loss) as landscape:
+            measure_landscape(landscape, partitions, num_probes=4)
+    assert_within(count.peaks, {"gradient": 3.2, "curvatures": 5.8, "heterogeneity": 6.6})
+    assert count.starts["probes"] < 2.1, str(count)  # the gradient is gone, the copy stays
