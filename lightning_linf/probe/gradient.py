@@ -53,12 +53,12 @@ def measure_gradient(
             "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
             "for a square root, logarithm or norm at zero in the loss."
         )
-    sums = heterogeneity_update(landscape.parameters.unflatten(gradient))
-    each, whole = each_and_whole(sums)
     secant = None
     if earlier is not None and last_step is not None:
         secant = secants(earlier, gradient, last_step, partitions)
         del earlier
+    sums = heterogeneity_update(landscape.parameters.unflatten(gradient))
+    each, whole = each_and_whole(sums)
     return GradientFacts(
         dual_norm=dual_norms(gradient, partitions),
         curvature=curvatures(gradient, partitions, products),

@@ -5,7 +5,7 @@ import torch
 from support.vector_count import counted_vectors
 from torch import nn
 
-from lightning_linf import Landscape
+from lightning_linf import Landscape, measure_geometry
 from lightning_linf.probe import measure_landscape
 from lightning_linf.probe.gradient import measure_gradient
 from lightning_linf.probe.noise import measure_noise
@@ -91,3 +91,12 @@ def test_a_whole_report_shows_its_counts(monkeypatch):
             measure_landscape(landscape, partitions, num_probes=4)
     assert_within(count.peaks, {"gradient": 3.2, "curvatures": 5.8, "heterogeneity": 6.6})
     assert count.starts["probes"] < 2.1, str(count)  # the gradient is gone, the copy stays
+
+
+def test_a_whole_report_holds_few_vectors(monkeypatch):
+    module, batches = network()
+    with counted_vectors(NUM_PARAMS, monkeypatch) as count:
+        measure_geometry(
+            module, batches[:1], loss=loss, partitions=("coordinate", "global"), num_probes=4
+        )
+    assert count.peak < 15.5, str(count)  # during a product of the operator norm
