@@ -75,8 +75,10 @@ def plan_for(inputs: Sequence[StepInputs], counts: Sequence[float | None]) -> Pl
 def _key(inputs: StepInputs) -> Hashable:
     blocks, v, ranks = inputs.blocks, inputs.exp_avg_sq, inputs.norms_over_ranks is None
     tensors = [
-        (p.data_ptr(), m.data_ptr(), step.data_ptr(), p.numel(), p.dtype, g.dtype, m.dtype)
-        + (id(group),)
+        (
+            *(tensor.data_ptr() for tensor in (p, m, step)),
+            *(p.numel(), p.dtype, g.dtype, m.dtype, id(group)),
+        )
         for p, m, step, g, group in zip(
             inputs.params, inputs.exp_avgs, inputs.steps, inputs.grads, inputs.groups, strict=True
         )
