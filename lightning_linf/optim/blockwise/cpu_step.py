@@ -166,4 +166,5 @@ def _factors(inputs: StepInputs, v: Tensor, norms: Tensor, count: float, size: f
         denominators = v_hat.add_(eps).sqrt_()
     else:
         denominators = v_hat.sqrt_().add_(eps)
-    return denominators.reciprocal_().mul_(size)
+    factors: Tensor = denominators.reciprocal_().mul_(size)
+    return factors
