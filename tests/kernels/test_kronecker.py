@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from lightning_linf.functional import rotate, rotate_squared, rotation
+
+pytest.importorskip("triton", reason="lightning-linf[kernels]")
+
 from lightning_linf.kernels.kronecker import TILE_BITS, _borders, signed_kronecker_
 
 # Both forms sum 2^k products of at most 4 windows in float64 or float32, in other orders; what
