@@ -179,7 +179,7 @@ def test_ends_hold_the_norm_at_the_default_budget_on_many_matrices(name):
             assert block_norm(result.direction, partition) < 1 + 1e-9
             reached = float(dual_block_norm(matrix @ result.direction, partition))
             assert result.lower == pytest.approx(reached)
-            # An ascent may stop at a local maximum: of 200 seeds on one matrix, the worst reached 0.68.
+            # An ascent may stop at a local maximum: of 200 seeds on a matrix, the worst has 0.68.
             assert 0.65 * found <= result.lower <= found * 1.01, (dim, kind)
             assert result.upper >= 0.9 * found, (dim, kind)
 
