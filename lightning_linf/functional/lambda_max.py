@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.finite import require_finite
+from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.functional.spectrum_end import FAILURE, least_mass, spectrum_end
 
 NUM_KEPT = 8  # basis vectors: after so many steps the largest eigenvalue is known to 1 % or so
-_PART = 1 << 22  # entries of which a copy in float64 is made at a time
 
 
 class LambdaMax(NamedTuple):
@@ -174,10 +173,8 @@ def _upper_end(
 
 
 def _norm(vector: Tensor) -> float:
-    """Compute the 2-norm in a dtype in which squares do not underflow, by parts to save copies."""
-    dtype = wide_dtype(vector)
-    norms = [torch.linalg.vector_norm(part, dtype=dtype) for part in torch.split(vector, _PART)]
-    return float(torch.linalg.vector_norm(torch.stack(norms)))
+    """Compute the 2-norm in a dtype in which squares do not underflow."""
+    return float(sum_in_pieces(torch.square, vector).sqrt())
 
 
 def _eigenpairs(diagonal: list[float], off_diagonal: list[float]) -> tuple[Tensor, Tensor]:

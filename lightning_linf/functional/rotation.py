@@ -45,7 +45,7 @@ def rotate(x: Tensor, *, seed: int, strength: float = 1.0, inverse: bool = False
         Random signs and fast transforms: Ailon & Chazelle 2009, SIAM J. Comput. 39(1); products of
         three: Yu et al., Orthogonal Random Features, arXiv:1610.09072. The windows, for any d, and
         the path to the identity are ours. Cost: 4 windows of 2^k <= d coordinates with 8 k flops
-        for each, 35 to 75 memory copies of ``x`` in all on a CPU (benchmarks/rotation.py). A
+        for each, 33 to 120 memory copies of ``x`` in all on a CPU (benchmarks/rotation.py). A
         kernel on a GPU reads and writes a window at most three times, up to d = 2^30. Memory: the
         result, and a few MiB.
 

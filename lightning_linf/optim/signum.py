@@ -46,8 +46,8 @@ class Signum(CheckedOptimizer):
 
     Source:
         Algorithm 2 of Bernstein, Wang, Azizzadenesheli & Anandkumar, signSGD, ICML 2018,
-        arXiv:1802.04434. Memory: one number for each parameter, the mean gradient. Cost: a step
-        moves five numbers for each parameter, where Adam moves seven.
+        arXiv:1802.04434. Memory: one number for each parameter, the mean gradient. Cost: the
+        kernel moves five numbers for each parameter, where Adam moves seven.
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, 1.0]))

@@ -64,9 +64,9 @@ def test_halved_basis_turns_eigenvectors_by_its_rounding_and_moves_no_bound():
     products = DIAGONAL[-2_000:].mul
     start = normal(2_000, seed=1)
     plain = lanczos(products, start, max_hvps=24, tol=0.0)
-    kept = lanczos(products, start, max_hvps=24, tol=0.0, num_kept=24)
+    kept = lanczos(products, start, max_hvps=24, tol=0.0, num_kept=NUM_KEPT)
     assert (plain.value, plain.upper) == (kept.value, kept.upper)
-    exact = lanczos(products, start.double(), max_hvps=24, tol=0.0, num_kept=24)
+    exact = lanczos(products, start.double(), max_hvps=24, tol=0.0, num_kept=NUM_KEPT)
     one, other = kept.ritz_vector(kept.extreme), exact.ritz_vector(exact.extreme)
     alike = torch.dot(one.double() / one.norm(), other).abs()
     assert float(1 - alike.square()) < (4e-3) ** 2  # bfloat16 keeps 8 bits: 2e-3 to the nearest

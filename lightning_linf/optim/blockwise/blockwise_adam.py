@@ -82,13 +82,14 @@ class BlockwiseAdam(CheckedOptimizer):
     Source:
         Blockwise Adam of Xie, Mohamadi & Li, arXiv:2410.08198, where ``eps`` is inside the root.
         Bias correction, decay and the place of ``eps`` are AdamW's (Loshchilov & Hutter,
-        arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: half of AdamW's memory, and
-        a step moves six numbers for each parameter, where AdamW moves seven: the gradient once for
-        its norms, then gradient, first moment and parameter, of which it writes the latter two.
-        ``benchmarks/optimizers.py`` compares their times. Blocks of any sets of entries, such as
-        ``Partition.by_function`` makes, and tensors with gaps in memory take the plain form. With
-        sharded parameters, a step makes one all-reduce on each dimension of a mesh, of one number
-        for each tensor of each block that has more than one entry.
+        arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: half of AdamW's memory. The
+        kernels move six numbers for each parameter, where AdamW moves seven: the gradient once for
+        its norms, then gradient, first moment and parameter, of which they write the latter two. On
+        the CPU weight decay moves two more. ``benchmarks/optimizers.py`` compares times. Blocks of
+        any sets of entries, such as ``Partition.by_function`` makes, and tensors with gaps in
+        memory take the plain form. With sharded parameters, a step makes one all-reduce on each
+        dimension of a mesh, of one number for each tensor of each block that has more than one
+        entry.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
