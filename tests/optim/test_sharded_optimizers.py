@@ -130,7 +130,7 @@ STRATEGIES = {  # what is done to a module, how it is called, and which optimize
         None,
         [
             *(f"blockwise {name}" for name in ("coordinate", "row", "global", "by_regex")),
-            *("blockwise global, foreach", "signum, foreach", "adamw, row", "adamw, global"),
+            *("blockwise global, plain", "signum, plain", "adamw, row", "adamw, global"),
         ],
     ),
     "ddp": (lambda module: module, on_ddp, list(OPTIMIZERS)),
@@ -451,7 +451,7 @@ def test_sharded_parameters_may_be_cast_after_the_optimizer_was_made(tmp_path):
 def test_signum_shows_a_nan_on_the_rank_that_has_it(tmp_path):
     def on_rank(rank):
         found = []
-        for name in ("signum", "signum, foreach"):
+        for name in ("signum", "signum, plain"):
             module = shard(net())
             step_by_hand(module, OPTIMIZERS[name](module), torch.nan if rank else 1.0)
             found.append(weights(module)["inner.bias"].isnan().tolist())

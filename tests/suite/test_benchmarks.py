@@ -147,6 +147,7 @@ def test_files_of_parts_are_there(load):
 
 
 def test_a_group_that_fails_or_takes_too_long_is_not_measured(load, monkeypatch):
+    pytest.importorskip("transformers", reason="needs lightning-linf[recipes]")
     everything = load("all")
 
     def fail(sizes, device):
@@ -166,6 +167,7 @@ def test_a_group_that_fails_or_takes_too_long_is_not_measured(load, monkeypatch)
 
 
 def test_groups_give_the_lines_that_they_promise_and_every_line_is_given(load):
+    pytest.importorskip("transformers", reason="needs lightning-linf[recipes]")
     everything = load("all")
     keys = [key for _, _, keys in everything.GROUPS.values() for key in keys]
     assert keys == list(load("targets").LINES)
