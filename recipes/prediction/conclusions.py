@@ -1,5 +1,6 @@
 """What may be concluded, and what may not: sentences that follow from the numbers by rule."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from prediction import advice, training
@@ -23,11 +24,11 @@ def conclusions(ended: Sequence[Ended]) -> Iterator[str]:
         return
     yield (
         f"Of all quantities *{name}* has the largest lead over {_FREE} on the choosing half, "
-        f"{_lead(chosen_on)} (rho {chosen_on.rho:.2f} against {chosen_on.free_rho:.2f})."
+        f"{lead_text(chosen_on)} (rho {chosen_on.rho:.2f} against {chosen_on.free_rho:.2f})."
     )
     yield (
         f"On the testing half its rho is {tested_on.rho:.2f}, p = {tested_on.p:.2g}, and that of "
-        f"{_FREE} {tested_on.free_rho:.2f}: a lead of {_lead(tested_on)}, "
+        f"{_FREE} {tested_on.free_rho:.2f}: a lead of {lead_text(tested_on)}, "
         f"p = {tested_on.p_above_free:.2g} over {len(tested_on.by_task)} tasks."
     )
     yield _verdict(name, tested_on)
@@ -100,5 +101,7 @@ def _unknown(kept: advice.Kept) -> str:
     return f"{kept.num_unknown} more are not known, " if kept.num_unknown else ""
 
 
-def _lead(found: Score) -> str:
-    return f"{found.lead:+.2f} ± {found.lead_error:.2f}"
+def lead_text(found: Score) -> str:
+    """Write the lead over "finer is better", with its standard error if there are two tasks."""
+    error = "" if math.isnan(found.lead_error) else f" ± {found.lead_error:.2f}"
+    return f"{found.lead:+.2f}{error}"

@@ -29,8 +29,8 @@ CONTENDERS = (
     Contender("row", Geometry("blockwise_adam", "row"), "row", 1.0),
     Contender("tensor", Geometry("blockwise_adam", "tensor"), "tensor", 1.0),
     Contender("rotated Adam", Geometry("adam", rotation="global"), "coordinate rotated", 1.0),
-    Contender("AdaSGD", Geometry("adasgd"), "global", 2.0),
-    Contender("SGD", Geometry("sgd"), "global", 30.0),
+    Contender("AdaSGD", Geometry("adasgd"), "global", 1.0),
+    Contender("SGD", Geometry("sgd"), "global", 20.0),
     Contender("Signum", Geometry("signum"), "coordinate", 0.25),
 )
 FINER_IS_BETTER = ("coordinate", "row", "tensor", "coordinate rotated", "global")

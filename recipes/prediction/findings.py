@@ -10,7 +10,6 @@ from scipy.stats import rankdata
 from prediction.contenders import FINER_IS_BETTER, Contender
 from prediction.ledger import (
     MEASURED_CONTENDER,
-    SEEDS,
     Ledger,
     chosen_rate,
     counting_runs,
@@ -21,6 +20,7 @@ from prediction.ranks import Values, permutation_p, sign_flip_p, spearman
 from prediction.tasks import Half, Task
 from prediction.training import Measured, Trained
 
+ORDER_ON_CHOOSING = "order on the choosing half"
 _FEWEST = 3  # optimizers, to rank them
 
 
@@ -220,10 +220,7 @@ def predictions(ended: Sequence[Ended]) -> dict[str, Prediction]:
     return {
         **{name: _reader(name) for name in ended[0].values},
         "finer is better": finer_is_better,
-        "order on the choosing half": order_of(halves(ended)["choose"]),
+        ORDER_ON_CHOOSING: order_of(halves(ended)["choose"]),
         "order of the other seeds": other_seeds,
         "best that the ties allow": best_of_ties,
     }
-
-
-assert len(SEEDS) > 1  # or `other_seeds` has nothing to predict from

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from comparison.sweep import best, is_end
 from prediction import advice
-from prediction.conclusions import conclusions
+from prediction.conclusions import conclusions, lead_text
 from prediction.contenders import Contender
 from prediction.findings import (
+    ORDER_ON_CHOOSING,
     Ended,
     Prediction,
     Score,
@@ -29,7 +30,7 @@ from prediction.training import KEEP, Trained
 def page(ledger: Ledger, tasks: Sequence[Task], contenders: Sequence[Contender]) -> Iterator[str]:
     """Write the page, line by line."""
     ended = ended_tasks(ledger, tasks, contenders)
-    yield from _head(ledger, tasks, contenders)
+    yield from _head(ledger, tasks, contenders, len(ended))
     yield from ("", "## What may and may not be concluded", "")
     yield from (f"- {sentence}" for sentence in conclusions(ended))
     if all(halves(ended).values()):
@@ -39,7 +40,9 @@ def page(ledger: Ledger, tasks: Sequence[Task], contenders: Sequence[Contender])
     yield from _losses(ledger, tasks, contenders)
 
 
-def _head(ledger: Ledger, tasks: Sequence[Task], contenders: Sequence[Contender]) -> Iterator[str]:
+def _head(
+    ledger: Ledger, tasks: Sequence[Task], contenders: Sequence[Contender], num_ended: int
+) -> Iterator[str]:
     made_with = ", ".join(f"{name} {version}" for name, version in ledger.versions.items())
     minutes = sum(result.seconds for result in ledger.results.values()) / 60
     yield "# Which measured quantity predicts the order of optimizers?"
@@ -50,6 +53,7 @@ def _head(ledger: Ledger, tasks: Sequence[Task], contenders: Sequence[Contender]
     )
     yield from paragraph(
         f"{len(ledger.results)} trainings and measurements, {minutes:.0f} minutes of one core. "
+        f"{num_ended} of {len(tasks)} tasks are finished and count. "
         f"Last made with {made_with or 'nothing yet'}."
     )
     missing = len(wanted(ledger, tasks, contenders))
@@ -80,6 +84,8 @@ def _scores(ended: Sequence[Ended]) -> Iterator[str]:
     rows = []
     for name, prediction in predictions(ended).items():
         first, second = (score(prediction, parts[half]) for half in ("choose", "test"))
+        if name == ORDER_ON_CHOOSING:  # there it is what it predicts
+            first = None
         shown = f"**{name}**" if name == chosen else name
         rows.append([shown, *_cells(first)[:2], *_cells(second)])
     titles = ["", "choosing half: rho", "free", "testing half: rho", "free", "p", "lead",
@@ -92,7 +98,7 @@ def _cells(found: Score | None) -> list[str]:
         return ["-"] * 5
     return [
         f"{found.rho:.2f}", f"{found.free_rho:.2f}", f"{found.p:.2g}",
-        f"{found.lead:+.2f} ± {found.lead_error:.2f}", f"{found.p_above_free:.2g}",
+        lead_text(found), f"{found.p_above_free:.2g}",
     ]  # fmt: skip
 
 

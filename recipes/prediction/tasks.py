@@ -97,10 +97,16 @@ def _samples(table: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[int, Gener
     return draw
 
 
-def _noisy_digits(batch_size: int, generator: Generator) -> Batch:
-    """Draw digits with noise that is another each time, so that none can be learnt by heart."""
-    images, classes = _samples(data.digits)(batch_size, generator)
-    return images + _NOISE * torch.randn(images.shape, generator=generator), classes
+def _noisy(
+    table: Callable[[], tuple[Tensor, Tensor]], noise: float
+) -> Callable[[int, Generator], Batch]:
+    """Draw samples with noise that is another each time, so that none can be learnt by heart."""
+
+    def draw(batch_size: int, generator: Generator) -> Batch:
+        x, y = _samples(table)(batch_size, generator)
+        return x + noise * torch.randn(x.shape, generator=generator), y
+
+    return draw
 
 
 def _views(batch_size: int, generator: Generator) -> Batch:
@@ -128,27 +134,27 @@ TASKS = (
     Task(
         "vit", "vision transformer, noisy digits", "choose",
         lambda: networks.VisionTransformer(48, 2),
-        _classes, _noisy_digits, 32, 400, 4e-3,
+        _classes, _noisy(data.digits, _NOISE), 32, 400, 4e-3,
     ),
     Task(
         "resnet", "ResNet with BatchNorm, noisy digits", "choose",
         lambda: networks.residual_network(12),
-        _classes, _noisy_digits, 64, 300, 8e-3,
+        _classes, _noisy(data.digits, _NOISE), 64, 300, 8e-3,
     ),
     Task(
-        "tumours", "tanh MLP, table of tumours", "choose",
+        "tumours", "tanh MLP, noisy table of tumours", "choose",
         lambda: networks.perceptron(30, 64, 64, 2, activation=nn.Tanh),
-        _classes, _samples(data.tumours), 64, 400, 2e-3,
+        _classes, _noisy(data.tumours, 0.5), 64, 400, 4e-3,
     ),
     Task(
         "friedman", "ReLU MLP of five layers, synthetic regression", "choose",
         lambda: networks.perceptron(10, 64, 64, 64, 64, 1, activation=nn.ReLU),
-        _values, _samples(data.friedman), 128, 400, 4e-3,
+        _values, _samples(data.friedman), 128, 400, 8e-3,
     ),
     Task(
         "autoencoder", "autoencoder with a code of 8, digits", "choose",
         lambda: networks.perceptron(64, 64, 32, 8, 32, 64, 64, activation=nn.GELU),
-        _pixels, _samples(data.digits), 128, 400, 8e-3,
+        _pixels, _samples(data.digits), 128, 400, 1.6e-2,
     ),
     Task(
         "char-gpt", "GPT-2-like (LayerNorm, GELU, positions), characters of Python's sources",
@@ -159,7 +165,7 @@ TASKS = (
     Task(
         "mixer", "MLP-mixer, noisy digits", "test",
         lambda: networks.Mixer(48, 2),
-        _classes, _noisy_digits, 64, 400, 4e-3,
+        _classes, _noisy(data.digits, _NOISE), 64, 400, 4e-3,
     ),
     Task(
         "char-lstm", "LSTM, characters of Python's sources", "test",
