@@ -30,6 +30,13 @@ def protocol() -> Iterator[str]:
     yield from _what_is_run()
     yield from _what_is_read()
     yield from _how_it_is_judged()
+    yield from paragraph(
+        "**Seen before.** Until this was written: trainings with Adam and rotated Adam at one rate "
+        "and measurements on Adam's, with the seed 1000, on all tasks, to time them; sweeps of "
+        "tumours, friedman and autoencoder, of the choosing half; and trainings of 20 steps on "
+        "tumours, friedman, waves and factors, to try the program. A negative vᵀHv seen there is "
+        "why step_advantage stands with |vᵀHv|, too."
+    )
 
 
 def _what_is_run() -> Iterator[str]:
