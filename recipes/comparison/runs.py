@@ -6,14 +6,10 @@ another. Several runs can go on at a time.
 
 import hashlib
 import json
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from inspect import getfile
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -24,6 +20,7 @@ from rich.console import Console, RenderableType
 
 import lightning_linf
 from comparison import single_run
+from comparison.jobs import in_jobs
 from comparison.records import write_json
 from comparison.single_run import Outcome, Run, loss_text
 from settings import RecipeError
@@ -80,44 +77,14 @@ class Runs:
         return done
 
     def _make(self, runs: Sequence[Run], missing: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
-        if self.num_jobs == 1 or len(missing) < 2:
-            for i in missing:
-                if time.monotonic() > self.deadline:
-                    return
-                yield i, single_run.train(runs[i], self.prepare)
-            return
-        num_threads = max(1, (os.cpu_count() or 1) // self.num_jobs)
-        context = multiprocessing.get_context("spawn")  # a fork would break CUDA and thread pools
-        left = iter(missing)
-        with ProcessPoolExecutor(self.num_jobs, context, _start_job, (num_threads,)) as pool:
-            running: dict[Future[Outcome], int] = {}
-            while True:
-                while len(running) < self.num_jobs and time.monotonic() <= self.deadline:
-                    if (started := next(left, None)) is None:
-                        break
-                    running[pool.submit(single_run.train, runs[started], self.prepare)] = started
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
+        function = partial(single_run.train, prepare=self.prepare)
+        made = in_jobs(function, [runs[i] for i in missing], self.num_jobs, self.deadline)
+        return ((missing[i], outcome) for i, outcome in made)
 
     def _finish(self, i: int, runs: Sequence[Run], path: Path, outcome: Outcome, note: str) -> None:
         self._finished[path] = outcome
         losses = f"train {loss_text(outcome.train_loss)}, val {loss_text(outcome.val_loss)}"
         say(f"{i + 1}/{len(runs)} {runs[i].label}: {losses}, {note}")
-
-
-def _start_job(num_threads: int) -> None:
-    """Prepare a process for runs; it ends when the one that started it does, even if killed."""
-    torch.set_num_threads(num_threads)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @rank_zero_only

@@ -10,7 +10,7 @@ from comparison.single_run import Outcome, Run
 from comparison.variants import Variant
 from training.config import TrainingConfig
 
-_STEP = 2.0  # factor from the best rate, where it is the largest or smallest, to the next one
+STEP = 2.0  # factor from the best rate, where it is the largest or smallest, to the next one
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ def sweep(
         widen: How many rates may be added for a variant.
     """
     rates = {
-        variant: [_rounded(config.lr * factor) for factor in variant.factors]
+        variant: [rounded(config.lr * factor) for factor in variant.factors]
         for variant in variants
         if variant.same_rate_as is None
     }
     for num_left in range(widen, -1, -1):
         tried = _run_all(config, runs, rates, num_seeds)
-        further = {v: lr for v, found in tried.items() if (lr := _further(found)) is not None}
-        if not (further and num_left):
+        beyond = {v: lr for v, found in tried.items() if (lr := further(found)) is not None}
+        if not (beyond and num_left):
             break
-        for variant, lr in further.items():
+        for variant, lr in beyond.items():
             rates[variant] = sorted([*rates[variant], lr])
     shared = {v: [best(tried[v.same_rate_as]).lr] for v in variants if v.same_rate_as is not None}
     tried |= _run_all(config, runs, shared, num_seeds)
@@ -101,13 +101,13 @@ def chosen(config: TrainingConfig, variant: Variant, lr: float) -> TrainingConfi
     return replace(config, **variant.choices, lr=lr, val_every=config.max_steps)
 
 
-def _further(rates: Sequence[Rate]) -> float | None:
+def further(rates: Sequence[Rate]) -> float | None:
     """Give the rate beyond the best one, if that is the largest or the smallest tried."""
     tried = sorted(rate.lr for rate in rates)
     found = best(rates)
     if found.train_loss is None or found.lr == tried[0]:
-        return _rounded(tried[0] / _STEP)
-    return _rounded(tried[-1] * _STEP) if found.lr == tried[-1] else None
+        return rounded(tried[0] / STEP)
+    return rounded(tried[-1] * STEP) if found.lr == tried[-1] else None
 
 
 def _mean(losses: Sequence[float | None]) -> float | None:
@@ -115,5 +115,6 @@ def _mean(losses: Sequence[float | None]) -> float | None:
     return statistics.fmean(finite) if len(finite) == len(losses) else None
 
 
-def _rounded(lr: float) -> float:
+def rounded(lr: float) -> float:
+    """Keep three digits of a rate, so that it is written as it is used."""
     return float(f"{lr:.3g}")

@@ -37,15 +37,15 @@ def test_jobs_end_with_the_program_that_started_them(tmp_path):
 import multiprocessing, sys, time
 from concurrent.futures import ProcessPoolExecutor
 sys.path.insert(0, {str(RECIPES)!r})
-from comparison import runs
+from comparison import jobs
 
 def note():
-    open({str(tmp_path / "pid")!r}, "w").write(str(runs.os.getpid()))
+    open({str(tmp_path / "pid")!r}, "w").write(str(jobs.os.getpid()))
     time.sleep(600)
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, runs._start_job, (1,)) as pool:
+    with ProcessPoolExecutor(1, context, jobs._start_job, (1,)) as pool:
         pool.submit(note).result()
 """)
     parent = subprocess.Popen([sys.executable, program])

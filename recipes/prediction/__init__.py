@@ -1,0 +1,1 @@
+"""Which measured quantity predicts the order in which optimizers end, on small tasks."""

@@ -1,0 +1,43 @@
+"""The optimizers that compete, and the geometry in which each is said to descend."""
+
+from dataclasses import dataclass
+
+from lightning_linf import Geometry
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer, and what is guessed of it.
+
+    Args:
+        name: In tables.
+        geometry: Which optimizer, on which blocks, in which coordinates. The seed of a run is that
+            of its rotation, too.
+        reads: The geometry whose measurement is taken as its prediction: a partition, with
+            " rotated" for one of rotated coordinates.
+        factor: Where the sweep of its rates starts, as a multiple of the task's ``lr``.
+    """
+
+    name: str
+    geometry: Geometry
+    reads: str
+    factor: float
+
+
+CONTENDERS = (
+    Contender("Adam", Geometry("adam"), "coordinate", 1.0),
+    Contender("row", Geometry("blockwise_adam", "row"), "row", 1.0),
+    Contender("tensor", Geometry("blockwise_adam", "tensor"), "tensor", 1.0),
+    Contender("rotated Adam", Geometry("adam", rotation="global"), "coordinate rotated", 1.0),
+    Contender("AdaSGD", Geometry("adasgd"), "global", 1.0),
+    Contender("SGD", Geometry("sgd"), "global", 20.0),
+    Contender("Signum", Geometry("signum"), "coordinate", 0.25),
+)
+FINER_IS_BETTER = ("coordinate", "row", "tensor", "coordinate rotated", "global")
+"""The null model, the best first: fine blocks, then coarse ones. Adam's blocks in rotated
+coordinates are as fine, but follow nothing in the network, so that only one block is worse."""
+
+
+def contender(name: str) -> Contender:
+    """Find a contender by its name."""
+    return {found.name: found for found in CONTENDERS}[name]
