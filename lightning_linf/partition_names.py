@@ -7,6 +7,8 @@ parameter it is Adam; with a single block it is SGD with an adaptive step size.
 from typing import Literal, NamedTuple
 
 PartitionName = Literal["coordinate", "row", "column", "head", "tensor", "module", "global"]
+MeasuredName = Literal[PartitionName, "spectral"]
+"""What can be measured: partitions, and "spectral", the geometry of Muon, which has no blocks."""
 ModuleFreeName = Literal["coordinate", "tensor", "global"]
 """Partitions that can be made of the parameters alone; the others need the module's structure."""
 FusedQKV = Literal["qkv_head", "head_qkv"]
@@ -40,5 +42,6 @@ FINE_TO_COARSE: dict[PartitionName, Meaning] = {
 }
 ENDS: tuple[PartitionName, ...] = ("coordinate", "global")
 """The geometries of Adam and of SGD, which every measurement includes."""
+SPECTRAL: Literal["spectral"] = "spectral"
 DEFAULT: tuple[PartitionName, ...] = ("coordinate", "row", "tensor", "global")
 """What is measured unless one says otherwise."""
