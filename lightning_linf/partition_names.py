@@ -40,8 +40,13 @@ FINE_TO_COARSE: dict[PartitionName, Meaning] = {
     "module": Meaning("the parameter tensors that one submodule holds directly"),
     "global": Meaning("all parameters together", "SGD"),
 }
+SPECTRAL: Literal["spectral"] = "spectral"
+GEOMETRY_OF: dict[str, str] = {
+    **{name: meaning.optimizer for name, meaning in FINE_TO_COARSE.items()},
+    SPECTRAL: "Muon",
+}
+"""Whose geometry each of the names is."""
 ENDS: tuple[PartitionName, ...] = ("coordinate", "global")
 """The geometries of Adam and of SGD, which every measurement includes."""
-SPECTRAL: Literal["spectral"] = "spectral"
 DEFAULT: tuple[PartitionName, ...] = ("coordinate", "row", "tensor", "global")
 """What is measured unless one says otherwise."""
