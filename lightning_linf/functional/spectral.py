@@ -44,14 +44,8 @@ class MatrixSplit:
         """Number of coordinates d."""
         return sum(shape.numel() for shape in self.shapes)
 
-    def parts(self, function: str, vector: Tensor) -> Iterator[Tensor]:
+    def parts(self, vector: Tensor) -> Iterator[Tensor]:
         """Cut a vector (d,) into its matrices, and a vector for every other tensor, in order."""
-        if vector.shape != (self.num_params,):
-            raise ValueError(
-                f"{function}: expected a vector of shape ({self.num_params},), got "
-                f"{tuple(vector.shape)}. Pass the vector whose tensors are listed."
-            )
-        require_finite(all_finite(vector), function, "finite entries")
         pieces = vector.split_with_sizes([shape.numel() for shape in self.shapes])
         for part, shape, is_matrix in zip(pieces, self.shapes, self.are_matrices, strict=True):
             if part.numel():
@@ -86,11 +80,12 @@ def spectral_norm(x: Tensor, split: MatrixSplit) -> Tensor:
         >>> float(spectral_norm(torch.tensor([2.0, 0.0, 0.0, 8.0, 3.0]), split))  # 8 / sqrt(2)
         5.656854152679443
     """
+    dtype = _working_dtype(x)
     norms = [
-        torch.linalg.matrix_norm(_wide(part), 2) / _root(part)
+        torch.linalg.matrix_norm(part.to(dtype), 2) / _root(part)
         if part.ndim == 2
-        else largest_magnitude(_wide(part))
-        for part in split.parts("spectral_norm", x.detach())
+        else largest_magnitude(part).to(dtype)
+        for part in split.parts(_checked("spectral_norm", x, split))
     ]
     return torch.stack(norms).amax()
 
@@ -133,16 +128,15 @@ def spectral_dual(g: Tensor, split: MatrixSplit) -> SpectralDual:
         >>> round(float(dual.norm), 4), (dual.direction / 2**0.5).round(decimals=4).tolist()
         (5.6569, [1.0, 0.0, 0.0, -1.0])
     """
-    g = g.detach()
-    direction = torch.empty_like(g, dtype=torch.promote_types(g.dtype, torch.float32))
-    places = split.parts("spectral_dual", direction.zero_())
+    g = _checked("spectral_dual", g, split)
+    direction = torch.zeros(len(g), dtype=_working_dtype(g), device=g.device)
     total = g.new_zeros((), dtype=wide_dtype(g))
-    for part, place in zip(split.parts("spectral_dual", g), places, strict=True):
+    for part, place in zip(split.parts(g), split.parts(direction), strict=True):
         if part.ndim != 2:
             place.copy_(part.sign())
             total += sum_in_pieces(torch.abs, part)
             continue
-        u, sigma, vh = torch.linalg.svd(_wide(part), full_matrices=False)
+        u, sigma, vh = torch.linalg.svd(part.to(place.dtype), full_matrices=False)
         rounding = max(part.shape) * torch.finfo(sigma.dtype).eps * sigma[0]
         with full_float32_precision():
             torch.mm(u * (sigma > rounding), vh, out=place)
@@ -205,8 +199,18 @@ def spectral_ascent(
     return SpectralAscent(lower, increase, num_hvps)
 
 
-def _wide(part: Tensor) -> Tensor:
-    return part.to(torch.promote_types(part.dtype, torch.float32))
+def _checked(function: str, vector: Tensor, split: MatrixSplit) -> Tensor:
+    if vector.shape != (split.num_params,):
+        raise ValueError(
+            f"{function}: expected a vector of shape ({split.num_params},), got "
+            f"{tuple(vector.shape)}. Pass the vector whose tensors are listed."
+        )
+    require_finite(all_finite(vector.detach()), function, "finite entries")
+    return vector.detach()
+
+
+def _working_dtype(vector: Tensor) -> torch.dtype:
+    return torch.promote_types(vector.dtype, torch.float32)
 
 
 def _root(matrix: Tensor) -> float:
