@@ -8,11 +8,13 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from lightning_linf.callbacks._last_step import LastStep
+from lightning_linf.functional.spectral import MatrixSplit
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.partition import Partition
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
 from lightning_linf.probe.brackets import OPERATOR_HVPS
 from lightning_linf.probe.noise import measure_noise
+from lightning_linf.probe.spectral import SPECTRAL_HVPS
 from lightning_linf.report import GeometryReport
 
 
@@ -22,12 +24,14 @@ def probe_in_training(
     last_step: LastStep,
     landscape: Landscape,
     *,
+    matrices: MatrixSplit | None,
     num_probes: int,
     with_noise: bool,
     seed: int,
 ) -> GeometryReport:
     """Enter a landscape and measure it, with a ProbeError if SIGTERM comes meanwhile."""
     most_hvps = (num_probes + OPERATOR_HVPS) * len(partitions)
+    most_hvps += 0 if matrices is None else SPECTRAL_HVPS
     with _progress(trainer, most_hvps) as advance, landscape:
 
         def on_hvps(count: int) -> None:
@@ -38,6 +42,7 @@ def probe_in_training(
         return measure_landscape(
             landscape,
             partitions,
+            matrices=matrices,
             num_probes=num_probes,
             noise=measure_noise(landscape, partitions) if with_noise else None,
             last_step=last_step.change(landscape),

@@ -36,11 +36,13 @@ from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.spectral import MatrixSplit
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
-from lightning_linf.partition_names import FusedQKV, PartitionName
+from lightning_linf.partition_names import SPECTRAL, FusedQKV, MeasuredName, PartitionName
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.partitions import choose_partitions
+from lightning_linf.probe.spectral import split_matrices
 from lightning_linf.report import GeometryReport
 from lightning_linf.report.scalars import scalars_of
 
@@ -58,8 +60,9 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     again, or whose products are not the change of its gradient (:meth:`Landscape.check`).
 
     Cost: 1 gradient, and about 2 for each product, times ``num_batches``; once, 7 for the check.
-    At most ``num_probes`` + 33 products for each partition, 33 for "global". A probe that runs out
-    of memory is repeated with its batches in parts; a probe that SIGTERM interrupts is given up.
+    At most ``num_probes`` + 33 products for each partition, 33 for "global". "spectral" takes 9
+    and a singular value decomposition of each matrix with each. A probe that runs out of memory
+    is repeated with its batches in parts; a probe that SIGTERM interrupts is given up.
 
     Several devices: every rank probes its own batches, and ranks average each product, in one
     reduction of d numbers (2 d for the (1,1)-norm) and one of five. For parameters sharded by
@@ -77,7 +80,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple
             of this. Lightning logs at the same steps if ``log_every_n_steps`` has the same value.
         partitions: What to measure beside "coordinate" and "global":
-            :meth:`~lightning_linf.Partition.of` lists the names. For your own partitions override
+            :meth:`~lightning_linf.Partition.of` lists the names. "spectral" is the geometry of
+            Muon, as in :func:`~lightning_linf.measure_geometry`. For your own partitions override
             :meth:`make_partitions`.
         num_probes: Random probes for each partition, at least 4. 16 give the (1,1)-norm to about
             10 %, 64 to about 5 %.
@@ -120,7 +124,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     def __init__(
         self,
         every_n_steps: int = 500,
-        partitions: Sequence[PartitionName] = (),
+        partitions: Sequence[MeasuredName] = (),
         num_probes: int = 16,
         num_batches: int = 1,
         max_overhead: float | None = 0.1,
@@ -136,7 +140,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         super().__init__(every_n_steps, on_error, name)
         caller = "LinfSmoothnessMonitor"
         remedy = "For your own partitions override make_partitions."
-        check_words(caller, "partitions", partitions, get_args(PartitionName), remedy)
+        check_words(caller, "partitions", partitions, get_args(MeasuredName), remedy)
         check_structure(caller, output_dims, fused_qkv)
         check_whole(caller, "num_probes", num_probes, 4, "16 give a relative error of about 0.1.")
         check_whole(caller, "num_batches", num_batches, 1)
@@ -147,7 +151,10 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         check_choice(caller, "matmul_precision", matmul_precision, get_args(MatmulPrecision))
         check_whole(caller, "seed", seed)
         check_callable(caller, "probe_loss", probe_loss, "Give a function of module and batch.")
-        self.partitions: list[PartitionName] = list(dict.fromkeys(partitions))
+        self.partitions: list[PartitionName] = list(
+            dict.fromkeys(name for name in partitions if name != SPECTRAL)
+        )
+        self.with_spectral = SPECTRAL in partitions
         self.output_dims = output_dims
         self.fused_qkv: FusedQKV | None = fused_qkv
         self.num_probes = num_probes
@@ -275,6 +282,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             trainer,
             partitions,
             self._last_step,
+            matrices=ranks.together(lambda: self._matrices(pl_module, parameters)),
             num_probes=self.num_probes,
             with_noise=several and not noise_is_logged,
             seed=self.seed,
@@ -288,6 +296,18 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         }
         scalars = {**scalars_of(report), **cost}
         self.record(trainer, scalars, columns_of(report), list(report.per_tensor), report=report)
+
+    def _matrices(
+        self, pl_module: LightningModule, parameters: Sequence[nn.Parameter]
+    ) -> MatrixSplit | None:
+        """Find the matrices for "spectral"; warn, or raise, if there are none."""
+        try:
+            return split_matrices(pl_module, parameters) if self.with_spectral else None
+        except ValueError as error:
+            if self.on_error == "raise":
+                raise
+            self.warn_once(SPECTRAL, f"measures without {SPECTRAL!r}. {error}")
+            return None
 
     @override
     def state_dict(self) -> dict[str, Any]:

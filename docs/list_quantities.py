@@ -24,6 +24,12 @@ N(Φ) = max ‖Hv‖_Φ* over ‖v‖_Φ ≤ 1 is the largest curvature that suc
 is an upper bound of N(Φ). H(`coordinate`) is the (1,1)-norm Σᵢⱼ |Hᵢⱼ|; N(`global`) and H(`global`)
 are both d max |λᵢ(H)|.
 
+`spectral` is measured where it is asked for, and is no partition: it is the geometry of Muon.
+‖x‖ is then the largest of σ_max(W) / √max(m, n) over the hidden matrices W of m rows and n columns
+and of |x_i| over all other entries; ‖g‖* is the sum of √max(m, n) Σᵢ σᵢ(G) and of |g_i|. Of the
+quantities below it has `step_advantage`, `operator_norm_lower` and `operator_norm_upper`. The last
+is that of a partition into whole tensors, whose steps include all of this geometry's.
+
 A quantity *of* the model or a partition is logged as a scalar under its tag, for example
 `geometry/density` or `geometry/noise/row`. A quantity *of* a tensor is a column of a table, with
 one row for each parameter tensor, in `geometry.jsonl` and in event files. A quantity without a unit

@@ -7,6 +7,8 @@ parameter it is Adam; with a single block it is SGD with an adaptive step size.
 from typing import Literal, NamedTuple
 
 PartitionName = Literal["coordinate", "row", "column", "head", "tensor", "module", "global"]
+MeasuredName = Literal[PartitionName, "spectral"]
+"""What can be measured: partitions, and "spectral", the geometry of Muon, which has no blocks."""
 ModuleFreeName = Literal["coordinate", "tensor", "global"]
 """Partitions that can be made of the parameters alone; the others need the module's structure."""
 FusedQKV = Literal["qkv_head", "head_qkv"]
@@ -38,6 +40,12 @@ FINE_TO_COARSE: dict[PartitionName, Meaning] = {
     "module": Meaning("the parameter tensors that one submodule holds directly"),
     "global": Meaning("all parameters together", "SGD"),
 }
+SPECTRAL: Literal["spectral"] = "spectral"
+GEOMETRY_OF: dict[str, str] = {
+    **{name: meaning.optimizer for name, meaning in FINE_TO_COARSE.items()},
+    SPECTRAL: "Muon",
+}
+"""Whose geometry each of the names is."""
 ENDS: tuple[PartitionName, ...] = ("coordinate", "global")
 """The geometries of Adam and of SGD, which every measurement includes."""
 DEFAULT: tuple[PartitionName, ...] = ("coordinate", "row", "tensor", "global")

@@ -13,6 +13,7 @@ from lightning_linf.partition_names import (
     DEFAULT,
     ENDS,
     FINE_TO_COARSE,
+    MeasuredName,
     ModuleFreeName,
     PartitionName,
 )
@@ -50,4 +51,6 @@ def test_names_that_need_no_module_are_those_an_optimizer_takes():
 
 
 def test_panels_are_told_the_names_in_order():
-    assert [told["name"] for told in vocabulary()["partitions"]] == list(FINE_TO_COARSE)
+    told = {each["name"]: each["optimizer"] for each in vocabulary()["partitions"]}
+    assert list(told) == [*FINE_TO_COARSE, "spectral"] == list(get_args(MeasuredName))
+    assert (told["coordinate"], told["global"], told["spectral"]) == ("Adam", "SGD", "Muon")

@@ -16,7 +16,14 @@ from rich.progress import Progress
 
 from lightning_linf.cli.arguments import ClassArguments, parse
 from lightning_linf.cli.errors import UsageError
-from lightning_linf.partition_names import DEFAULT, ENDS, FusedQKV, PartitionName
+from lightning_linf.partition_names import (
+    DEFAULT,
+    ENDS,
+    SPECTRAL,
+    FusedQKV,
+    MeasuredName,
+    PartitionName,
+)
 from lightning_linf.report import GeometryReport, files
 from lightning_linf.report.terminal import ReportView
 from lightning_linf.report.text import describe
@@ -102,11 +109,12 @@ def make_parser() -> ArgumentParser:
     )
     add(
         "--partitions",
-        type=PartitionName,
+        type=MeasuredName,
         nargs="+",
         metavar="NAME",
         help=f"Partitions to measure, out of {', '.join(get_args(PartitionName))}; coordinate and "
-        "global always are. Default: these two, tensor, and row unless a parameter has no rows.",
+        "global always are. Also spectral, the geometry of Muon. Default: coordinate, global, "
+        "tensor, and row unless a parameter has no rows.",
     )
     add(
         "--output_dims",
@@ -132,7 +140,7 @@ def make_parser() -> ArgumentParser:
         "--max_hvps",
         type=int | None,
         help="Budget of Hessian-vector products. Default, and the most that is used: num_probes + "
-        "33 for each partition, 33 for global.",
+        "33 for each partition, 33 for global. And 9 for spectral.",
     )
     add(
         "--mode",
@@ -225,9 +233,11 @@ def _measure_module(
     from lightning_linf.errors import ProbeError
     from lightning_linf.probe import measure_geometry
     from lightning_linf.probe.brackets import OPERATOR_HVPS
+    from lightning_linf.probe.spectral import SPECTRAL_HVPS
 
-    num_partitions = len({*(options.partitions or DEFAULT), *ENDS})
-    most_hvps = (options.num_probes + OPERATOR_HVPS) * num_partitions
+    names = {*(options.partitions or DEFAULT), *ENDS}
+    most_hvps = (options.num_probes + OPERATOR_HVPS) * len(names - {SPECTRAL})
+    most_hvps += SPECTRAL_HVPS if SPECTRAL in names else 0
     if options.max_hvps is not None:
         most_hvps = min(most_hvps, options.max_hvps)
     try:

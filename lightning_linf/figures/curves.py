@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from lightning_linf import quantities
 from lightning_linf.figures import style
-from lightning_linf.partition_names import FINE_TO_COARSE
+from lightning_linf.partition_names import FINE_TO_COARSE, GEOMETRY_OF
 from lightning_linf.quantity import PartitionScalar
 from lightning_linf.runs.run import Run
 
@@ -119,8 +119,7 @@ def _look(num_runs: int, run: int, partition: int) -> dict[str, Any]:
 
 def _add_legend(figure: Figure, runs: Sequence[Run], shown: Sequence[str]) -> None:
     """Say below the figure which curve is which."""
-    optimizers: dict[str, str] = {n: each.optimizer for n, each in FINE_TO_COARSE.items()}
-    partitions = [f"{optimizers.get(n, 'blockwise')} ({style.literal(n)})" for n in shown]
+    partitions = [f"{GEOMETRY_OF.get(n, 'blockwise')} ({style.literal(n)})" for n in shown]
     if len(runs) == 1:
         looks, labels = [_look(1, 0, j) for j in range(len(shown))], partitions
     else:

@@ -30,3 +30,9 @@ from lightning_linf.functional.r_squared import between_within as between_within
 from lightning_linf.functional.random import cauchy as cauchy
 from lightning_linf.functional.rotation import rotate as rotate
 from lightning_linf.functional.rotation import rotate_squared as rotate_squared
+from lightning_linf.functional.spectral import MatrixSplit as MatrixSplit
+from lightning_linf.functional.spectral import SpectralAscent as SpectralAscent
+from lightning_linf.functional.spectral import SpectralDual as SpectralDual
+from lightning_linf.functional.spectral import spectral_ascent as spectral_ascent
+from lightning_linf.functional.spectral import spectral_dual as spectral_dual
+from lightning_linf.functional.spectral import spectral_norm as spectral_norm

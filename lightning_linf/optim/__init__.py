@@ -1,8 +1,8 @@
-"""Four optimizers: AdaSGD, Signum, BlockwiseAdam and, around any optimizer, Reparameterized.
+"""Five optimizers: AdaSGD, Signum, BlockwiseAdam, MuonWithAdamW and, around any, Reparameterized.
 
-Each is a class of its own: ``adasgd.py`` and ``signum.py``, and the folders ``blockwise/`` and
-``reparameterized/``, whose module of the same name has the class. What they share is how
-hyperparameters are checked (``hyperparameters.py``) and how a state is loaded
+Each is a class of its own: ``adasgd.py``, ``signum.py`` and ``muon.py``, and the folders
+``blockwise/`` and ``reparameterized/``, whose module of the same name has the class. What they
+share is how hyperparameters are checked (``hyperparameters.py``) and how a state is loaded
 (``saved_state.py``).
 
 When one optimizer replaces another during training (:mod:`lightning_linf.swap`), two class
@@ -18,5 +18,6 @@ attributes tell what has to be known of an optimizer; a class without them still
 
 from lightning_linf.optim.adasgd import AdaSGD as AdaSGD
 from lightning_linf.optim.blockwise import BlockwiseAdam as BlockwiseAdam
+from lightning_linf.optim.muon import MuonWithAdamW as MuonWithAdamW
 from lightning_linf.optim.reparameterized import Reparameterized as Reparameterized
 from lightning_linf.optim.signum import Signum as Signum

@@ -16,6 +16,8 @@ from lightning_linf.optim.saved_state import (
     with_own_names,
 )
 
+_ADDED_BY_TORCH = {"differentiable"}  # to the defaults, whenever a state is loaded or unpickled
+
 
 class CheckedOptimizer(Optimizer):
     """An optimizer that is left as it was if it refuses a parameter group or a state.
@@ -116,8 +118,9 @@ class CheckedOptimizer(Optimizer):
         name, groups = type(self).__name__, self.param_groups
         if not has_these_groups(groups, saved):
             return saved  # which torch refuses
+        expected = self.defaults.keys() - self._added_options.keys() - _ADDED_BY_TORCH
         for theirs in saved["param_groups"]:
-            missing = self.defaults.keys() - self._added_options.keys() - theirs.keys()
+            missing = expected - theirs.keys()
             if missing:
                 raise ValueError(
                     f"{name}.load_state_dict: expected the state of an optimizer of this class, "

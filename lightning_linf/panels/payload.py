@@ -7,7 +7,7 @@ import numpy as np
 
 from lightning_linf import json_numbers
 from lightning_linf.panels.table import Table, thin
-from lightning_linf.partition_names import FINE_TO_COARSE
+from lightning_linf.partition_names import GEOMETRY_OF
 from lightning_linf.quantities import ALL, PREFIX
 from lightning_linf.quantity import PartitionScalar
 from lightning_linf.report import ReportText
@@ -28,8 +28,7 @@ def vocabulary() -> dict[str, Any]:
             for quantity in ALL
         },
         "partitions": [
-            {"name": name, "optimizer": meaning.optimizer}
-            for name, meaning in FINE_TO_COARSE.items()
+            {"name": name, "optimizer": optimizer} for name, optimizer in GEOMETRY_OF.items()
         ],
     }
 

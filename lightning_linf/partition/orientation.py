@@ -112,7 +112,7 @@ def _stated(name: str, shape: torch.Size, output_dims: Mapping[str, int]) -> Ori
 
 
 def _by_type(shape: torch.Size, owners: Sequence[Owner]) -> Orientation | None:
-    known = _known(shape, owners)
+    known = known_orientations(shape, owners)
     if len(known) == 1:
         return known.pop()
     # A parametrization may make a weight from tensors of any shape, so nothing is assumed of them.
@@ -120,7 +120,8 @@ def _by_type(shape: torch.Size, owners: Sequence[Owner]) -> Orientation | None:
     return _assumed(shape) if is_raw and not known else None
 
 
-def _known(shape: torch.Size, owners: Sequence[Owner]) -> set[Orientation]:
+def known_orientations(shape: torch.Size, owners: Sequence[Owner]) -> set[Orientation]:
+    """Tell outputs from inputs by each of the modules that hold a parameter, where it tells."""
     found = [_orientation(owner, shape) for owner in owners]
     return {orientation for orientation in found if orientation is not None}
 
@@ -144,7 +145,7 @@ def _contradiction(
     by_cause: dict[str, list[str]] = {}
     for name, p in unplaced.items():
         types = " and ".join(type(owner.module).__name__ for owner in owners[id(p)])
-        is_known = len(_known(p.shape, owners[id(p)])) > 0
+        is_known = len(known_orientations(p.shape, owners[id(p)])) > 0
         cause = "which contradict each other" if is_known else "which tells nothing"
         by_cause.setdefault(f"{tuple(p.shape)} of {types}, {cause}", []).append(name)
     got, patterns = [], []

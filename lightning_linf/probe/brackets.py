@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from torch import Tensor
+
 from lightning_linf.functional.operator_norm import LEAST_BUDGET, OperatorNorm, operator_norm
 from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.partition import Partition
@@ -27,6 +29,7 @@ class Brackets(NamedTuple):
 
     smoothness: dict[str, BlockSmoothness]
     coordinate: UpperBound
+    direction: Tensor  # (d,), the worst step found for the partition of most blocks
 
 
 def bracket_smoothness(
@@ -37,11 +40,13 @@ def bracket_smoothness(
     num_probes: int,
     max_hvps: int | None,
     seed: int,
+    num_other_hvps: int = 0,
 ) -> Brackets:
     """Measure N(Phi) and H(Phi) of each partition; "coordinate" and "global" must be among them.
 
     Each partition but "global" gets ``num_probes`` probes for the upper end of H(Phi) and up to
-    ``OPERATOR_HVPS`` products for both ends of N(Phi), within ``max_hvps`` in all. From coarse to
+    ``OPERATOR_HVPS`` products for both ends of N(Phi), within ``max_hvps`` in all, of which
+    ``num_other_hvps`` are left over. From coarse to
     fine, the step that is worst for one partition is where the search for the next one starts; and
     where one partition refines another, the lower end of the finer one holds for the coarser one,
     and the upper end the other way. With no more parameters than probes, d products give the whole
@@ -52,7 +57,7 @@ def bracket_smoothness(
         ProbeError: If a product is not finite or the Hessian comes out unsymmetric.
     """
     num_uppers = sum(partition.num_blocks > 1 for partition in partitions)
-    budget = _budget(partitions, num_uppers, num_probes, max_hvps)
+    budget = _budget(partitions, num_uppers, num_probes, max_hvps, num_other_hvps)
     vector = landscape.parameters
     hessian: WholeHessian | None = None
     if vector.num_params <= num_probes:
@@ -93,24 +98,29 @@ def bracket_smoothness(
         start = norm.direction if norm.lower > 0 else start
     _tighten(smoothness, partitions)
     in_order = {partition.name: smoothness[partition.name] for partition in partitions}
-    return Brackets(in_order, uppers["coordinate"])
+    return Brackets(in_order, uppers["coordinate"], start)
 
 
 def _budget(
-    partitions: Sequence[Partition], num_uppers: int, num_probes: int, max_hvps: int | None
+    partitions: Sequence[Partition],
+    num_uppers: int,
+    num_probes: int,
+    max_hvps: int | None,
+    num_other_hvps: int,
 ) -> int:
     """Products that the brackets may take; the gradient's own steps take one each besides."""
     budget = num_probes * num_uppers + OPERATOR_HVPS * len(partitions)
     if max_hvps is None:
         return budget
-    least = num_probes * num_uppers + (LEAST_BUDGET + 1) * len(partitions)
+    least = num_probes * num_uppers + (LEAST_BUDGET + 1) * len(partitions) + num_other_hvps
+    others = f", and {num_other_hvps} for spectral" if num_other_hvps else ""
     if max_hvps < least:
         raise ValueError(
             f"measure_geometry: expected `max_hvps` >= {least} ({num_probes} probes for each "
             f"of {num_uppers} partitions and {LEAST_BUDGET + 1} products for each of "
-            f"{len(partitions)}), got {max_hvps}. Raise it, or measure fewer partitions."
+            f"{len(partitions)}{others}), got {max_hvps}. Raise it, or measure fewer partitions."
         )
-    return min(budget, max_hvps - len(partitions))
+    return min(budget, max_hvps - len(partitions) - num_other_hvps)
 
 
 def _assemble(

@@ -10,10 +10,13 @@ from lightning_linf.functional.finite import all_finite
 from lightning_linf.functional.heterogeneity import Heterogeneity, each_and_whole
 from lightning_linf.functional.heterogeneity_sums import heterogeneity_update
 from lightning_linf.functional.r_squared import between_within
+from lightning_linf.functional.spectral import MatrixSplit
 from lightning_linf.partition import Partition
+from lightning_linf.partition_names import SPECTRAL
 from lightning_linf.probe.along_steps import curvatures, dual_norms, secants
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.products import HessianProducts
+from lightning_linf.probe.spectral import measure_spectral_step
 
 
 class GradientFacts(NamedTuple):
@@ -32,6 +35,7 @@ def measure_gradient(
     partitions: Sequence[Partition],
     products: HessianProducts,
     last_step: Tensor | None,
+    matrices: MatrixSplit | None = None,
 ) -> GradientFacts:
     """Measure all that needs the gradient, at one product for each partition.
 
@@ -40,6 +44,7 @@ def measure_gradient(
         partitions: Of its parameters.
         products: With its Hessian.
         last_step: A step (d,) that led here, at the cost of a gradient more, or None.
+        matrices: For the key "spectral" of the dual norm and the curvature, at one product more.
 
     Raises:
         ProbeError: If the gradient is not finite.
@@ -57,11 +62,16 @@ def measure_gradient(
     if earlier is not None and last_step is not None:
         secant = secants(earlier, gradient, last_step, partitions)
         del earlier
+    dual_norm = dual_norms(gradient, partitions)
+    curvature = curvatures(gradient, partitions, products)
+    if matrices is not None:
+        spectral = measure_spectral_step(gradient, matrices, products)
+        dual_norm[SPECTRAL], curvature[SPECTRAL] = spectral
     sums = heterogeneity_update(landscape.parameters.unflatten(gradient))
     each, whole = each_and_whole(sums)
     return GradientFacts(
-        dual_norm=dual_norms(gradient, partitions),
-        curvature=curvatures(gradient, partitions, products),
+        dual_norm=dual_norm,
+        curvature=curvature,
         r_squared={p.name: float(between_within(gradient, p).r_squared) for p in partitions},
         secant=secant,
         each=each,

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from lightning_linf.argument_checks import check_callable, check_whole
 from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.linear_map import LinearMap
+from lightning_linf.functional.spectral import MatrixSplit
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
-from lightning_linf.partition_names import FusedQKV, PartitionName
+from lightning_linf.partition_names import FusedQKV, MeasuredName
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.brackets import bracket_smoothness
 from lightning_linf.probe.fabric import unwrap_fabric
@@ -22,8 +23,13 @@ from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.gradient import measure_gradient
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.noise import MeasuredNoise, measure_noise
-from lightning_linf.probe.partitions import choose_partitions, default_partitions
+from lightning_linf.probe.partitions import (
+    choose_partitions,
+    default_partitions,
+    without_spectral,
+)
 from lightning_linf.probe.products import HessianProducts
+from lightning_linf.probe.spectral import SPECTRAL_HVPS, bracket_spectral, split_matrices
 from lightning_linf.reparam import Reparameterization
 from lightning_linf.report import GeometryReport
 
@@ -33,7 +39,7 @@ def measure_geometry(
     batches: Sequence[Any] | Iterable[Any],
     *,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
-    partitions: Sequence[PartitionName | Partition] | None = None,
+    partitions: Sequence[MeasuredName | Partition] | None = None,
     output_dims: Mapping[str, int] | None = None,
     fused_qkv: FusedQKV | None = None,
     num_probes: int = 16,
@@ -62,13 +68,15 @@ def measure_geometry(
         partitions: Names for :meth:`~lightning_linf.partition.Partition.of`, or partitions of the
             module. "coordinate" and "global", the geometries of Adam and of SGD, are always
             measured. Default: these two, "row" and "tensor"; "row" is left out where a parameter
-            has no rows, and ``settings["left_out"]`` says why.
+            has no rows, and ``settings["left_out"]`` says why. "spectral" among them is the
+            geometry of Muon, which has no blocks: the spectral norm of hidden matrices
+            (:func:`~lightning_linf.partition.hidden_matrices`), and l-infinity of the rest.
         output_dims: For "row" and "column", as in :meth:`~lightning_linf.Partition.of`.
         fused_qkv: For "head", as there.
         num_probes: Probes for each partition's upper end, at least 4; 16 give the (1,1)-norm to
             about a tenth. With no more parameters than probes all brackets are exact or nearly so.
         max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 33 for each
-            partition.
+            partition, and 9 for "spectral".
         noise_batches: Microbatches for the gradient noise, at least 2, one gradient each. Default:
             ``batches`` if there are two or more; with one the noise is not measured.
         reparameterization: Measure in coordinates phi with parameters theta = A phi. What would
@@ -123,9 +131,13 @@ def measure_geometry(
     landscape = Landscape(module, batches, **options)
     structure: dict[str, Any] = {"output_dims": output_dims, "fused_qkv": fused_qkv}
     left_out: dict[str, str] = {}
+    matrices: MatrixSplit | None = None
     if partitions is None:
-        partitions, left_out = default_partitions(module, structure)
-    chosen = choose_partitions(module, partitions, **structure)
+        chosen, left_out = default_partitions(module, structure)
+    else:
+        named, with_spectral = without_spectral(partitions)
+        chosen = choose_partitions(module, named, **structure)
+        matrices = split_matrices(module) if with_spectral else None
     noise: MeasuredNoise | None = None
     if noise_batches is not None:
         noise_batches = list_batches("measure_geometry", "noise_batches", noise_batches)
@@ -140,6 +152,7 @@ def measure_geometry(
         report = measure_landscape(
             landscape,
             chosen,
+            matrices=matrices,
             num_probes=num_probes,
             max_hvps=max_hvps,
             noise=noise,
@@ -153,6 +166,7 @@ def measure_landscape(
     landscape: Landscape,
     partitions: Sequence[Partition],
     *,
+    matrices: MatrixSplit | None = None,
     num_probes: int = 16,
     max_hvps: int | None = None,
     noise: MeasuredNoise | None = None,
@@ -165,6 +179,8 @@ def measure_landscape(
     Args:
         landscape: Inside its ``with``.
         partitions: From :func:`~lightning_linf.probe.partitions.choose_partitions`.
+        matrices: From :func:`~lightning_linf.probe.spectral.split_matrices`, to measure the
+            geometry of Muon, too.
         num_probes: At least 4.
         max_hvps: Budget of products.
         noise: From :func:`~lightning_linf.probe.noise.measure_noise`.
@@ -196,11 +212,22 @@ def measure_landscape(
     for partition in partitions:
         partition.check(vector.names, vector.shapes)
     products = HessianProducts(landscape, on_hvps)
-    facts = measure_gradient(landscape, partitions, products, last_step)
+    facts = measure_gradient(landscape, partitions, products, last_step, matrices)
     del last_step
     brackets = bracket_smoothness(
-        landscape, partitions, products, num_probes=num_probes, max_hvps=max_hvps, seed=seed
+        landscape,
+        partitions,
+        products,
+        num_probes=num_probes,
+        max_hvps=max_hvps,
+        seed=seed,
+        num_other_hvps=0 if matrices is None else SPECTRAL_HVPS,
     )
+    spectral = None
+    if matrices is not None:
+        spectral = bracket_spectral(
+            brackets.direction, matrices, products, partitions, brackets.smoothness
+        )
     one_one_norm, coarsest = brackets.coordinate, brackets.smoothness["global"]
     shares = one_one_norm.tensor_parts
     columns = {
@@ -224,6 +251,7 @@ def measure_landscape(
         dual_norm=facts.dual_norm,
         curvature=facts.curvature,
         smoothness=brackets.smoothness,
+        spectral=spectral,
         r_squared=facts.r_squared,
         per_tensor={
             name: dict(zip(columns, row, strict=True))

@@ -7,7 +7,14 @@ from torch import nn
 
 from lightning_linf.partition import Partition
 from lightning_linf.partition.placement import PlacementError
-from lightning_linf.partition_names import DEFAULT, ENDS, FusedQKV, PartitionName
+from lightning_linf.partition_names import (
+    DEFAULT,
+    ENDS,
+    SPECTRAL,
+    FusedQKV,
+    MeasuredName,
+    PartitionName,
+)
 
 
 def choose_partitions(
@@ -54,6 +61,26 @@ def choose_partitions(
             )
         chosen[partition.name] = partition
     return list(chosen.values())
+
+
+def without_spectral(
+    choices: Sequence[MeasuredName | Partition],
+) -> tuple[list[PartitionName | Partition], bool]:
+    """Give the choices that are partitions, and whether the spectral geometry is asked for.
+
+    Raises:
+        ValueError: If a partition is called "spectral".
+    """
+    kept: list[PartitionName | Partition] = []
+    for choice in choices:
+        if isinstance(choice, Partition) and choice.name == SPECTRAL:
+            raise ValueError(
+                'measure_geometry: expected no partition to be called "spectral", the geometry of '
+                f"Muon, got {choice!r}. Give it another `name`."
+            )
+        if isinstance(choice, Partition) or choice != SPECTRAL:
+            kept.append(choice)
+    return kept, len(kept) < len(choices)
 
 
 def default_partitions(

@@ -4,6 +4,7 @@ from lightning_linf.report.advice import Advice as Advice
 from lightning_linf.report.interval import Interval as Interval
 from lightning_linf.report.measurement import BlockSmoothness as BlockSmoothness
 from lightning_linf.report.measurement import NoiseReport as NoiseReport
+from lightning_linf.report.measurement import SpectralSmoothness as SpectralSmoothness
 from lightning_linf.report.report import GeometryReport as GeometryReport
 from lightning_linf.report.report import text_of as text_of
 from lightning_linf.report.text import ReportText as ReportText

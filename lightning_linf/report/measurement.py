@@ -33,6 +33,21 @@ class BlockSmoothness:
 
 
 @dataclass(frozen=True)
+class SpectralSmoothness:
+    """Smoothness of the geometry of Muon, in loss per parameter squared, not divided by d.
+
+    Its norm is the largest of singular values over sqrt(max(m, n)) of hidden matrices (m, n), and
+    of magnitudes of the entries of other tensors. ``lower <= N <= operator_upper``.
+    """
+
+    num_matrices: int
+    lower: float  # what one direction was found to reach
+    operator_upper: float  # that of a partition into whole tensors, which has all of its steps
+    lower_increase: float  # by how much the last product raised `lower`, relative
+    num_hvps: int
+
+
+@dataclass(frozen=True)
 class NoiseReport:
     """Gradient noise of one sample, where the loss is a mean over samples."""
 
@@ -69,6 +84,8 @@ class Measurement:
     # half of them exceeds that of all, relative; what all exceed the data by is roughly 1 to 2.4
     # times as much, more if they are few (`functional/batch_excess.py`). None with one batch.
     one_one_norm_batch_excess: float | None = None
+    # Where it was measured, `dual_norm` and `curvature` have the key "spectral", too.
+    spectral: SpectralSmoothness | None = None
 
     def __post_init__(self) -> None:
         if not self.smoothness.keys() >= {"coordinate", "global"}:
@@ -76,11 +93,12 @@ class Measurement:
                 'GeometryReport: expected `smoothness` to have "coordinate" and "global", got '
                 f"{list(self.smoothness)}. Measure these two beside other partitions."
             )
+        measured = [*self.smoothness, *(["spectral"] if self.spectral is not None else [])]
         for name, values in (("dual_norm", self.dual_norm), ("curvature", self.curvature)):
-            if values.keys() != self.smoothness.keys():
+            if values.keys() != set(measured):
                 raise ValueError(
                     f"GeometryReport: expected `{name}` to have the partitions of `smoothness`, "
-                    f"{list(self.smoothness)}, got {list(values)}. Measure both for each."
+                    f"{measured}, got {list(values)}. Measure both for each."
                 )
 
     @property

@@ -22,7 +22,8 @@ class GeometryReport(Measurement):
     """The geometry of a loss landscape at one point, as :func:`measure_geometry` found it.
 
     ``print(report)`` shows it. The dicts by partition have the same keys, "coordinate" (Adam) and
-    "global" (SGD) always among them; those of what was not measured may have fewer.
+    "global" (SGD) always among them; those of what was not measured may have fewer, and those of
+    steps have "spectral" (Muon), too, where it was asked for.
 
     Raises:
         ValueError: If ``smoothness`` lacks one of the two, or ``dual_norm`` has other keys.

@@ -37,6 +37,10 @@ def scalars_of(report: GeometryReport) -> dict[str, float]:
         if name != "coordinate":
             scalars[quantities.SMOOTHNESS_UPPER.of(name)] = block.upper / d
             scalars[quantities.R_SQUARED.of(name)] = report.r_squared[name]
+    if report.spectral is not None:
+        scalars[quantities.OPERATOR_NORM_LOWER.of("spectral")] = report.spectral.lower / d
+        scalars[quantities.OPERATOR_NORM_UPPER.of("spectral")] = report.spectral.operator_upper / d
+        scalars[quantities.STEP_ADVANTAGE.of("spectral")] = report.step_advantage["spectral"]
     if report.noise is not None:
         scalars[quantities.NOISE_TRACE.tag] = report.noise.trace
         scalars[quantities.NOISE_SCALE.tag] = report.noise.noise_scale

@@ -1,7 +1,7 @@
 """The text of a report: lines, cells and sentences, which every place that shows it lays out."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lightning_linf.report import advice
@@ -44,7 +44,7 @@ def describe(measured: Measurement, keep: float = 0.9) -> ReportText:
     return ReportText(
         header=list(_header(measured)),
         headings=list(columns),
-        rows=[list(row) for row in zip(*columns.values(), strict=True)],
+        rows=[*map(list, zip(*columns.values(), strict=True)), *_spectral_row(measured, columns)],
         num_smoothness=len(smoothness),
         legend=list(_legend(measured)),
         verdict=advice.verdict(measured),
@@ -175,6 +175,20 @@ def _cells(names: list[str], values: dict[str, float], divisor: int = 1) -> list
     return [number(values[name] / divisor) if name in values else "-" for name in names]
 
 
+def _spectral_row(measured: Measurement, headings: Iterable[str]) -> Iterator[list[str]]:
+    """Give the row of the geometry of Muon, if it was measured, under the headings of the table."""
+    spectral, d = measured.spectral, measured.num_params
+    if spectral is None:
+        return
+    known = {
+        "partition": "spectral",
+        "N(Phi)/d": str(Interval(spectral.lower / d, spectral.operator_upper / d)),
+        "HVPs": f"{spectral.num_hvps:,}",
+        "along g": number(measured.step_advantage["spectral"]),
+    }
+    yield [known.get(heading, "-") for heading in headings]
+
+
 def _legend(measured: Measurement) -> Iterator[str]:
     yield (
         "N(Phi): the largest curvature that one step can meet. The lower end is what a step was "
@@ -188,6 +202,13 @@ def _legend(measured: Measurement) -> Iterator[str]:
         "geometry. along g: the advantage if each step meets the curvature along itself, not the "
         "largest one. R²: share of the spread of log|g|, beyond chance, that lies between blocks."
     )
+    if measured.spectral is not None:
+        yield (
+            "spectral: Muon's geometry, the spectral norm of "
+            f"{measured.spectral.num_matrices:,} hidden matrices and l-infinity of the rest. The "
+            "lower end is what a step was found to meet; the upper end is that of a partition into "
+            "whole tensors, whose steps include all of Muon's."
+        )
     if measured.secant is not None:
         yield "secant: smoothness along training's last step."
     if measured.noise is not None:

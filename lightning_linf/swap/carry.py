@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from lightning_linf.optim import BlockwiseAdam, Reparameterized
+from lightning_linf.optim import BlockwiseAdam, MuonWithAdamW, Reparameterized
 from lightning_linf.swap.groups import has_two_betas, inner_of
+
+_MUONS = (MuonWithAdamW, getattr(torch.optim, "Muon", MuonWithAdamW))
 
 
 class _Mean(NamedTuple):
@@ -38,13 +40,13 @@ def carry_state(old: Optimizer, new: Optimizer) -> str:
     they become what is expected if the coordinates of the gradient are uncorrelated. What the old
     optimizer does not keep cannot be carried: Adam after SGD starts its moments anew.
 
-    Momentum is read from Adam, AdamW, SGD, and whatever else keeps ``exp_avg``; second moments from
-    :class:`BlockwiseAdam` and whatever keeps ``exp_avg_sq``, also within :class:`Reparameterized`.
-    They are written to Adam, AdamW, SGD, and classes that name them in an attribute
-    ``carried_state`` (see :mod:`lightning_linf.optim`), as ours do. With other than two betas
+    Momentum is read from Adam, AdamW, SGD, Muon, and whatever else keeps ``exp_avg``; second
+    moments from :class:`BlockwiseAdam` and whatever keeps ``exp_avg_sq``, also within
+    :class:`Reparameterized`. They are written to Adam, AdamW, SGD, ours, and classes that name them
+    in an attribute ``carried_state`` (see :mod:`lightning_linf.optim`). With other than two betas
     (Adan, AdEMAMix) nothing is read or written. What a coupled weight decay has added to moments
-    stays in them. SGD and Signum do not count their steps; their momentum is taken as that of a
-    long run.
+    stays in them. SGD, Signum and Muon do not count their steps; their momentum is taken as that of
+    a long run.
 
     Args:
         old: The optimizer with the state. It is not changed.
@@ -77,17 +79,18 @@ def _kind(optimizer: Optimizer) -> tuple[object, ...]:
     inner = inner_of(optimizer)
     keys = ("betas", "momentum", "dampening", "amsgrad", "centered")
     decays = [[group.get(key) for key in keys] for group in optimizer.param_groups]
-    return type(inner), getattr(inner, "partition", None), decays
+    blocks = getattr(inner, "partition", None), getattr(inner, "matrices", None)
+    return type(inner), blocks, decays
 
 
-def _carried_state(optimizer: Optimizer) -> tuple[str, ...]:
-    """Give the names of the state entries of a parameter that can be written."""
+def _carried_state(optimizer: Optimizer, phi: Tensor) -> tuple[str, ...]:
+    """Give the names of the state entries of a stepped parameter that can be written."""
     inner = inner_of(optimizer)
     if not all(map(has_two_betas, optimizer.param_groups)):
         return ()
-    if isinstance(inner, SGD):
+    if isinstance(inner, SGD) or (isinstance(inner, MuonWithAdamW) and inner.is_matrix(phi)):
         return ("momentum_buffer",)
-    if isinstance(inner, (Adam, AdamW)):
+    if isinstance(inner, (Adam, AdamW, MuonWithAdamW)):
         return ("step", "exp_avg", "exp_avg_sq")
     return getattr(inner, "carried_state", ())
 
@@ -113,9 +116,11 @@ def _read(optimizer: Optimizer) -> _Moments:
         if "step" in state:
             steps = moments.steps[theta] = float(state["step"])
         if isinstance(inner, SGD):
-            weight = _sgd_weight(group)
+            weight = _buffer_weight(group)
             if weight > 0 and state.get("momentum_buffer") is not None:
                 moments.means[theta] = _Mean(state["momentum_buffer"], weight)
+        elif isinstance(inner, _MUONS) and "momentum_buffer" in state:
+            moments.means[theta] = _Mean(state["momentum_buffer"], 1.0)
         elif "exp_avg" in state and steps != 0:
             weight = 1.0 if steps is None else 1 - beta1**steps
             moments.means[theta] = _Mean(state["exp_avg"], weight)
@@ -138,38 +143,51 @@ def _in_new_coordinates(moments: _Moments, old: Optimizer, new: Optimizer) -> _M
 
     most = max(moments.steps.values(), default=None)  # for parameters that a map mixes in
     means = changed(moments.means, squared=False)
+    # Under a map that mixes tensors, missing squares would count as zero: of Muon's matrices, say.
+    squares = moments.squares if moments.squares.keys() >= moments.means.keys() else {}
     steps = {} if most is None else {theta: moments.steps.get(theta, most) for theta in means}
-    return _Moments(steps, means, changed(moments.squares, squared=True))
+    return _Moments(steps, means, changed(squares, squared=True))
 
 
 def _write(new: Optimizer, moments: _Moments, note: str) -> str:
-    inner, names = inner_of(new), _carried_state(new)
-    is_adaptive = "exp_avg_sq" in names
-    required: list[dict[Tensor, Any]] = [moments.means]
-    required += [moments.squares] if is_adaptive else []
-    required += [moments.steps] if "step" in names else []
+    inner = inner_of(new)
+    is_adaptive, num_lacking = False, 0
     state: dict[int, dict[str, Any]] = {}
     squares: dict[Tensor, tuple[Tensor, float]] = {}  # of which blocks take the means
-    for index, (theta, phi, group) in enumerate(_pairs(new) if names else ()):
-        if not all(theta in known for known in required):
+    for index, (theta, phi, group) in enumerate(_pairs(new)):
+        names = _carried_state(new, phi)
+        if not names or theta not in moments.means:
+            continue
+        if not _are_known(names, moments, theta):
+            num_lacking += 1
             continue
         entry = _entry(names, moments, theta, group)
-        if is_adaptive and isinstance(inner, BlockwiseAdam):
-            squares[phi] = entry.pop("exp_avg_sq"), moments.steps[theta]
+        if "exp_avg_sq" in names:
+            is_adaptive = True
+            if isinstance(inner, BlockwiseAdam):
+                squares[phi] = entry.pop("exp_avg_sq"), moments.steps[theta]
         if entry:
             state[index] = entry
     if not state:
-        lacking = bool(moments.means) and is_adaptive
-        reason = ": it needs second moments, which the former does not keep" if lacking else ""
+        reason = ": it needs second moments, which the former does not keep" if num_lacking else ""
         return f"its state starts anew{reason}"
     inner.load_state_dict({**inner.state_dict(), "state": state})
     if isinstance(inner, BlockwiseAdam):
         inner.load_exp_avg_sq(squares)
+        note = f", as means over its blocks{note}"
     if isinstance(new, Reparameterized):
         new.adopt_state()
-    if isinstance(inner, BlockwiseAdam):
-        return f"momentum was carried over, and second moments, as means over its blocks{note}"
-    return "momentum was carried over" + (f", and second moments{note}" if is_adaptive else "")
+    done = "momentum was carried over" + (f", and second moments{note}" if is_adaptive else "")
+    if not num_lacking:
+        return done
+    return f"{done}; tensors without second moments in the former start anew ({num_lacking})"
+
+
+def _are_known(names: Collection[str], moments: _Moments, theta: Tensor) -> bool:
+    """Tell whether all state entries of these names can be made for a parameter."""
+    return ("exp_avg_sq" not in names or theta in moments.squares) and (
+        "step" not in names or theta in moments.steps
+    )
 
 
 def _entry(
@@ -177,7 +195,7 @@ def _entry(
 ) -> dict[str, Any]:
     """Give the state of a parameter in the form of the new optimizer."""
     mean, entry = moments.means[theta], dict[str, Any]()
-    if "momentum_buffer" in names and (weight := _sgd_weight(group)) > 0:
+    if "momentum_buffer" in names and (weight := _buffer_weight(group)) > 0:
         entry["momentum_buffer"] = _weighted(mean, weight)
     beta1, beta2 = _betas(group)
     steps = moments.steps[theta] if "step" in names else math.inf  # as after a long run
@@ -197,8 +215,10 @@ def _betas(group: dict[str, Any]) -> tuple[float, float]:
     return betas
 
 
-def _sgd_weight(group: dict[str, Any]) -> float:
-    """Sum the weights of all gradients in SGD's momentum buffer; 0 if it is no mean of them."""
+def _buffer_weight(group: dict[str, Any]) -> float:
+    """Sum the weights of all gradients in a momentum buffer; 0 if it is no mean of them."""
+    if "momentum" not in group:  # Muon's, which is a running mean
+        return 1.0
     momentum, dampening = group["momentum"], group["dampening"]
     return (1 - dampening) / (1 - momentum) if 0 < momentum < 1 else 0.0
 

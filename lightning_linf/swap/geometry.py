@@ -10,8 +10,8 @@ from typing import Any, get_args
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_linf.optim import Reparameterized
-from lightning_linf.partition import Partition
+from lightning_linf.optim import MuonWithAdamW, Reparameterized
+from lightning_linf.partition import Partition, hidden_matrices
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, ModuleFreeName, PartitionName
 from lightning_linf.reparam import Reparameterization, Rotation
@@ -42,7 +42,9 @@ class Geometry:
     a momentum above 0 becomes beta1, and the other way. If there are other than two betas (as in
     Adan and AdEMAMix), nobody knows what they mean: the new optimizer then has its defaults, and
     the log says so. Weight decay keeps its number; it is decoupled in AdamW and our optimizers, and
-    a part of the gradient (L2) in Adam, SGD and most others; the log says if that changes. Hooks
+    a part of the gradient (L2) in Adam, SGD and most others; the log says if that changes. "muon"
+    steps hidden matrices by Muon (:func:`~lightning_linf.partition.hidden_matrices` lists them;
+    ``options={"matrices": names}`` chooses others) and the rest by AdamW, at AdamW's rates. Hooks
     registered on the old optimizer, and attributes that it was given, are not taken over.
 
     Args:
@@ -212,7 +214,8 @@ class Geometry:
             factory = from_function(self.optimizer, groups, adjustable)
         else:
             partition = self._partition(kind, old, module)
-            factory = from_class(kind, former, partition, self.lr, self.options)
+            options = self._options(kind, former, module)
+            factory = from_class(kind, former, partition, self.lr, options)
             groups = [translated(group, kind, type(former)) for group in groups]
             groups = [{k: v for k, v in g.items() if k not in self.options} for g in groups]
         coordinates = self.reparameterization()
@@ -233,7 +236,8 @@ class Geometry:
         keep_other_entries(old, new)
         scale_learning_rates(new, self.lr_factor(old))
         had_names = any("param_names" in group for group in old.param_groups)
-        if not had_names and not isinstance(getattr(inner_of(new), "partition", None), Partition):
+        by_name = isinstance(getattr(inner_of(new), "partition", None), Partition)
+        if not (had_names or by_name or isinstance(inner_of(new), MuonWithAdamW)):
             # With names there, torch would refuse groups without names that are added later.
             for group in (*new.param_groups, *inner_of(new).param_groups):
                 group.pop("param_names", None)
@@ -255,6 +259,15 @@ class Geometry:
                 fused_qkv=self.fused_qkv,
             )
         return partition
+
+    def _options(
+        self, kind: type[Optimizer], former: Optimizer, module: nn.Module
+    ) -> Mapping[str, Any]:
+        """Give the chosen hyperparameters, and to Muon the names of its matrices."""
+        if not issubclass(kind, MuonWithAdamW) or "matrices" in self.options:
+            return self.options
+        known = former.matrices if isinstance(former, MuonWithAdamW) else hidden_matrices(module)
+        return {**self.options, "matrices": known}
 
 
 def check_geometry(caller: str, geometry: object) -> None:

@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch.optim import Optimizer
 
-from lightning_linf.optim import AdaSGD, BlockwiseAdam, Signum
+from lightning_linf.optim import AdaSGD, BlockwiseAdam, MuonWithAdamW, Signum
 
-OptimizerName = Literal["adam", "adamw", "sgd", "adasgd", "blockwise_adam", "signum"]
+OptimizerName = Literal["adam", "adamw", "sgd", "adasgd", "blockwise_adam", "signum", "muon"]
 OPTIMIZERS: dict[OptimizerName, type[Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -15,4 +15,5 @@ OPTIMIZERS: dict[OptimizerName, type[Optimizer]] = {
     "adasgd": AdaSGD,
     "blockwise_adam": BlockwiseAdam,
     "signum": Signum,
+    "muon": MuonWithAdamW,
 }

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_linf.lightning_packages import is_either
-from lightning_linf.optim.reparameterized import Reparameterized
+from lightning_linf.optim import MuonWithAdamW, Reparameterized
 from lightning_linf.swap.carry import carry_state
 from lightning_linf.swap.geometry import Geometry, check_geometry
 from lightning_linf.swap.groups import betas_note, decay_note, holds_mapped_state
@@ -232,6 +232,10 @@ def _verify(
 def _describe(optimizer: Optimizer) -> str:
     if isinstance(optimizer, Reparameterized):
         return f"{_describe(optimizer.inner)} under {optimizer.reparameterization!r}"
+    if isinstance(optimizer, MuonWithAdamW):
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        num_matrices = sum(map(optimizer.is_matrix, params))
+        return f"MuonWithAdamW(Muon for {num_matrices} of {len(params)} tensors)"
     partition = getattr(optimizer, "partition", None)
     name = partition if isinstance(partition, str) else getattr(partition, "name", None)
     return type(optimizer).__name__ + (f"({name})" if name else "")

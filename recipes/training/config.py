@@ -28,7 +28,7 @@ class TrainingConfig:
     """Optimizer steps of the run."""
     optimizer: OptimizerName = "adamw"
     """adasgd keeps one mean of g^2 for all parameters, blockwise_adam one for each block; the
-    momentum of sgd and signum is betas[0]."""
+    momentum of sgd, signum and muon is betas[0]. muon steps hidden matrices, and adamw the rest."""
     partition: PartitionName | None = None
     """Blocks of blockwise_adam; if none is given, every tensor is one. Larger blocks need less
     memory, and know less of the gradient."""

@@ -14,7 +14,8 @@ from torch.optim.optimizer import (
 )
 
 from lightning_linf import Partition
-from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum
+from lightning_linf.optim import AdaSGD, BlockwiseAdam, MuonWithAdamW, Reparameterized, Signum
+from lightning_linf.partition import hidden_matrices
 from lightning_linf.reparam import Permutation, Rotation, Scaling
 
 NAMES = ("coordinate", "row", "tensor", "global")
@@ -59,6 +60,15 @@ MAPPED = {
     "rotated Signum": mapped(Rotation(), lambda p: Signum(p, lr=0.1)),
     "rotated AdaSGD": mapped(Rotation("tensor"), lambda p: AdaSGD(p, lr=0.1)),
 }
+if hasattr(torch.optim, "Muon"):  # torch 2.9
+    PLAIN["Muon"] = lambda module: MuonWithAdamW(
+        module.named_parameters(), lr=0.1, matrices=hidden_matrices(module)
+    )
+    MAPPED["rotated Muon"] = lambda module: Reparameterized(
+        module.named_parameters(),
+        lambda p: MuonWithAdamW(p, lr=0.1, matrices=hidden_matrices(module)),
+        Rotation("global"),
+    )
 KINDS = {**PLAIN, **MAPPED}
 
 
@@ -263,6 +273,18 @@ def test_a_state_stays_as_it_was_saved_while_training_goes_on_from_it(name):
     assert state["param_groups"] == kept["param_groups"]
     assert optimizer.state_dict()["extra"] == 1
     assert seen == [["param_groups", "state"], "loaded", "before"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_state_is_loaded_again_and_by_a_copy(name):
+    module = network()
+    optimizer = KINDS[name](module)
+    set_gradients(module)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    for each in (optimizer, optimizer, copy.deepcopy(optimizer)):
+        each.load_state_dict(copy.deepcopy(state))
+        torch.testing.assert_close(each.state_dict()["state"], state["state"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -29,6 +29,7 @@ from lightning_linf.probe import Landscape, ProbeError, functional_module
 from lightning_linf.probe.measure import measure_landscape
 from lightning_linf.probe.noise import noise_of_batches
 from lightning_linf.probe.partitions import choose_partitions
+from lightning_linf.probe.spectral import split_matrices
 
 pytestmark = [
     pytest.mark.slow,  # each test forks two processes
@@ -116,9 +117,12 @@ def test_every_number_of_a_report_is_that_of_the_joined_batch(tmp_path):
     partitions = choose_partitions(module, ["row", "tensor"])
 
     def measure(batches, **options):
+        matrices = split_matrices(module)
         with Landscape(module, batches, loss=loss, **options) as landscape:
             step = torch.full((landscape.parameters.num_params,), 1e-3, dtype=torch.float64)
-            return measure_landscape(landscape, partitions, num_probes=8, last_step=step).to_dict()
+            return measure_landscape(
+                landscape, partitions, matrices=matrices, num_probes=8, last_step=step
+            ).to_dict()
 
     def on_rank(rank):
         shard(module)
@@ -131,6 +135,7 @@ def test_every_number_of_a_report_is_that_of_the_joined_batch(tmp_path):
         assert result["num_hvps"] == expected["num_hvps"]
         for name in names:
             assert result[name] == pytest.approx(expected[name], rel=1e-7), name
+        assert result["spectral"] == pytest.approx(expected["spectral"], rel=1e-7)
         for name, ends in expected["smoothness"].items():
             assert result["smoothness"][name] == pytest.approx(ends, rel=1e-7), name
 

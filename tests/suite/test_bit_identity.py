@@ -31,6 +31,7 @@ def lightning_warns_again(monkeypatch):
     [
         ({}, {}),
         ({}, {"mode": "train"}),
+        ({}, {"partitions": ["spectral"]}),
         ({"accumulate_grad_batches": 3}, {"num_batches": 3}),
         ({"precision": "bf16-mixed"}, {}),
         ({"precision": "bf16-true"}, {}),
@@ -40,6 +41,7 @@ def lightning_warns_again(monkeypatch):
     ids=[
         "plain",
         "train mode",
+        "spectral",
         "accumulation",
         "bf16-mixed",
         "bf16-true",

@@ -127,11 +127,12 @@ class Everything(lightning.LightningModule):
         }
 
 
-def monitors(mode="eval", num_batches=1):
+def monitors(mode="eval", num_batches=1, partitions=()):
     return [
         GradientHeterogeneityMonitor(every_n_steps=1, on_error="raise"),
         LinfSmoothnessMonitor(
             every_n_steps=1,
+            partitions=partitions,
             num_probes=4,
             num_batches=num_batches,
             mode=mode,

@@ -21,7 +21,7 @@ from settings import RecipeError
             "precision: expected 32-true or bf16-mixed beside --strategy fsdp2, got '16-mixed'",
         ),
         ({"devices": 3}, "batch_size: expected a multiple of 48"),
-        ({"optimizer": "lion"}, "optimizer: expected one of adam, .*signum, got 'lion'. Choose"),
+        ({"optimizer": "lion"}, "optimizer: expected one of adam, .*muon, got 'lion'. Choose"),
         ({"optimizer": None}, "optimizer: expected one of adam, .*, got None"),
         ({"rotation": "half"}, "rotation: expected one of global, .*, got 'half'"),
         (

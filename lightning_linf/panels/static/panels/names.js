@@ -52,8 +52,8 @@ export function partitionsIn(runs, quantities) {
       }
     }
   }
-  const last = known.partitions.length - 1; // "global": what is not built in has more blocks
-  const rank = (name) => (numberOf(name) < 0 ? last - 0.5 : numberOf(name));
+  const coarsest = numberOf("global"); // what is not built in has more blocks
+  const rank = (name) => (numberOf(name) < 0 ? coarsest - 0.5 : numberOf(name));
   return [...found].sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
 }
 
