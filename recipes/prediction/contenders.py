@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from lightning_linf import Geometry
+from lightning_linf.partition import hidden_matrices
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Contender:
         geometry: Which optimizer, on which blocks, in which coordinates. The seed of a run is that
             of its rotation, too.
         reads: The geometry whose measurement is taken as its prediction: a partition, with
-            " rotated" for one of rotated coordinates.
+            " rotated" for one of rotated coordinates, or "spectral", that of Muon.
         factor: Where the sweep of its rates starts, as a multiple of the task's ``lr``.
     """
 
@@ -22,6 +25,10 @@ class Contender:
     geometry: Geometry
     reads: str
     factor: float
+
+    def suits(self, module: nn.Module) -> bool:
+        """Whether a network has what the optimizer needs: for Muon, hidden matrices."""
+        return self.reads != "spectral" or bool(hidden_matrices(module))
 
 
 CONTENDERS = (
@@ -32,10 +39,12 @@ CONTENDERS = (
     Contender("AdaSGD", Geometry("adasgd"), "global", 1.0),
     Contender("SGD", Geometry("sgd"), "global", 20.0),
     Contender("Signum", Geometry("signum"), "coordinate", 0.25),
+    Contender("Muon", Geometry("muon"), "spectral", 1.0),
 )
-FINER_IS_BETTER = ("coordinate", "row", "tensor", "coordinate rotated", "global")
-"""The null model, the best first: fine blocks, then coarse ones. Adam's blocks in rotated
-coordinates are as fine, but follow nothing in the network, so that only one block is worse."""
+FINER_IS_BETTER = ("spectral", "coordinate", "row", "tensor", "coordinate rotated", "global")
+"""The null model, the best first: Muon's matrices, as its repute has it, then fine blocks, then
+coarse ones. Adam's blocks in rotated coordinates are as fine, but follow nothing in the network, so
+that only one block is worse."""
 
 
 def contender(name: str) -> Contender:

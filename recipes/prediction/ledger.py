@@ -6,7 +6,7 @@ beside it. A change of what is computed shows there; a change of rounding does n
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,17 @@ class Ledger:
         self, tasks: Sequence[Task], contenders: Sequence[Contender], log: Callable[[str], None]
     ) -> None:
         """Leave out runs of what begins otherwise now, and measurements of other quantities."""
-        for task in tasks:
-            for contender in contenders:
-                key, start = f"{task.name}/{contender.name}", _start(task, contender)
-                if not _is_same(self.starts.get(key, start), start):
-                    log(f"{key} begins otherwise than it did: its runs are repeated")
-                    self.results = {
-                        run: result
-                        for run, result in self.results.items()
-                        if (run.task, run.contender) != (task.name, contender.name)
-                    }
-                    del self.starts[key]
-                self.starts.setdefault(key, start)
+        for task, contender in pairs(tasks, contenders):
+            key, start = f"{task.name}/{contender.name}", _start(task, contender)
+            if not _is_same(self.starts.get(key, start), start):
+                log(f"{key} begins otherwise than it did: its runs are repeated")
+                self.results = {
+                    run: result
+                    for run, result in self.results.items()
+                    if (run.task, run.contender) != (task.name, contender.name)
+                }
+                del self.starts[key]
+            self.starts.setdefault(key, start)
         names = {quantity.name for quantity in QUANTITIES}
         self.results = {
             run: result
@@ -104,6 +103,15 @@ def read(path: Path) -> Ledger:
         run = Run(*(row.pop(name) for name in Run.__dataclass_fields__))
         ledger.results[run] = Measured(**_decoded(row)) if run.measured else Trained(**row)
     return ledger
+
+
+def pairs(
+    tasks: Sequence[Task], contenders: Sequence[Contender]
+) -> Iterator[tuple[Task, Contender]]:
+    """Pair each task with the optimizers that suit its network."""
+    for task in tasks:
+        module = task.make()
+        yield from ((task, contender) for contender in contenders if contender.suits(module))
 
 
 def swept(ledger: Ledger, task: Task, contender: Contender) -> tuple[list[Rate], list[Run]]:
@@ -154,13 +162,12 @@ def measured_runs(task: Task, lr: float) -> list[Run]:
 def wanted(ledger: Ledger, tasks: Sequence[Task], contenders: Sequence[Contender]) -> list[Run]:
     """List the runs that can be made next: those of sweeps, and those at chosen rates."""
     runs: list[Run] = []
-    for task in tasks:
-        for contender in contenders:
-            runs += swept(ledger, task, contender)[1]
-            lr = chosen_rate(ledger, task, contender)
-            if lr is not None:
-                runs += counting_runs(task, contender, lr)
-                runs += measured_runs(task, lr) if contender.name == MEASURED_CONTENDER else []
+    for task, contender in pairs(tasks, contenders):
+        runs += swept(ledger, task, contender)[1]
+        lr = chosen_rate(ledger, task, contender)
+        if lr is not None:
+            runs += counting_runs(task, contender, lr)
+            runs += measured_runs(task, lr) if contender.name == MEASURED_CONTENDER else []
     return [run for run in runs if run not in ledger.results]
 
 

@@ -21,7 +21,7 @@ from prediction.findings import (
     predictions,
     score,
 )
-from prediction.ledger import Ledger, chosen_rate, counting_runs, swept, wanted
+from prediction.ledger import Ledger, chosen_rate, counting_runs, pairs, swept, wanted
 from prediction.markdown import paragraph, table
 from prediction.tasks import Task
 from prediction.training import KEEP, Trained
@@ -61,14 +61,14 @@ def _head(
         yield from paragraph(
             f"**Not finished**: {missing} runs, and what depends on them, are still to be made."
         )
-    pairs = [(task, contender) for task in tasks for contender in contenders]
+    paired = list(pairs(tasks, contenders))
     left_out = [
         f"{contender.name} on {task.name}"
-        for task, contender in pairs
+        for task, contender in paired
         if not swept(ledger, task, contender)[1] and chosen_rate(ledger, task, contender) is None
     ]
     yield from paragraph(
-        f"Left out of {len(pairs)} pairs of task and optimizer, because the best rate is not "
+        f"Left out of {len(paired)} pairs of task and optimizer, because the best rate is not "
         f"inside its grid: {len(left_out)}{': ' if left_out else ''}{', '.join(left_out)}."
     )
 
@@ -158,7 +158,11 @@ def _losses(
     )
     rows = []
     for task in tasks:
-        cells = [_cell(ledger, task, contender) for contender in contenders]
+        suited = {contender.name for _, contender in pairs([task], contenders)}
+        cells = [
+            _cell(ledger, task, contender) if contender.name in suited else (math.inf, "-")
+            for contender in contenders
+        ]
         least = min(cells, key=lambda cell: cell[0])[0]
         rows.append([
             task.name,

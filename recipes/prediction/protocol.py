@@ -59,6 +59,11 @@ def _what_is_run() -> Iterator[str]:
         [[c.name, f"`{c.geometry.describe()}`", c.reads] for c in CONTENDERS],
     )
     yield from paragraph(
+        "Muon runs where the network has hidden matrices. Those are orthogonalized, and *spectral* "
+        "is their spectral norm; what else there is goes to AdamW. It has no H, no secant, no "
+        "noise scale and no R², and is left out of what needs one of them."
+    )
+    yield from paragraph(
         f"beta1 and momentum are {training.BETAS[0]}, beta2 is {training.BETAS[1]}. There is no "
         "weight decay and no clipping. The learning rate rises for the first "
         f"{_percent(training.WARMUP)} of the steps and then falls along a cosine to "

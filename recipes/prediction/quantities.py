@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lightning_linf import GeometryReport
+from lightning_linf.report.measurement import BlockSmoothness, SpectralSmoothness
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A measurement in some coordinates, read for one partition."""
+    """A measurement in some coordinates, read for a partition or for "spectral"."""
 
     report: GeometryReport
     partition: str
@@ -25,13 +26,21 @@ class Reading:
 
     def decrease(self, smoothness: float) -> float:
         """The decrease that the best step promises; without end where the loss curves down."""
-        return self.dual**2 / (2 * smoothness) if smoothness > 0 else math.inf
+        return math.inf if smoothness <= 0 else self.dual**2 / (2 * smoothness)
+
+    @property
+    def smoothness(self) -> BlockSmoothness | SpectralSmoothness:
+        """Both ends of N, and what else is known of the geometry."""
+        if self.partition != "spectral":
+            return self.report.smoothness[self.partition]
+        assert self.report.spectral is not None
+        return self.report.spectral
 
     @property
     def noise_scale(self) -> float:
         """Samples at which noise and gradient have the same dual norm."""
         assert self.report.noise is not None
-        noise = self.report.noise.block_noise[self.partition]
+        noise = self.report.noise.block_noise.get(self.partition, math.nan)
         return (noise / self.dual) ** 2 if self.dual > 0 else math.inf
 
 
@@ -54,11 +63,12 @@ class Quantity:
 
 def _secant(reading: Reading) -> float:
     secant = reading.report.secant
-    return math.nan if secant is None else secant[reading.partition]
+    return math.nan if secant is None else secant.get(reading.partition, math.nan)
 
 
 def _of_smoothness(field: str) -> Callable[[Reading], float]:
-    return lambda r: float(getattr(r.report.smoothness[r.partition], field))
+    assert field in BlockSmoothness.__dataclass_fields__
+    return lambda r: float(getattr(r.smoothness, field, math.nan))  # Muon's geometry has fewer
 
 
 def _decrease_by(field: str) -> Callable[[Reading], float]:
@@ -101,6 +111,6 @@ QUANTITIES = (
     Quantity("noise scale", "noise scale of Φ, in samples", False, lambda r: r.noise_scale),
     Quantity(
         "R²", "share of the variance of log|g| between blocks", True,
-        lambda r: r.report.r_squared[r.partition],
+        lambda r: r.report.r_squared.get(r.partition, math.nan),
     ),
 )  # fmt: skip

@@ -11,10 +11,12 @@ from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_linf import GeometryReport, Rotation
+from lightning_linf.partition import hidden_matrices
 from lightning_linf.partition_names import PartitionName
 from lightning_linf.probe import Landscape, measure_landscape
 from lightning_linf.probe.noise import measure_noise
 from lightning_linf.probe.partitions import choose_partitions
+from lightning_linf.probe.spectral import split_matrices
 from prediction.contenders import contender
 from prediction.quantities import QUANTITIES, Reading
 from prediction.tasks import Batch, Task, task
@@ -133,13 +135,11 @@ def _measure(run: Run) -> Measured:
     plain = _report(training, batches, PARTITIONS, last_step=_vector(training.module) - before)
     rotated = _report(training, batches, ("coordinate",), Rotation("global", seed=run.seed))
     size = training.task.batch_size
-    readings = {name: Reading(plain, name, size) for name in PARTITIONS}
+    readings = {name: Reading(plain, name, size) for name in plain.curvature}
+    readings["coordinate rotated"] = Reading(rotated, "coordinate", size)
     return Measured(
         values={
-            quantity.name: {
-                **{name: quantity.read(reading) for name, reading in readings.items()},
-                "coordinate rotated": quantity.read(Reading(rotated, "coordinate", size)),
-            }
+            quantity.name: {name: quantity.read(reading) for name, reading in readings.items()}
             for quantity in QUANTITIES
         },
         advised=plain.recommend(KEEP).partition,
@@ -156,14 +156,17 @@ def _report(
 ) -> GeometryReport:
     module = training.module
     partitions = choose_partitions(module, names)
+    has_matrices = rotation is None and bool(hidden_matrices(module))
+    matrices = split_matrices(module) if has_matrices else None
     landscape = Landscape(
         module, batches, loss=training.task.loss, mode="train", reparameterization=rotation
     )
     with landscape:
         noise = measure_noise(landscape, partitions)
         return measure_landscape(
-            landscape, partitions, num_probes=NUM_PROBES, noise=noise, last_step=last_step
-        )
+            landscape, partitions, num_probes=NUM_PROBES, noise=noise, last_step=last_step,
+            matrices=matrices,
+        )  # fmt: skip
 
 
 def _vector(module: nn.Module) -> Tensor:
