@@ -28,13 +28,7 @@ def probe_in_training(
 ) -> GeometryReport:
     """Enter a landscape and measure it, with a ProbeError if SIGTERM comes meanwhile."""
     most_hvps = (num_probes + OPERATOR_HVPS) * len(partitions)
-    with _progress(trainer, most_hvps) as advance, landscape:
-
-        def on_hvps(count: int) -> None:
-            if trainer.received_sigterm:
-                raise ProbeError("given up, because SIGTERM asks the training to end.")
-            advance(count)
-
+    with products_counted(trainer, most_hvps) as on_hvps, landscape:
         return measure_landscape(
             landscape,
             partitions,
@@ -44,6 +38,19 @@ def probe_in_training(
             seed=seed,
             on_hvps=on_hvps,
         )
+
+
+@contextmanager
+def products_counted(trainer: Trainer, total: int) -> Iterator[Callable[[int], object]]:
+    """Give what to call with numbers of products: it shows them, and raises after a SIGTERM."""
+
+    def on_hvps(count: int) -> None:
+        if trainer.received_sigterm:
+            raise ProbeError("given up, because SIGTERM asks the training to end.")
+        advance(count)
+
+    with _progress(trainer, total) as advance:
+        yield on_hvps
 
 
 @contextmanager

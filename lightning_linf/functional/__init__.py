@@ -30,3 +30,4 @@ from lightning_linf.functional.r_squared import between_within as between_within
 from lightning_linf.functional.random import cauchy as cauchy
 from lightning_linf.functional.rotation import rotate as rotate
 from lightning_linf.functional.rotation import rotate_squared as rotate_squared
+from lightning_linf.functional.stability import stability_threshold as stability_threshold

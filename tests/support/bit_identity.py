@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_linf.callbacks import (
+    EdgeMonitor,
     GradientHeterogeneityMonitor,
     LinfSmoothnessMonitor,
 )
@@ -133,6 +134,13 @@ def monitors(mode="eval", num_batches=1):
         LinfSmoothnessMonitor(
             every_n_steps=1,
             num_probes=4,
+            num_batches=num_batches,
+            mode=mode,
+            on_error="raise",
+            max_overhead=None,
+        ),
+        EdgeMonitor(
+            every_n_steps=1,
             num_batches=num_batches,
             mode=mode,
             on_error="raise",
