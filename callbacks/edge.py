@@ -16,6 +16,7 @@ from lightning_linf.callbacks._probe_in_training import products_counted
 from lightning_linf.callbacks._probing_monitor import ProbingMonitor
 from lightning_linf.callbacks.monitor import OnError
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.optim.linear_step import why_not_linear
 from lightning_linf.probe import Landscape
 from lightning_linf.probe.edge import EDGE_HVPS, measure_edge_of_landscape
 from lightning_linf.probe.functional_module import Mode
@@ -43,9 +44,10 @@ class EdgeMonitor(ProbingMonitor):
     products, and once, 7 gradients for the check. A copy of the parameters is kept during a
     measured step.
 
-    Optimizers: SGD, Adam, AdamW, BlockwiseAdam, AdaSGD, and these in other coordinates
-    (Reparameterized). Others are an error. Several optimizers of a module count as one with the
-    groups of all, as if they all stepped at each step.
+    Optimizers: the edge is known of SGD, Adam, AdamW, BlockwiseAdam, AdaSGD, and these in other
+    coordinates (Reparameterized). With others the monitor warns once and measures the steps alone.
+    Several optimizers of a module count as one with the groups of all, as if they all stepped at
+    each step.
 
     Several devices: as :class:`LinfSmoothnessMonitor`.
 
@@ -114,17 +116,27 @@ class EdgeMonitor(ProbingMonitor):
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = self.parameters_of(trainer, pl_module)
-        probe = partial(_probe, trainer, self._last_step, max_hvps=self.max_hvps, seed=self.seed)
+        if (reason := why_not_linear(trainer.optimizers)) is not None:
+            self.warn_once("edge", f"measures the steps alone. For the edge it {reason}")
+        probe = partial(
+            _probe,
+            trainer,
+            self._last_step,
+            with_edge=reason is None,
+            max_hvps=self.max_hvps,
+            seed=self.seed,
+        )
         report = self.visit(trainer, pl_module, parameters, probe)
         self.last_report = report
         seconds, overhead = self.cost(pl_module)
         scalars = {
-            quantities.EDGE.tag: report.edge,
-            quantities.EDGE_ERROR.tag: report.edge_relative_error,
-            quantities.LARGEST_STABLE_LR.tag: report.largest_stable_lr,
             quantities.EDGE_SECONDS.tag: seconds,
             quantities.EDGE_OVERHEAD.tag: overhead,
         }
+        if reason is None:
+            scalars[quantities.EDGE.tag] = report.edge
+            scalars[quantities.EDGE_ERROR.tag] = report.edge_relative_error
+            scalars[quantities.LARGEST_STABLE_LR.tag] = report.largest_stable_lr
         if report.step is not None:
             scalars[quantities.STEP_GAIN.tag] = report.step.gain
             scalars[quantities.BEST_STEP_MULTIPLE.tag] = report.step.best_multiple
@@ -137,7 +149,7 @@ class EdgeMonitor(ProbingMonitor):
 
 
 def _probe(
-    trainer: Trainer, last_step: LastStep, landscape: Landscape, *, max_hvps: int, seed: int
+    trainer: Trainer, last_step: LastStep, landscape: Landscape, *, max_hvps: int, **options: Any
 ) -> EdgeReport:
     """Enter a landscape and measure it, with a ProbeError if SIGTERM comes meanwhile."""
     with products_counted(trainer, max_hvps + 1) as on_hvps, landscape:
@@ -146,6 +158,6 @@ def _probe(
             trainer.optimizers,
             last_step=last_step.change(landscape),
             max_hvps=max_hvps,
-            seed=seed,
             on_hvps=on_hvps,
+            **options,
         )

@@ -47,10 +47,16 @@ def linear_steps(optimizers: Iterable[Optimizer]) -> dict[Tensor, LinearStep]:
     Source:
         P of Adam: Cohen et al., arXiv:2207.14484, of blockwise Adam by the same reasoning.
     """
-    steps: dict[Tensor, LinearStep] = {}
+    optimizers, steps = list(optimizers), dict[Tensor, LinearStep]()
+    if (reason := why_not_linear(optimizers)) is not None:
+        raise ValueError(f"measure_edge: {reason}")
     for optimizer in optimizers:
-        inner = optimizer.inner if isinstance(optimizer, Reparameterized) else optimizer
-        _check(inner, optimizer)
+        inner = _inner(optimizer)
+        if not isinstance(inner, SGD) and not any(inner.state.values()):
+            raise ProbeError(
+                f"measure_edge: expected {type(inner).__name__} to have made a step, got one "
+                "without second moments. Measure after a step."
+            )
         blocks = inner.expanded_exp_avg_sq() if isinstance(inner, BlockwiseAdam) else None
         # A scheduler changes the outer groups, which the inner ones follow at the next step.
         for group, stepped in zip(optimizer.param_groups, inner.param_groups, strict=True):
@@ -61,23 +67,26 @@ def linear_steps(optimizers: Iterable[Optimizer]) -> dict[Tensor, LinearStep]:
     return steps
 
 
-def _check(inner: Optimizer, optimizer: Optimizer) -> None:
-    if not isinstance(inner, (SGD, Adam, AdamW, BlockwiseAdam)):
-        raise ValueError(
-            f"measure_edge: expected an optimizer whose step is linear in the gradient once its "
-            f"second moments are held fixed ({_SUPPORTED}), got {type(inner).__name__}. Of others "
-            "the edge of stability is not known."
-        )
-    if any(group["maximize"] for group in optimizer.param_groups):
-        raise ValueError(
-            f"measure_edge: expected an optimizer that minimizes, got {type(inner).__name__} with "
-            "maximize=True. Minimize the negative loss."
-        )
-    if not isinstance(inner, SGD) and not any(inner.state.values()):
-        raise ProbeError(
-            f"measure_edge: expected {type(inner).__name__} to have made a step, got one without "
-            "second moments. Measure after a step."
-        )
+def why_not_linear(optimizers: Iterable[Optimizer]) -> str | None:
+    """Say what is in the way of an edge of stability, and what to do; None if nothing is."""
+    for optimizer in optimizers:
+        inner = _inner(optimizer)
+        if not isinstance(inner, (SGD, Adam, AdamW, BlockwiseAdam)):
+            return (
+                "expected an optimizer whose step is linear in the gradient once its second "
+                f"moments are held fixed ({_SUPPORTED}), got {type(inner).__name__}. Of others the "
+                "edge of stability is not known."
+            )
+        if any(group["maximize"] for group in optimizer.param_groups):
+            return (
+                f"expected an optimizer that minimizes, got {type(inner).__name__} with "
+                "maximize=True. Minimize the negative loss."
+            )
+    return None
+
+
+def _inner(optimizer: Optimizer) -> Optimizer:
+    return optimizer.inner if isinstance(optimizer, Reparameterized) else optimizer
 
 
 def _threshold(inner: Optimizer, group: dict[str, Any]) -> float:

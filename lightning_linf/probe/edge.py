@@ -1,5 +1,6 @@
 """How near the next step of a live optimizer is to instability."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -115,6 +116,7 @@ def measure_edge_of_landscape(
     optimizers: Sequence[Optimizer],
     *,
     last_step: Tensor | None = None,
+    with_edge: bool = True,
     max_hvps: int = EDGE_HVPS,
     seed: int = 0,
     on_hvps: Callable[[int], object] | None = None,
@@ -125,6 +127,7 @@ def measure_edge_of_landscape(
         landscape: Inside its ``with``, without reparameterization.
         optimizers: That step its parameters; several count as one with the groups of all.
         last_step: The present point minus the one before the last step, shape (d,).
+        with_edge: False: measure the last step alone, for which any optimizer will do.
         max_hvps: Products for the edge.
         seed: Of the start of the iteration.
         on_hvps: Called with the number of products after each pass.
@@ -137,30 +140,29 @@ def measure_edge_of_landscape(
     check_whole("measure_edge", "max_hvps", max_hvps, 1)
     vector = landscape.parameters
     products = HessianProducts(landscape, on_hvps)
-    hessian = PreconditionedHessian(landscape, products, optimizers)
+    hessian = PreconditionedHessian(landscape, products, optimizers) if with_edge else None
     gradient = landscape.gradient()  # first: no evaluation may follow a kept graph
     step: StepReport | None = None
     per_tensor: dict[str, StepReport] = {}
     if last_step is not None:
         step, per_tensor = measure_last_step(gradient, last_step, landscape.parameters, products)
     del gradient, last_step
-    krylov = lanczos(
-        hessian,
-        normal(
-            vector.num_params,
-            seed=derive_seed("edge", seed),
-            dtype=vector.dtype,
-            device=vector.device,
-        ),
-        max_hvps=max_hvps,
-        tol=_TOLERANCE,
-        positive_end=True,
-    )
+    lower = upper = math.nan
+    if hessian is not None:
+        dim, seed_of_start = vector.num_params, derive_seed("edge", seed)
+        krylov = lanczos(
+            hessian,
+            normal(dim, seed=seed_of_start, dtype=vector.dtype, device=vector.device),
+            max_hvps=max_hvps,
+            tol=_TOLERANCE,
+            positive_end=True,
+        )
+        lower, upper = krylov.value, krylov.upper
     return EdgeReport(
         num_params=vector.num_params,
         loss=landscape.loss(),
-        edge=krylov.value,
-        edge_upper=krylov.upper,
+        edge=lower,
+        edge_upper=upper,
         learning_rate=float(optimizers[0].param_groups[0]["lr"]),
         step=step,
         per_tensor=per_tensor,

@@ -44,7 +44,9 @@ class EdgeReport:
 
     num_params: int  # d
     loss: float
-    edge: float  # largest eigenvalue of the preconditioned Hessian over its threshold: lower end
+    # Largest eigenvalue of the preconditioned Hessian over its threshold, lower end. NaN where a
+    # monitor's optimizer has no such threshold, as is what follows from it.
+    edge: float
     edge_upper: float  # upper end, too low for at most 0.25 % of seeds
     learning_rate: float  # of the first parameter group
     step: StepReport | None  # None where no step was given
@@ -56,7 +58,7 @@ class EdgeReport:
     @property
     def edge_relative_error(self) -> float:
         """(upper end - lower end) / lower end; inf if there is no positive curvature."""
-        return (self.edge_upper - self.edge) / self.edge if self.edge > 0 else math.inf
+        return math.inf if self.edge <= 0 else (self.edge_upper - self.edge) / self.edge
 
     @property
     def largest_stable_lr(self) -> float:
@@ -65,9 +67,9 @@ class EdgeReport:
         From the lower end, so steps may diverge a little earlier. inf without positive curvature;
         NaN at a learning rate of 0, which tells nothing.
         """
-        if self.edge > 0:
-            return self.learning_rate / self.edge
-        return math.inf if self.learning_rate > 0 else math.nan
+        if self.edge <= 0:
+            return math.inf if self.learning_rate > 0 else math.nan
+        return self.learning_rate / self.edge
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain JSON types, with what follows; inf and NaN become strings."""
@@ -82,12 +84,15 @@ class EdgeReport:
 
     def __str__(self) -> str:
         side = "below" if self.edge_upper < 1 else "above" if self.edge > 1 else "around"
-        lines = [
-            f"edge {number(self.edge)} to {number(self.edge_upper)}, {side} 1, the edge of "
-            "stability.",
-            f"Learning rate {number(self.learning_rate)}; at {number(self.largest_stable_lr)}, and "
-            "the same preconditioner, the edge is reached.",
-        ]
+        lines = []
+        if not math.isnan(self.edge):
+            lines = [
+                f"edge {number(self.edge)} to {number(self.edge_upper)}, {side} 1, the edge of "
+                "stability.",
+                f"Learning rate {number(self.learning_rate)}; at "
+                f"{number(self.largest_stable_lr)}, and the same preconditioner, the edge is "
+                "reached.",
+            ]
         if self.step is not None:
             lines.append(
                 f"The last step changed the loss by {number(self.step.gain)} to second order; "

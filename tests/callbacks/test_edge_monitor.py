@@ -117,13 +117,20 @@ def test_several_optimizers_count_as_one(tmp_path):
     assert monitor.last_report.settings["optimizer"] == "SGD, SGD"
 
 
-def test_an_optimizer_without_an_edge_is_told_once_and_training_goes_on(tmp_path):
-    monitor = EdgeMonitor(1)
-    with pytest.warns(UserWarning, match="got Signum|3 failures in all") as caught:
-        trainer = fit(With(Signum), [monitor], tmp_path, max_steps=3)
-    assert trainer.global_step == 3
-    assert monitor.history == []
+def test_of_an_optimizer_without_an_edge_the_steps_alone_are_measured(tmp_path):
+    monitor = EdgeMonitor(1, max_overhead=None, on_error="raise")
+    with pytest.warns(UserWarning, match="steps alone. .* got Signum") as caught:
+        fit(With(lambda p: Signum(p, lr=0.01)), [monitor], tmp_path, max_steps=3)
     assert sum("got Signum" in str(warning.message) for warning in caught) == 1
+    assert len(monitor.history) == 3
+    assert "edge" not in monitor.history[0]
+    theta = torch.tensor([1.0, 2.0, 0.0, -2.0])
+    moved = theta - 0.01 * theta.sign()
+    change = float((moved.square() - theta.square()) @ SCALE) / 2 - 3 * 0.02
+    assert monitor.history[0]["step_gain"] == pytest.approx(change, rel=1e-4)
+    assert monitor.last_report.num_hvps == 1
+    assert math.isnan(monitor.last_report.largest_stable_lr)
+    assert str(monitor.last_report).startswith("The last step changed the loss by")
 
 
 def test_the_edge_is_that_of_the_optimizer_swapped_in(tmp_path):
