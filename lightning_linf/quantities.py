@@ -120,6 +120,22 @@ NOISE = PartitionScalar(
     "gradient",
     charts=("noise over d",),
 )
+NOISE_SCALE_LOWER = PartitionScalar(
+    "noise_scale_lower",
+    "Lower end of (Σ_b d_b σ_b / ‖G‖_Φ*)², the noise scale of this geometry: the batch size at "
+    "which noise equals signal for its steepest descent, sign descent for `coordinate`. Far below "
+    "the upper end where noise hides the gradient: measure more samples.",
+    (NOISE_OF_GRADIENT, SMOOTHNESS),
+    "samples",
+    charts=("noise scale of a geometry in samples, both ends",),
+)
+NOISE_SCALE_UPPER = PartitionScalar(
+    "noise_scale_upper",
+    "Upper end of the noise scale of this geometry. inf if the gradient cannot be told from noise.",
+    (NOISE_OF_GRADIENT, SMOOTHNESS),
+    "samples",
+    charts=("noise scale of a geometry in samples, both ends",),
+)
 TRACE_SHARE = Column(
     "trace_share",
     "Share of noise_trace that comes from this tensor's entries.",
