@@ -52,6 +52,13 @@ def measure_edge(
     decoupled weight decay moves the threshold. In :class:`~lightning_linf.optim.Reparameterized`
     the eigenvalue is that in the optimizer's coordinates. Since P is that after the last step, the
     batches should be those of this step, or many: a gradient that P has not seen would change it.
+    An entry that has only had gradients of 0 has P = eps; if it has curvature all the same, the
+    edge is huge until it moves.
+
+    All of this is of the present point. Where the loss sharpens quickly, a rate below
+    ``largest_stable_lr`` may become unstable within some steps: early in the training of a small
+    network it was 0.56 to 4.3 times the largest rate that was stable for the next 100 steps, and
+    0.95 to 1.05 times after 1,600 steps (benchmarks/results/edge.txt).
 
     Args:
         module: A LightningModule, or any module together with ``loss``.

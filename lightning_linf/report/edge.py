@@ -64,8 +64,9 @@ class EdgeReport:
     def largest_stable_lr(self) -> float:
         """Learning rate of the first group at which ``edge`` is 1, if all groups' change alike.
 
-        From the lower end, so steps may diverge a little earlier. inf without positive curvature;
-        NaN at a learning rate of 0, which tells nothing.
+        From the lower end, so steps may diverge a little earlier. A decoupled weight decay's part
+        in the threshold is taken as it is. inf without positive curvature; NaN at a learning rate
+        of 0, which tells nothing.
         """
         if self.edge <= 0:
             return math.inf if self.learning_rate > 0 else math.nan
