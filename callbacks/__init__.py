@@ -1,5 +1,6 @@
 """Lightning callbacks: when to measure, and what to log."""
 
+from lightning_linf.callbacks.edge import EdgeMonitor as EdgeMonitor
 from lightning_linf.callbacks.heterogeneity import (
     GradientHeterogeneityMonitor as GradientHeterogeneityMonitor,
 )

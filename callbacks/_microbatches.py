@@ -72,7 +72,7 @@ class Microbatches:
             self._num_overflows += 1
             return
         if self._sums is None:
-            self._sums = noise_init(len(gradient), gradient)
+            self._sums = noise_init(len(gradient), gradient, self._ranks.rank % 2)
         noise_update(self._sums, gradient, self.weight)
         self._num_added += 1
 

@@ -32,13 +32,7 @@ def probe_in_training(
     """Enter a landscape and measure it, with a ProbeError if SIGTERM comes meanwhile."""
     most_hvps = (num_probes + OPERATOR_HVPS) * len(partitions)
     most_hvps += 0 if matrices is None else SPECTRAL_HVPS
-    with _progress(trainer, most_hvps) as advance, landscape:
-
-        def on_hvps(count: int) -> None:
-            if trainer.received_sigterm:
-                raise ProbeError("given up, because SIGTERM asks the training to end.")
-            advance(count)
-
+    with products_counted(trainer, most_hvps) as on_hvps, landscape:
         return measure_landscape(
             landscape,
             partitions,
@@ -49,6 +43,19 @@ def probe_in_training(
             seed=seed,
             on_hvps=on_hvps,
         )
+
+
+@contextmanager
+def products_counted(trainer: Trainer, total: int) -> Iterator[Callable[[int], object]]:
+    """Give what to call with numbers of products: it shows them, and raises after a SIGTERM."""
+
+    def on_hvps(count: int) -> None:
+        if trainer.received_sigterm:
+            raise ProbeError("given up, because SIGTERM asks the training to end.")
+        advance(count)
+
+    with _progress(trainer, total) as advance:
+        yield on_hvps
 
 
 @contextmanager

@@ -44,8 +44,8 @@ class GradientNoiseMonitor(GeometryMonitor):
     sharded parameters over ranks in every microbatch, so a step must have two microbatches.
 
     Cost: no additional gradient, and nothing on steps that are not measured. A measured step needs
-    memory for three vectors of d float32 numbers (for sharded parameters, the numbers of this rank)
-    from the first microbatch to the last, and for two more while one is added. Ranks add up three
+    memory for four vectors of d float32 numbers (for sharded parameters, the numbers of this rank)
+    from the first microbatch to the last, and for two more while one is added. Ranks add up four
     such vectors at the end; with sharded parameters they add up none.
 
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
@@ -162,6 +162,9 @@ class GradientNoiseMonitor(GeometryMonitor):
         }
         for name, value in noise.block_noise.items():
             scalars[quantities.NOISE.of(name)] = float(value) / d
+            lower, upper = noise.block_noise_scale[name]
+            scalars[quantities.NOISE_SCALE_LOWER.of(name)] = float(lower)
+            scalars[quantities.NOISE_SCALE_UPPER.of(name)] = float(upper)
         columns = {
             quantities.TRACE_SHARE.name: noise.tensor_trace / noise.trace,
             quantities.SIGNAL_TO_NOISE.name: noise.tensor_signal_to_noise,

@@ -1,38 +1,23 @@
 """Log which geometry the loss has: its smoothness along l-infinity, l2 and between."""
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_linf import quantities
 from lightning_linf.argument_checks import (
-    check_callable,
-    check_choice,
-    check_positive,
     check_whole,
     check_words,
 )
-from lightning_linf.callbacks._budget import TimeBudget
-from lightning_linf.callbacks._kept_batch import KeptBatch
-from lightning_linf.callbacks._last_step import LastStep
-from lightning_linf.callbacks._optimized_parameters import (
-    optimized_parameters,
-    remark_on_outside,
-)
 from lightning_linf.callbacks._probe_in_training import probe_in_training
+from lightning_linf.callbacks._probing_monitor import ProbingMonitor
 from lightning_linf.callbacks._recording import columns_of
-from lightning_linf.callbacks._strategies import refuse_tensor_parallelism
-from lightning_linf.callbacks._trainer import logged_step, sum_over_ranks
-from lightning_linf.callbacks._training_landscape import TrainingLandscape
-from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
+from lightning_linf.callbacks._trainer import sum_over_ranks
+from lightning_linf.callbacks.monitor import OnError
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.functional.full_precision import MatmulPrecision
@@ -47,7 +32,7 @@ from lightning_linf.report import GeometryReport
 from lightning_linf.report.scalars import scalars_of
 
 
-class LinfSmoothnessMonitor(GeometryMonitor):
+class LinfSmoothnessMonitor(ProbingMonitor):
     """Log how smooth the loss is for Adam, for SGD and between, and which of them that favours.
 
     Measures what :func:`~lightning_linf.measure_geometry` does: the loss that ``training_step`` (or
@@ -137,20 +122,22 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         fused_qkv: FusedQKV | None = None,
         matmul_precision: MatmulPrecision = "highest",
     ) -> None:
-        super().__init__(every_n_steps, on_error, name)
+        super().__init__(
+            every_n_steps,
+            num_batches,
+            max_overhead,
+            mode,
+            seed,
+            on_error,
+            probe_loss,
+            name,
+            matmul_precision,
+        )
         caller = "LinfSmoothnessMonitor"
         remedy = "For your own partitions override make_partitions."
         check_words(caller, "partitions", partitions, get_args(MeasuredName), remedy)
         check_structure(caller, output_dims, fused_qkv)
         check_whole(caller, "num_probes", num_probes, 4, "16 give a relative error of about 0.1.")
-        check_whole(caller, "num_batches", num_batches, 1)
-        check_positive(
-            caller, "max_overhead", max_overhead, "0.1 is 10 % of the training time.", or_none=True
-        )
-        check_choice(caller, "mode", mode, get_args(Mode))
-        check_choice(caller, "matmul_precision", matmul_precision, get_args(MatmulPrecision))
-        check_whole(caller, "seed", seed)
-        check_callable(caller, "probe_loss", probe_loss, "Give a function of module and batch.")
         self.partitions: list[PartitionName] = list(
             dict.fromkeys(name for name in partitions if name != SPECTRAL)
         )
@@ -159,51 +146,6 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self.fused_qkv: FusedQKV | None = fused_qkv
         self.num_probes = num_probes
         self.last_report: GeometryReport | None = None
-        self.num_batches = num_batches
-        self.max_overhead = max_overhead
-        self.mode: Mode = mode
-        self.seed = seed
-        self.probe_loss = probe_loss
-        self._batches: deque[KeptBatch] = deque(maxlen=num_batches)
-        self._last_step = LastStep()
-        self._last_global_step = 0
-        self._budget = TimeBudget(max_overhead)
-        self._landscape = TrainingLandscape(
-            mode, seed, probe_loss, matmul_precision, self.warn_once
-        )
-
-    @property
-    @override
-    def state_key(self) -> str:
-        named = {"name": self.name} if self.name else {}
-        return self._generate_state_key(mode=self.mode, **named)  # the rest may change on resuming
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            refuse_tensor_parallelism("LinfSmoothnessMonitor", trainer)
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._last_global_step = trainer.global_step
-        self._landscape.start_training()
-        self._budget.start_fit(pl_module.device)
-
-    @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._batches.append(KeptBatch(batch, batch_idx))
-
-    @override
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        if self.is_due(trainer):
-            self._last_step.begin(trainer)
 
     def make_partitions(
         self, pl_module: LightningModule, parameters: Sequence[nn.Parameter]
@@ -225,49 +167,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         return made
 
     @override
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        has_loss = bool(outputs) or not pl_module.automatic_optimization
-        if not has_loss and self._batches:
-            self._batches.pop()
-        if trainer.global_step == self._last_global_step:  # accumulating: no optimizer step
-            return
-        self._last_global_step = trainer.global_step
-        if self.is_due(trainer):
-            # The gradient scaler has skipped the step, or training_step has returned None.
-            was_made = has_loss and not self._last_step.was_skipped(trainer)
-            if not trainer.strategy.reduce_boolean_decision(was_made, all=True):
-                self.postpone()
-            else:
-                self._measure_in_time(trainer, pl_module)
-        self._last_step.forget()
-
-    @override
-    def release(self) -> None:
-        self._batches.clear()
-        self._last_step.forget()
-
-    def _measure_in_time(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._budget.stop_training(pl_module.device)
-        # Clocks differ between ranks, and one must not wait for the others in a collective.
-        if trainer.strategy.broadcast(self._budget.is_affordable()):
-            with self.errors_handled(trainer, "measure"):
-                self._measure(trainer, pl_module)
-            self._budget.stop_probe(pl_module.device)
-        elif (why := self._budget.first_refusal()) is not None:
-            rank_zero_info(f"{type(self).__name__}: step {logged_step(trainer)} is due and {why}")
-        self._budget.start_training(pl_module.device)
-
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        parameters = optimized_parameters(*trainer.optimizers)
-        if (remark := remark_on_outside(pl_module, *trainer.optimizers)) is not None:
-            self.warn_once("outside", remark)
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        parameters = self.parameters_of(trainer, pl_module)
         ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
         partitions = ranks.together(
             lambda: choose_partitions(
@@ -287,13 +188,10 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             with_noise=several and not noise_is_logged,
             seed=self.seed,
         )
-        report = self._landscape.visit(trainer, pl_module, self._batches, parameters, probe)
+        report = self.visit(trainer, pl_module, parameters, probe)
         self.last_report = report
-        seconds = self._budget.seconds_of_probe(pl_module.device)
-        cost = {
-            quantities.PROBE_SECONDS.tag: seconds,
-            quantities.PROBE_OVERHEAD.tag: self._budget.overhead(seconds),
-        }
+        seconds, overhead = self.cost(pl_module)
+        cost = {quantities.PROBE_SECONDS.tag: seconds, quantities.PROBE_OVERHEAD.tag: overhead}
         scalars = {**scalars_of(report), **cost}
         self.record(trainer, scalars, columns_of(report), list(report.per_tensor), report=report)
 
@@ -308,12 +206,3 @@ class LinfSmoothnessMonitor(GeometryMonitor):
                 raise
             self.warn_once(SPECTRAL, f"measures without {SPECTRAL!r}. {error}")
             return None
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seconds": self._budget.state_dict()}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._budget.load_state_dict(state_dict["seconds"])

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_linf.callbacks import EdgeMonitor as EdgeMonitor
     from lightning_linf.callbacks import (
         GradientHeterogeneityMonitor as GradientHeterogeneityMonitor,
     )
@@ -15,15 +16,19 @@ if TYPE_CHECKING:
     from lightning_linf.callbacks import SwapOptimizer as SwapOptimizer
     from lightning_linf.partition import Partition as Partition
     from lightning_linf.probe import Landscape as Landscape
+    from lightning_linf.probe import measure_edge as measure_edge
     from lightning_linf.probe import measure_geometry as measure_geometry
     from lightning_linf.reparam import Permutation as Permutation
     from lightning_linf.reparam import Rotation as Rotation
     from lightning_linf.reparam import Scaling as Scaling
+    from lightning_linf.report import EdgeReport as EdgeReport
     from lightning_linf.report import GeometryReport as GeometryReport
     from lightning_linf.swap import Geometry as Geometry
     from lightning_linf.swap import GeometryMixin as GeometryMixin
 
 _HOMES = {
+    "EdgeMonitor": "lightning_linf.callbacks",
+    "EdgeReport": "lightning_linf.report",
     "Geometry": "lightning_linf.swap",
     "GeometryMixin": "lightning_linf.swap",
     "GeometryReport": "lightning_linf.report",
@@ -36,6 +41,7 @@ _HOMES = {
     "Rotation": "lightning_linf.reparam",
     "Scaling": "lightning_linf.reparam",
     "SwapOptimizer": "lightning_linf.callbacks",
+    "measure_edge": "lightning_linf.probe",
     "measure_geometry": "lightning_linf.probe",
 }
 __all__ = sorted(_HOMES)

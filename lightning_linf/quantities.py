@@ -30,7 +30,8 @@ HETEROGENEITY = Monitor(
 )
 NOISE_OF_GRADIENT = Monitor("GradientNoiseMonitor", "noise_per_tensor")
 SMOOTHNESS = Monitor("LinfSmoothnessMonitor", "smoothness_per_tensor")
-MONITORS = (HETEROGENEITY, NOISE_OF_GRADIENT, SMOOTHNESS)
+EDGE_OF_STABILITY = Monitor("EdgeMonitor", "edge_per_tensor")
+MONITORS = (HETEROGENEITY, NOISE_OF_GRADIENT, SMOOTHNESS, EDGE_OF_STABILITY)
 
 # How unevenly the gradient is spread over its entries.
 _SPREAD = "gradient: density, Gini coefficient, energy of the top 1 %"
@@ -118,6 +119,22 @@ NOISE = PartitionScalar(
     (NOISE_OF_GRADIENT, SMOOTHNESS),
     "gradient",
     charts=("noise over d",),
+)
+NOISE_SCALE_LOWER = PartitionScalar(
+    "noise_scale_lower",
+    "Lower end of (Σ_b d_b σ_b / ‖G‖_Φ*)², the noise scale of this geometry: the batch size at "
+    "which noise equals signal for its steepest descent, sign descent for `coordinate`. Far below "
+    "the upper end where noise hides the gradient: measure more samples.",
+    (NOISE_OF_GRADIENT, SMOOTHNESS),
+    "samples",
+    charts=("noise scale of a geometry in samples, both ends",),
+)
+NOISE_SCALE_UPPER = PartitionScalar(
+    "noise_scale_upper",
+    "Upper end of the noise scale of this geometry. inf if the gradient cannot be told from noise.",
+    (NOISE_OF_GRADIENT, SMOOTHNESS),
+    "samples",
+    charts=("noise scale of a geometry in samples, both ends",),
 )
 TRACE_SHARE = Column(
     "trace_share",
@@ -265,6 +282,59 @@ PROBE_OVERHEAD = Scalar(
     "probe_overhead",
     "Time of all probes so far, over the time of training so far without the probes.",
     (SMOOTHNESS,),
+)
+
+# How near the optimizer's next step is to instability, and what its last step did.
+EDGE = Scalar(
+    "edge",
+    "Largest eigenvalue of the Hessian as the optimizer preconditions it, times the learning rate, "
+    "over the largest value at which a step with this momentum is stable; lower end. Above 1, "
+    "steps with the present preconditioner diverge; full-batch training settles near 1.",
+    (EDGE_OF_STABILITY,),
+    charts=("edge",),
+)
+EDGE_ERROR = Scalar(
+    "edge_relative_error",
+    "(upper end − lower end) / lower end of edge. The upper end is too low for at most 0.25 % of "
+    "seeds.",
+    (EDGE_OF_STABILITY,),
+)
+LARGEST_STABLE_LR = Scalar(
+    "largest_stable_lr",
+    "Learning rate of the first parameter group at which edge is 1, if those of all groups change "
+    "by the same factor. inf if no curvature is positive, NaN if the learning rate is 0.",
+    (EDGE_OF_STABILITY,),
+    "learning rate",
+    charts=("largest stable learning rate",),
+)
+STEP_GAIN = ScalarAndColumn(
+    "step_gain",
+    "Change of the loss along the optimizer's last step D, to second order: g·D − D·HD / 2 with g "
+    "and H after the step. Negative if the step lowered the loss of the batches measured. A row "
+    "has this tensor's part of the sum.",
+    (EDGE_OF_STABILITY,),
+    "loss",
+    charts=("change of the loss by a step",),
+    label="change of the loss by the last step",
+)
+BEST_STEP_MULTIPLE = ScalarAndColumn(
+    "best_step_multiple",
+    "1 − g·D / D·HD: the multiple of the last step D that would have lowered the loss most, to "
+    "second order. Above 1 the step was too short, below 1 too long, below 0 it went uphill. A row "
+    "has the multiple of the whole step at which the slope along this tensor's part vanishes. inf "
+    "if D·HD is not positive.",
+    (EDGE_OF_STABILITY,),
+    charts=("best multiple of a step",),
+    label="best multiple of the last step",
+)
+EDGE_SECONDS = Scalar(
+    "edge_seconds", "Time that this measurement took.", (EDGE_OF_STABILITY,), "seconds"
+)
+EDGE_OVERHEAD = Scalar(
+    "edge_overhead",
+    "Time of all measurements of this monitor so far, over the time of training so far without "
+    "them.",
+    (EDGE_OF_STABILITY,),
 )
 
 ALL = tuple(value for value in globals().values() if isinstance(value, Quantity))

@@ -36,3 +36,4 @@ from lightning_linf.functional.spectral import SpectralDual as SpectralDual
 from lightning_linf.functional.spectral import spectral_ascent as spectral_ascent
 from lightning_linf.functional.spectral import spectral_dual as spectral_dual
 from lightning_linf.functional.spectral import spectral_norm as spectral_norm
+from lightning_linf.functional.stability import stability_threshold as stability_threshold

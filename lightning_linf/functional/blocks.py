@@ -196,13 +196,17 @@ def dual_direction(g: Tensor, blocks: Blocks) -> Tensor:
     return direction
 
 
-def sums_of_blocks(function: Callable[[Tensor], Tensor], x: Tensor, blocks: Blocks) -> Tensor:
+def sums_of_blocks(
+    function: Callable[..., Tensor], x: Tensor, blocks: Blocks, *others: Tensor
+) -> Tensor:
     """Add up a function of the entries of each block, computed for a piece of ``x`` at a time.
 
     Args:
-        function: Applied to pieces of ``x``, in float64 (float32 on MPS); it may change them.
+        function: Applied to pieces of ``x`` and ``others``, in float64 (float32 on MPS); it may
+            change them.
         x: Shape (d,).
         blocks: A partition of the d coordinates, with fewer blocks than coordinates.
+        others: Further arguments of the function, of the shape of ``x``.
 
     Returns:
         The sums, float64 (float32 on MPS). Shape: (B,).
@@ -210,7 +214,7 @@ def sums_of_blocks(function: Callable[[Tensor], Tensor], x: Tensor, blocks: Bloc
     wide = wide_dtype(x)
     sums = x.new_zeros(blocks.num_blocks, dtype=wide)
     for part, piece in blocks.pieces(piece_size(len(x))):
-        values = function(x[part].to(wide, copy=True))
+        values = function(*(each[part].to(wide, copy=True) for each in (x, *others)))
         sums[_numbers(piece)] += piece.block_sum(values)
     return sums
 

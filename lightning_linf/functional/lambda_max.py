@@ -24,7 +24,10 @@ class LambdaMax(NamedTuple):
 
 @dataclass(frozen=True)
 class Lanczos:
-    """What k products with a symmetric operator tell of its eigenvalues."""
+    """What k products with a symmetric operator tell of its eigenvalues.
+
+    Of the positive end, ``value`` and ``upper`` are of the largest ones, with their signs.
+    """
 
     value: float  # largest magnitude of a Ritz value; at most that of an eigenvalue
     upper: float  # an upper bound of the largest |eigenvalue|, with a probability of 1 - FAILURE
@@ -108,10 +111,12 @@ def lanczos(
     tol: float,
     failure: float = FAILURE,
     num_kept: int = 0,
+    positive_end: bool = False,
 ) -> Lanczos:
     """Run the iteration of :func:`lambda_max`, whose arguments are explained there.
 
-    ``failure`` is the probability with which ``upper`` may be too low. The first ``num_kept``
+    ``failure`` is the probability with which ``upper`` may be too low. ``positive_end`` asks for
+    the largest eigenvalue instead of the largest magnitude of one. The first ``num_kept``
     vectors of the basis are kept, from which approximate eigenvectors can be made: float32 ones in
     bfloat16, whose rounding turns an eigenvector by 2e-3 and does not touch the two bounds.
 
@@ -142,11 +147,17 @@ def lanczos(
         require_finite(is_finite, "lambda_max", "finite products", f" at product {len(diagonal)}")
         values, vectors = _eigenpairs(diagonal, off_diagonal)
         off_diagonal.append(beta)
-        value = float(values.abs().max())
-        is_whole = beta <= torch.finfo(dtype).eps * value  # the basis is an invariant space
+        largest = float(values.abs().max())
+        value = float(values[-1]) if positive_end else largest
+        is_whole = beta <= torch.finfo(dtype).eps * largest  # the basis is an invariant space
         # The bounds of all steps hold together, if the start has the least mass: so the least
         # does. A later one can be larger, when rounding is about to repeat an eigenvalue.
-        upper = min(upper, _upper_end(values, vectors, diagonal, off_diagonal, mass, is_whole))
+        ends = [_upper_end(values, vectors, diagonal, off_diagonal, mass, is_whole)]
+        if not positive_end:
+            mirrored = [-alpha for alpha in diagonal]
+            flipped = (-values.flip(0), vectors.flip(1))
+            ends.append(_upper_end(*flipped, mirrored, off_diagonal, mass, is_whole))
+        upper = min(upper, max(ends))
         if is_whole or len(diagonal) == max_hvps or upper <= (1 + tol) * value:
             break
         previous, current = current, image.div_(beta)
@@ -162,14 +173,12 @@ def _upper_end(
     mass: float,
     is_whole: bool,
 ) -> float:
-    """Bound the magnitudes of eigenvalues at both ends of the spectrum."""
-    within = values.abs() + off_diagonal[-1] * vectors[-1].abs()  # each value plus its residual
-    upper = float(torch.stack([within[0], within[-1]]).max())
+    """Bound the largest eigenvalue."""
+    end = float(values[-1])
+    residual = off_diagonal[-1] * float(vectors[-1, -1].abs())
     if is_whole:
-        return upper
-    highest = spectrum_end(diagonal, off_diagonal, float(values[-1]), mass)
-    mirrored = [-alpha for alpha in diagonal]
-    return max(upper, highest, spectrum_end(mirrored, off_diagonal, -float(values[0]), mass))
+        return end + residual
+    return max(end + residual, spectrum_end(diagonal, off_diagonal, end, mass))
 
 
 def _norm(vector: Tensor) -> float:

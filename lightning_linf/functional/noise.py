@@ -19,6 +19,8 @@ class NoiseEstimate(NamedTuple):
     trace_relative_error: Tensor  # (): standard error over value; NaN for 2 microbatches
     noise_scale: Tensor  # (): tr Sigma / ||G||^2, in samples; inf if noise hides G
     block_noise: dict[str, Tensor]  # (): by partition, sum_b d_b sigma_b
+    # (): by partition, lower and upper end of (sum_b d_b sigma_b / ||G||_Phi*)^2, in samples
+    block_noise_scale: dict[str, tuple[Tensor, Tensor]]
     tensor_trace: Tensor  # (T,): each tensor's part of trace
     tensor_signal_to_noise: Tensor  # (T,): ||G||^2 over the variance of the mean of all samples
 
@@ -48,6 +50,15 @@ def noise(
     2.5 % and 8 % too small (4 samples each, a small tanh network). With 2 microbatches a half is
     empty, and ``block_noise`` is ``D(all)``, about a fifth too small.
 
+    ``block_noise_scale`` brackets the noise scale of the partition's geometry,
+    :math:`(\sum_b d_b \sigma_b / \|G\|_{\Phi*})^2`: the batch size at which noise equals signal for
+    steepest descent in its norm, sign descent for one entry per block. No estimate of
+    :math:`\|G\|_{\Phi*}` is unbiased where noise hides entries, but two bracket it in expectation:
+    the dual norm of the mean of all microbatches, which noise makes larger, and, from the means of
+    two halves, the part of one half's along the steepest descent of the other's, which is
+    :math:`\langle u, G \rangle` in expectation for some u of norm 1. The ends meet as the number of
+    samples grows beyond the noise scale.
+
     Args:
         gradients: Mean gradient of each of K >= 2 microbatches at the same parameters. Shape
             (K, d). The variance of each must be that of one sample over its number of samples:
@@ -68,7 +79,8 @@ def noise(
     Source:
         Noise scale: McCandlish et al., arXiv:1812.06162, who compare two batch sizes; here all
         contrasts between microbatches are used. Sums: West, CACM 22 (1979). sum_b d_b sigma_b:
-        Xie, Mohamadi & Li, arXiv:2410.08198. Cost: 3 d numbers of memory for any K.
+        Xie, Mohamadi & Li, arXiv:2410.08198. Noise scale of sign descent: Naganuma et al.,
+        arXiv:2602.03001, who take the dual norm of the mean. Cost: 4 d numbers of memory for any K.
 
     Example:
         >>> result = noise(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
@@ -136,11 +148,16 @@ def noise_compute(
     signal = tensor_signal.sum()
     number, norm_sum, norm_square_sum = sums.norm_moments
     norm_variance = (norm_square_sum - norm_sum.square() / number) / (number - 1)
+    block_noise = {n: _block_noise(sums, blocks, total) for n, blocks in partitions.items()}
     return NoiseEstimate(
         trace=trace,
         trace_relative_error=(norm_variance.clamp(min=0.0) / num_contrasts).sqrt() / trace,
         noise_scale=torch.where(signal > 0, trace / signal, torch.inf),
-        block_noise={n: _block_noise(sums, blocks, total) for n, blocks in partitions.items()},
+        block_noise=block_noise,
+        block_noise_scale={
+            name: _scale_ends(block_noise[name], *_dual_norm_ends(sums, blocks, total))
+            for name, blocks in partitions.items()
+        },
         tensor_trace=tensor_trace,
         tensor_signal_to_noise=tensor_signal.clamp(min=0.0) / mean_trace,
     )
@@ -175,6 +192,48 @@ def _block_noise(sums: NoiseSums, blocks: Blocks, total: Callable[[Tensor], Tens
         count / num * deviations(count, half) for count, half in zip(counts, squares, strict=True)
     ]
     return 2 * whole - halves[0] - halves[1]
+
+
+def _dual_norm_ends(
+    sums: NoiseSums, blocks: Blocks, total: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Give what is at most, and what is at least, the dual norm of G in expectation. Each ()."""
+    share = float(sums.first_weight / sums.weight)
+    if share == 1:  # no rank has had a second half, of which nothing is known then
+        sums = sums._replace(first_mean=torch.zeros_like(sums.mean))
+        share = 0.0
+    pair = sums.mean, sums.first_mean
+
+    def second_of(mean: Tensor, first: Tensor) -> Tensor:
+        """Compute the mean of the other half."""
+        return (mean - share * first) / (1 - share)
+
+    if blocks.num_blocks == blocks.num_params:
+
+        def across(mean: Tensor, first: Tensor) -> Tensor:
+            second = second_of(mean, first)
+            return (first.sign() * second + second.sign() * first) / 2
+
+        lower, upper = sum_in_pieces(across, *pair), sum_in_pieces(torch.abs, sums.mean)
+        return total(lower * sums.scale), total(upper * sums.scale)
+
+    def sums_of(function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        part = sums_of_blocks(function, sums.mean, blocks, sums.first_mean)
+        return total(part * sums.scale.square())  # each rank has a scale of its own
+
+    dots = sums_of(lambda mean, first: first * second_of(mean, first))
+    firsts = sums_of(lambda mean, first: first.square())
+    seconds = sums_of(lambda mean, first: second_of(mean, first).square())
+    means = sums_of(lambda mean, first: mean.square())
+    roots = blocks.sizes(dots).sqrt()
+    along = (dots / firsts.sqrt()).nan_to_num(0.0) + (dots / seconds.sqrt()).nan_to_num(0.0)
+    return (roots * along).sum() / 2, (roots * means.sqrt()).sum()
+
+
+def _scale_ends(block_noise: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute both ends of a noise scale from those of the dual norm; inf where that is not > 0."""
+    ends = (torch.where(n > 0, (block_noise / n).square(), torch.inf) for n in (upper, lower))
+    return next(ends), next(ends)
 
 
 def _sums_of_parts(

@@ -27,14 +27,19 @@ class NoiseSums(NamedTuple):
     counts: Tensor  # (2,) int64: contrasts in each half
     norm_moments: Tensor  # (3,): number, sum and sum of squares of ||z_k||^2
     scale: Tensor  # (): a power of 2 near the largest entry, so that squares stay in range; 0 unset
+    first_mean: Tensor  # (d,): weighted mean of every other gradient, over `scale`
+    first_weight: Tensor  # (): samples in it
+    turn: Tensor  # () int64: 0 if the next gradient is one of these, else 1
 
 
-def noise_init(dim: int, like: Tensor) -> NoiseSums:
+def noise_init(dim: int, like: Tensor, turn: int = 0) -> NoiseSums:
     """Make empty sums for gradients of ``dim`` entries.
 
     Args:
         dim: Number of entries d.
         like: A tensor with the device and dtype of the gradients; sums are float32 or wider.
+        turn: Whether the first gradient belongs to ``first_mean`` (0) or the second does (1), so
+            that ranks with one each can take turns.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     return NoiseSums(
@@ -44,6 +49,9 @@ def noise_init(dim: int, like: Tensor) -> NoiseSums:
         counts=like.new_zeros(2, dtype=torch.int64),
         norm_moments=like.new_zeros(3, dtype=wide_dtype(like)),
         scale=like.new_zeros((), dtype=wide_dtype(like)),
+        first_mean=like.new_zeros(dim, dtype=dtype),
+        first_weight=like.new_zeros((), dtype=wide_dtype(like)),
+        turn=torch.tensor(turn, dtype=torch.int64, device=like.device),
     )
 
 
@@ -88,7 +96,12 @@ def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None
     if not sums.scale > 0 and gradient.any():  # all before were zero
         sums.scale.copy_(_power_of_two(largest_magnitude(gradient).to(sums.scale)))
     scale = float(sums.scale) or 1.0
-    difference = (gradient / scale).sub_(sums.mean)
+    scaled = gradient / scale
+    if sums.turn == 0:
+        sums.first_weight.add_(weight)
+        sums.first_mean.lerp_(scaled, weight / float(sums.first_weight))
+    sums.turn.bitwise_xor_(1)
+    difference = scaled.sub_(sums.mean)
     if before == 0.0:
         sums.mean.copy_(difference)
         return None
@@ -112,12 +125,12 @@ def noise_merge(
     mean that a contrast's squared norm has.
 
     ``mean`` and the sum of both halves equal those of one process that saw all microbatches; how
-    contrasts fall into halves, and ``norm_moments``, do not.
+    contrasts and gradients fall into halves, and ``norm_moments``, do not.
 
     Args:
         sums: Those of this rank, which may have seen nothing. Their tensors are used up.
         reduce: Returns the sum over ranks of a tensor, on all of them, perhaps in place. Called
-            with 3 d numbers in all and some scalars.
+            with 4 d numbers in all and some scalars.
         spare: A tensor like ``sums.mean`` to work in, so that no memory is asked for between
             reductions.
     """
@@ -127,6 +140,9 @@ def noise_merge(
     counts = reduce(sums.counts.clone())
     scale = _power_of_two(reduce(sums.scale.clone()))
     rescale = (sums.scale / scale).to(spare.dtype)  # 0 where all were zero
+    first_weight = reduce(sums.first_weight.clone())
+    first_share = (sums.first_weight / first_weight).nan_to_num(0.0).to(spare.dtype)
+    first_mean = reduce(sums.first_mean.mul_(rescale * first_share))
     sums.mean.mul_(rescale)
     sums.squares.mul_(rescale**2)
     share = (sums.weight / weight).nan_to_num(0.0).to(spare.dtype)
@@ -141,7 +157,8 @@ def noise_merge(
             sum_in_pieces(lambda part: part, between) * scale.square() * num_ranks / (num_ranks - 1)
         )
         moments += torch.stack([torch.ones_like(norm), norm, norm.square()])
-    return NoiseSums(weight, mean, reduce(sums.squares), counts, reduce(moments), scale)
+    squares, moments, turn = reduce(sums.squares), reduce(moments), torch.zeros_like(sums.turn)
+    return NoiseSums(weight, mean, squares, counts, moments, scale, first_mean, first_weight, turn)
 
 
 def _power_of_two(value: Tensor) -> Tensor:

@@ -37,18 +37,21 @@ def measure_noise(landscape: Landscape, partitions: Sequence[Partition]) -> Meas
         trace_relative_error=float(result.trace_relative_error),
         noise_scale=float(result.noise_scale),
         block_noise={name: float(value) for name, value in result.block_noise.items()},
+        noise_scale_lower={n: float(lower) for n, (lower, _) in result.block_noise_scale.items()},
+        noise_scale_upper={n: float(upper) for n, (_, upper) in result.block_noise_scale.items()},
     )
     return MeasuredNoise(noise, result.tensor_signal_to_noise)
 
 
 def noise_of_batches(landscape: Landscape) -> NoiseSums:
-    """Gather the gradient of each batch of each rank in sums of 3 d numbers.
+    """Gather the gradient of each batch of each rank in sums of 4 d numbers.
 
     Raises:
         ProbeError: If there are fewer than two batches in all.
     """
     vector, ranks = landscape.parameters, landscape.ranks
-    sums = ranks.together(lambda: noise_init(vector.num_params, vector.like))
+    turn = ranks.rank % 2
+    sums = ranks.together(lambda: noise_init(vector.num_params, vector.like, turn))
     landscape.each_gradient(lambda gradient, weight: noise_update(sums, gradient, weight))
     sums = over_ranks(sums, ranks)
     if not sums.counts.sum() > 0:

@@ -1,6 +1,8 @@
 """What one measurement of a loss landscape found, as data: its advice, its text, its JSON."""
 
 from lightning_linf.report.advice import Advice as Advice
+from lightning_linf.report.edge import EdgeReport as EdgeReport
+from lightning_linf.report.edge import StepReport as StepReport
 from lightning_linf.report.interval import Interval as Interval
 from lightning_linf.report.measurement import BlockSmoothness as BlockSmoothness
 from lightning_linf.report.measurement import NoiseReport as NoiseReport

@@ -57,6 +57,9 @@ class NoiseReport:
     trace_relative_error: float  # standard error
     noise_scale: float  # samples; inf if the mean gradient is not distinguishable from 0
     block_noise: dict[str, float]  # by partition, sum_b d_b sigma_b
+    # By partition, both ends of its noise scale; None in records of versions that lack them.
+    noise_scale_lower: dict[str, float] | None = None
+    noise_scale_upper: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

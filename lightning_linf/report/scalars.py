@@ -26,6 +26,12 @@ def scalars_of(report: GeometryReport) -> dict[str, float]:
             scalars[quantities.SECANT.of(name)] = report.secant[name] / d
         if report.noise is not None:
             scalars[quantities.NOISE.of(name)] = report.noise.block_noise[name] / d
+            for ends, quantity in (
+                (report.noise.noise_scale_lower, quantities.NOISE_SCALE_LOWER),
+                (report.noise.noise_scale_upper, quantities.NOISE_SCALE_UPPER),
+            ):
+                if ends is not None:
+                    scalars[quantity.of(name)] = ends[name]
         scalars[quantities.CONVERGED.of(name)] = float(block.converged)
         if name == "global":
             continue

@@ -4,11 +4,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_linf.optim import Reparameterized
+from lightning_linf.optim.weight_decay import is_decoupled
 
 # Entries of parameter groups that belong to one optimizer object.
 _OF_ONE_OPTIMIZER = {"params", "param_names", "reparameterization"}
@@ -137,9 +137,5 @@ def decay_note(old: Optimizer, new: Optimizer) -> str:
 
 
 def _is_decoupled(optimizer: Optimizer) -> bool:
-    """Tell whether weight decay is decoupled, as AdamW's; if the class does not say, it is not."""
     inner = inner_of(optimizer)
-    is_adamw = isinstance(inner, torch.optim.AdamW)  # in whose groups older torch does not say so
-    return getattr(inner, "decoupled_weight_decay", is_adamw) or any(
-        group.get("decoupled_weight_decay", False) for group in inner.param_groups
-    )
+    return any(is_decoupled(inner, group) for group in inner.param_groups)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_linf import Geometry
 from lightning_linf.callbacks import (
+    EdgeMonitor,
     GradientHeterogeneityMonitor,
     LinfSmoothnessMonitor,
     SwapOptimizer,
@@ -179,6 +180,7 @@ def test_training_under_ddp_is_bit_identical_and_measures_the_mean_over_ranks(tm
         return [
             GradientHeterogeneityMonitor(2, on_error="raise"),
             LinfSmoothnessMonitor(2, num_probes=8, max_overhead=100.0, on_error="raise"),
+            EdgeMonitor(2, max_overhead=None, on_error="raise"),
         ]
 
     trainer, with_monitors = _train(tmp_path, monitors(), 2)
@@ -189,7 +191,8 @@ def test_training_under_ddp_is_bit_identical_and_measures_the_mean_over_ranks(tm
     trainer, _ = _train(tmp_path, monitors(), 2, dropout=0.0)
     alone, _ = _train(tmp_path, monitors(), 1, dropout=0.0)
     exact = ("density", "gini", "zero_fraction", "num_nonfinite", "probe_loss", "lambda_max")
-    for name in (*exact, "one_one_norm_per_param", "probe_hvps"):
+    edge = ("edge", "step_gain", "best_step_multiple")
+    for name in (*exact, "one_one_norm_per_param", "probe_hvps", *edge):
         ours, theirs = (t.callback_metrics[f"geometry/{name}"].item() for t in (trainer, alone))
         assert ours == pytest.approx(theirs, rel=1e-4), name  # float32
 

@@ -194,7 +194,9 @@ def test_every_scalar_is_logged(tmp_path):
         rows = [row for row in csv.DictReader(file) if row[quantities.NOISE_TRACE.tag]]
     assert [int(row["step"]) for row in rows] == [1, 3]
     logged = {tag for tag, value in rows[0].items() if value and tag.startswith(quantities.PREFIX)}
-    names = ("_trace", "_trace_relative_error", "_scale", "/coordinate", "/global")
+    partitions = ("coordinate", "global")
+    ends = (f"_scale_{end}/{name}" for end in ("lower", "upper") for name in partitions)
+    names = ("_trace", "_trace_relative_error", "_scale", "/coordinate", "/global", *ends)
     assert logged == {f"geometry/noise{name}" for name in names}
 
 

@@ -71,7 +71,8 @@ def test_noise_needs_several_batches_and_leaves_its_tags_to_the_noise_monitor(tm
     assert keys["one"] == keys["beside"] == set()
     assert keys["two"] == {
         "noise_trace", "noise_trace_relative_error", "noise_scale", "noise/coordinate",
-        "noise/global",
+        "noise/global", "noise_scale_lower/coordinate", "noise_scale_lower/global",
+        "noise_scale_upper/coordinate", "noise_scale_upper/global",
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_linf.functional import lambda_max
+from lightning_linf.functional.lambda_max import lanczos
 
 ROUNDING = 1e-10  # of float64 Lanczos on matrices of a few hundred rows
 
@@ -216,3 +217,30 @@ def test_product_that_is_not_finite_is_refused_by_its_number(bad, at):
         ValueError, match=f"expected finite products, got inf or NaN at product {at}"
     ):
         lambda_max(failing, normal(20), tol=0.0)
+
+
+@pytest.mark.parametrize("max_hvps", [3, 10, 60])
+def test_the_positive_end_is_bracketed_with_its_sign(matrix, max_hvps):
+    exact_end = float(torch.linalg.eigvalsh(matrix)[-1])
+    krylov = lanczos(matrix.mv, normal(len(matrix)), max_hvps=max_hvps, tol=0.0, positive_end=True)
+    slack = ROUNDING * float(exact(matrix))
+    assert krylov.value <= exact_end + slack
+    assert exact_end <= krylov.upper + slack
+
+
+def test_the_positive_end_of_a_negative_matrix_is_negative():
+    matrix = with_spectrum(torch.linspace(-3, -1, 40).tolist())
+    krylov = lanczos(matrix.mv, normal(40), max_hvps=40, tol=1e-3, positive_end=True)
+    assert krylov.value == pytest.approx(-1.0, rel=1e-6)
+    assert krylov.upper == pytest.approx(-1.0, rel=1e-6)
+
+
+def test_the_positive_end_stops_once_it_is_known_whatever_the_negative_end_is():
+    matrix = with_spectrum([10.0, *torch.linspace(-9, -8, 99).tolist()])
+    both = lanczos(matrix.mv, normal(100), max_hvps=60, tol=1e-4)
+    start = normal(100)
+    positive = lanczos(matrix.mv, start, max_hvps=60, tol=1e-4, positive_end=True)
+    mirrored = lanczos(lambda v: -(matrix @ v), start, max_hvps=60, tol=1e-4, positive_end=True)
+    assert positive.value == pytest.approx(10.0, rel=1e-4)
+    assert mirrored.value == pytest.approx(9.0, rel=1e-4)
+    assert positive.num_hvps <= both.num_hvps < mirrored.num_hvps

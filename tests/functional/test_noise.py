@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_linf.functional import LabelledBlocks, noise
+from lightning_linf.functional import LabelledBlocks, dual_block_norm, dual_direction, noise
 from lightning_linf.functional.noise import noise_compute
 from lightning_linf.functional.noise_sums import (
     NoiseSums,
@@ -152,9 +152,78 @@ def test_two_microbatches_by_hand():
     assert result.trace_relative_error.isnan()
 
 
+def dual_norm_ends(gradients, weights, blocks):
+    """Both ends of the dual norm, as the definition is written."""
+    column = torch.tensor(weights, dtype=torch.float64)[:, None]
+
+    def mean(rows):
+        return (column[rows] * gradients[rows]).sum(dim=0) / column[rows].sum()
+
+    first, second = mean(slice(0, None, 2)), mean(slice(1, None, 2))
+    lower = (dual_direction(first, blocks) @ second + dual_direction(second, blocks) @ first) / 2
+    return float(lower), float(dual_block_norm(mean(slice(None)), blocks))
+
+
+@pytest.mark.parametrize("num_blocks", [12, 3, 1])
+def test_ends_of_noise_scales_are_those_of_the_definition(num_blocks):
+    gradients = torch.randn(5, 12, dtype=torch.float64) + torch.linspace(0, 3, 12).double()
+    weights, blocks = [1.0, 4.0, 2.0, 0.5, 3.0], grouped(12, num_blocks)
+    result = noise(gradients, weights, partitions={"some": blocks})
+    lower, upper = dual_norm_ends(gradients, weights, blocks)
+    deviations = float(result.block_noise["some"])
+    ends = [float(end) for end in result.block_noise_scale["some"]]
+    assert ends == pytest.approx([(deviations / upper) ** 2, (deviations / lower) ** 2])
+
+
+@pytest.mark.parametrize("loudness", [0.1, 1.0, 10.0])  # of the gradient, to one sample's noise
+@pytest.mark.parametrize("num_blocks", [600, 60, 1])
+def test_ends_of_noise_scales_bracket_the_exact_one(num_blocks, loudness):
+    dim, blocks = 600, grouped(600, num_blocks)
+    sigma = torch.randn(dim).double().exp()
+    exact_gradient = loudness * sigma * (1.5 * torch.randn(dim).double()).exp()
+    exact_gradient *= torch.randn(dim).sign()
+    exact_norm = float(dual_block_norm(exact_gradient, blocks))
+    norms = []
+    for _ in range(200):
+        gradients = exact_gradient + sigma * torch.randn(8, dim).double()
+        result = noise(gradients, partitions={"some": blocks})
+        ends = torch.stack(result.block_noise_scale["some"]).sqrt()
+        norms.append(result.block_noise["some"] / ends.flip(0))  # lower and upper end
+    norms = torch.stack(norms)
+    # inf where the lower end is not positive: that it is rare keeps the mean from being biased
+    assert norms.isfinite().all()
+    error = norms.std(dim=0) / len(norms) ** 0.5
+    assert norms[:, 0].mean() <= exact_norm + NUM_STANDARD_ERRORS * error[0]
+    assert norms[:, 1].mean() >= exact_norm - NUM_STANDARD_ERRORS * error[1]
+    if loudness == 10.0:
+        torch.testing.assert_close(norms.mean(dim=0) / exact_norm, torch.ones(2).double(),
+                                   rtol=0.02, atol=0)  # fmt: skip
+
+
+def test_ends_of_noise_scales_use_ranks_of_one_microbatch_in_turn():
+    gradients = torch.randn(2, 6, dtype=torch.float64) + 2
+    parts = []
+    for turn, gradient in enumerate(gradients):
+        parts.append(noise_init(6, gradient, turn))
+        noise_update(parts[-1], gradient, 3.0)
+    partitions = {"some": grouped(6, 2)}
+    merged = noise_compute(Ranks(parts).merge()[0], [6], partitions).block_noise_scale["some"]
+    alone = noise(gradients, [3.0, 3.0], partitions=partitions).block_noise_scale["some"]
+    torch.testing.assert_close(merged, alone)
+    # Of ranks that all have the first half, no lower end of the dual norm is known.
+    parts = [noise_init(6, gradients) for _ in gradients]
+    for part, gradient in zip(parts, gradients, strict=True):
+        noise_update(part, gradient, 3.0)
+    lower, upper = noise_compute(Ranks(parts).merge()[0], [6], partitions).block_noise_scale["some"]
+    torch.testing.assert_close(lower, alone[0])
+    assert upper == math.inf
+
+
 def test_noise_that_hides_the_gradient_has_an_infinite_scale():
-    result = noise(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+    gradients = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    result = noise(gradients, partitions={"coordinate": grouped(2, 2)})
     assert result.noise_scale == math.inf
+    assert result.block_noise_scale["coordinate"] == (math.inf, math.inf)
     assert result.tensor_signal_to_noise.tolist() == [0.0]
 
 

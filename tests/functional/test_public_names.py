@@ -18,7 +18,7 @@ MODULES = [module.name for module in pkgutil.iter_modules(functional.__path__)]
         *("batch_excess", "block_norm", "block_smoothness", "cross_fitted_one_one_norm"),
         *("dual_block_norm", "dual_direction", "heterogeneity", "lambda_max", "noise"),
         *("one_one_norm", "operator_norm", "between_within", "rotate", "row_norms"),
-        *("spectral_ascent", "spectral_dual", "spectral_norm"),
+        *("spectral_ascent", "spectral_dual", "spectral_norm", "stability_threshold"),
     ],
 )
 def test_quantity_is_a_documented_function(name):

@@ -19,13 +19,16 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_linf import Rotation
 from lightning_linf.callbacks import (
+    EdgeMonitor,
     GradientHeterogeneityMonitor,
     GradientNoiseMonitor,
     LinfSmoothnessMonitor,
 )
 from lightning_linf.functional.noise import noise_compute
 from lightning_linf.functional.noise_sums import noise_init, noise_update
+from lightning_linf.optim import BlockwiseAdam, Reparameterized
 from lightning_linf.probe import Landscape, ProbeError, functional_module
+from lightning_linf.probe.edge import measure_edge_of_landscape
 from lightning_linf.probe.measure import measure_landscape
 from lightning_linf.probe.noise import noise_of_batches
 from lightning_linf.probe.partitions import choose_partitions
@@ -140,6 +143,38 @@ def test_every_number_of_a_report_is_that_of_the_joined_batch(tmp_path):
             assert result["smoothness"][name] == pytest.approx(ends, rel=1e-7), name
 
 
+@pytest.mark.parametrize("kind", ["Adam", "BlockwiseAdam", "rotated Adam"])
+def test_the_edge_of_a_sharded_optimizer_is_that_of_a_whole_one(tmp_path, kind):
+    module, batch, loss = networks.mlp()
+
+    def make(parameters):
+        if kind == "BlockwiseAdam":
+            return BlockwiseAdam(parameters, lr=0.01)
+        if kind == "Adam":
+            return torch.optim.Adam(parameters, lr=0.01, weight_decay=0.1)
+        return Reparameterized(parameters, lambda p: torch.optim.Adam(p, lr=0.01), Rotation(seed=0))
+
+    def measure(**options):
+        optimizer = make(list(module.parameters()))
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss(module, batch).backward()
+            optimizer.step()
+        with Landscape(module, [batch], loss=loss, **options) as landscape:
+            step = torch.full((landscape.parameters.num_params,), 1e-3, dtype=torch.float64)
+            report = measure_edge_of_landscape(landscape, [optimizer], last_step=step)
+        return report.edge, report.step.gain, report.per_tensor["0.weight"].gain
+
+    def on_rank(rank):
+        shard(module)
+        return measure(reduce=sum_over_ranks)
+
+    results = in_two_processes(on_rank, tmp_path)
+    expected = measure()
+    for result in results:
+        assert result == pytest.approx(expected, rel=1e-7)
+
+
 def test_tensor_parallelism_is_refused_on_both_ranks(tmp_path):
     module, batch, loss = networks.mlp()
 
@@ -214,11 +249,12 @@ def monitors():
     return [
         GradientHeterogeneityMonitor(2, on_error="raise"),
         LinfSmoothnessMonitor(2, num_probes=8, on_error="raise", max_overhead=None),
+        EdgeMonitor(2, on_error="raise", max_overhead=None),
     ]
 
 
 EXACT = ("density", "gini", "zero_fraction", "num_nonfinite", "probe_loss")
-CLOSE = ("one_one_norm_per_param", "lambda_max", "secant/coordinate", "secant/global")
+CLOSE = ("one_one_norm_per_param", "lambda_max", "secant/coordinate", "secant/global", "edge")
 
 
 def assert_same_numbers(ours, alone):
@@ -253,7 +289,7 @@ def test_monitors_change_no_bit_and_tell_the_numbers_of_one_process(
     _, alone = fit(tmp_path, monitors(), "auto", precision=precision)
     for histories, is_same in results:
         assert is_same
-        assert [len(history) for history in histories] == [3, 3]
+        assert [len(history) for history in histories] == [3, 3, 3]
         if precision == "32-true":  # in bfloat16 the training itself is another on two ranks
             assert_same_numbers(histories, alone)
 

@@ -72,14 +72,14 @@ def test_a_product_takes_its_own_vector_and_parts_of_one(monkeypatch):
     assert count.peak < 3.6, str(count)
 
 
-def test_noise_holds_three_sums_a_gradient_and_the_copy(monkeypatch):
+def test_noise_holds_four_sums_a_gradient_and_the_copy(monkeypatch):
     module, batches = network()
     partitions = choose_partitions(module, ["row"])
     with counted_vectors(NUM_PARAMS, monkeypatch) as count:
         with Landscape(module, batches, loss=loss) as landscape:
             noise = measure_noise(landscape, partitions)
     assert noise.report.num_microbatches == 2
-    assert count.peak < 6.2, str(count)
+    assert count.peak < 6.6, str(count)
 
 
 @pytest.mark.slow

@@ -208,3 +208,12 @@ def test_a_competitor_that_fails_is_said_to_have(load, capsys, monkeypatch):
     running = rivals.start_all(["no such name"], "cpu", "tiny", limit=60.0)
     assert running == {}
     assert "no such name failed: ended: KeyError: 'no such name'" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_edges_and_rates_are_printed_for_each_optimizer(printed):
+    names = ("SGD", "rotated Adam")
+    lines = printed(
+        "edge", "--steps", "60", "--every", "20", "--points", "20", "--optimizers", *names
+    )
+    assert [sum(line.startswith(f"{name}  ") for line in lines) for name in names] == [4, 4]

@@ -53,9 +53,10 @@ def test_training_with_monitors_is_bit_identical(tmp_path, options, monitor_opti
     callbacks = monitors(**monitor_options)
     with_monitors = trace(*train(tmp_path, callbacks, **options))
     assert_same(trace(*train(tmp_path, [], **options)), with_monitors)
-    assert len(callbacks[0].history) == len(callbacks[1].history) == 20
-    values = [entry["lambda_max"] for entry in callbacks[1].history]
-    assert len(set(values)) == 20  # something was measured, each time anew
+    assert [len(callback.history) for callback in callbacks] == [20, 20, 20]
+    for callback, name in zip(callbacks[1:], ("lambda_max", "edge"), strict=True):
+        values = [entry[name] for entry in callback.history]
+        assert len(set(values)) == 20  # something was measured, each time anew
 
 
 class Odd(Everything):
@@ -111,7 +112,7 @@ def test_odd_steps_and_two_monitors_of_a_kind_are_bit_identical(tmp_path, precis
     with_monitors = run(callbacks)
     assert_same(run([]), with_monitors)
     # Of each epoch's ten steps two have no loss; every second time, steps 1, 5, 7 and 9 are left.
-    assert [len(callback.history) for callback in callbacks] == [16, 16, 8]
+    assert [len(callback.history) for callback in callbacks] == [16, 16, 16, 8]
 
 
 def test_a_search_for_a_loss_in_train_mode_leaves_no_trace(tmp_path):
@@ -192,7 +193,7 @@ def test_the_checkpoint_loads_with_weights_only(tmp_path):
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     keys = [key for key in checkpoint["callbacks"] if "Monitor" in key]
-    assert len(keys) == 2
+    assert len(keys) == 3
 
 
 def test_a_failing_probe_leaves_no_trace_either(tmp_path):
@@ -252,7 +253,7 @@ def test_compiled_training_is_bit_identical(tmp_path):
     with_monitors = trace(*train(tmp_path, callbacks, **options))
     torch.compiler.reset()
     assert_same(trace(*train(tmp_path, [], **options)), with_monitors)
-    assert [len(callback.history) for callback in callbacks] == [10, 10, 10]
+    assert [len(callback.history) for callback in callbacks] == [10, 10, 10, 10]
 
 
 class Record:

@@ -24,7 +24,7 @@ needs_source_tree = pytest.mark.skipif(
 
 TENSORS_MAY = {"distributed", "errors", "functional", "kernels"}
 SPLIT_MAY = {"argument_checks", "partition", "partition_names"}
-PROBE_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "probe", "reparam", "report"}
+PROBE_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "optim", "probe", "reparam", "report"}
 SWAP_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "optim", "reparam", "swap"}
 NAMES = {"json_numbers", "partition_names", "quantities", "quantity"}
 SHOWN_MAY = NAMES | {"panels", "record", "report"}

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_linf.callbacks import (
+    EdgeMonitor,
     GradientHeterogeneityMonitor,
     LinfSmoothnessMonitor,
 )
@@ -134,6 +135,13 @@ def monitors(mode="eval", num_batches=1, partitions=()):
             every_n_steps=1,
             partitions=partitions,
             num_probes=4,
+            num_batches=num_batches,
+            mode=mode,
+            on_error="raise",
+            max_overhead=None,
+        ),
+        EdgeMonitor(
+            every_n_steps=1,
             num_batches=num_batches,
             mode=mode,
             on_error="raise",
