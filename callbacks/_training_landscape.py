@@ -15,6 +15,7 @@ from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
 from lightning_linf.errors import RefusedLossError
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.offload import Offload
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe import Landscape, ProbeError
 from lightning_linf.probe.batch_copy import split_batch
@@ -38,6 +39,7 @@ class TrainingLandscape:
         seed: int,
         loss: Callable[[Any, Any], Tensor] | None,
         matmul_precision: MatmulPrecision,
+        offload: Offload | None,
         warn_once: Callable[[str, str], object],
     ) -> None:
         self._num_parts = 1  # of each batch: more than one where whole ones took too much memory
@@ -47,6 +49,7 @@ class TrainingLandscape:
         self._mode: Mode = mode
         self._loss = loss
         self._matmul_precision: MatmulPrecision = matmul_precision
+        self._offload: Offload | None = offload
         self._seed = derive_seed("masks", seed)
         self._warn_once = warn_once
 
@@ -143,6 +146,7 @@ class TrainingLandscape:
             seed=self._seed,
             reduce=sum_over_ranks(trainer),
             matmul_precision=self._matmul_precision,
+            offload=self._offload,
         )
 
 

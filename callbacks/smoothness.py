@@ -36,6 +36,7 @@ from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.offload import Offload
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, PartitionName
@@ -98,6 +99,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         output_dims: For "row" and "column", as in :meth:`~lightning_linf.Partition.of`.
         fused_qkv: For "head", as there.
         matmul_precision: Of probes alone, as in :func:`~lightning_linf.measure_geometry`.
+        offload: "cpu" lets vectors that no product needs wait on the CPU, as there.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -132,6 +134,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         output_dims: Mapping[str, int] | None = None,
         fused_qkv: FusedQKV | None = None,
         matmul_precision: MatmulPrecision = "highest",
+        offload: Offload | None = None,
     ) -> None:
         super().__init__(every_n_steps, on_error, name)
         caller = "LinfSmoothnessMonitor"
@@ -145,6 +148,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         )
         check_choice(caller, "mode", mode, get_args(Mode))
         check_choice(caller, "matmul_precision", matmul_precision, get_args(MatmulPrecision))
+        check_choice(caller, "offload", offload, get_args(Offload), or_none=True)
         check_whole(caller, "seed", seed)
         check_callable(caller, "probe_loss", probe_loss, "Give a function of module and batch.")
         self.partitions: list[PartitionName] = list(dict.fromkeys(partitions))
@@ -162,7 +166,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self._last_global_step = 0
         self._budget = TimeBudget(max_overhead)
         self._landscape = TrainingLandscape(
-            mode, seed, probe_loss, matmul_precision, self.warn_once
+            mode, seed, probe_loss, matmul_precision, offload, self.warn_once
         )
 
     @property
