@@ -59,8 +59,13 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     again, or whose products are not the change of its gradient (:meth:`Landscape.check`).
 
     Cost: 1 gradient, and about 2 for each product, times ``num_batches``; once, 7 for the check.
-    At most ``num_probes`` + 33 products for each partition, 33 for "global". A probe that runs out
-    of memory is repeated with its batches in parts; a probe that SIGTERM interrupts is given up.
+    At most ``num_probes`` + 33 products for each partition, 33 for "global". A probe that SIGTERM
+    interrupts is given up.
+
+    Memory: before the first probe of a training its loss is run on tensors without values, and what
+    the probe will take is logged (:func:`~lightning_linf.probe_memory`). If that is more than is
+    free, the probe takes its batches in parts from the start, or warns that it will not fit and
+    says what would. A probe that runs out of memory is repeated with its batches in parts.
 
     Several devices: every rank probes its own batches, and ranks average each product, in one
     reduction of d numbers (2 d for the (1,1)-norm) and one of five. For parameters sharded by
@@ -162,7 +167,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self.seed = seed
         self.probe_loss = probe_loss
         self._batches: deque[KeptBatch] = deque(maxlen=num_batches)
-        self._last_step = LastStep()
+        self._last_step = LastStep(offload)
         self._last_global_step = 0
         self._budget = TimeBudget(max_overhead)
         self._landscape = TrainingLandscape(
@@ -283,7 +288,14 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             with_noise=several and not noise_is_logged,
             seed=self.seed,
         )
-        report = self._landscape.visit(trainer, pl_module, self._batches, parameters, probe)
+        report = self._landscape.visit(
+            trainer,
+            pl_module,
+            self._batches,
+            parameters,
+            probe,
+            memory_of=lambda landscape: landscape.memory(self.num_probes, len(partitions)),
+        )
         self.last_report = report
         seconds = self._budget.seconds_of_probe(pl_module.device)
         cost = {

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_linf.partition import Partition as Partition
     from lightning_linf.probe import Landscape as Landscape
     from lightning_linf.probe import measure_geometry as measure_geometry
+    from lightning_linf.probe import probe_memory as probe_memory
     from lightning_linf.reparam import Permutation as Permutation
     from lightning_linf.reparam import Rotation as Rotation
     from lightning_linf.reparam import Scaling as Scaling
@@ -37,6 +38,7 @@ _HOMES = {
     "Scaling": "lightning_linf.reparam",
     "SwapOptimizer": "lightning_linf.callbacks",
     "measure_geometry": "lightning_linf.probe",
+    "probe_memory": "lightning_linf.probe",
 }
 __all__ = sorted(_HOMES)
 

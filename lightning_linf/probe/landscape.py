@@ -27,7 +27,9 @@ from lightning_linf.probe.fabric import unwrap_fabric
 from lightning_linf.probe.functional_module import FunctionalModule, Mode
 from lightning_linf.probe.loss_check import check_loss
 from lightning_linf.probe.loss_function import batch_weight
+from lightning_linf.probe.memory_by_phase import Plan, ProbeMemory
 from lightning_linf.probe.parameters import ParameterVector
+from lightning_linf.probe.simulation import largest_graph
 from lightning_linf.reparam import Reparameterization
 
 
@@ -217,6 +219,14 @@ class Landscape:
             return remark
 
         return self.ranks.together(check)
+
+    def memory(self, num_probes: int, num_partitions: int) -> ProbeMemory:
+        """Say what a measurement takes here: :func:`~lightning_linf.probe.probe_memory`."""
+        each, has_halves = min(self.probes_per_pass, num_probes), self.first_half() is not None
+        plan = Plan(self.num_batches, each, num_partitions, has_halves, self.offload)
+        self._derivatives.forget()
+        graph = self.ranks.together(partial(largest_graph, self._function))
+        return ProbeMemory.of(graph, self.parameters, plan)
 
     def loss(self, offset: Tensor | None = None) -> float:
         """Mean loss over the batches, ``offset`` (d,) away from the present point."""

@@ -7,7 +7,7 @@ import torch
 from support.vector_count import counted_vectors, memory_elsewhere
 from torch import nn
 
-from lightning_linf import Landscape, measure_geometry
+from lightning_linf import Landscape, measure_geometry, probe_memory
 from lightning_linf.functional import offload
 from lightning_linf.probe import measure_landscape
 from lightning_linf.probe.gradient import measure_gradient
@@ -94,6 +94,25 @@ def test_a_whole_report_shows_its_counts():
             measure_landscape(landscape, partitions, num_probes=4)
     assert_within(count.peaks, {"gradient": 3.2, "curvatures": 5.8, "heterogeneity": 6.6})
     assert count.starts["probes"] < 2.1, str(count)  # the gradient is gone, the copy stays
+
+
+@pytest.mark.parametrize("place", [None, "cpu"])
+@pytest.mark.parametrize("num_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_probe_memory_predicts_is_what_is_counted(num_batches, place, monkeypatch):
+    module, batches = network()
+    monkeypatch.setattr(offload, "_host_memory", memory_elsewhere)
+    options = {"loss": loss, "num_probes": 4, "offload": place}
+    with counted_vectors(NUM_PARAMS) as none:
+        memory = probe_memory(module, batches[:num_batches], num_partitions=3, **options)
+    assert none.peak < 0.1  # it is counted without being taken
+    with counted_vectors(NUM_PARAMS) as count:
+        partitions = ("coordinate", "row", "global")  # of blocks of one and of several entries
+        measure_geometry(module, batches[:num_batches], partitions=partitions, **options)
+    for name, size in memory.phases.items():
+        predicted = size / memory.vector
+        # 0.6: of a gradient that is added up as it comes, a tensor is not there beside its sum.
+        assert count.peaks[name] < predicted + 0.1 < count.peaks[name] + 0.7, (name, str(count))
+    assert abs(memory.peak / memory.vector - count.peak) < 0.2, str(count)
 
 
 def test_a_whole_report_holds_few_vectors():
