@@ -91,7 +91,7 @@ class TrainingLandscape:
             most = _MOST_PARTS if self._mode == "eval" else 1
             self._num_parts = max(self._num_parts, plan.num_parts(self._offload, most))
             self._is_planned = True
-        num_parts = self._num_parts
+        num_parts = planned = self._num_parts
         while True:
             try:
                 parts = ranks.together(partial(make, num_parts, self._offload))
@@ -110,7 +110,7 @@ class TrainingLandscape:
                 self._num_parts = num_parts
                 if self._remark is not None:
                     self._warn_once("detached", self._remark)
-                if num_parts > 1:
+                if num_parts > planned:
                     self._warn_once(
                         f"parts {num_parts}",
                         "a probe ran out of memory, so from now on it takes its batches in "
