@@ -76,6 +76,11 @@ class FunctionalModule:
         assert self._state is not None
         self._whole = gather_sharded(self._state.places)
 
+    @property
+    def gathered_bytes(self) -> int:
+        """What sharded tensors take that have been gathered, beside the copies made of them."""
+        return sum(tensor.nbytes for tensor in self._whole.values())
+
     def free_copies(self) -> None:
         """Take the copies of the last evaluation out of the module, which is not run any more."""
         assert self._state is not None

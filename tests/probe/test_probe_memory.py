@@ -4,8 +4,9 @@ import pytest
 import torch
 from support.vector_count import counted_vectors
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from lightning_linf import measure_geometry, probe_memory
+from lightning_linf import Landscape, measure_geometry, probe_memory
 from lightning_linf.probe import ProbeError
 
 VOCABULARY, WIDTH, LENGTH = 64, 32, 48
@@ -74,6 +75,36 @@ def test_parts_have_smaller_graphs_and_unequal_batches_count_by_the_largest():
     assert parts.graph < 0.3 * whole.graph
     assert probe_memory(module, tokens(2, 8, 2), loss=loss).graph == whole.graph
     assert probe_memory(module, tokens(8), loss=loss, offload="cpu").graph == whole.graph
+
+
+def test_a_module_on_the_meta_device_needs_no_memory_at_all():
+    with torch.device("meta"):
+        module = Attention()
+    there = probe_memory(module, [batch.to("meta") for batch in tokens(4)], loss=loss)
+    here = probe_memory(network(), tokens(4), loss=loss)
+    assert there.phases == pytest.approx(here.phases, rel=1e-3)
+
+
+def test_checkpointed_activations_are_the_same_to_the_bit_and_held_all_the_same():
+    class Checkpointed(Attention):
+        def forward(self, tokens):
+            return checkpoint(super().forward, tokens, use_reentrant=False)
+
+    torch.manual_seed(1)
+    plain, other, batches = network(), Checkpointed(), tokens(4)
+    other.load_state_dict(plain.state_dict())
+    products = []
+    for module in (plain, other):
+        # Dropout draws, BatchNorm takes statistics of the batch, one weight is used twice.
+        with Landscape(module, batches, loss=loss, mode="train") as landscape:
+            torch.manual_seed(2)
+            products.append(landscape.hvp(torch.randn(landscape.parameters.num_params)))
+    assert torch.equal(*products)
+    graphs = [
+        probe_memory(module, batches, loss=loss, mode="train").graph for module in (plain, other)
+    ]
+    # What is recomputed for the gradient is kept for its derivative.
+    assert graphs[1] == pytest.approx(graphs[0], rel=0.01)
 
 
 def test_shown_are_the_peak_and_every_phase():
