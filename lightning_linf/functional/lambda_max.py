@@ -122,7 +122,7 @@ def lanczos(
     """
     mass, upper = least_mass(len(start), failure), float("inf")
     dtype = start.dtype
-    narrow = torch.bfloat16 if dtype == torch.float32 else dtype
+    narrow = basis_dtype(dtype)
     current = start / _norm(start)
     del start  # a caller that made it for us does not hold it either
     previous: Tensor | None = None
@@ -154,6 +154,11 @@ def lanczos(
         previous, current = set_aside(current), image.div_(beta)
     kept = _eigenpairs(diagonal[: len(basis)], off_diagonal[: max(len(basis) - 1, 0)])
     return Lanczos(value, max(upper, value), len(diagonal), *kept, basis, current.new_empty(0))
+
+
+def basis_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Tell in which dtype the basis of vectors of another one is kept."""
+    return torch.bfloat16 if dtype == torch.float32 else dtype
 
 
 def _upper_end(

@@ -223,7 +223,9 @@ class Landscape:
     def memory(self, num_probes: int, num_partitions: int) -> ProbeMemory:
         """Say what a measurement takes here: :func:`~lightning_linf.probe.probe_memory`."""
         each, has_halves = min(self.probes_per_pass, num_probes), self.first_half() is not None
-        plan = Plan(self.num_batches, each, num_partitions, has_halves, self.offload)
+        plan = Plan(
+            self.num_batches, each, num_partitions, has_halves, self.offload, self.parameters.dtype
+        )
         self._derivatives.forget()
         graph = self.ranks.together(partial(largest_graph, self._function))
         return ProbeMemory.of(graph, self.parameters, plan)

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 import torch
 
-from lightning_linf.functional.lambda_max import NUM_KEPT
+from lightning_linf.functional.lambda_max import NUM_KEPT, basis_dtype
 from lightning_linf.functional.offload import Offload
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.simulation import GraphMemory
@@ -20,6 +20,7 @@ class Plan(NamedTuple):
     num_partitions: int
     has_halves: bool  # of the batches, whose products are kept apart
     offload: Offload | None
+    dtype: torch.dtype
 
 
 class _Vectors(NamedTuple):
@@ -47,8 +48,9 @@ def _probes(plan: Plan) -> _Vectors:
 
 def _operator_norm(plan: Plan) -> _Vectors:
     # Of a certificate the scale, and of Lanczos iteration the present vector, that one scaled, and
-    # the product. Offloaded: the previous vector, the best direction and a basis of half the bytes.
-    return _Vectors(4, 6.1) if plan.offload else _Vectors(6 + NUM_KEPT / 2, 6.1 + NUM_KEPT / 2)
+    # the product. Offloaded: the previous vector, the best direction and the basis.
+    basis = NUM_KEPT * basis_dtype(plan.dtype).itemsize / plan.dtype.itemsize
+    return _Vectors(4, 6.1) if plan.offload else _Vectors(6 + basis, 6.1 + basis)
 
 
 # tests/probe/test_vector_counts.py compares what comes of these with what is counted.
