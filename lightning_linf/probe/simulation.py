@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch._functorch import config  # as torch's own compiler sets it
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch documents it under this name
 from torch.utils._python_dispatch import TorchDispatchMode  # as above
 from torch.utils._pytree import tree_leaves
@@ -90,7 +91,9 @@ class ShapesAlone(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self.alive = self.peak = 0
         self._device_type = device.type
         self._storages: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        # A kernel that is given the address of such a tensor must fail here, not on the device.
+        with config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):
+            self._fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def __enter__(self) -> Self:
         self._fake.__enter__()

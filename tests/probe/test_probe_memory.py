@@ -1,5 +1,7 @@
 """What is said of the memory of a probe before it runs, where the graph takes most of it."""
 
+import os
+
 import pytest
 import torch
 from support.vector_count import counted_vectors
@@ -8,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_linf import Landscape, measure_geometry, probe_memory
 from lightning_linf.probe import ProbeError
+from lightning_linf.probe.memory_by_phase import available_memory
 
 VOCABULARY, WIDTH, LENGTH = 64, 32, 48
 
@@ -115,18 +118,40 @@ def test_shown_are_the_peak_and_every_phase():
     assert max(memory.phases, key=memory.phases.get) == "operator norm"
 
 
-def test_a_loss_that_needs_its_values_is_refused_before_and_measured_all_the_same():
-    def decides(module, batch):
-        value = loss(module, batch)
-        return value if value.item() < 100 else value / 2
+NEEDS_VALUES = {
+    "decision": lambda value: value if value < 100 else value / 2,
+    "number": lambda value: value * min(1.0, value.item()) ** 0,
+    "array": lambda value: value * float(value.detach().numpy() < 100),
+    "address": lambda value: value * (value.data_ptr() > 0),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS_VALUES)
+def test_a_loss_that_needs_its_values_is_refused_before_and_measured_all_the_same(name):
+    def needs(module, batch):
+        return NEEDS_VALUES[name](loss(module, batch))
 
     module, batches = network(), tokens(2)
     with pytest.raises(ProbeError, match=r"^probe_memory: expected a loss that can be followed"):
-        probe_memory(module, batches, loss=decides)
-    report = measure_geometry(module, batches, loss=decides, partitions=(), num_probes=4)
-    assert report.num_params == sum(p.numel() for p in module.parameters())
+        probe_memory(module, batches, loss=needs)
+    with Landscape(module, batches, loss=needs) as landscape:
+        assert landscape.loss() == pytest.approx(loss(module.eval(), *batches).item())
 
 
 def test_number_of_parts_must_be_whole():
     with pytest.raises(ValueError, match=r"^probe_memory: expected `num_parts` >= 1, got 0"):
         probe_memory(network(), tokens(2), loss=loss, num_parts=0)
+
+
+def test_available_is_what_the_driver_and_the_allocator_have_left(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
+    assert available_memory(torch.device("cuda", 0)) == 140
+    assert available_memory(torch.device("meta")) is None
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="reads Linux's /proc")
+def test_available_on_the_cpu_is_part_of_its_memory():
+    in_all = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_memory(torch.device("cpu")) <= in_all
