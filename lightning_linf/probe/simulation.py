@@ -1,5 +1,6 @@
 """The memory of a gradient's graph and of a product with it, counted without any of it."""
 
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
@@ -15,6 +16,8 @@ from lightning_linf.errors import ProbeError, RestoreError
 from lightning_linf.probe.autograd_graph import GradientRoots, gradients_of
 from lightning_linf.probe.batch_copy import tensors_of
 from lightning_linf.probe.functional_module import FunctionalModule
+
+_log = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 class GraphMemory(NamedTuple):
@@ -97,11 +100,14 @@ class ShapesAlone(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
 
     def __enter__(self) -> Self:
         self._fake.__enter__()
+        # It tells of what is raised anyway, with long tracebacks.
+        self._was_disabled, _log.disabled = _log.disabled, True
         super().__enter__()  # type: ignore[no-untyped-call]  # outside of the other, so asked first
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
         super().__exit__(*exc_info)  # type: ignore[no-untyped-call]
+        _log.disabled = self._was_disabled
         self._fake.__exit__(*exc_info)
 
     def __torch_dispatch__(
