@@ -6,13 +6,20 @@ from torch import Tensor
 from lightning_linf.callbacks._optimized_parameters import optimized_parameters
 from lightning_linf.callbacks._trainer import loss_scale
 from lightning_linf.distributed.gathering import gather
+from lightning_linf.functional.offload import Offload, offloading, set_aside
 from lightning_linf.probe import Landscape
 
 
 class LastStep:
-    """The parameters and the scale of the loss as they were before an optimizer step."""
+    """The parameters and the scale of the loss as they were before an optimizer step.
 
-    def __init__(self) -> None:
+    Args:
+        offload: Where the copies of the parameters wait, as in
+            :class:`~lightning_linf.probe.Landscape`.
+    """
+
+    def __init__(self, offload: Offload | None) -> None:
+        self._offload: Offload | None = offload
         self._before: dict[int, Tensor] = {}  # by the identity of the parameters
         self._scale_before: float | None = None
 
@@ -20,7 +27,8 @@ class LastStep:
         """Copy the parameters, before the first of several optimizers steps."""
         if not self._before:
             parameters = optimized_parameters(*trainer.optimizers)
-            self._before = {id(p): p.detach().clone() for p in parameters}
+            with offloading(self._offload):
+                self._before = {id(p): _copy(p.detach()) for p in parameters}
             self._scale_before = loss_scale(trainer)
 
     def forget(self) -> None:
@@ -42,8 +50,15 @@ class LastStep:
             return None
         moves = landscape.ranks.together(
             lambda: [
-                p.detach().to(vector.dtype) - self._before[id(p)].to(vector.dtype)
+                p.detach().to(vector.dtype) - self._before[id(p)].to(p.device, vector.dtype)
                 for p in vector.originals
             ]
         )
         return vector.flatten(gather(moves))
+
+
+def _copy(values: Tensor) -> Tensor:
+    if type(values) is not Tensor:  # sharded
+        return values.clone()
+    kept = set_aside(values)
+    return values.clone() if kept is values else kept

@@ -29,7 +29,8 @@ from lightning_linf.callbacks._trainer import logged_step
 from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.functional.full_precision import MatmulPrecision
-from lightning_linf.probe import Landscape
+from lightning_linf.functional.offload import Offload
+from lightning_linf.probe import Landscape, ProbeMemory
 from lightning_linf.probe.functional_module import Mode
 
 _T = TypeVar("_T")
@@ -53,6 +54,7 @@ class ProbingMonitor(GeometryMonitor):
         probe_loss: Callable[[Any, Any], Tensor] | None,
         name: str,
         matmul_precision: MatmulPrecision,
+        offload: Offload | None,
     ) -> None:
         super().__init__(every_n_steps, on_error, name)
         caller = type(self).__name__
@@ -62,6 +64,7 @@ class ProbingMonitor(GeometryMonitor):
         )
         check_choice(caller, "mode", mode, get_args(Mode))
         check_choice(caller, "matmul_precision", matmul_precision, get_args(MatmulPrecision))
+        check_choice(caller, "offload", offload, get_args(Offload), or_none=True)
         check_whole(caller, "seed", seed)
         check_callable(caller, "probe_loss", probe_loss, "Give a function of module and batch.")
         self.num_batches = num_batches
@@ -70,11 +73,11 @@ class ProbingMonitor(GeometryMonitor):
         self.seed = seed
         self.probe_loss = probe_loss
         self._batches: deque[KeptBatch] = deque(maxlen=num_batches)
-        self._last_step = LastStep()
+        self._last_step = LastStep(offload)
         self._last_global_step = 0
         self._budget = TimeBudget(max_overhead)
         self._landscape = TrainingLandscape(
-            mode, seed, probe_loss, matmul_precision, self.warn_once
+            mode, seed, probe_loss, matmul_precision, offload, self.warn_once
         )
 
     @property
@@ -160,9 +163,20 @@ class ProbingMonitor(GeometryMonitor):
         pl_module: LightningModule,
         parameters: Collection[nn.Parameter],
         probe: Callable[[Landscape], _T],
+        memory_of: Callable[[Landscape], ProbeMemory],
     ) -> _T:
-        """Call ``probe`` with the landscape of the step, as often as memory makes necessary."""
-        return self._landscape.visit(trainer, pl_module, self._batches, parameters, probe)
+        """Call ``probe`` with the landscape of the step, as often as memory makes necessary.
+
+        Args:
+            trainer: At the step.
+            pl_module: What is trained.
+            parameters: Of the landscape.
+            probe: What is done with it.
+            memory_of: What that takes.
+        """
+        return self._landscape.visit(
+            trainer, pl_module, self._batches, parameters, probe, memory_of
+        )
 
     def parameters_of(self, trainer: Trainer, pl_module: LightningModule) -> Sequence[nn.Parameter]:
         """List what the optimizers step; warn once of what the landscape holds constant."""

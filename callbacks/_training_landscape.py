@@ -11,12 +11,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_linf.callbacks._kept_batch import KeptBatch
+from lightning_linf.callbacks._memory_plan import MemoryPlan
 from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
 from lightning_linf.errors import RefusedLossError
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.offload import Offload
 from lightning_linf.functional.random import derive_seed
-from lightning_linf.probe import Landscape, ProbeError
+from lightning_linf.probe import Landscape, ProbeError, ProbeMemory
 from lightning_linf.probe.batch_copy import split_batch
 from lightning_linf.probe.functional_module import Mode
 
@@ -38,21 +40,24 @@ class TrainingLandscape:
         seed: int,
         loss: Callable[[Any, Any], Tensor] | None,
         matmul_precision: MatmulPrecision,
+        offload: Offload | None,
         warn_once: Callable[[str, str], object],
     ) -> None:
-        self._num_parts = 1  # of each batch: more than one where whole ones took too much memory
+        self._num_parts = 1  # of each batch: more than one where whole ones take too much memory
+        self._is_planned = False
         self._is_checked = False
         self._remark: str | None = None  # of the check
         self._refusal: str | None = None  # by the check
         self._mode: Mode = mode
         self._loss = loss
         self._matmul_precision: MatmulPrecision = matmul_precision
+        self._offload: Offload | None = offload
         self._seed = derive_seed("masks", seed)
         self._warn_once = warn_once
 
     def start_training(self) -> None:
-        """Check the loss again at the next visit."""
-        self._is_checked, self._refusal = False, None
+        """Check the loss again at the next visit, and what a probe takes of the memory."""
+        self._is_checked, self._refusal, self._is_planned = False, None, False
 
     def visit(
         self,
@@ -61,8 +66,11 @@ class TrainingLandscape:
         batches: Collection[KeptBatch],
         parameters: Collection[nn.Parameter],
         probe: Callable[[Landscape], _T],
+        memory_of: Callable[[Landscape], ProbeMemory],
     ) -> _T:
         """Call ``probe`` with a landscape, again with smaller parts if memory runs out.
+
+        The first visit of a training begins with the parts that ``memory_of`` says will fit.
 
         The loss is then the mean over parts, weighted by the number of samples, which must be the
         loss of the whole; so not with ``mode="train"``, where the samples of a batch may mix.
@@ -76,14 +84,20 @@ class TrainingLandscape:
         """
         ranks = Ranks(sum_over_ranks(trainer), module.device)
         make = partial(self._make, trainer, module, batches, parameters)
-        num_parts = self._num_parts
         if not self._is_checked:
             ranks.together(self._refuse_again)
+        if not self._is_planned:
+            plan = MemoryPlan(make, memory_of, ranks, self._warn_once)
+            most = _MOST_PARTS if self._mode == "eval" else 1
+            self._num_parts = max(self._num_parts, plan.num_parts(self._offload, most))
+            self._is_planned = True
+        num_parts = planned = self._num_parts
         while True:
             try:
-                parts = ranks.together(partial(make, num_parts))
+                parts = ranks.together(partial(make, num_parts, self._offload))
                 if num_parts > 1:
-                    _require_same_loss(ranks.together(partial(make, 1)), parts)
+                    whole = ranks.together(partial(make, 1, self._offload))
+                    _require_same_loss(whole, parts)
                 if not self._is_checked:
                     self._check(parts)
                 result = probe(parts)
@@ -96,7 +110,7 @@ class TrainingLandscape:
                 self._num_parts = num_parts
                 if self._remark is not None:
                     self._warn_once("detached", self._remark)
-                if num_parts > 1:
+                if num_parts > planned:
                     self._warn_once(
                         f"parts {num_parts}",
                         "a probe ran out of memory, so from now on it takes its batches in "
@@ -127,6 +141,7 @@ class TrainingLandscape:
         batches: Collection[KeptBatch],
         parameters: Collection[nn.Parameter],
         num_parts: int,
+        offload: Offload | None,
     ) -> Landscape:
         numbered = [
             (part, kept.batch_idx)
@@ -143,6 +158,7 @@ class TrainingLandscape:
             seed=self._seed,
             reduce=sum_over_ranks(trainer),
             matmul_precision=self._matmul_precision,
+            offload=offload,
         )
 
 
@@ -154,8 +170,8 @@ def _require_same_loss(whole: Landscape, parts: Landscape) -> None:
             losses.append(landscape.loss(vector.zeros()))  # without the gradient's graph
     if abs(losses[0] - losses[1]) > _SAME_LOSS * abs(losses[0]):
         raise ProbeError(
-            "probe: out of memory, and expected a loss that is the mean over samples, so that it "
-            f"can be probed in parts, got {losses[0]:g} of the whole batch and {losses[1]:g} of "
+            "probe: too little memory, and expected a loss that is the mean over samples, so that "
+            f"it can be probed in parts, got {losses[0]:g} of the whole batch and {losses[1]:g} of "
             f"{parts.num_batches} parts. Let probe_loss(batch) take fewer samples and "
             "probe_weight(batch) count them."
         )

@@ -16,8 +16,9 @@ from lightning_linf.callbacks._probe_in_training import products_counted
 from lightning_linf.callbacks._probing_monitor import ProbingMonitor
 from lightning_linf.callbacks.monitor import OnError
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.offload import Offload
 from lightning_linf.optim.linear_step import why_not_linear
-from lightning_linf.probe import Landscape
+from lightning_linf.probe import Landscape, ProbeMemory
 from lightning_linf.probe.edge import EDGE_HVPS, measure_edge_of_landscape
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.report import EdgeReport
@@ -49,7 +50,7 @@ class EdgeMonitor(ProbingMonitor):
     Several optimizers of a module count as one with the groups of all, as if they all stepped at
     each step.
 
-    Several devices: as :class:`LinfSmoothnessMonitor`.
+    Memory and several devices: as :class:`LinfSmoothnessMonitor`.
 
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
     monitor, and a record with a row for each parameter tensor. ``history`` holds all measurements
@@ -73,6 +74,7 @@ class EdgeMonitor(ProbingMonitor):
         name: If a trainer has several monitors of this class, all but one need a name. It becomes
             part of their tags, ``geometry/NAME/...``, and tells their states apart.
         matmul_precision: Of probes alone, as in :func:`~lightning_linf.measure_geometry`.
+        offload: As there.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -97,6 +99,7 @@ class EdgeMonitor(ProbingMonitor):
         probe_loss: Callable[[Any, Any], Tensor] | None = None,
         name: str = "",
         matmul_precision: MatmulPrecision = "highest",
+        offload: Offload | None = None,
     ) -> None:
         super().__init__(
             every_n_steps,
@@ -108,6 +111,7 @@ class EdgeMonitor(ProbingMonitor):
             probe_loss,
             name,
             matmul_precision,
+            offload,
         )
         check_whole("EdgeMonitor", "max_hvps", max_hvps, 1)
         self.max_hvps = max_hvps
@@ -126,7 +130,7 @@ class EdgeMonitor(ProbingMonitor):
             max_hvps=self.max_hvps,
             seed=self.seed,
         )
-        report = self.visit(trainer, pl_module, parameters, probe)
+        report = self.visit(trainer, pl_module, parameters, probe, memory_of=_memory)
         self.last_report = report
         seconds, overhead = self.cost(pl_module)
         scalars = {
@@ -146,6 +150,11 @@ class EdgeMonitor(ProbingMonitor):
             quantities.BEST_STEP_MULTIPLE.name: torch.tensor([row.best_multiple for row in rows]),
         }
         self.record(trainer, scalars, columns, list(report.per_tensor))
+
+
+def _memory(landscape: Landscape) -> ProbeMemory:
+    """Bound what the edge takes by a whole report, whose searches hold no less."""
+    return landscape.memory(num_probes=4, num_partitions=2)
 
 
 def _probe(

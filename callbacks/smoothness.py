@@ -21,6 +21,7 @@ from lightning_linf.callbacks.monitor import OnError
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.offload import Offload
 from lightning_linf.functional.spectral import MatrixSplit
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
@@ -46,8 +47,13 @@ class LinfSmoothnessMonitor(ProbingMonitor):
 
     Cost: 1 gradient, and about 2 for each product, times ``num_batches``; once, 7 for the check.
     At most ``num_probes`` + 33 products for each partition, 33 for "global". "spectral" takes 9
-    and a singular value decomposition of each matrix with each. A probe that runs out of memory
-    is repeated with its batches in parts; a probe that SIGTERM interrupts is given up.
+    and a singular value decomposition of each matrix with each. A probe that SIGTERM interrupts is
+    given up.
+
+    Memory: before the first probe of a training its loss is run on tensors without values, and what
+    the probe will take is logged (:func:`~lightning_linf.probe_memory`). If that is more than is
+    free, the probe takes its batches in parts from the start, or warns that it will not fit and
+    says what would. A probe that runs out of memory is repeated with its batches in parts.
 
     Several devices: every rank probes its own batches, and ranks average each product, in one
     reduction of d numbers (2 d for the (1,1)-norm) and one of five. For parameters sharded by
@@ -87,6 +93,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         output_dims: For "row" and "column", as in :meth:`~lightning_linf.Partition.of`.
         fused_qkv: For "head", as there.
         matmul_precision: Of probes alone, as in :func:`~lightning_linf.measure_geometry`.
+        offload: "cpu" lets vectors that no product needs wait on the CPU, as there.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -121,6 +128,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         output_dims: Mapping[str, int] | None = None,
         fused_qkv: FusedQKV | None = None,
         matmul_precision: MatmulPrecision = "highest",
+        offload: Offload | None = None,
     ) -> None:
         super().__init__(
             every_n_steps,
@@ -132,6 +140,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
             probe_loss,
             name,
             matmul_precision,
+            offload,
         )
         caller = "LinfSmoothnessMonitor"
         remedy = "For your own partitions override make_partitions."
@@ -188,7 +197,13 @@ class LinfSmoothnessMonitor(ProbingMonitor):
             with_noise=several and not noise_is_logged,
             seed=self.seed,
         )
-        report = self.visit(trainer, pl_module, parameters, probe)
+        report = self.visit(
+            trainer,
+            pl_module,
+            parameters,
+            probe,
+            memory_of=lambda landscape: landscape.memory(self.num_probes, len(partitions)),
+        )
         self.last_report = report
         seconds, overhead = self.cost(pl_module)
         cost = {quantities.PROBE_SECONDS.tag: seconds, quantities.PROBE_OVERHEAD.tag: overhead}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_linf.probe import Landscape as Landscape
     from lightning_linf.probe import measure_edge as measure_edge
     from lightning_linf.probe import measure_geometry as measure_geometry
+    from lightning_linf.probe import probe_memory as probe_memory
     from lightning_linf.reparam import Permutation as Permutation
     from lightning_linf.reparam import Rotation as Rotation
     from lightning_linf.reparam import Scaling as Scaling
@@ -43,6 +44,7 @@ _HOMES = {
     "SwapOptimizer": "lightning_linf.callbacks",
     "measure_edge": "lightning_linf.probe",
     "measure_geometry": "lightning_linf.probe",
+    "probe_memory": "lightning_linf.probe",
 }
 __all__ = sorted(_HOMES)
 

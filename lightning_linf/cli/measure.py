@@ -155,6 +155,12 @@ def make_parser() -> ArgumentParser:
         default="highest",
         help="highest: matrix products in full float32; high: in TF32 on CUDA, faster and coarser.",
     )
+    add(
+        "--offload",
+        type=Literal["cpu"] | None,
+        default=None,
+        help="cpu: vectors that no product needs wait on the CPU, for less memory and more time.",
+    )
     add("--seed", type=int, default=0, help="Of the probes, and of a shuffled dataloader.")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (say) or mps.")
     add(
@@ -253,6 +259,7 @@ def _measure_module(
                 noise_batches=batches[: options.num_noise_batches] or None,
                 mode=options.mode,
                 matmul_precision=options.matmul_precision,
+                offload=options.offload,
                 seed=options.seed,
                 on_hvps=advance,
             )

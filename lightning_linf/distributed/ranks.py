@@ -30,8 +30,8 @@ class Ranks:
         self.is_alone = reduce is None
         self.all_know = False
         """Whether some rank has failed and all ranks have learnt so in :meth:`agree`."""
+        self.device = device
         self._reduce = reduce
-        self._device = device
 
     @property
     def rank(self) -> int:
@@ -102,9 +102,9 @@ class Ranks:
         starved = float(failure is not None and is_out_of_memory(failure))
         first_failed = failed if self.rank == 0 else 0.0
         if self._reduce is not None:
-            dtype = torch.float32 if self._device.type == "mps" else torch.float64
+            dtype = torch.float32 if self.device.type == "mps" else torch.float64
             numbers = [first, second, failed, starved, first_failed]
-            totals = torch.tensor(numbers, dtype=dtype, device=self._device)
+            totals = torch.tensor(numbers, dtype=dtype, device=self.device)
             first, second, failed, starved, first_failed = self._reduce(totals).tolist()
         self.all_know = failed > 0
         if failure is not None and not first_failed:  # rank 0, which reports, does not know of it
@@ -131,4 +131,6 @@ def _has_ranks() -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on any device, or such an error was agreed upon."""
     kinds = (MemoryError, torch.OutOfMemoryError, ProbeMemoryError)
-    return isinstance(error, kinds) or is_oom_error(error)
+    # Lightning looks for words in arguments, and takes them for text.
+    is_text = all(isinstance(argument, str) for argument in error.args)
+    return isinstance(error, kinds) or (is_text and is_oom_error(error))

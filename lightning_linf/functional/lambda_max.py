@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_linf.functional.finite import require_finite
 from lightning_linf.functional.in_pieces import sum_in_pieces
+from lightning_linf.functional.offload import bring_back, set_aside
 from lightning_linf.functional.spectrum_end import FAILURE, least_mass, spectrum_end
 
 NUM_KEPT = 8  # basis vectors: after so many steps the largest eigenvalue is known to 1 % or so
@@ -34,8 +35,8 @@ class Lanczos:
     num_hvps: int  # k
     values: Tensor  # (m,) float64: Ritz values of the first m <= k steps, whose vectors are kept
     vectors: Tensor  # (m, m) float64: their vectors, as columns, in the coordinates of the basis
-    basis: Sequence[Tensor]  # m orthonormal vectors (d,), in half the bytes if float32
-    dtype: torch.dtype  # of the vectors that they are combined to
+    basis: Sequence[Tensor]  # m orthonormal vectors (d,), set aside, in half the bytes if float32
+    like: Tensor  # empty, with dtype and device of the vectors that they are combined to
 
     @property
     def extreme(self) -> int:
@@ -48,9 +49,9 @@ class Lanczos:
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """Sum of the basis vectors times coefficients (m,). Shape: (d,)."""
-        result = torch.zeros_like(self.basis[0], dtype=self.dtype)
+        result = self.like.new_zeros(self.basis[0].shape)
         for vector, coefficient in zip(self.basis, coefficients.tolist(), strict=True):
-            result.add_(vector, alpha=coefficient)
+            result.add_(bring_back(vector, result.device), alpha=coefficient)
         return result
 
 
@@ -121,11 +122,12 @@ def lanczos(
     bfloat16, whose rounding turns an eigenvector by 2e-3 and does not touch the two bounds.
 
     Memory: two vectors of shape (d,) during a product, four between products, and for each vector
-    that is kept one of half the bytes.
+    that is kept one of half the bytes. Of those during a product only one, which it multiplies, is
+    not :func:`~lightning_linf.functional.offload.set_aside`.
     """
     mass, upper = least_mass(len(start), failure), float("inf")
     dtype = start.dtype
-    narrow = torch.bfloat16 if dtype == torch.float32 else dtype
+    narrow = basis_dtype(dtype)
     current = start / _norm(start)
     del start  # a caller that made it for us does not hold it either
     previous: Tensor | None = None
@@ -135,13 +137,13 @@ def lanczos(
     basis: list[Tensor] = []
     while True:
         if len(basis) < num_kept:
-            basis.append(current.to(narrow))
+            basis.append(set_aside(current.to(narrow)))
         image = hvp(current)
         alpha = float(torch.dot(current, image))
         diagonal.append(alpha)
         image = torch.add(image, current, alpha=-alpha)  # not in place: it may be hvp's own
         if previous is not None:
-            image.add_(previous, alpha=-beta)
+            image.add_(bring_back(previous, image.device), alpha=-beta)
         beta = _norm(image)
         is_finite = abs(alpha) < float("inf") and beta < float("inf")
         require_finite(is_finite, "lambda_max", "finite products", f" at product {len(diagonal)}")
@@ -160,9 +162,14 @@ def lanczos(
         upper = min(upper, max(ends))
         if is_whole or len(diagonal) == max_hvps or upper <= (1 + tol) * value:
             break
-        previous, current = current, image.div_(beta)
+        previous, current = set_aside(current), image.div_(beta)
     kept = _eigenpairs(diagonal[: len(basis)], off_diagonal[: max(len(basis) - 1, 0)])
-    return Lanczos(value, max(upper, value), len(diagonal), *kept, basis, dtype)
+    return Lanczos(value, max(upper, value), len(diagonal), *kept, basis, current.new_empty(0))
+
+
+def basis_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Tell in which dtype the basis of vectors of another one is kept."""
+    return torch.bfloat16 if dtype == torch.float32 else dtype
 
 
 def _upper_end(

@@ -21,6 +21,7 @@ from lightning_linf.functional.certificate import (
 )
 from lightning_linf.functional.finite import require_finite
 from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
+from lightning_linf.functional.offload import bring_back, set_aside
 from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.functional.spectrum_end import FAILURE
 
@@ -110,7 +111,8 @@ def operator_norm(
         Quantity: Xie, Mohamadi & Li, arXiv:2410.08198. Lower end: the power method for norms of
         Boyd (1974). Upper end: weak duality for the relaxation of Nesterov (1998). Memory
         during a product: five vectors of shape (d,), ``NUM_KEPT`` of half the bytes, and with more
-        than one certificate two more.
+        than one certificate two more. Of these, the search for the upper end needs two and those
+        of half the bytes only later: :func:`~lightning_linf.functional.offload.set_aside`.
 
     Example:
         >>> from lightning_linf.functional import LabelledBlocks
@@ -134,14 +136,14 @@ def operator_norm(
     ascent_budget = min(ASCENT_HVPS, max_hvps - LEAST_CERTIFICATE)
     best, product = _ascend(hvp, dual_direction(start, blocks), blocks, ascent_budget)
     moving = to_scale(first_shares(product, shares, blocks), blocks)
-    del product
+    del product, start, shares  # which a caller that made them for us does not hold either
     left, unused, certified = max_hvps - best.num_hvps, FAILURE, moving
     upper, residual = float("inf"), 0.0
     for position in count():
         scale = moving
         if position == UNMIXED_ROUND:
             # Where the two ends can meet, stationary shares alone are the best.
-            stationary = stationary_shares(hvp(best.direction), blocks)
+            stationary = stationary_shares(hvp(bring_back(best.direction, moving.device)), blocks)
             scale, left = to_scale(floored(stationary, blocks), blocks), left - 1
         is_last = left < FIRST_HVPS + LATER_ASCENT_HVPS + CERTIFICATE_HVPS
         if is_last:
@@ -156,7 +158,7 @@ def operator_norm(
         )
         left, unused = left - krylov.num_hvps, unused - failure
         if krylov.upper < upper:
-            upper, certified = krylov.upper, scale
+            upper, certified = krylov.upper, set_aside(scale)
             residual = (krylov.upper - krylov.value) / krylov.value if krylov.value else 0.0
         if not left or upper <= best.value * (1 + tol):
             break
@@ -182,8 +184,8 @@ def operator_norm(
         upper=max(upper, best.value),  # where they meet, rounding may put it below
         lower_increase=best.increase,
         upper_residual=residual,
-        direction=best.direction,
-        shares=to_shares(certified, blocks),
+        direction=bring_back(best.direction, moving.device),
+        shares=to_shares(bring_back(certified, moving.device), blocks),
         num_hvps=max_hvps - left,
     )
 
@@ -218,13 +220,13 @@ def _ascend(
     hvp: Callable[[Tensor], Tensor], direction: Tensor, blocks: Blocks, max_hvps: int
 ) -> tuple[_Ascent, Tensor]:
     """Repeat the step of the lower end; gives its end, and H times the direction there (d,)."""
-    value, increase = 0.0, float("inf")
-    for num_hvps in range(1, max_hvps + 1):
-        product = hvp(direction)
+    value, num_hvps = 0.0, 0
+    while True:
+        product, num_hvps = hvp(direction), num_hvps + 1
         previous, value = value, float(dual_block_norm(product, blocks))
         require_finite(value < float("inf"), "operator_norm", "finite products")
         increase = (value - previous) / value if value else 0.0
         if increase <= ASCENT_TOL or num_hvps == max_hvps:
-            break
+            return _Ascent(value, max(increase, 0.0), set_aside(direction), num_hvps), product
         direction = dual_direction(product, blocks)
-    return _Ascent(value, max(increase, 0.0), direction, num_hvps), product
+        del product  # not held during the next

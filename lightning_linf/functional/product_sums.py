@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.finite import all_finite, require_finite
+from lightning_linf.functional.offload import bring_back
 from lightning_linf.functional.random import chunks
 from lightning_linf.functional.runs import add_to_runs, run_counts, run_pieces, run_starts
 from lightning_linf.kernels import runs_kernels
@@ -54,7 +55,8 @@ def product_sums_update(
 ) -> None:
     """Add, in place, the product ``H v`` of probe number ``probe``. Shape of ``product``: (d,).
 
-    Memory beside the sums and the product: a few chunks.
+    Memory beside the sums and the product: a few chunks. Sums of logarithms that have been
+    :func:`~lightning_linf.functional.offload.set_aside` are brought back for it, one half of them.
     """
     if not 0 <= probe < len(sums.num_seen):
         raise ValueError(
@@ -70,7 +72,10 @@ def product_sums_update(
     require_finite(all_finite(product), "cross_fitted_one_one_norm", expected)
     log_sums = sums.log_sums[probe % 2]
     totals, counts = sums.run_log_means.new_zeros(2, sums.run_log_means.shape[1])
-    _add_logs(log_sums, totals, counts, product, sizes)
+    here = bring_back(log_sums, product.device)
+    _add_logs(here, totals, counts, product, sizes)
+    if here is not log_sums:
+        log_sums.copy_(here)
     sums.run_log_means[probe] += totals / counts.clamp(min=1)
     sums.num_seen[probe] += 1
 

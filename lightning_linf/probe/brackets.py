@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_linf.functional.offload import bring_back, set_aside
 from lightning_linf.functional.operator_norm import LEAST_BUDGET, OperatorNorm, operator_norm
 from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.partition import Partition
@@ -62,12 +64,14 @@ def bracket_smoothness(
     hessian: WholeHessian | None = None
     if vector.num_params <= num_probes:
         hessian = whole_hessian(products, vector)
-    start = normal(
+    random_start = partial(
+        normal,
         vector.num_params,
         seed=derive_seed("start", seed),
         dtype=vector.dtype,
         device=vector.device,
     )
+    starts = [set_aside(random_start())]  # what a search is given is not held here beside it
     smoothness: dict[str, BlockSmoothness] = {}
     uppers: dict[str, UpperBound] = {}
     by_size = sorted(partitions, key=lambda partition: partition.num_blocks)
@@ -76,7 +80,8 @@ def bracket_smoothness(
         if hessian is not None:
             uppers[name] = exact_upper_bound(hessian, partition, vector.sizes)
             norm = operator_norm(
-                hessian.matrix.mv, start, partition, shares=uppers[name].block_parts,
+                hessian.matrix.mv, bring_back(starts.pop(), vector.device), partition,
+                shares=uppers[name].block_parts,
                 max_hvps=_FREE_HVPS, tol=1e-3, seed=seed,
             )._replace(num_hvps=0)  # fmt: skip
         else:
@@ -88,17 +93,21 @@ def bracket_smoothness(
                 )  # fmt: skip
                 budget -= num_probes
             left = budget - num_probes * (num_uppers - len(uppers))
+            shares = [uppers[name].block_parts if name in uppers else None]
+            if name in uppers:
+                uppers[name] = uppers[name]._replace(block_parts=None)
             norm = operator_norm(
-                products.of_all, start, partition,
-                shares=uppers[name].block_parts if name in uppers else None,
+                products.of_all, bring_back(starts.pop(), vector.device), partition,
+                shares=shares.pop(),
                 max_hvps=min(OPERATOR_HVPS, left // (len(by_size) - position)), seed=seed,
             )  # fmt: skip
             budget -= norm.num_hvps
         smoothness[name] = _assemble(partition, norm, uppers.get(name))
-        start = norm.direction if norm.lower > 0 else start
+        starts.append(set_aside(norm.direction if norm.lower > 0 else random_start()))
+        del norm
     _tighten(smoothness, partitions)
     in_order = {partition.name: smoothness[partition.name] for partition in partitions}
-    return Brackets(in_order, uppers["coordinate"], start)
+    return Brackets(in_order, uppers["coordinate"], bring_back(starts.pop(), vector.device))
 
 
 def _budget(

@@ -27,7 +27,8 @@ def twice_differentiable(module: nn.Module, device: torch.device) -> Iterator[No
         # Compiled graphs have no double backward either.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         # Second derivatives in bfloat16 are noise; the parameters are float32 or wider here.
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type != "meta":  # which has none
+            stack.enter_context(torch.autocast(device.type, enabled=False))
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
             # cuDNN's recurrent kernels have no double backward, nor a backward in eval mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))

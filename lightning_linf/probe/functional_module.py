@@ -1,7 +1,7 @@
 """A module run as a function of its parameters, and left as it was."""
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -76,6 +76,11 @@ class FunctionalModule:
         assert self._state is not None
         self._whole = gather_sharded(self._state.places)
 
+    @property
+    def gathered_bytes(self) -> int:
+        """What sharded tensors take that have been gathered, beside the copies made of them."""
+        return sum(tensor.nbytes for tensor in self._whole.values())
+
     def free_copies(self) -> None:
         """Take the copies of the last evaluation out of the module, which is not run any more."""
         assert self._state is not None
@@ -87,14 +92,20 @@ class FunctionalModule:
         self._exits.close()
 
     def evaluate(
-        self, index: int, offset: Tensor | None = None, vector: ParameterVector | None = None
+        self,
+        index: int,
+        offset: Tensor | None = None,
+        vector: ParameterVector | None = None,
+        under: AbstractContextManager[object] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Evaluate the loss of the batch ``index``, at the parameters plus ``offset`` (d,).
 
-        ``vector`` may be ``parameters`` in a wider dtype. Returns the parameters, as leaves, and
+        ``vector`` may be ``parameters`` in a wider dtype. ``under`` is entered, again and again,
+        for all that makes tensors on the way to the loss. Returns the parameters, as leaves, and
         the loss, with its graph.
         """
-        evaluate = partial(self._evaluate, index, offset, vector or self.parameters)
+        under = under or nullcontext()
+        evaluate = partial(self._evaluate, index, offset, vector or self.parameters, under)
         try:
             return evaluate(self.mode)
         except Exception as error:
@@ -103,14 +114,20 @@ class FunctionalModule:
             raise
 
     def _evaluate(
-        self, index: int, offset: Tensor | None, vector: ParameterVector, mode: Mode
+        self,
+        index: int,
+        offset: Tensor | None,
+        vector: ParameterVector,
+        under: AbstractContextManager[object],
+        mode: Mode,
     ) -> tuple[list[Tensor], Tensor]:
         if self._state is None:
             raise ProbeError("Landscape: expected to be used inside `with Landscape(...) as ...:`.")
         self._state.rewind()
         if self._whole:
             bypass_sharding(self.module)
-        parameters = vector.substitute(self._state.places, offset, self._whole)
+        with under:
+            parameters = vector.substitute(self._state.places, offset, self._whole)
         self._set_mode(mode)
         make_embeddings_dense(self.module)
         if vector.widen:
@@ -120,9 +137,10 @@ class FunctionalModule:
         seed_everything(derive_seed("landscape", self._seed, index), vector.device)
         dtype = vector.dtype if vector.widen else None
         # Copied before it is moved: an object may move its own tensors.
-        batch = copy_batch(self.batches[index], partial(clone_tensor, dtype=dtype))
-        batch = move_data_to_device(batch, vector.device)
-        with self._trainer_state.unchanged(), training_dtype(self.module, vector.dtype):
+        with under:
+            batch = copy_batch(self.batches[index], partial(clone_tensor, dtype=dtype))
+            batch = move_data_to_device(batch, vector.device)
+        with self._trainer_state.unchanged(), training_dtype(self.module, vector.dtype), under:
             return parameters, self._loss_function(batch, self._batch_indices[index])
 
     def _set_mode(self, mode: Mode) -> None:

@@ -1,6 +1,7 @@
 """A live module seen as a pure function of its parameters on given batches."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, get_args
@@ -18,6 +19,7 @@ from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.linear_map import LinearMap
+from lightning_linf.functional.offload import Offload, offloading
 from lightning_linf.probe.batch_derivatives import BatchDerivatives
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.batch_mean import BatchMean
@@ -25,7 +27,9 @@ from lightning_linf.probe.fabric import unwrap_fabric
 from lightning_linf.probe.functional_module import FunctionalModule, Mode
 from lightning_linf.probe.loss_check import check_loss
 from lightning_linf.probe.loss_function import batch_weight
+from lightning_linf.probe.memory_by_phase import Plan, ProbeMemory
 from lightning_linf.probe.parameters import ParameterVector
+from lightning_linf.probe.simulation import largest_graph
 from lightning_linf.reparam import Reparameterization
 
 
@@ -51,7 +55,7 @@ class Landscape:
     rank then probes its own batches with whole parameters, and vectors (d,) are whole, too.
 
     Memory: a copy of the module's parameters and buffers (two of sharded ones), the graph of the
-    gradient on one batch, and a few vectors.
+    gradient on one batch, and a few vectors: :func:`~lightning_linf.probe.probe_memory`.
 
     Args:
         module: A LightningModule, or any module together with ``loss``; of one that Fabric has set
@@ -66,6 +70,9 @@ class Landscape:
         batch_indices: What ``training_step`` gets as ``batch_idx``. Default: 0, 1, ...
         memory_gib: What the vectors of one pass over several batches may take, in GiB. Several
             products per pass save forward passes; one batch needs no more, as its graph is kept.
+        offload: "cpu": vectors that a measurement holds and no product needs wait on the CPU
+            meanwhile, in pinned memory where CUDA is. All numbers are the same to the last bit.
+            Default: they stay on the device, which is faster.
         reduce: Sums a tensor over ranks and returns it; every rank must then make the same calls.
             Default: one rank.
         reparameterization: The map A of coordinates in which the landscape is seen: parameters
@@ -104,6 +111,7 @@ class Landscape:
         parameters: Collection[nn.Parameter] | None = None,
         batch_indices: Sequence[int] | None = None,
         memory_gib: float = 1.0,
+        offload: Offload | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
         reparameterization: Reparameterization | LinearMap | None = None,
         matmul_precision: MatmulPrecision = "highest",
@@ -112,6 +120,7 @@ class Landscape:
         check_choice("Landscape", "mode", mode, get_args(Mode))
         check_choice("Landscape", "matmul_precision", matmul_precision, get_args(MatmulPrecision))
         check_positive("Landscape", "memory_gib", memory_gib)
+        check_choice("Landscape", "offload", offload, get_args(Offload), or_none=True)
         check_whole("Landscape", "seed", seed)
         check_callable("Landscape", "loss", loss, "Give a function of module and batch.")
         check_callable("Landscape", "reduce", reduce)
@@ -128,6 +137,8 @@ class Landscape:
         self.mode: Mode = mode
         self.matmul_precision: MatmulPrecision = matmul_precision
         self.reparameterization = reparameterization
+        self.offload: Offload | None = offload
+        self._exits = ExitStack()
         self._memory_gib = memory_gib
         self._function = FunctionalModule(module, batches, indices, loss, mode, seed, parameters)
         self._derivatives = BatchDerivatives(self._function, reparameterization, matmul_precision)
@@ -148,6 +159,7 @@ class Landscape:
         except BaseException:
             self._function.leave()
             raise
+        self._exits.enter_context(offloading(self.offload))
         return self
 
     def __exit__(
@@ -157,6 +169,7 @@ class Landscape:
         traceback: TracebackType | None,
     ) -> None:
         self._derivatives.forget()
+        self._exits.close()
         try:
             if not self.ranks.all_know and (exc is None or isinstance(exc, Exception)):
                 # The other ranks wait for this one, in a pass or here. Silent: our own exception
@@ -206,6 +219,16 @@ class Landscape:
             return remark
 
         return self.ranks.together(check)
+
+    def memory(self, num_probes: int, num_partitions: int) -> ProbeMemory:
+        """Say what a measurement takes here: :func:`~lightning_linf.probe.probe_memory`."""
+        each, has_halves = min(self.probes_per_pass, num_probes), self.first_half() is not None
+        plan = Plan(
+            self.num_batches, each, num_partitions, has_halves, self.offload, self.parameters.dtype
+        )
+        self._derivatives.forget()
+        graph = self.ranks.together(partial(largest_graph, self._function))
+        return ProbeMemory.of(graph, self.parameters, plan)
 
     def loss(self, offset: Tensor | None = None) -> float:
         """Mean loss over the batches, ``offset`` (d,) away from the present point."""

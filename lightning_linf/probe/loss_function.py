@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lightning_linf.distributed.ranks import is_out_of_memory
 from lightning_linf.errors import ProbeError, RestoreError
@@ -119,7 +120,7 @@ def _scalar(output: Any, source: str) -> Tensor:
             f"probe: expected a loss with a graph from {source}, got a tensor that does not "
             "require grad. Compute it from the parameters, without detach or no_grad."
         )
-    if not value.isfinite():
+    if not isinstance(value, FakeTensor) and not value.isfinite():  # a fake one has no value
         raise ProbeError(
             f"probe: expected a finite loss from {source}, got {value.item()}. Look at the "
             "parameters and the batch; a lower learning rate often helps."

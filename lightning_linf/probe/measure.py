@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_linf.argument_checks import check_callable, check_whole
 from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.linear_map import LinearMap
+from lightning_linf.functional.offload import Offload
 from lightning_linf.functional.spectral import MatrixSplit
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
@@ -48,6 +49,7 @@ def measure_geometry(
     reparameterization: Reparameterization | LinearMap | None = None,
     mode: Mode = "eval",
     matmul_precision: MatmulPrecision = "highest",
+    offload: Offload | None = None,
     seed: int = 0,
     on_hvps: Callable[[int], object] | None = None,
 ) -> GeometryReport:
@@ -92,6 +94,9 @@ def measure_geometry(
             the (1,1)-norm, lambda_max, curvatures and lower ends by up to 0.1 %, which no stated
             error counts, and upper ends of N(Phi), which come of a search, by up to 11 % either
             way. It is not the default, for on a GPU only single products have been compared.
+        offload: "cpu": vectors that no product needs wait on the CPU meanwhile. Numbers are the
+            same, memory is less and time more: docs/memory.md. :func:`probe_memory` says what a
+            probe takes with and without.
         seed: Of all random numbers.
         on_hvps: Called with the number of products after each pass, for progress bars.
 
@@ -126,7 +131,7 @@ def measure_geometry(
         )
     options: dict[str, Any] = {
         "loss": loss, "mode": mode, "seed": seed, "reparameterization": reparameterization,
-        "matmul_precision": matmul_precision,
+        "matmul_precision": matmul_precision, "offload": offload,
     }  # fmt: skip
     landscape = Landscape(module, batches, **options)
     structure: dict[str, Any] = {"output_dims": output_dims, "fused_qkv": fused_qkv}

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_linf.functional.batch_excess import batch_excess, excess_of_halves
 from lightning_linf.functional.block_smoothness import block_cauchy, block_smoothness_compute
 from lightning_linf.functional.dtypes import wide_dtype
+from lightning_linf.functional.offload import bring_back, set_aside
 from lightning_linf.functional.one_one_norm import cross_fitted_one_one_norm_compute
 from lightning_linf.functional.product_sums import (
     ProductSums,
@@ -34,7 +35,8 @@ class UpperBound(NamedTuple):
 
     value: float
     relative_error: float  # standard error over the value; 0 for a bound that is no estimate
-    block_parts: Tensor  # (B,): what the rows of each block add, but for a common factor
+    # (B,): what the rows of each block add, but for a common factor; None once it has been used
+    block_parts: Tensor | None
     tensor_parts: Tensor  # (T,): what the rows of each parameter tensor add, likewise
     num_hvps: int
     batch_excess: float | None = None  # of "coordinate", with two halves of the batches
@@ -88,7 +90,8 @@ def estimated_upper_bound(
     """Estimate the bound from products with random probes.
 
     Vectors of d numbers beside those of a product: two of sums, one from the first probe to the
-    second one, and two more if there are halves of the batches.
+    second one, and two more if there are halves of the batches; all of them are
+    :func:`~lightning_linf.functional.offload.set_aside`.
     """
     is_coordinate = partition.name == "coordinate"
     first_half = products.first_half if is_coordinate else None
@@ -102,7 +105,8 @@ def estimated_upper_bound(
         return block_cauchy(partition, seed=seed, probe=probe, like=like)
 
     sums = product_sums_init(sizes, num_probes, like)
-    half_logs = None if first_half is None else vector.zeros(2)
+    sums = sums._replace(log_sums=set_aside(sums.log_sums))
+    half_logs = None if first_half is None else set_aside(vector.zeros(2))
     first: Tensor | None = None
     for begin in range(0, num_probes, probes_per_pass):
         probes = range(begin, min(begin + probes_per_pass, num_probes))
@@ -111,11 +115,14 @@ def estimated_upper_bound(
         for probe, v, product in zip(probes, vectors, multiplied, strict=True):
             product_sums_update(sums, product, probe, sizes)
             if probe == 0:
-                first = product if len(probes) == 1 else product.clone()
+                first = set_aside(product if len(probes) == 1 else product.clone())
             elif first is not None:
-                check_products(draw(0), first, v, product, products.symmetry_tolerance)
+                check_products(
+                    draw(0), bring_back(first, v.device), v, product, products.symmetry_tolerance
+                )
                 first = None
         del vectors, multiplied, v, product  # before the next ones are drawn
+    sums = sums._replace(log_sums=bring_back(sums.log_sums, like.device))
     if not is_coordinate:
         bound = block_smoothness_compute(sums, sizes, partition, seed)
         error = float(bound.relative_error)
@@ -127,7 +134,7 @@ def estimated_upper_bound(
     excess: float | None = None
     if half_logs is not None and first_half is not None:
         whole = sums.log_sums[0].add_(sums.log_sums[1])
-        excess = batch_excess([*half_logs, whole], num_probes, first_half)
+        excess = batch_excess([*bring_back(half_logs, like.device), whole], num_probes, first_half)
     error = float(norm.relative_error)
     return UpperBound(float(norm.value), error, rows, norm.tensor_norms, num_probes, excess)
 
@@ -140,7 +147,7 @@ def _multiplied(products: HessianProducts, vectors: Tensor, half_logs: Tensor | 
     for logs, half in zip(half_logs, both, strict=True):
         for product in half:
             for part in chunks(len(product), product.device):
-                logs[part] += product[part].abs().log_()
+                logs[part] += product[part].abs().log_().to(logs.device)
     return products.mean_of(both)
 
 

@@ -24,6 +24,7 @@ from support.users_project import (
 
 from lightning_linf import measure_geometry, probe
 from lightning_linf.cli import main, measure
+from lightning_linf.functional import offload
 from lightning_linf.probe import ProbeError
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in WARNINGS]
@@ -263,3 +264,12 @@ def test_refusal(folder, project, capsys, args, message):
     Path("model.yaml").write_text("model: [1]\n")
     Path("option.yaml").write_text("num_prob: 1\n")
     assert message in refusal(capsys, *args)
+
+
+def test_offloaded_vectors_wait_in_memory_of_the_cpu(capsys, monkeypatch):
+    plain, _, _ = run(capsys, *USUAL)
+    sizes, real = [], offload._host_memory
+    monkeypatch.setattr(offload, "_host_memory", lambda like: sizes.append(len(like)) or real(like))
+    offloaded, _, _ = run(capsys, *USUAL, "--offload=cpu")
+    assert plain.num_params in sizes
+    assert offloaded.smoothness == plain.smoothness

@@ -450,3 +450,20 @@ def test_memory_that_runs_out_while_gathering_is_told_to_both_ranks(tmp_path, mo
     first, second = in_two_processes(on_rank, tmp_path)
     assert first[0] == second[0] == "ProbeMemoryError"
     assert first[1] == second[1] > 0
+
+
+def test_predicted_memory_has_the_gathered_parameters_besides_their_copy(tmp_path):
+    module, batch, loss = networks.mlp()
+
+    def on_rank(rank):
+        memories = []
+        for prepare in (lambda module: None, shard):
+            prepare(module)
+            with Landscape(module, [batch], loss=loss, reduce=sum_over_ranks) as landscape:
+                memories.append(landscape.memory(num_probes=4, num_partitions=2))
+        return [memory.graph for memory in memories], memories[0].vector
+
+    first, second = in_two_processes(on_rank, tmp_path)
+    assert first == second
+    (whole, sharded), vector = first
+    assert sharded == whole + vector

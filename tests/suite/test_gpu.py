@@ -20,7 +20,7 @@ from lightning_linf.callbacks import (
 from lightning_linf.functional import cauchy, heterogeneity, rotate
 from lightning_linf.optim import AdaSGD, BlockwiseAdam, Reparameterized, Signum
 from lightning_linf.partition import Partition
-from lightning_linf.probe import Landscape, measure_geometry
+from lightning_linf.probe import Landscape, measure_geometry, probe_memory
 
 pytestmark = [
     pytest.mark.gpu,
@@ -267,3 +267,28 @@ def test_a_probe_that_runs_out_of_memory_takes_its_batch_in_parts(tmp_path):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert [entry["step"] for entry in smoothness] == [1, 3]
+
+
+def test_a_probe_takes_what_was_predicted_and_less_where_vectors_are_offloaded():
+    torch.manual_seed(0)
+    width = 8192  # two square maps: 0.5 GiB a vector, beside which buffers hardly count
+    maps = nn.Linear(width, width), nn.Linear(width, width)
+    module = nn.Sequential(maps[0], nn.Tanh(), maps[1]).cuda()
+    batch = torch.randn(64, width, device="cuda")
+    reports, peaks = [], []
+    for place in (None, "cpu"):
+        options = {
+            "loss": lambda m, x: m(x).square().mean(), "num_probes": 4, "offload": place
+        }  # fmt: skip
+        memory = probe_memory(module, [batch], num_partitions=2, **options)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        partitions = ("coordinate", "global")
+        reports.append(measure_geometry(module, [batch], partitions=partitions, **options))
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        assert peaks[-1] == pytest.approx(memory.peak, rel=0.1), str(memory)
+    assert peaks[1] < peaks[0] - 4 * memory.vector
+    plain, offloaded = reports
+    assert offloaded.one_one_norm == pytest.approx(plain.one_one_norm, rel=1e-5)
+    assert offloaded.lambda_max == pytest.approx(plain.lambda_max, rel=1e-5)

@@ -5,10 +5,13 @@ operation (a sum in float64 copies all that it adds up). Added up in order, they
 that is alive beyond that of the start.
 """
 
+import sys
 from contextlib import contextmanager
-from functools import wraps
 from importlib import import_module
+from operator import attrgetter
 
+import numpy as np
+import torch
 from torch.autograd.profiler import profile, record_function
 
 _PREFIX = "phase: "
@@ -83,26 +86,35 @@ class VectorCount:
 
 
 @contextmanager
-def counted_vectors(num_params, monkeypatch, phases=PHASES):
+def counted_vectors(num_params, phases=PHASES):
     """Count the vectors that are alive inside; the count is filled in on leaving."""
     count = VectorCount(num_params)
-    with monkeypatch.context() as patches:
-        for name, functions in phases.items():
-            for module, function in functions:
-                owner = import_module(module)
-                *parents, attribute = function.split(".")
-                for parent in parents:
-                    owner = getattr(owner, parent)
-                patches.setattr(owner, attribute, _marked(getattr(owner, attribute), name))
-        with profile(profile_memory=True) as profiler:
+    marked = {_code_of(*each): name for name, functions in phases.items() for each in functions}
+    running = []
+
+    def mark(frame, event, argument):
+        # Not a wrapper: that would hold the arguments, which a function may drop.
+        name = marked.get(frame.f_code)
+        if name is not None and event == "call":
+            running.append(record_function(_PREFIX + name))
+            running[-1].__enter__()
+        elif name is not None and event == "return":
+            running.pop().__exit__(None, None, None)
+
+    with profile(profile_memory=True) as profiler:
+        sys.setprofile(mark)
+        try:
             yield count
+        finally:
+            sys.setprofile(None)
     count.read(profiler.kineto_results.events())
 
 
-def _marked(function, name):
-    @wraps(function)
-    def run(*args, **kwargs):
-        with record_function(_PREFIX + name):
-            return function(*args, **kwargs)
+def memory_elsewhere(like):
+    """Memory that is not counted, in place of that of a CPU beside a GPU."""
+    plain = torch.from_numpy(np.empty(like.numel() * like.itemsize, dtype=np.uint8))
+    return plain.view(like.dtype).view(like.shape)
 
-    return run
+
+def _code_of(module, function):
+    return attrgetter(function)(import_module(module)).__code__
