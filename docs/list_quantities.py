@@ -20,9 +20,9 @@ A partition Φ splits the parameters into blocks *b* of *d_b* entries. Φ has a 
 ‖x‖_Φ = max_b ‖x_b‖₂ / √d_b, whose dual norm is ‖g‖_Φ* = Σ_b √d_b ‖g_b‖₂. Steepest descent in the
 norm of Φ is the step of blockwise Adam without averages over time: this is the *geometry* of Φ.
 N(Φ) = max ‖Hv‖_Φ* over ‖v‖_Φ ≤ 1 is the largest curvature that such a step can meet, and
-‖g‖_Φ*² / (2 N(Φ)) is the decrease of the loss that the step promises. The blockwise smoothness H(Φ)
-is an upper bound of N(Φ). H(`coordinate`) is the (1,1)-norm Σᵢⱼ |Hᵢⱼ|; N(`global`) and H(`global`)
-are both d max |λᵢ(H)|.
+‖g‖_Φ*² / (2 N(Φ)) is the decrease of the loss by the best step that meets it, to second order. The
+blockwise smoothness H(Φ) is an upper bound of N(Φ). H(`coordinate`) is the (1,1)-norm Σᵢⱼ |Hᵢⱼ|;
+N(`global`) and H(`global`) are both d max |λᵢ(H)|.
 
 A quantity *of* the model or a partition is logged as a scalar under its tag, for example
 `geometry/density` or `geometry/noise/row`. A quantity *of* a tensor is a column of a table, with

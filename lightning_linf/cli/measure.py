@@ -153,7 +153,7 @@ def make_parser() -> ArgumentParser:
         "--keep",
         type=float,
         default=0.9,
-        help="Share of Adam's promised decrease that the recommended partition has to keep.",
+        help="Share of Adam's decrease in one step that a coarser partition has to reach.",
     )
     add(
         "--output",

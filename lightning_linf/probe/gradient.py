@@ -14,15 +14,17 @@ from lightning_linf.partition import Partition
 from lightning_linf.probe.along_steps import curvatures, dual_norms, secants
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.products import HessianProducts
+from lightning_linf.probe.step_errors import step_errors
 
 
 class GradientFacts(NamedTuple):
     """Numbers; the gradient itself, of d numbers, is not kept beside the products that follow."""
 
-    dual_norm: dict[str, float]  # by partition, as the next three
+    dual_norm: dict[str, float]  # by partition, as the next four
     curvature: dict[str, float]
     r_squared: dict[str, float]
     secant: dict[str, float] | None
+    step_error: dict[str, float] | None  # of the curvatures' advantages; None with one batch
     each: Heterogeneity  # (T,)
     whole: Heterogeneity  # ()
 
@@ -34,6 +36,8 @@ def measure_gradient(
     last_step: Tensor | None,
 ) -> GradientFacts:
     """Measure all that needs the gradient, at one product for each partition.
+
+    With several batches it takes one gradient more, for the errors.
 
     Args:
         landscape: Inside its ``with``.
@@ -59,11 +63,18 @@ def measure_gradient(
         del earlier
     sums = heterogeneity_update(landscape.parameters.unflatten(gradient))
     each, whole = each_and_whole(sums)
+    dual_norm = dual_norms(gradient, partitions)
+    along = curvatures(gradient, partitions, products)
+    several = products.first_half is not None
+    names = [partition.name for partition in partitions]
     return GradientFacts(
-        dual_norm=dual_norms(gradient, partitions),
-        curvature=curvatures(gradient, partitions, products),
+        dual_norm=dual_norm,
+        curvature=dict(zip(names, along.of_mean.tolist(), strict=True)),
         r_squared={p.name: float(between_within(gradient, p).r_squared) for p in partitions},
         secant=secant,
+        step_error=(
+            step_errors(landscape, gradient, partitions, dual_norm, along) if several else None
+        ),
         each=each,
         whole=whole,
     )

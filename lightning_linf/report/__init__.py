@@ -7,3 +7,4 @@ from lightning_linf.report.measurement import NoiseReport as NoiseReport
 from lightning_linf.report.report import GeometryReport as GeometryReport
 from lightning_linf.report.report import text_of as text_of
 from lightning_linf.report.text import ReportText as ReportText
+from lightning_linf.report.verdict import Verdict as Verdict

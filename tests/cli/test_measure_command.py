@@ -87,8 +87,15 @@ def test_what_is_printed_is_the_report_and_where_it_was_saved(capsys):
 
 def test_keep_chooses_the_advice(capsys, monkeypatch):
     report, _, _ = run(capsys, *USUAL)
-    dual_norm = report.dual_norm | {"coordinate": 2 * report.dual_norm["coordinate"]}
-    adam = dataclasses.replace(report, dual_norm=dual_norm)  # favours it
+    adam = dataclasses.replace(  # favours it, and all is known of it
+        report,
+        dual_norm=report.dual_norm | {"coordinate": 2 * report.dual_norm["coordinate"]},
+        step_advantage_relative_error=dict.fromkeys(report.smoothness, 0.0),
+        smoothness={
+            name: dataclasses.replace(block, lower_increase=0.0, operator_upper_residual=0.0)
+            for name, block in report.smoothness.items()
+        },
+    )
     monkeypatch.setattr(measure, "_measure", lambda options, classes: adam)
     assert adam.recommend(0.01).partition == "global" != adam.recommend(0.9).partition
     for flags, keep, other in (([], 0.9, 0.01), (["--keep=0.01"], 0.01, 0.9)):

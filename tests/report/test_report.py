@@ -45,6 +45,8 @@ def arbitrary(draw):
         draw(st.dictionaries(st.text(), scalars, max_size=3)),
         draw(counts),
         draw(anything),
+        draw(st.none() | anything),
+        draw(st.none() | st.dictionaries(st.sampled_from(names), anything)),
     )
 
 
