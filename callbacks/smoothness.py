@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -29,6 +30,7 @@ from lightning_linf.callbacks._optimized_parameters import (
 )
 from lightning_linf.callbacks._probe_in_training import probe_in_training
 from lightning_linf.callbacks._recording import columns_of
+from lightning_linf.callbacks._stage import TrainingStage
 from lightning_linf.callbacks._strategies import refuse_tensor_parallelism
 from lightning_linf.callbacks._trainer import logged_step, sum_over_ranks
 from lightning_linf.callbacks._training_landscape import TrainingLandscape
@@ -46,7 +48,7 @@ from lightning_linf.report.scalars import scalars_of
 
 
 class LinfSmoothnessMonitor(GeometryMonitor):
-    """Log how smooth the loss is for Adam, for SGD and between, and which of them that favours.
+    """Log how smooth the loss is for Adam, for SGD and between, and how far their steps lower it.
 
     Measures what :func:`~lightning_linf.measure_geometry` does: the loss that ``training_step`` (or
     the module's ``probe_loss(batch)``) returns, by products with its Hessian, over the parameters
@@ -66,6 +68,10 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     ``fully_shard`` (ModelParallelStrategy) a rank needs memory for two copies of all parameters
     and for a few vectors of that length. Tensor parallelism is refused.
 
+    Verdict: none while a learning rate rises in a warm-up, or before the training loss has left its
+    start; the report's ``settings["stage"]`` says which ("warm-up", "start" or "training"). And
+    none without an error over batches, for which ``num_batches`` has to be 2 at least.
+
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
     monitor, and a record with a row for each parameter tensor. Each smoothness is divided by d, so
     that all of them compare. The noise is logged if there are several batches (or ranks) and no
@@ -82,7 +88,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         num_probes: Random probes for each partition, at least 4. 16 give the (1,1)-norm to about
             10 %, 64 to about 5 %.
         num_batches: Measure the mean loss over this many of the latest training batches, which
-            are kept in memory. Few batches have a higher (1,1)-norm than all data.
+            are kept in memory. Few batches have a higher (1,1)-norm than all data, and one alone
+            tells no error over batches.
         max_overhead: Time for probes, as a fraction of the time of training. Due steps that would
             exceed it are left out, which is logged once: the clock decides what is measured. The
             first probe always runs, so a short training may exceed it. None: every due step.
@@ -161,6 +168,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         self._last_step = LastStep()
         self._last_global_step = 0
         self._budget = TimeBudget(max_overhead)
+        self._stage = TrainingStage()
         self._landscape = TrainingLandscape(
             mode, seed, probe_loss, matmul_precision, self.warn_once
         )
@@ -176,6 +184,7 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             refuse_tensor_parallelism("LinfSmoothnessMonitor", trainer)
+            self._stage = TrainingStage()  # another trainer may have been before
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,9 +238,11 @@ class LinfSmoothnessMonitor(GeometryMonitor):
         has_loss = bool(outputs) or not pl_module.automatic_optimization
         if not has_loss and self._batches:
             self._batches.pop()
+        self._stage.add_loss(outputs)
         if trainer.global_step == self._last_global_step:  # accumulating: no optimizer step
             return
         self._last_global_step = trainer.global_step
+        self._stage.add_step(trainer.optimizers)
         if self.is_due(trainer):
             # The gradient scaler has skipped the step, or training_step has returned None.
             was_made = has_loss and not self._last_step.was_skipped(trainer)
@@ -280,6 +291,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
             seed=self.seed,
         )
         report = self._landscape.visit(trainer, pl_module, self._batches, parameters, probe)
+        stage = self._stage.now(sum_over_ranks(trainer))
+        report = replace(report, settings={**report.settings, "stage": stage})
         self.last_report = report
         seconds = self._budget.seconds_of_probe(pl_module.device)
         cost = {
@@ -291,9 +304,12 @@ class LinfSmoothnessMonitor(GeometryMonitor):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seconds": self._budget.state_dict()}
+        seconds, stage = self._budget.state_dict(), self._stage.state_dict()
+        return {**super().state_dict(), "seconds": seconds, "stage": stage}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._budget.load_state_dict(state_dict["seconds"])
+        if "stage" in state_dict:  # not so of an earlier version
+            self._stage.load_state_dict(state_dict["stage"])

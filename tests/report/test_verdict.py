@@ -35,7 +35,7 @@ def point(dual, along, error=0.0, **changes):
         (point(2.5, 3.0), "undecided", "Undecided: an error includes 1"),
         (point(4.0, 3.0, error=0.6), "undecided", "Undecided: an error includes 1"),
         (point(4.0, 3.0, error=math.inf), "undecided", "Undecided: an error includes 1"),
-        (point(4.0, 3.0, error=math.nan), "undecided", "Undecided: the error over batches is not known. Measure"),
+        (point(4.0, 3.0, error=math.nan), "undecided", "is not known. Measure on several."),
         (point(4.0, 3.0, step_advantage_relative_error=None), "undecided", "is not known"),
         (point(4.0, -3.0), "undecided", "Undecided: the loss does not curve upwards along both"),
         (point(4.0, 3.0, smoothness=SMOOTHNESS | OPEN), "not converged", "so no verdict: global."),
