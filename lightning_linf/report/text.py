@@ -14,6 +14,8 @@ from lightning_linf.report.verdict import judge
 # like 1/sqrt(M), it is this many times as much.
 _SLOWEST = 1 / (2**0.5 - 1)
 
+NOT_CONVERGED = "*: not converged. With more HVPs an end of N(Phi) could still move by over 1 %."
+
 
 @dataclass(frozen=True)
 class ReportText:
@@ -223,4 +225,4 @@ def _legend(measured: Measurement) -> Iterator[str]:
     if "left_out" in measured.settings:
         yield f"Not measured: {measured.settings['left_out']}"
     if not all(block.converged for block in measured.smoothness.values()):
-        yield "*: not converged. With more HVPs an end of N(Phi) could still move by over 1 %."
+        yield NOT_CONVERGED
