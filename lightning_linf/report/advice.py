@@ -36,21 +36,22 @@ class Advice:
         """The shares in words; it says nothing of Adam and SGD."""
         keep = f"{100 * self.keep:.3g} % of Adam's decrease in one step"
         if self.partition is None:
-            text = f"No coarser partition is shown by both measures to reach {keep}"
+            text = f"No coarser partition is shown by both measures to reach {keep}."
         else:
             count = self.num_blocks[self.partition]
             text = (
                 f"By both measures, {_subject(self.partition)} ({count:,} for "
-                f"{self.num_blocks['coordinate']:,} parameters) reaches {keep}"
+                f"{self.num_blocks['coordinate']:,} parameters) reaches {keep}; whether training "
+                "ends as well is not shown."
             )
         listed = "; ".join(
-            f"{name} {_words(self.step_shares[name])} and {_words(self.shares[name])}"
+            f"{name} {_words(self.step_shares[name])}, {_words(self.shares[name])}"
             for name in self.shares
             if name != "coordinate"
         )
         return (
-            f"{text}; whether training ends as well is not shown. Shares, over batches by the "
-            f"curvature along each step and bounds by the largest that it can meet: {listed}."
+            f"{text} Shares by the curvature along each step, and by the largest that it can meet: "
+            f"{listed}."
         )
 
     def __str__(self) -> str:

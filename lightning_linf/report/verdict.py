@@ -60,7 +60,7 @@ def _decide(measured: Measurement, bracket: Interval, step: Interval) -> tuple[S
     if isinstance(stage, str) and stage in TOO_EARLY:
         return "too early", f"Too early: {TOO_EARLY[stage]}."
     if names := not_converged(measured):
-        return "not converged", f"Not converged, so no verdict: {', '.join(names)}."
+        return "not converged", f"Not converged: {', '.join(names)}, so no verdict."
     if math.isnan(measured.step_advantage["coordinate"]):
         return "undecided", "Undecided: the loss does not curve upwards along both steps."
     if is_unknown(step):
@@ -78,18 +78,20 @@ def _decide(measured: Measurement, bracket: Interval, step: Interval) -> tuple[S
 
 
 def _evidence(measured: Measurement, bracket: Interval, step: Interval) -> str:
-    adams, sgds = "one step along l-infinity (Adam's geometry)", "one along l2 (SGD's)"
     along = measured.step_advantage["coordinate"]
     if math.isnan(along):
-        ratios = f"{bracket} times as far as {sgds} if each meets the largest curvature that it can"
+        ratios = (
+            f"{bracket} times as far as one of SGD's (l2) by the largest curvature that each can "
+            "meet"
+        )
     else:
         ratios = (
-            f"{_with_bounds(along, step)} times as far as {sgds} if each meets the curvature along "
-            f"itself, and {bracket} times if each meets the largest that it can"
+            f"{_with_bounds(along, step)} times as far as one of SGD's (l2) by the curvature along "
+            f"each, and {bracket} times by the largest that each can meet"
         )
     return (
-        f"To second order, {adams} lowers the loss {ratios}. That is one step from this point, no "
-        "forecast of how training ends."
+        f"To second order, one step of Adam's geometry (l-infinity) lowers the loss {ratios}. This "
+        "is no forecast of how training ends."
     )
 
 

@@ -34,7 +34,7 @@ def test_shares_equal_numbers_by_hand():
         "By both measures, one second moment for each block of 'tensor' (2 for 8 parameters) "
         "reaches 90 % of Adam's decrease in one step; whether training ends as well is not shown."
     )
-    assert "global 0.1 and 0.08 to 0.125; tensor 1.25 and 1.25 to 1.95." in str(advice)
+    assert "global 0.1, 0.08 to 0.125; tensor 1.25, 1.25 to 1.95." in str(advice)
 
 
 def test_errors_of_both_steps_add_up():
