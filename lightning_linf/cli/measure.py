@@ -178,7 +178,7 @@ def _check(options: Namespace) -> None:
         ("num_batches", options.num_batches >= 1, "at least 1"),
         ("num_noise_batches", options.num_noise_batches in (0, max(2, options.num_noise_batches)),
          "0 or at least 2"),
-        ("keep", 0 < options.keep <= 1, "in (0, 1]. 0.9 keeps 90 %"),
+        ("keep", 0 < options.keep <= 1, "in (0, 1]. 0.9 is 90 %"),
         ("output", output.parent.is_dir(), "in a folder that exists"),
     ):  # fmt: skip
         if not is_right:

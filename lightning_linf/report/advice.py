@@ -69,7 +69,7 @@ def advise(measured: Measurement, keep: float) -> Advice:
         Pedregosa & Le Roux, arXiv:2002.08056.
     """
     if not 0 < keep <= 1:
-        raise ValueError(f"recommend: `keep` must be in (0, 1], got {keep}. 0.9 keeps 90 %.")
+        raise ValueError(f"recommend: `keep` must be in (0, 1], got {keep}. 0.9 is 90 %.")
     num_blocks = {name: block.num_blocks for name, block in measured.smoothness.items()}
     coarse_first = sorted(num_blocks, key=num_blocks.__getitem__)
     over_adam = measured.decrease_over("coordinate")

@@ -246,7 +246,7 @@ REFUSALS = {
     "num_batches": ([*USUAL, "--num_batches", "0"], "--num_batches at least 1, got 0"),
     "one for noise": ([*USUAL, "--num_noise_batches=1"], "--num_noise_batches 0 or at least 2"),
     "less for noise": ([*USUAL, "--num_noise_batches=-3"], "--num_noise_batches 0 or at least 2"),
-    "keep": ([*USUAL, "--keep", "0"], "--keep in (0, 1]. 0.9 keeps 90 %, got 0.0"),
+    "keep": ([*USUAL, "--keep", "0"], "--keep in (0, 1]. 0.9 is 90 %, got 0.0"),
     "device": ([*USUAL, "--device", "gpu0"], "--device to be auto, cpu, cuda, cuda:1 (say) or mps"),
     "no such device": ([*USUAL, "--device", "cuda:99"], "--device cuda:99: "),
     "output a folder": ([*USUAL, "--output", "."], "--output to be a file, got the folder"),
