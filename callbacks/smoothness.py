@@ -59,7 +59,8 @@ class LinfSmoothnessMonitor(GeometryMonitor):
     instead. The first probe of a training refuses a loss that is not the same when it is evaluated
     again, or whose products are not the change of its gradient (:meth:`Landscape.check`).
 
-    Cost: 1 gradient, and about 2 for each product, times ``num_batches``; once, 7 for the check.
+    Cost: 1 gradient (2 with several batches), and about 2 for each product, times ``num_batches``;
+    once, 7 for the check.
     At most ``num_probes`` + 33 products for each partition, 33 for "global". A probe that runs out
     of memory is repeated with its batches in parts; a probe that SIGTERM interrupts is given up.
 

@@ -91,7 +91,8 @@ def make_parser() -> ArgumentParser:
         "--num_batches",
         type=int,
         default=1,
-        help="The loss is the mean over this many batches, the first ones.",
+        help="The loss is the mean over this many batches, the first ones. Two or more tell an "
+        "error over batches, without which there is no verdict.",
     )
     add(
         "--num_noise_batches",

@@ -56,7 +56,8 @@ def measure_geometry(
     Args:
         module: A LightningModule, or any module together with ``loss``.
         batches: What the loss is measured on: its mean over them (:class:`Landscape`). A list, or a
-            loader that has a length, of which all are taken and held.
+            loader that has a length, of which all are taken and held. Two or more tell an error
+            over batches, without which there is no verdict.
         loss: From module and batch to a scalar. Default: the module's ``probe_loss(batch)`` where
             it has one, else its ``training_step``.
         partitions: Names for :meth:`~lightning_linf.partition.Partition.of`, or partitions of the
