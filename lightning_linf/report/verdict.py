@@ -50,16 +50,11 @@ def judge(measured: Measurement) -> Verdict:
     return Verdict(status, f"{opening} {_evidence(measured, bracket, step)}")
 
 
-def not_converged(measured: Measurement) -> list[str]:
-    """List which of the two brackets more products could still narrow."""
-    return [name for name in _ENDS if not measured.smoothness[name].converged]
-
-
 def _decide(measured: Measurement, bracket: Interval, step: Interval) -> tuple[Status, str]:
     stage = measured.settings.get("stage")
     if isinstance(stage, str) and stage in TOO_EARLY:
         return "too early", f"Too early: {TOO_EARLY[stage]}."
-    if names := not_converged(measured):
+    if names := _not_converged(measured):
         return "not converged", f"Not converged: {', '.join(names)}, so no verdict."
     if math.isnan(measured.step_advantage["coordinate"]):
         return "undecided", "Undecided: the loss does not curve upwards along both steps."
@@ -75,6 +70,11 @@ def _decide(measured: Measurement, bracket: Interval, step: Interval) -> tuple[S
     if bracket.lower > 1:
         return "favours adam", "Favours Adam's geometry, by both measures."
     return "favours sgd", "Favours SGD's geometry, by both measures."
+
+
+def _not_converged(measured: Measurement) -> list[str]:
+    """List which of the two brackets more products could still narrow."""
+    return [name for name in _ENDS if not measured.smoothness[name].converged]
 
 
 def _evidence(measured: Measurement, bracket: Interval, step: Interval) -> str:
