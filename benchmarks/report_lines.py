@@ -4,6 +4,7 @@ import gc
 import statistics
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -60,12 +61,18 @@ class TimedLandscape(Landscape):
 
     def hvp(self, vectors: Tensor) -> Tensor:
         """Multiply as a landscape does."""
+        return self._timed(vectors, super().hvp)
+
+    def curvatures(self, vectors: Tensor, visit: Callable[[Tensor, float], object]) -> Tensor:
+        """Measure along vectors as a landscape does."""
+        return self._timed(vectors, partial(super().curvatures, visit=visit))
+
+    def _timed(self, vectors: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
         count = 1 if vectors.ndim == 1 else len(vectors)
-        products: list[Tensor] = []
-        seconds = seconds_of(lambda: products.append(super(TimedLandscape, self).hvp(vectors)),
-                             self.parameters.device)  # fmt: skip
+        results: list[Tensor] = []
+        seconds = seconds_of(lambda: results.append(multiply(vectors)), self.parameters.device)
         self.seconds += [seconds / count] * count
-        return products[0]
+        return results[0]
 
 
 class Report(NamedTuple):

@@ -1,10 +1,12 @@
 """Log which geometry the loss has: its smoothness along l-infinity, l2 and between."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -16,6 +18,7 @@ from lightning_linf.argument_checks import (
 from lightning_linf.callbacks._probe_in_training import probe_in_training
 from lightning_linf.callbacks._probing_monitor import ProbingMonitor
 from lightning_linf.callbacks._recording import columns_of
+from lightning_linf.callbacks._stage import TrainingStage
 from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.callbacks.monitor import OnError
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
@@ -34,7 +37,7 @@ from lightning_linf.report.scalars import scalars_of
 
 
 class LinfSmoothnessMonitor(ProbingMonitor):
-    """Log how smooth the loss is for Adam, for SGD and between, and which of them that favours.
+    """Log how smooth the loss is for Adam, for SGD and between, and how far their steps lower it.
 
     Measures what :func:`~lightning_linf.measure_geometry` does: the loss that ``training_step`` (or
     the module's ``probe_loss(batch)``) returns, by products with its Hessian, over the parameters
@@ -45,10 +48,10 @@ class LinfSmoothnessMonitor(ProbingMonitor):
     instead. The first probe of a training refuses a loss that is not the same when it is evaluated
     again, or whose products are not the change of its gradient (:meth:`Landscape.check`).
 
-    Cost: 1 gradient, and about 2 for each product, times ``num_batches``; once, 7 for the check.
-    At most ``num_probes`` + 33 products for each partition, 33 for "global". "spectral" takes 9
-    and a singular value decomposition of each matrix with each. A probe that SIGTERM interrupts is
-    given up.
+    Cost: 1 gradient (2 with several batches), and about 2 for each product, times ``num_batches``;
+    once, 7 for the check. At most ``num_probes`` + 33 products for each partition, 33 for "global".
+    "spectral" takes 9 and a singular value decomposition of each matrix with each. A probe that
+    SIGTERM interrupts is given up.
 
     Memory: before the first probe of a training its loss is run on tensors without values, and what
     the probe will take is logged (:func:`~lightning_linf.probe_memory`). If that is more than is
@@ -59,6 +62,10 @@ class LinfSmoothnessMonitor(ProbingMonitor):
     reduction of d numbers (2 d for the (1,1)-norm) and one of five. For parameters sharded by
     ``fully_shard`` (ModelParallelStrategy) a rank needs memory for two copies of all parameters
     and for a few vectors of that length. Tensor parallelism is refused.
+
+    Verdict: none while a learning rate rises in a warm-up, or before the training loss has left its
+    start; the report's ``settings["stage"]`` says which ("warm-up", "start" or "training"). And
+    none without an error over batches, for which ``num_batches`` has to be 2 at least.
 
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
     monitor, and a record with a row for each parameter tensor. Each smoothness is divided by d, so
@@ -77,7 +84,8 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         num_probes: Random probes for each partition, at least 4. 16 give the (1,1)-norm to about
             10 %, 64 to about 5 %.
         num_batches: Measure the mean loss over this many of the latest training batches, which
-            are kept in memory. Few batches have a higher (1,1)-norm than all data.
+            are kept in memory. Few batches have a higher (1,1)-norm than all data, and one alone
+            tells no error over batches.
         max_overhead: Time for probes, as a fraction of the time of training. Due steps that would
             exceed it are left out, which is logged once: the clock decides what is measured. The
             first probe always runs, so a short training may exceed it. None: every due step.
@@ -155,6 +163,13 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         self.fused_qkv: FusedQKV | None = fused_qkv
         self.num_probes = num_probes
         self.last_report: GeometryReport | None = None
+        self._stage = TrainingStage()
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._stage = TrainingStage()  # another trainer may have been before
 
     def make_partitions(
         self, pl_module: LightningModule, parameters: Sequence[nn.Parameter]
@@ -174,6 +189,20 @@ class LinfSmoothnessMonitor(ProbingMonitor):
                     raise
                 self.warn_once(f"partition {name}", f"measures without {name!r}. {error}")
         return made
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._stage.add_loss(outputs)
+        if trainer.global_step != self._last_global_step:
+            self._stage.add_step(trainer.optimizers)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -204,6 +233,8 @@ class LinfSmoothnessMonitor(ProbingMonitor):
             probe,
             memory_of=lambda landscape: landscape.memory(self.num_probes, len(partitions)),
         )
+        stage = self._stage.now(sum_over_ranks(trainer))
+        report = replace(report, settings={**report.settings, "stage": stage})
         self.last_report = report
         seconds, overhead = self.cost(pl_module)
         cost = {quantities.PROBE_SECONDS.tag: seconds, quantities.PROBE_OVERHEAD.tag: overhead}
@@ -221,3 +252,13 @@ class LinfSmoothnessMonitor(ProbingMonitor):
                 raise
             self.warn_once(SPECTRAL, f"measures without {SPECTRAL!r}. {error}")
             return None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "stage": self._stage.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "stage" in state_dict:  # not so of an earlier version
+            self._stage.load_state_dict(state_dict["stage"])

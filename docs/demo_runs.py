@@ -92,7 +92,9 @@ def train(name: str, folder: Path, max_steps: int, every: int) -> None:
             GradientHeterogeneityMonitor(every_n_steps=max(1, every // 8)),
             GradientNoiseMonitor(every_n_steps=every),
             # Without a limit, under which the clock would choose the steps.
-            LinfSmoothnessMonitor(every, partitions=["row", "tensor"], max_overhead=None),
+            LinfSmoothnessMonitor(
+                every, partitions=["row", "tensor"], num_batches=4, max_overhead=None
+            ),
         ],
         accelerator="cpu",
         log_every_n_steps=every,

@@ -20,9 +20,9 @@ A partition Φ splits the parameters into blocks *b* of *d_b* entries. Φ has a 
 ‖x‖_Φ = max_b ‖x_b‖₂ / √d_b, whose dual norm is ‖g‖_Φ* = Σ_b √d_b ‖g_b‖₂. Steepest descent in the
 norm of Φ is the step of blockwise Adam without averages over time: this is the *geometry* of Φ.
 N(Φ) = max ‖Hv‖_Φ* over ‖v‖_Φ ≤ 1 is the largest curvature that such a step can meet, and
-‖g‖_Φ*² / (2 N(Φ)) is the decrease of the loss that the step promises. The blockwise smoothness H(Φ)
-is an upper bound of N(Φ). H(`coordinate`) is the (1,1)-norm Σᵢⱼ |Hᵢⱼ|; N(`global`) and H(`global`)
-are both d max |λᵢ(H)|.
+‖g‖_Φ*² / (2 N(Φ)) is the decrease of the loss by the best step that meets it, to second order. The
+blockwise smoothness H(Φ) is an upper bound of N(Φ). H(`coordinate`) is the (1,1)-norm Σᵢⱼ |Hᵢⱼ|;
+N(`global`) and H(`global`) are both d max |λᵢ(H)|.
 
 `spectral` is measured where it is asked for, and is no partition: it is the geometry of Muon.
 ‖x‖ is then the largest of σ_max(W) / √max(m, n) over the hidden matrices W of m rows and n columns

@@ -150,34 +150,44 @@ SIGNAL_TO_NOISE = Column(
     label="signal-to-noise ratio of the mean gradient",
 )
 
-# Which optimizer the loss favours. Every smoothness is divided by d, so that all of them compare.
-_ADVANTAGE = "advantage over SGD, both ends"
+# How far one step of each geometry lowers the loss. Every smoothness is divided by d, so that all
+# of them compare.
+_STEP = "advantage over SGD along the gradient's own steps"
+_ADVANTAGE = "advantage over SGD at worst, both ends"
+_UNIT = "× the decrease by SGD's step"
 _BOUNDS = "smoothness over d: lambda_max, (1,1)-norm, bounds of H(Phi)"
 _MET = "smoothness over d met by a step, both ends"
 _ERRORS = "(1,1)-norm: error of the probes, excess of halves of the batches"
+STEP_ADVANTAGE = PartitionScalar(
+    "step_advantage",
+    "Decrease of the loss by the best step of this geometry, to second order, over that by SGD's "
+    "best step, if each meets the curvature along itself. NaN if one of the two curvatures is not "
+    "positive.",
+    (SMOOTHNESS,),
+    _UNIT,
+    charts=(_STEP,),
+)
+STEP_ADVANTAGE_ERROR = PartitionScalar(
+    "step_advantage_relative_error",
+    "What the choice of batches leaves open of step_advantage, if there are several: 1.96 times "
+    "this is half of a 95 % interval of its logarithm. inf if a slope is lost in the noise.",
+    (SMOOTHNESS,),
+)
 ADVANTAGE_LOWER = PartitionScalar(
     "advantage_lower",
-    "One step of this geometry promises at least this many times the decrease of the loss that "
-    "one step of SGD's geometry promises.",
+    "Lower end of the same ratio if each step meets the largest curvature that it can: of "
+    "‖g‖_Φ*² / N(Φ) over that of SGD's geometry.",
     (SMOOTHNESS,),
-    "× SGD's promised decrease",
+    _UNIT,
     charts=(_ADVANTAGE,),
 )
 ADVANTAGE_UPPER = PartitionScalar(
     "advantage_upper",
-    "One step of this geometry promises at most this many times the decrease of the loss that one "
-    "step of SGD's geometry promises.",
+    "Upper end of the same ratio if each step meets the largest curvature that it can: of "
+    "‖g‖_Φ*² / N(Φ) over that of SGD's geometry.",
     (SMOOTHNESS,),
-    "× SGD's promised decrease",
+    _UNIT,
     charts=(_ADVANTAGE,),
-)
-STEP_ADVANTAGE = PartitionScalar(
-    "step_advantage",
-    "The advantage if each geometry's step meets the curvature along itself, instead of the "
-    "largest curvature that it can meet. NaN if one of the two curvatures is not positive.",
-    (SMOOTHNESS,),
-    "× SGD's promised decrease",
-    charts=("advantage along the gradient's step",),
 )
 LAMBDA_MAX = Scalar(
     "lambda_max",

@@ -98,7 +98,8 @@ def make_parser() -> ArgumentParser:
         "--num_batches",
         type=int,
         default=1,
-        help="The loss is the mean over this many batches, the first ones.",
+        help="The loss is the mean over this many batches, the first ones. Two or more tell an "
+        "error over batches, without which there is no verdict.",
     )
     add(
         "--num_noise_batches",
@@ -167,7 +168,7 @@ def make_parser() -> ArgumentParser:
         "--keep",
         type=float,
         default=0.9,
-        help="Share of Adam's promised decrease that the recommended partition has to keep.",
+        help="Share of Adam's decrease in one step that a coarser partition has to reach.",
     )
     add(
         "--output",
@@ -192,7 +193,7 @@ def _check(options: Namespace) -> None:
         ("num_batches", options.num_batches >= 1, "at least 1"),
         ("num_noise_batches", options.num_noise_batches in (0, max(2, options.num_noise_batches)),
          "0 or at least 2"),
-        ("keep", 0 < options.keep <= 1, "in (0, 1]. 0.9 keeps 90 %"),
+        ("keep", 0 < options.keep <= 1, "in (0, 1]. 0.9 is 90 %"),
         ("output", output.parent.is_dir(), "in a folder that exists"),
     ):  # fmt: skip
         if not is_right:

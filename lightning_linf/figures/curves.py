@@ -20,7 +20,9 @@ _TagsOf = Callable[[str], Sequence[str]]  # of a partition: one curve, or both e
 
 
 def draw_verdict(runs: Sequence[Run]) -> Figure | None:
-    """Draw the advantage of each partition over SGD; None if no run has it.
+    """Draw the advantage of each partition's step over SGD's; None if no run has it.
+
+    A line: if each step meets the curvature along itself; an area: the largest that it can.
 
     Of several runs only the advantage of Adam is drawn, as the panel does at first.
     """
@@ -28,12 +30,14 @@ def draw_verdict(runs: Sequence[Run]) -> Figure | None:
     if not partitions:
         return None
     shown = partitions if len(runs) == 1 else ["coordinate"]
-    figure, (axes,) = style.grid(1, "Which optimizer the landscape favours", 7.2, 4.2)
+    title = "One step against SGD's: along itself (line), and at worst (area)"
+    figure, (axes,) = style.grid(1, title, 7.2, 4.2)
+    _draw(axes, runs, shown, _along)
     _draw(axes, runs, shown, _advantage)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_ylabel(quantities.ADVANTAGE_LOWER.unit)
     style.make_log(axes)
-    _add_legend(figure, runs, shown)
+    _add_legend(figure, runs, shown, also="global")
     return figure
 
 
@@ -56,6 +60,10 @@ def draw_smoothness(runs: Sequence[Run]) -> Figure | None:
     style.make_log(parts[0])
     _add_legend(figure, runs, shown)
     return figure
+
+
+def _along(partition: str) -> Sequence[str]:
+    return (quantities.STEP_ADVANTAGE.of(partition),)
 
 
 def _advantage(partition: str) -> Sequence[str]:
@@ -117,17 +125,38 @@ def _look(num_runs: int, run: int, partition: int) -> dict[str, Any]:
     return style.look(partition) if num_runs == 1 else style.look(run, _DASHES[partition])
 
 
-def _add_legend(figure: Figure, runs: Sequence[Run], shown: Sequence[str]) -> None:
-    """Say below the figure which curve is which."""
+def _add_legend(
+    figure: Figure, runs: Sequence[Run], shown: Sequence[str], also: str | None = None
+) -> None:
+    """Say below the figure which curve is which, and which bracket is open at its last step.
+
+    Args:
+        figure: What was drawn.
+        runs: Of which.
+        shown: Their partitions.
+        also: One whose bracket all that is drawn is compared with.
+    """
     partitions = [f"{GEOMETRY_OF.get(n, 'blockwise')} ({style.literal(n)})" for n in shown]
     if len(runs) == 1:
-        looks, labels = [_look(1, 0, j) for j in range(len(shown))], partitions
+        looks = [_look(1, 0, j) for j in range(len(shown))]
+        marks = [_mark(runs[0], (name, also)) for name in shown]
+        labels = [label + mark for label, mark in zip(partitions, marks, strict=True)]
     else:
         looks = [_look(len(runs), i, 0) for i in range(len(runs))]
-        labels = [style.literal(run.name) for run in runs]
+        labels = [style.literal(run.name) + _mark(run, (*shown, also)) for run in runs]
         if len(shown) > 1:
             looks += [{"color": "black", "linestyle": dash} for dash in _DASHES]
             labels += partitions
     handles = [Line2D([], [], **look) for look in looks]
     num_columns = 4 if max(map(len, labels)) < 25 else 2
     figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, frameon=False)
+
+
+def _mark(run: Run, partitions: Sequence[str | None]) -> str:
+    """Mark a run if the bracket of one of the partitions had not converged when last measured."""
+    for name in partitions:
+        points = () if name is None else run.scalars.get(quantities.CONVERGED.of(name), ())
+        *_, last = (1.0, *(value for _, value in points))
+        if last == 0:
+            return ", not converged"
+    return ""

@@ -85,8 +85,8 @@ def heterogeneity(gradient: Tensor) -> Heterogeneity:
     r"""Describe how unevenly the magnitude of a gradient is spread over its coordinates.
 
     Density is :math:`\|g\|_1^2 / (d \|g\|_2^2)`. If k of d coordinates are equally large and the
-    others 0, it is k/d. It is also a ratio of promised decreases, that of sign descent over that of
-    gradient descent, where all coordinates are equally smooth.
+    others 0, it is k/d. It is also a ratio of decreases in one step, sign descent's over
+    gradient descent's, where all coordinates are equally smooth.
 
     Args:
         gradient: Any shape, real floating dtype, d entries. Infinite and NaN entries are counted

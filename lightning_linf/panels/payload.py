@@ -11,6 +11,7 @@ from lightning_linf.partition_names import GEOMETRY_OF
 from lightning_linf.quantities import ALL, PREFIX
 from lightning_linf.quantity import PartitionScalar
 from lightning_linf.report import ReportText
+from lightning_linf.report.text import NOT_CONVERGED
 
 MAX_STEPS = 500  # steps that the browser gets at most: about one for every two pixels
 
@@ -27,6 +28,7 @@ def vocabulary() -> dict[str, Any]:
             }
             for quantity in ALL
         },
+        "not_converged": NOT_CONVERGED,
         "partitions": [
             {"name": name, "optimizer": optimizer} for name, optimizer in GEOMETRY_OF.items()
         ],

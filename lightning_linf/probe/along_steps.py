@@ -1,6 +1,7 @@
 """What the loss does along single steps: those of steepest descent, and training's own last one."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from lightning_linf.functional.blocks import (
     dual_block_norm,
     dual_direction,
 )
-from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.partition import Partition
 from lightning_linf.probe.products import HessianProducts, as_rows
 
@@ -20,27 +20,41 @@ def dual_norms(gradient: Tensor, partitions: Sequence[Partition]) -> dict[str, f
     return {p.name: float(dual_block_norm(gradient, p)) for p in partitions}
 
 
+class StepCurvatures(NamedTuple):
+    """Curvatures v^T H v along each partition's steepest descent v of norm 1."""
+
+    of_mean: Tensor  # (p,)
+    of_batches: Tensor  # (m, p), of the m batches of this rank
+    weights: Tensor  # (m,)
+
+
 def curvatures(
     gradient: Tensor, partitions: Sequence[Partition], products: HessianProducts
-) -> dict[str, float]:
-    """Curvature v^T H v along each partition's steepest descent v of norm 1, at a product each."""
-    values: dict[str, float] = {}
-    for first in range(0, len(partitions), products.probes_per_pass):
-        together = partitions[first : first + products.probes_per_pass]
-        values.update(_curvatures_of_pass(gradient, together, products))
-    return values
+) -> StepCurvatures:
+    """Measure them at a product each."""
+    size = products.probes_per_pass
+    passes = [
+        _curvatures_of_pass(gradient, partitions[first : first + size], products)
+        for first in range(0, len(partitions), size)
+    ]
+    of_mean, of_batches, weights = zip(*passes, strict=True)
+    return StepCurvatures(torch.cat(of_mean), torch.cat(of_batches, dim=1), weights[0])
 
 
 def _curvatures_of_pass(
     gradient: Tensor, partitions: Sequence[Partition], products: HessianProducts
-) -> dict[str, float]:
+) -> StepCurvatures:
     """Compute those of one pass; its vectors are gone when the next one begins."""
+    rows: list[Tensor] = []
+    weights: list[float] = []
+
+    def visit(of_batch: Tensor, weight: float) -> None:
+        rows.append(of_batch)
+        weights.append(weight)
+
     directions = as_rows([dual_direction(gradient, partition) for partition in partitions])
-    multiplied = products.of_all(directions)
-    return {
-        partition.name: float(sum_in_pieces(torch.mul, v, product))
-        for partition, v, product in zip(partitions, directions, multiplied, strict=True)
-    }
+    of_mean = products.curvatures(directions, visit)
+    return StepCurvatures(of_mean, torch.stack(rows), of_mean.new_tensor(weights))
 
 
 def secants(

@@ -17,15 +17,17 @@ from lightning_linf.probe.along_steps import curvatures, dual_norms, secants
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.products import HessianProducts
 from lightning_linf.probe.spectral import measure_spectral_step
+from lightning_linf.probe.step_errors import step_errors
 
 
 class GradientFacts(NamedTuple):
     """Numbers; the gradient itself, of d numbers, is not kept beside the products that follow."""
 
-    dual_norm: dict[str, float]  # by partition, as the next three
+    dual_norm: dict[str, float]  # by partition, as the next four
     curvature: dict[str, float]
     r_squared: dict[str, float]
     secant: dict[str, float] | None
+    step_error: dict[str, float] | None  # of the curvatures' advantages; None with one batch
     each: Heterogeneity  # (T,)
     whole: Heterogeneity  # ()
 
@@ -38,6 +40,8 @@ def measure_gradient(
     matrices: MatrixSplit | None = None,
 ) -> GradientFacts:
     """Measure all that needs the gradient, at one product for each partition.
+
+    With several batches it takes one gradient more, for the errors.
 
     Args:
         landscape: Inside its ``with``.
@@ -62,18 +66,24 @@ def measure_gradient(
     if earlier is not None and last_step is not None:
         secant = secants(earlier, gradient, last_step, partitions)
         del earlier
+    sums = heterogeneity_update(landscape.parameters.unflatten(gradient))
+    each, whole = each_and_whole(sums)
     dual_norm = dual_norms(gradient, partitions)
-    curvature = curvatures(gradient, partitions, products)
+    along = curvatures(gradient, partitions, products)
+    several = products.first_half is not None
+    names = [partition.name for partition in partitions]
+    curvature = dict(zip(names, along.of_mean.tolist(), strict=True))
     if matrices is not None:
         spectral = measure_spectral_step(gradient, matrices, products)
         dual_norm[SPECTRAL], curvature[SPECTRAL] = spectral
-    sums = heterogeneity_update(landscape.parameters.unflatten(gradient))
-    each, whole = each_and_whole(sums)
     return GradientFacts(
         dual_norm=dual_norm,
         curvature=curvature,
         r_squared={p.name: float(between_within(gradient, p).r_squared) for p in partitions},
         secant=secant,
+        step_error=(
+            step_errors(landscape, gradient, partitions, dual_norm, along) if several else None
+        ),
         each=each,
         whole=whole,
     )

@@ -18,6 +18,7 @@ from lightning_linf.argument_checks import (
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.offload import Offload, offloading
 from lightning_linf.probe.batch_derivatives import BatchDerivatives
@@ -283,6 +284,26 @@ class Landscape:
         return self._mean.of(
             partial(self._derivatives.products, vectors=vectors), num_rows=len(vectors)
         ).rows
+
+    def curvatures(self, vectors: Tensor, visit: Callable[[Tensor, float], object]) -> Tensor:
+        """Compute v^T H v for vectors v (c, d), at the cost of :meth:`hvp`. Shape: (c,).
+
+        ``visit`` is called with the curvatures (c,) of each batch of this rank and its weight.
+        """
+
+        def along(rows: Tensor) -> Tensor:
+            pairs = zip(vectors, rows, strict=True)
+            return torch.stack([sum_in_pieces(torch.mul, v, row) for v, row in pairs])
+
+        def add(index: int, rows: Tensor, share: float) -> float:
+            before = along(rows)
+            loss = self._derivatives.products(index, rows, share, vectors=vectors)
+            visit((along(rows) - before) / share, share)
+            return loss
+
+        result = along(self._mean.of(add, num_rows=len(vectors)).rows)
+        self.num_hvps += len(vectors)
+        return result
 
     def first_half(self) -> float | None:
         """Share of the first of two halves of all batches in their weight; None if there is one.

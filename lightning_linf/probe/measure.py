@@ -57,14 +57,15 @@ def measure_geometry(
 
     For each partition Phi of the parameters into blocks: both ends of the smoothness N(Phi) that
     one step of steepest descent feels, a bound of the blockwise smoothness H(Phi), the gradient's
-    dual norm, the decrease that a step promises and its advantage over SGD's geometry, and how
+    dual norm, the decrease of the loss by one step and its advantage over SGD's geometry, and how
     alike gradients are within blocks; besides, the gradient's heterogeneity and its noise. Leaves
     the module as it was, to the last bit.
 
     Args:
         module: A LightningModule, or any module together with ``loss``.
         batches: What the loss is measured on: its mean over them (:class:`Landscape`). A list, or a
-            loader that has a length, of which all are taken and held.
+            loader that has a length, of which all are taken and held. Two or more tell an error
+            over batches, without which there is no verdict.
         loss: From module and batch to a scalar. Default: the module's ``probe_loss(batch)`` where
             it has one, else its ``training_step``.
         partitions: Names for :meth:`~lightning_linf.partition.Partition.of`, or partitions of the
@@ -251,6 +252,7 @@ def measure_landscape(
         one_one_norm=brackets.smoothness["coordinate"].upper,
         one_one_norm_relative_error=brackets.smoothness["coordinate"].upper_relative_error,
         one_one_norm_batch_excess=one_one_norm.batch_excess,
+        step_advantage_relative_error=facts.step_error,
         lambda_max=coarsest.lower / vector.num_params,
         lambda_max_relative_error=coarsest.operator_upper_residual,
         dual_norm=facts.dual_norm,

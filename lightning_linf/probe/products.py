@@ -47,6 +47,10 @@ class HessianProducts:
         products = self._landscape.hvp_of_halves(vectors, self.first_half)
         return self._checked(products, len(vectors))
 
+    def curvatures(self, vectors: Tensor, visit: Callable[[Tensor, float], object]) -> Tensor:
+        """Compute v^T H v for the vectors (c, d) of a pass, as :meth:`Landscape.curvatures`."""
+        return self._checked(self._landscape.curvatures(vectors, visit), len(vectors))
+
     def mean_of(self, halves: Tensor) -> Tensor:
         """Products with the Hessian of all batches from those of halves. (2, c, d) -> (c, d)."""
         assert self.first_half is not None

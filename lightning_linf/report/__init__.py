@@ -10,3 +10,4 @@ from lightning_linf.report.measurement import SpectralSmoothness as SpectralSmoo
 from lightning_linf.report.report import GeometryReport as GeometryReport
 from lightning_linf.report.report import text_of as text_of
 from lightning_linf.report.text import ReportText as ReportText
+from lightning_linf.report.verdict import Verdict as Verdict

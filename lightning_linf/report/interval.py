@@ -27,6 +27,11 @@ class Interval:
         return f"{self.lower:.3g} to {self.upper:.3g}"
 
 
+def is_unknown(interval: Interval) -> bool:
+    """Whether an end is NaN."""
+    return math.isnan(interval.lower) or math.isnan(interval.upper)
+
+
 def divide(dividend: float, divisor: float) -> float:
     """Divide, with x/0 = inf (of the sign of x) and 0/0 = NaN instead of an exception."""
     if divisor != 0:

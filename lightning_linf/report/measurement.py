@@ -7,6 +7,8 @@ from lightning_linf.report.encoding import Scalar
 from lightning_linf.report.interval import Interval, divide
 
 _CONVERGED = 0.01  # 1 %: below what the brackets themselves leave open
+_Z = 1.96  # standard errors in half of a 95 % interval
+_LARGEST = 100.0  # relative error; more leaves everything open
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class Measurement:
     # half of them exceeds that of all, relative; what all exceed the data by is roughly 1 to 2.4
     # times as much, more if they are few (`functional/batch_excess.py`). None with one batch.
     one_one_norm_batch_excess: float | None = None
+    # By partition, of `step_advantage`: what the choice of batches leaves open, as 1.96th of half a
+    # 95 % interval of its logarithm (`functional/step_error.py`). None with one batch.
+    step_advantage_relative_error: dict[str, float] | None = None
     # Where it was measured, `dual_norm` and `curvature` have the key "spectral", too.
     spectral: SpectralSmoothness | None = None
 
@@ -116,9 +121,10 @@ class Measurement:
 
     @property
     def decrease(self) -> dict[str, Interval]:
-        """By partition, the decrease of the loss that one step of steepest descent promises.
+        """By partition, the decrease of the loss by a step that meets its largest curvature.
 
-        In units of loss. A zero Hessian promises inf; a zero gradient with it, NaN.
+        Of the best step of steepest descent, to second order, in units of loss; the bracket is that
+        of N(Phi). With a zero Hessian it is inf; with a zero gradient, too, NaN.
         """
         result = {}
         for name, block in self.smoothness.items():
@@ -127,7 +133,7 @@ class Measurement:
         return result
 
     def decrease_over(self, base: str) -> dict[str, Interval]:
-        """By partition, its promised decrease over that of ``base``, which itself has 1."""
+        """By partition, its ``decrease`` over that of ``base``, which itself has 1."""
         other = self.smoothness[base]
         result = {}
         for name, block in self.smoothness.items():
@@ -140,7 +146,7 @@ class Measurement:
 
     @property
     def advantage(self) -> dict[str, Interval]:
-        """By partition, its promised decrease over that of "global", the geometry of SGD.
+        """By partition, its ``decrease`` over that of "global", the geometry of SGD.
 
         That of "coordinate" is Adam's. NaN for a zero gradient or a zero Hessian; an upper end of
         inf where only the lower end of N(Phi) is zero. "global" is 1 throughout.
@@ -162,3 +168,39 @@ class Measurement:
             both_curve_up = curvature > 0 and sgd > 0
             result[name] = dual * dual * sgd / curvature if both_curve_up else math.nan
         return result
+
+    def step_error(self, partition: str) -> float:
+        """Relative error of ``step_advantage``; NaN where the batches do not tell."""
+        return (self.step_advantage_relative_error or {}).get(partition, math.nan)
+
+    @property
+    def step_advantage_interval(self) -> dict[str, Interval]:
+        """By partition, a 95 % interval of ``step_advantage`` over the choice of batches.
+
+        Its ends are NaN where the batches do not tell, and 0 and inf where they leave all open.
+        """
+        result = {}
+        for name, value in self.step_advantage.items():
+            factor = _factor(self.step_error(name))
+            result[name] = Interval(divide(value, factor), value * factor)
+        return result | {"global": Interval(1.0, 1.0)}
+
+    def step_share(self, partition: str) -> Interval:
+        """Bounds on the ``step_advantage`` of a partition over that of "coordinate".
+
+        Both errors are added up, as they may be of one sign or of opposite ones.
+        """
+        if partition == "coordinate":
+            return Interval(1.0, 1.0)
+        advantage = self.step_advantage
+        value = divide(advantage[partition], advantage["coordinate"])
+        error = 0.0 if partition == "global" else self.step_error(partition)
+        factor = _factor(error + self.step_error("coordinate"))
+        return Interval(divide(value, factor), value * factor)
+
+
+def _factor(relative_error: float) -> float:
+    """Give what the half of a 95 % interval multiplies or divides by."""
+    if not relative_error >= 0:
+        return math.nan
+    return math.exp(_Z * relative_error) if relative_error < _LARGEST else math.inf

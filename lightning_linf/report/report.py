@@ -11,10 +11,13 @@ from lightning_linf.report import advice, encoding, files
 from lightning_linf.report.measurement import Measurement
 from lightning_linf.report.terminal import ReportView
 from lightning_linf.report.text import ReportText, describe
+from lightning_linf.report.verdict import Status, judge
 
 _SCHEMA = 1
 # In the JSON for its readers, and not read back.
-_COMPUTED = ("schema", "advantage", "decrease", "step_advantage", "verdict", "advice")
+_COMPUTED = (
+    *("schema", "advantage", "decrease", "step_advantage", "verdict", "verdict_status", "advice"),
+)
 _TEXT_WIDTH = 100
 
 
@@ -29,17 +32,27 @@ class GeometryReport(Measurement):
         ValueError: If ``smoothness`` lacks one of the two, or ``dual_norm`` has other keys.
 
     Source:
-        Xie, Mohamadi & Li, arXiv:2410.08198. Steepest descent in norm_Phi promises a decrease of
-        ``dual_Phi(g)^2 / (2 N(Phi))``: Balles, Pedregosa & Le Roux, arXiv:2002.08056.
+        Xie, Mohamadi & Li, arXiv:2410.08198. The decrease ``dual_Phi(g)^2 / (2 N(Phi))`` of
+        steepest descent in norm_Phi: Balles, Pedregosa & Le Roux, arXiv:2002.08056.
     """
 
     @property
     def verdict(self) -> str:
-        """One sentence: does this point favour Adam's geometry over SGD's?"""
-        return advice.verdict(self)
+        """Does this point favour Adam's geometry over SGD's? In words, with what that rests on."""
+        return judge(self).sentence
+
+    @property
+    def verdict_status(self) -> Status:
+        """The verdict in one or two words; :class:`~lightning_linf.report.Verdict` lists them."""
+        return judge(self).status
 
     def recommend(self, keep: float = 0.9) -> advice.Advice:
-        """Find the coarsest partition that is shown to keep ``keep`` of Adam's promised decrease.
+        """Find the coarsest partition whose step both measures show to reach a share of Adam's.
+
+        No test shows yet that such a share tells how training ends.
+
+        Args:
+            keep: Share of the decrease of Adam's step.
 
         Raises:
             ValueError: If ``keep`` is not in (0, 1].
@@ -50,13 +63,14 @@ class GeometryReport(Measurement):
         """Turn into plain JSON types; inf and NaN become strings.
 
         What follows from the measured numbers is included, for readers in other languages: the
-        advantages, the promised decreases, the verdict and the advice.
+        advantages, the decreases, the verdict with its status, and the advice.
         """
         computed = {
             "advantage": self.advantage,
             "decrease": self.decrease,
             "step_advantage": self.step_advantage,
             "verdict": self.verdict,
+            "verdict_status": self.verdict_status,
             "advice": self.recommend().sentence,
         }
         return {"schema": _SCHEMA, **encoding.encode(self), **encoding.encode(computed)}

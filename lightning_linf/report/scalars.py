@@ -40,6 +40,8 @@ def scalars_of(report: GeometryReport) -> dict[str, float]:
         scalars[quantities.ADVANTAGE_LOWER.of(name)] = report.advantage[name].lower
         scalars[quantities.ADVANTAGE_UPPER.of(name)] = report.advantage[name].upper
         scalars[quantities.STEP_ADVANTAGE.of(name)] = report.step_advantage[name]
+        if report.step_advantage_relative_error is not None:
+            scalars[quantities.STEP_ADVANTAGE_ERROR.of(name)] = report.step_error(name)
         if name != "coordinate":
             scalars[quantities.SMOOTHNESS_UPPER.of(name)] = block.upper / d
             scalars[quantities.R_SQUARED.of(name)] = report.r_squared[name]

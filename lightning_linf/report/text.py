@@ -4,14 +4,17 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from lightning_linf.report import advice
+from lightning_linf.report.advice import advise
 from lightning_linf.report.interval import Interval
 from lightning_linf.report.measurement import Measurement
+from lightning_linf.report.verdict import judge
 
 # What the choice of M batches adds to the (1,1)-norm falls like 1/M at the fastest and like
 # 1/sqrt(M) at the slowest. If like 1/M, it is as much as their two halves exceed the whole by; if
 # like 1/sqrt(M), it is this many times as much.
 _SLOWEST = 1 / (2**0.5 - 1)
+
+NOT_CONVERGED = "*: not converged. With more HVPs an end of N(Phi) could still move by over 1 %."
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,10 @@ class ReportText:
     header: list[str]
     headings: list[str]  # of the table's columns
     rows: list[list[str]]  # by partition, from many blocks to few
-    num_smoothness: int  # columns of smoothness, after the first; the rest are what it promises
+    num_smoothness: int  # columns of smoothness, after the first; the rest are of single steps
     legend: list[str]  # what the columns are
     verdict: str
+    verdict_status: str  # the same in one or two words
     advice: str
 
 
@@ -35,20 +39,22 @@ def describe(measured: Measurement, keep: float = 0.9) -> ReportText:
 
     Args:
         measured: What to describe.
-        keep: The share of Adam's promised decrease that the recommended partition has to keep.
+        keep: The share of Adam's decrease in one step that a coarser partition has to reach.
     """
     names = fine_to_coarse(measured)
-    smoothness, promise = _smoothness_columns(measured, names), _promise_columns(measured, names)
+    smoothness, steps = _smoothness_columns(measured, names), _step_columns(measured, names)
     marked = [name if measured.smoothness[name].converged else f"{name} *" for name in names]
-    columns = {"partition": marked, **smoothness, **promise}
+    columns = {"partition": marked, **smoothness, **steps}
+    verdict = judge(measured)
     return ReportText(
         header=list(_header(measured)),
         headings=list(columns),
         rows=[*map(list, zip(*columns.values(), strict=True)), *_spectral_row(measured, columns)],
         num_smoothness=len(smoothness),
         legend=list(_legend(measured)),
-        verdict=advice.verdict(measured),
-        advice=advice.advise(measured, keep).sentence,
+        verdict=verdict.sentence,
+        verdict_status=verdict.status,
+        advice=advise(measured, keep).sentence,
     )
 
 
@@ -64,7 +70,7 @@ def with_error(value: float, relative_error: float) -> str:
         >>> with_error(5.25, 0.072), with_error(1.0, 0.0)
         ('5.25 ±7.2 %', '1')
     """
-    if math.isnan(relative_error):
+    if not math.isfinite(relative_error):
         return f"{number(value)} (error unknown)"
     if relative_error == 0:
         return number(value)
@@ -159,16 +165,29 @@ def _smoothness_columns(measured: Measurement, names: list[str]) -> dict[str, li
     return columns | {"HVPs": [f"{block.num_hvps:,}" for block in blocks]}
 
 
-def _promise_columns(measured: Measurement, names: list[str]) -> dict[str, list[str]]:
+def _step_columns(measured: Measurement, names: list[str]) -> dict[str, list[str]]:
     columns = {
+        "along g": [_along(measured, name) for name in names],
         "advantage": [str(measured.advantage[name]) for name in names],
-        "along g": _cells(names, measured.step_advantage),
         "decrease": [str(measured.decrease[name]) for name in names],
         "R²": _cells(names, measured.r_squared),
     }
     if measured.noise is not None:
         columns["noise/d"] = _cells(names, measured.noise.block_noise, measured.num_params)
     return columns
+
+
+def _along(measured: Measurement, name: str) -> str:
+    value = measured.step_advantage[name]
+    if name == "global" or measured.step_advantage_relative_error is None:
+        return number(value)
+    return with_error(value, measured.step_error(name))
+
+
+def _of_along(measured: Measurement) -> str:
+    if measured.step_advantage_relative_error is None:
+        return "Its error over batches is not known."
+    return "±: over batches; 1.96 times it is half a 95 % interval of the logarithm."
 
 
 def _cells(names: list[str], values: dict[str, float], divisor: int = 1) -> list[str]:
@@ -197,10 +216,11 @@ def _legend(measured: Measurement) -> Iterator[str]:
         "standard error. H(coordinate) is the (1,1)-norm. All are in loss per parameter squared."
     )
     yield (
-        "decrease: how far one step of steepest descent promises to lower the loss. advantage: "
-        "this decrease over the decrease of global (SGD's geometry); coordinate is Adam's "
-        "geometry. along g: the advantage if each step meets the curvature along itself, not the "
-        "largest one. R²: share of the spread of log|g|, beyond chance, that lies between blocks."
+        "along g: the decrease of the loss by the best step of each geometry, to second order, if "
+        "it meets the curvature along itself, over that of global (SGD's geometry); coordinate is "
+        f"Adam's geometry. {_of_along(measured)} advantage: the same if each step meets the "
+        "largest curvature that it can; decrease: of the loss, by that step. R²: share of the "
+        "spread of log|g|, beyond chance, that lies between blocks."
     )
     if measured.spectral is not None:
         yield (
@@ -226,4 +246,4 @@ def _legend(measured: Measurement) -> Iterator[str]:
     if "left_out" in measured.settings:
         yield f"Not measured: {measured.settings['left_out']}"
     if not all(block.converged for block in measured.smoothness.values()):
-        yield "*: not converged. With more HVPs an end of N(Phi) could still move by over 1 %."
+        yield NOT_CONVERGED

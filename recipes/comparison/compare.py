@@ -209,8 +209,7 @@ def _other_seeds(
 ) -> dict[Variant, list[Outcome]]:
     """Run every variant at its best rate with other seeds, and measure the geometry at the end.
 
-    At the ends of Adam's runs all geometries are measured, so that they compare at one point and
-    the coarsest partition that suffices there can be recommended.
+    At the ends of Adam's runs all geometries are measured, so that they compare at one point.
     """
     partitions = tuple({variant.partition: None for variant in measured})
     rotations = tuple({v.rotation: None for v in measured if v.partition == "coordinate"})

@@ -137,7 +137,7 @@ def rank_correlation(groups: Sequence[Sequence[tuple[float, float]]]) -> tuple[f
 
 
 def recommendation_sentence(record: Record, adam: Record) -> str:
-    """Say which partition `recommend` chose where Adam's runs ended, and how it trained."""
+    """Say which partition `recommend` named where Adam's runs ended, and how it trained."""
     chosen = Counter(str(name) for name in ends(adam, "recommended"))
     by_partition = {
         variant["partition"]: variant
@@ -152,7 +152,8 @@ def recommendation_sentence(record: Record, adam: Record) -> str:
             text += f", where training ends {_signed(differences)} above Adam"
         texts.append(text)
     return (
-        f"Recommended at the end of Adam's runs: {'; '.join(texts) or 'nothing'}. "
+        "Coarsest partition that both measures show to reach 90 % of Adam's decrease in one step, "
+        f"at the end of Adam's runs: {'; '.join(texts) or 'none'}. "
         f"Blockwise Adam against Adam: {_blockwise(record, adam)}."
     )
 

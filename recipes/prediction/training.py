@@ -142,7 +142,7 @@ def _measure(run: Run) -> Measured:
             quantity.name: {name: quantity.read(reading) for name, reading in readings.items()}
             for quantity in QUANTITIES
         },
-        advised=plain.recommend(KEEP).partition,
+        advised=plain.recommend(KEEP).partition or "coordinate",
         seconds=time.process_time() - started,
     )
 

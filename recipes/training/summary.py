@@ -1,5 +1,6 @@
 """What a recipe prints at its end: the measured geometry as a table, and its last row in words."""
 
+import math
 import shlex
 import shutil
 import sys
@@ -59,7 +60,8 @@ def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -
     """
     table = Table(
         title="Geometry of the loss",
-        caption="N/d: what a step along l-infinity meets; lambda_max: along l2",
+        caption="N/d: what a step along l-infinity meets; lambda_max: along l2; last column: how "
+        "far one step of Adam's geometry lowers the loss, over SGD's",
         box=HORIZONTALS,
         padding=0,
         pad_edge=False,
@@ -67,14 +69,15 @@ def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -
     )
     for title in (
         "step", "train\nloss", "val\nloss", "(1,1)-norm\n/ d", "N / d", "lambda_max",
-        "density", "advantage\nof Adam",
+        "density", "along g:\nAdam / SGD",
     ):  # fmt: skip
         table.add_column(title, justify="right", no_wrap=True)
     densities = {row["step"]: row["density"] for row in heterogeneity}
     for row in smoothness:
         step = row["step"]
-        n_lower, n_upper = _bracket(row, "operator_norm")
-        lower, upper = _bracket(row, "advantage")
+        n_lower, n_upper = (row[f"operator_norm_{end}/coordinate"] for end in ("lower", "upper"))
+        along = row["step_advantage/coordinate"]
+        error = row.get("step_advantage_relative_error/coordinate", math.nan)
         table.add_row(
             str(step),
             _number(_latest(losses.train, step)),
@@ -83,7 +86,7 @@ def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -
             f"{n_lower:.2g}-{n_upper:.2g}",
             f"{row['lambda_max']:.3g} +{row['lambda_max_relative_error']:.0%}",
             _number(_latest(densities, step)),
-            f"{lower:.3g} to {upper:.3g}",
+            f"{along:.2g}" if math.isnan(error) else f"{along:.2g} ±{error:.0%}",
         )
     return table
 
@@ -140,11 +143,6 @@ def _seen_from_here(path: Path) -> Path:
     """Shorten a path below the working directory."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def _bracket(row: dict[str, Any], quantity: str) -> tuple[float, float]:
-    """Read the lower and the upper end of a quantity of the partition "coordinate", Adam's."""
-    return row[f"{quantity}_lower/coordinate"], row[f"{quantity}_upper/coordinate"]
 
 
 def _latest(values: dict[int, Any], step: int) -> float | None:

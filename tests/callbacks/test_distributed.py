@@ -57,6 +57,8 @@ def test_smoothness_over_two_ranks_equals_that_of_the_joined_batch(tmp_path):
         assert expected.one_one_norm_batch_excess is None
         excess = of_parts.one_one_norm_batch_excess  # one batch a rank: a half each
         assert result.one_one_norm_batch_excess == pytest.approx(excess, rel=1e-9)
+        errors = of_parts.step_advantage_relative_error
+        assert result.step_advantage_relative_error == pytest.approx(errors, rel=1e-9)
         assert result.smoothness["row"].upper == pytest.approx(expected.smoothness["row"].upper)
         assert result.noise.trace == pytest.approx(float(noise.trace), rel=1e-9)
         expected_noise = {name: float(value) for name, value in noise.block_noise.items()}

@@ -73,7 +73,7 @@ def test_command_draws_each_panel(folder, tmp_path, capsys, kind):
 def test_text_of_an_svg_file_names_runs_axes_and_units(folder, tmp_path):
     save_figures(load([folder]), {"svg": tmp_path})
     expected = {
-        "verdict": ["first", "second", "optimizer step", "× SGD's promised decrease"],
+        "verdict": ["optimizer step", "× the decrease by SGD's step"],
         "smoothness": ["H(Φ)/d, loss per parameter squared", "Adam (coordinate)", "SGD (global)"],
         "heatmap": ["gradient density ‖g‖₁² / (d ‖g‖₂²)", "body.0.weight", "second"],
         "bars": ["first, step 7", "head.bias"],
@@ -89,7 +89,11 @@ def test_curves_are_the_numbers_of_the_runs(folder):
     (axes,) = curves.draw_verdict(runs).axes
     drawn = [line.get_xydata() for line in axes.lines[:-1]]  # the last is that of SGD
     ends = (quantities.ADVANTAGE_LOWER, quantities.ADVANTAGE_UPPER)
-    expected = [run.scalars[end.of("coordinate")] for run in runs for end in ends]
+    expected = [
+        *(run.scalars[quantities.STEP_ADVANTAGE.of("coordinate")] for run in runs),
+        *(run.scalars[end.of("coordinate")] for run in runs for end in ends),
+    ]
+    expected = [[(s, v) for s, v in points if v > 0] for points in expected]
     for points, numbers in zip(drawn, expected, strict=True):
         np.testing.assert_array_equal(points, list(numbers))
     bounds, _ = curves.draw_smoothness(runs[:1]).axes
@@ -101,6 +105,15 @@ def test_curves_are_the_numbers_of_the_runs(folder):
     ]
     for line, tag in zip(bounds.lines, expected, strict=True):
         np.testing.assert_array_equal(line.get_xydata(), list(runs[0].scalars[tag]))
+
+
+@pytest.mark.parametrize(("open_one", "mark"), [("coordinate", 1), ("global", 1), ("row", 0)])
+def test_a_bracket_that_has_not_converged_is_said_to_be(open_one, mark):
+    run = run_of()
+    run.scalars[quantities.CONVERGED.of(open_one)] = [(1, 1.0), (2, 0.0)]
+    for runs, label in (([run], "Adam (coordinate)"), ([run, run_of("other")], "run")):
+        (legend,) = curves.draw_verdict(runs).legends
+        assert legend.get_texts()[0].get_text() == label + mark * ", not converged"
 
 
 def test_layers_are_the_numbers_of_the_tables(folder):

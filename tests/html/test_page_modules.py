@@ -12,6 +12,7 @@ from support.chromium import chromium, needs_chromium
 
 from lightning_linf.panels.files import STATIC
 from lightning_linf.panels.payload import vocabulary
+from lightning_linf.report.text import NOT_CONVERGED
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
@@ -117,6 +118,30 @@ def test_a_verdict_is_of_a_step_with_both_ends(page):
     card = page.wait("document.querySelector('article.verdict')?.innerText")
     assert "at step 2" in card
     assert "2.25" in card
+
+
+@pytest.mark.parametrize(
+    ("open_one", "mark"), [("coordinate", " *"), ("global", " *"), ("row", "")]
+)
+def test_a_bracket_that_has_not_converged_has_the_mark_of_the_report(page, open_one, mark):
+    make_app(page)
+    page.run(f"""{{
+        const curve = (value) => ({{ steps: [1], values: [value], num_steps: 1 }});
+        const ends = source.run.scalars.map((tag, i) => [tag, curve(2 + i)]);
+        source.scalars = async () => new Map([
+            ...ends, ["geometry/converged/{open_one}", curve(0)],
+            ["geometry/step_advantage/coordinate", curve(2.75)],
+        ]);
+        app.reload();
+    }}""")
+    page.wait("document.querySelector('#verdict canvas')")
+    card = page.run("document.querySelector('article.verdict').innerText").splitlines()
+    assert f"Adam{mark}" in card
+    assert "2.75" in card
+    legend = page.run("document.querySelector('#verdict .legend').innerText")
+    assert legend == f"Adam (coordinate){mark}"
+    note = page.run("document.querySelector('#verdict > .footnote').textContent")
+    assert note == (NOT_CONVERGED if mark else "")
 
 
 @pytest.mark.parametrize(

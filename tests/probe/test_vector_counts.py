@@ -64,6 +64,17 @@ def test_each_phase_of_the_gradient_holds_few_vectors():
     assert_within(count.starts, {"loss check": 0.1, "heterogeneity": 3.1, "dual norms": 3.1})
 
 
+def test_errors_over_batches_hold_a_gradient_and_a_step_more():
+    module, batches = network()
+    partitions = choose_partitions(module, ["row"])
+    with counted_vectors(NUM_PARAMS) as count:
+        with Landscape(module, batches, loss=loss) as landscape:
+            measure_gradient(landscape, partitions, HessianProducts(landscape, None), None)
+    # Copy, gradient, that of a batch, that of the others, a step, and a piece in float64.
+    assert_within(count.peaks, {"step errors": 6.2})
+    assert "step errors" in count.peaks, str(count)
+
+
 def test_a_product_takes_its_own_vector_and_parts_of_one():
     module, batches = network()
     vector = torch.randn(NUM_PARAMS)

@@ -30,7 +30,7 @@ def test_two_steps_run_and_everything_is_reported(config, capsys):
     assert "Geometry of the loss" in output
     assert "Trained with adamw. The geometry is measured in the coordinates of" in output
     assert "At step 1: " in output
-    assert "of Adam's promised decrease" in " ".join(output.split())
+    assert "of Adam's decrease in one step" in " ".join(output.split())
     assert f"tensorboard --logdir {config.runs_dir}" in output
     folder = Path(trainer.log_dir) / "checkpoints"
     assert {file.name for file in folder.iterdir()} == {"last.ckpt", "best.ckpt"}

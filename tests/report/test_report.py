@@ -16,6 +16,7 @@ from support.reports import (
 )
 
 from lightning_linf.report import BlockSmoothness, GeometryReport, NoiseReport
+from lightning_linf.report.measurement import SpectralSmoothness
 
 anything = st.floats() | st.integers(-(2**70), 2**70)
 by_name = st.dictionaries(st.text(), anything, max_size=3)
@@ -32,11 +33,14 @@ def arbitrary(draw):
     }
     numbers = [draw(anything) for _ in range(6)]
     noise = NoiseReport(draw(counts), *(draw(anything) for _ in range(4)), draw(by_name))
+    spectral = SpectralSmoothness(draw(counts), *(draw(anything) for _ in range(3)), draw(counts))
+    spectral = draw(st.sampled_from([None, spectral]))
+    geometries = [*names, *(["spectral"] if spectral else [])]
     return GeometryReport(
         draw(st.integers(1, 2**70)),
         *numbers,
-        {name: draw(anything) for name in names},
-        {name: draw(anything) for name in names},
+        {name: draw(anything) for name in geometries},
+        {name: draw(anything) for name in geometries},
         smoothness,
         draw(by_name),
         draw(st.dictionaries(st.text(), by_name, max_size=2)),
@@ -45,6 +49,9 @@ def arbitrary(draw):
         draw(st.dictionaries(st.text(), scalars, max_size=3)),
         draw(counts),
         draw(anything),
+        draw(st.none() | anything),
+        draw(st.none() | st.dictionaries(st.sampled_from(names), anything)),
+        spectral,
     )
 
 

@@ -52,17 +52,20 @@ def in_tab(folder, monitor):
 
     status, answer = Plugin(folder).request("/report", run="a")
     assert status == 200
+    assert answer["verdict_status"] == monitor.last_report.verdict_status
     return f"{answer['verdict']} {answer['advice']}"
 
 
 def in_json(folder, monitor):
     content = json.loads(monitor.last_report.to_json())
+    assert content["verdict_status"] == monitor.last_report.verdict_status
     return f"{content['verdict']} {content['advice']}"
 
 
 def in_records(folder, monitor):
     *_, last = (folder / "a" / record.FILE_NAME).read_text(encoding="utf-8").splitlines()
     content = json.loads(last)["report"]
+    assert content["verdict_status"] == monitor.last_report.verdict_status
     return f"{content['verdict']} {content['advice']}"
 
 
@@ -71,6 +74,7 @@ def test_verdict_and_advice_are_the_same_sentences_in(trained, read):
     found = words(read(*trained))  # a terminal breaks lines
     report = trained[1].last_report
     assert report.verdict in found
+    assert report.verdict.lower().startswith(report.verdict_status)  # so the page says it, too
     assert report.recommend().sentence in found
 
 

@@ -22,11 +22,15 @@ PHASES = {
     "loss check": [(f"{PROBE}.landscape", "Landscape.check")],
     "gradient": [(f"{PROBE}.landscape", "Landscape.gradient")],
     "noise": [(f"{PROBE}.measure", "measure_noise")],
-    "product": [(f"{PROBE}.landscape", "Landscape.hvp")],
+    "product": [
+        (f"{PROBE}.landscape", "Landscape.hvp"),
+        (f"{PROBE}.landscape", "Landscape.curvatures"),
+    ],
     "products of halves": [(f"{PROBE}.landscape", "Landscape.hvp_of_halves")],
     "curvatures": [(f"{PROBE}.gradient", "curvatures")],
     "secants": [(f"{PROBE}.gradient", "secants")],
     "dual norms": [(f"{PROBE}.gradient", "dual_norms")],
+    "step errors": [(f"{PROBE}.gradient", "step_errors")],
     "probes": [(f"{PROBE}.brackets", "estimated_upper_bound")],
     "surrogates": [
         (f"{PROBE}.upper_bounds", "cross_fitted_one_one_norm_compute"),

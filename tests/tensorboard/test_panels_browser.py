@@ -129,7 +129,7 @@ def test_verdict_is_that_of_the_events(page, histories):
     assert heading == [
         "run",
         "step",
-        *(f"coordinate {end}" for end in ("lower", "upper", "along g")),
+        *(f"coordinate {end}" for end in ("along g", "relative error", "lower", "upper")),
     ]
     expected = [
         [
@@ -137,7 +137,12 @@ def test_verdict_is_that_of_the_events(page, histories):
             one["step"],
             *(
                 one[f"{name}/coordinate"]
-                for name in ("advantage_lower", "advantage_upper", "step_advantage")
+                for name in (
+                    "step_advantage",
+                    "step_advantage_relative_error",
+                    "advantage_lower",
+                    "advantage_upper",
+                )
             ),
         ]
         for run in RUNS
@@ -153,7 +158,12 @@ def test_verdict_is_that_of_the_events(page, histories):
         assert card.startswith(run.removeprefix("shared/"))
         assert f"at step {last['step']}" in card
         assert f"{last['advantage_lower/coordinate']:.3g}".rstrip("0").rstrip(".") in card
+        assert f"\n{histories[2][run].verdict_status.upper()}\n" in card  # as a badge
         assert histories[2][run].verdict in card
+        is_open = {name: last[f"converged/{name}"] == 0 for name in ("coordinate", "row", "global")}
+        for label, name in (("Adam", "coordinate"), ("row", "row")):
+            mark = " *" if is_open[name] or is_open["global"] else ""
+            assert f"\n{label}{mark}\n" in card
         assert histories[2][run].advice in card
 
 

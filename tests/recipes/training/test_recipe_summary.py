@@ -12,11 +12,11 @@ from training import summary
 from training.losses import LossHistory
 
 
-def rows(lower=1.25, upper=1.5, step=99):
+def rows(along=1.25, error=0.5, step=99):
     smoothness = {
         "step": step, "one_one_norm_per_param": 2.0, "one_one_norm_relative_error": 0.1,
         "operator_norm_lower/coordinate": 1.25, "operator_norm_upper/coordinate": 1.5,
-        "advantage_lower/coordinate": lower, "advantage_upper/coordinate": upper,
+        "step_advantage/coordinate": along, "step_advantage_relative_error/coordinate": error,
         "lambda_max": 8.0, "lambda_max_relative_error": 0.01,
     }  # fmt: skip
     return [smoothness], [{"step": 49, "density": 9.0}, {"step": 89, "density": 0.5}]
@@ -56,7 +56,7 @@ def test_the_table_has_the_latest_values_of_the_past_and_fits_80_columns():
     losses = LossHistory(1)
     losses.train = {99_999: 10.5, 100_000: 9.0}
     losses.validation = {49: 10.25, 149_999: 9.0}
-    measured, heterogeneity = rows(0.012345, 0.12345, step=99_999)
+    measured, heterogeneity = rows(0.0123, 1.2345, step=99_999)
     measured[0] |= {
         "operator_norm_lower/coordinate": 0.0012345, "operator_norm_upper/coordinate": 0.0023456,
         "one_one_norm_per_param": 0.0045678, "lambda_max": 0.012345,
@@ -65,8 +65,11 @@ def test_the_table_has_the_latest_values_of_the_past_and_fits_80_columns():
     console.print(summary.geometry_table(measured, heterogeneity, losses))
     row = next(line for line in console.export_text().splitlines() if "99999" in line)
     assert " ".join(row.split()) == (
-        "99999 10.500 10.250 0.0046 ±10% 0.0012-0.0023 0.0123 +1% 0.500 0.0123 to 0.123"
+        "99999 10.500 10.250 0.0046 ±10% 0.0012-0.0023 0.0123 +1% 0.500 0.012 ±123%"
     )
+    del measured[0]["step_advantage_relative_error/coordinate"]  # of one batch
+    console.print(summary.geometry_table(measured, heterogeneity, losses))
+    assert "0.500 0.012 " in " ".join(console.export_text().split())
 
 
 CLASSES = ("gpt2.GPT2", "data.token_data.TokenData")

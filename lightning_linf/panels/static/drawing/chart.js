@@ -4,7 +4,7 @@
 import uPlot from "../vendor/uPlot.esm.js";
 import { withAlpha } from "./color.js";
 import { cssColor, element, onWidth, swatch } from "./dom.js";
-import { format, formatRange, formatStep } from "./numbers.js";
+import { finiteRange, format, formatRange, formatStep } from "./numbers.js";
 
 const HEIGHT = 300;
 const SYNC = { key: "steps", scales: ["x", null] };
@@ -12,8 +12,8 @@ const NEAREST = { skip: [null], prox: 1e9 }; // the closest measured step, howev
 
 // Fills `parent` with a chart and returns uPlot's object. A curve is { label, color, dash, lines,
 // fills, describe }. `lines` are { steps, values, width }, and `fills` are areas between two of
-// them, [upper, lower, alpha]. `describe` turns the lines' values at a step into the text that the
-// cursor shows; without it that is their range.
+// them, [upper, lower, alpha]. `describe` turns the lines' values at a step, NaN where there is
+// none, into the text that the cursor shows; without it that is their range.
 export function drawChart(parent, { curves, log, label, unit, reference = null }) {
   const { data, series, bands, owners } = lay(curves, log);
   const hadFocus = parent.contains(document.activeElement);
@@ -162,10 +162,9 @@ function readout(frame, curves, owners) {
     if (tip.hidden) return;
     const lines = curves.map(({ label, color, describe = range }, number) => {
       const values = owners.flatMap((owner, line) => {
-        const value = u.data[line + 1][idxs[line + 1]] ?? null;
-        return owner === number && value !== null ? [value] : [];
+        return owner === number ? [u.data[line + 1][idxs[line + 1]] ?? NaN] : [];
       });
-      const text = values.length ? describe(values) : "–";
+      const text = values.some(Number.isFinite) ? describe(values) : "–";
       return element("div", {}, swatch(color), element("span", {}, label), element("b", {}, text));
     });
     tip.replaceChildren(element("strong", {}, `step ${formatStep(u.data[0][idx])}`), ...lines);
@@ -176,7 +175,7 @@ function readout(frame, curves, owners) {
   return { hooks: { init, setCursor } };
 }
 
-const range = (values) => formatRange(Math.min(...values), Math.max(...values));
+const range = (values) => formatRange(...finiteRange(values));
 
 // Moves the cursor by a key, and tells whether the key is one that does.
 function step(u, key) {

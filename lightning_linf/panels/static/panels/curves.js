@@ -3,7 +3,7 @@
 
 import { dashOf, paletteColor } from "../drawing/color.js";
 import { element, field, toggle } from "../drawing/dom.js";
-import { partitionLabel } from "./names.js";
+import { notConverged, partitionLabel, tagOf } from "./names.js";
 import { smooth } from "../drawing/numbers.js";
 
 export class CurveControls {
@@ -80,13 +80,31 @@ export function labelOf(view, run, chosen, partition) {
   return chosen.length === 1 ? run.label : `${run.label} · ${partitionLabel(partition)}`;
 }
 
-export function legendOf(view, partitions, chosen, ink) {
+// A mark beside a bracket that has not converged when it was last measured, as in the report; or
+// beside a ratio of it to others, if one of these has not.
+export function markOf(all, others = []) {
+  const isOpen = (index, name) => all[index].get(tagOf("converged", name))?.values.at(-1) === 0;
+  return (run, name, index) => ([name, ...others].some((one) => isOpen(index, one)) ? " *" : "");
+}
+
+// What the mark means, if any bracket has it.
+export function noteOfMarks(view, partitions, mark) {
+  const has = (run, index) => partitions.some((name) => mark(run, name, index));
+  return view.runs.some(has) ? notConverged() : "";
+}
+
+export function legendOf(view, partitions, chosen, ink, mark = () => "") {
   const styled = (partition) => styleOf(view, view.runs[0], partitions, partition);
   if (view.runs.length === 1) {
-    return chosen.map((name) => ({ label: partitionLabel(name), color: styled(name).color }));
+    return chosen.map((name) => ({
+      label: partitionLabel(name) + mark(view.runs[0], name, 0),
+      color: styled(name).color,
+    }));
   }
+  const ofRun = (run, index) =>
+    chosen.some((name) => mark(run, name, index)) ? `${run.label} *` : run.label;
   return [
-    ...view.runs.map(({ name, label }) => ({ label, color: view.colorOf(name) })),
+    ...view.runs.map((run, index) => ({ label: ofRun(run, index), color: view.colorOf(run.name) })),
     ...(chosen.length < 2
       ? []
       : chosen.map((name) => ({

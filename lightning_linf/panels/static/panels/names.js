@@ -1,7 +1,7 @@
 // Names of quantities and partitions. What is known of them comes with the data, from the lists in
 // quantities.py and partition_names.py.
 
-const known = { prefix: "", quantities: {}, partitions: [] };
+const known = { prefix: "", quantities: {}, partitions: [], not_converged: "" };
 
 export function learn(vocabulary) {
   Object.assign(known, vocabulary);
@@ -12,6 +12,9 @@ function quantityOf(name) {
   if (!quantity) throw new Error(`No quantity is called ${name}.`);
   return quantity;
 }
+
+// What the mark * beside a bracket means, in the words of the report.
+export const notConverged = () => known.not_converged;
 
 export const unitOf = (name) => quantityOf(name).unit;
 

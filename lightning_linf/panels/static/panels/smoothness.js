@@ -1,7 +1,15 @@
 // Panel 2 compares the smoothness of runs along l-infinity, along l2 and under partitions between.
 
 import { drawChart } from "../drawing/chart.js";
-import { CurveControls, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
+import {
+  CurveControls,
+  labelOf,
+  legendOf,
+  markOf,
+  noteOfMarks,
+  rowsOf,
+  styleOf,
+} from "./curves.js";
 import { cssColor, element } from "../drawing/dom.js";
 import { monitorOf, partitionsIn, tagOf, withoutPrefix } from "./names.js";
 import { Panel, thinned } from "./panel.js";
@@ -14,8 +22,8 @@ const ABOUT = {
   N:
     "N(Φ)/d is the largest curvature that one step can meet, in loss per parameter squared. The " +
     "area lies between two ends: a step was found that meets the lower one, and the upper one is " +
-    "too low for at most 0.25 % of seeds. N(Φ) is at most H(Φ), but an estimate of H(Φ) may fall below it; for SGD " +
-    "both are λ_max. Lower is smoother.",
+    "too low for at most 0.25 % of seeds. N(Φ) is at most H(Φ), but an estimate of H(Φ) may fall " +
+    "below it; for SGD both are λ_max. Lower is smoother.",
 };
 
 export class Smoothness extends Panel {
@@ -85,14 +93,16 @@ export class Smoothness extends Panel {
       label: "Smoothness by step",
       unit: `${this.kind}(Φ)/d`,
     });
+    const mark = this.kind === "N" ? markOf(all) : () => "";
     return {
       table: this.rows(view, chosen, all),
-      legend: legendOf(view, partitions, chosen, cssColor("--text")),
+      legend: legendOf(view, partitions, chosen, cssColor("--text"), mark),
       canvases: [plot.ctx.canvas],
-      note: thinned(
-        all.map((scalars) => scalars.get(tagOf("lambda_max"))),
-        "points read",
-      ),
+      note:
+        thinned(
+          all.map((scalars) => scalars.get(tagOf("lambda_max"))),
+          "points read",
+        ) + noteOfMarks(view, partitions, mark),
     };
   }
 

@@ -1,0 +1,100 @@
+"""Whether a point favours Adam's geometry or SGD's: the one rule, as a status and in words."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_linf.report.interval import Interval, is_unknown
+from lightning_linf.report.measurement import Measurement
+
+Status = Literal[
+    "favours adam", "favours sgd", "mixed", "undecided", "not converged", "undefined", "too early"
+]
+# What a monitor puts into ``settings["stage"]`` before a verdict makes sense.
+TOO_EARLY = {
+    "start": "the training loss has not left its start",
+    "warm-up": "the learning rate is still rising",
+}
+_ENDS = ("coordinate", "global")  # Adam's geometry and SGD's
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A status, for programs, and the same in words.
+
+    - "undefined": the gradient or the Hessian is zero.
+    - "too early": the training is in its warm-up, or its loss has not left its start.
+    - "not converged": more products could narrow the bracket of Adam's geometry or of SGD's.
+    - "undecided": the bracket of the advantage, or the 95 % interval of the advantage along the
+      gradient's own steps, includes 1; or the batches tell of no such interval.
+    - "mixed": one of the two is above 1, the other below.
+    - "favours adam", "favours sgd": both are above 1, or below.
+
+    The first of these that applies is the status.
+    """
+
+    status: Status
+    sentence: str
+
+
+def judge(measured: Measurement) -> Verdict:
+    """Compare Adam's geometry with SGD's by both measures, and say nothing they do not show."""
+    bracket = measured.advantage["coordinate"]
+    step = measured.step_advantage_interval["coordinate"]
+    if is_unknown(bracket):
+        return Verdict(
+            "undefined",
+            "Undefined: with a zero gradient or a zero Hessian no geometry is ahead at this point.",
+        )
+    status, opening = _decide(measured, bracket, step)
+    return Verdict(status, f"{opening} {_evidence(measured, bracket, step)}")
+
+
+def _decide(measured: Measurement, bracket: Interval, step: Interval) -> tuple[Status, str]:
+    stage = measured.settings.get("stage")
+    if isinstance(stage, str) and stage in TOO_EARLY:
+        return "too early", f"Too early: {TOO_EARLY[stage]}."
+    if names := _not_converged(measured):
+        return "not converged", f"Not converged: {', '.join(names)}, so no verdict."
+    if math.isnan(measured.step_advantage["coordinate"]):
+        return "undecided", "Undecided: the loss does not curve upwards along both steps."
+    if is_unknown(step):
+        return (
+            "undecided",
+            "Undecided: the error over batches is not known. Measure on several.",
+        )
+    if 1 in bracket or 1 in step:
+        return "undecided", "Undecided: an error includes 1, no difference."
+    if (bracket.lower > 1) != (step.lower > 1):
+        return "mixed", "Mixed: the two measures contradict each other."
+    if bracket.lower > 1:
+        return "favours adam", "Favours Adam's geometry, by both measures."
+    return "favours sgd", "Favours SGD's geometry, by both measures."
+
+
+def _not_converged(measured: Measurement) -> list[str]:
+    """List which of the two brackets more products could still narrow."""
+    return [name for name in _ENDS if not measured.smoothness[name].converged]
+
+
+def _evidence(measured: Measurement, bracket: Interval, step: Interval) -> str:
+    along = measured.step_advantage["coordinate"]
+    if math.isnan(along):
+        ratios = (
+            f"{bracket} times as far as one of SGD's (l2) by the largest curvature that each can "
+            "meet"
+        )
+    else:
+        ratios = (
+            f"{_with_bounds(along, step)} times as far as one of SGD's (l2) by the curvature along "
+            f"each, and {bracket} times by the largest that each can meet"
+        )
+    return (
+        f"To second order, one step of Adam's geometry (l-infinity) lowers the loss {ratios}. This "
+        "is no forecast of how training ends."
+    )
+
+
+def _with_bounds(value: float, bounds: Interval) -> str:
+    where = "error over batches unknown" if is_unknown(bounds) else f"{bounds} over batches"
+    return f"{value:.3g} ({where})"

@@ -1,0 +1,136 @@
+"""The one rule of the verdict: its order, and what no numbers can make it say."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.reports import DUAL_NORM, SMOOTHNESS, block, make_report
+
+from lightning_linf.report import GeometryReport
+from lightning_linf.report.text import describe
+
+NO_ERROR = dict.fromkeys(DUAL_NORM, 0.0)
+OPEN = {"global": replace(SMOOTHNESS["global"], lower_increase=0.5)}
+
+
+def point(dual, along, error=0.0, **changes):
+    """Make a report whose bracket is that of a dual norm, and whose step has this advantage."""
+    dual_norm = DUAL_NORM | {"coordinate": dual}
+    curvature = {"global": 2.0, "tensor": 2.0, "coordinate": 2.0 * (dual / 4) ** 2 / along}
+    errors = NO_ERROR | {"coordinate": error}
+    made = make_report(dual_norm=dual_norm, curvature=curvature)
+    return replace(made, **{"step_advantage_relative_error": errors, **changes})
+
+
+# A dual norm of 4 has a bracket of 2 to 3.12, one of 2.5 of 0.781 to 1.22, one of 2 of 0.5 to 0.781
+@pytest.mark.parametrize(
+    ("report", "status", "words"),
+    [
+        (point(4.0, 3.0), "favours adam", "Favours Adam's geometry, by both measures."),
+        (point(2.0, 0.5), "favours sgd", "Favours SGD's geometry, by both measures."),
+        (point(4.0, 0.5), "mixed", "Mixed: the two measures contradict each other."),
+        (point(2.0, 3.0), "mixed", "Mixed: the two measures contradict each other."),
+        (point(2.5, 3.0), "undecided", "Undecided: an error includes 1"),
+        (point(4.0, 3.0, error=0.6), "undecided", "Undecided: an error includes 1"),
+        (point(4.0, 3.0, error=math.inf), "undecided", "Undecided: an error includes 1"),
+        (point(4.0, 3.0, error=math.nan), "undecided", "is not known. Measure on several."),
+        (point(4.0, 3.0, step_advantage_relative_error=None), "undecided", "is not known"),
+        (point(4.0, -3.0), "undecided", "Undecided: the loss does not curve upwards along both"),
+        (point(4.0, 3.0, smoothness=SMOOTHNESS | OPEN), "not converged", "Not converged: global"),
+        (point(4.0, 3.0, settings={"stage": "start"}), "too early", "loss has not left its start."),
+        (point(4.0, 3.0, settings={"stage": "warm-up"}), "too early", "rate is still rising."),
+        (point(4.0, 3.0, settings={"stage": "training"}), "favours adam", "Favours Adam's"),
+        (make_report(dual_norm=dict.fromkeys(DUAL_NORM, 0.0)), "undefined", "Undefined: with a"),
+    ],
+)  # fmt: skip
+def test_the_first_rule_that_applies_is_the_status(report, status, words):
+    assert report.verdict_status == status
+    assert words in report.verdict
+    assert report.verdict.lower().startswith(status)
+
+
+def test_the_evidence_is_the_step_with_its_interval_and_then_the_bracket():
+    verdict = point(4.0, 3.0, error=math.log(2) / 1.96).verdict
+    assert "lowers the loss 3 (1.5 to 6 over batches) times as far" in verdict
+    assert "and 2 to 3.12 times by the largest that each can meet" in verdict
+    assert "3 (error over batches unknown) times" in point(4.0, 3.0, error=math.nan).verdict
+    downwards = point(4.0, -3.0).verdict
+    assert "2 to 3.12 times as far as one of SGD's (l2) by the largest curvature" in downwards
+
+
+positive = st.floats(1e-3, 1e3)
+relative = st.sampled_from([0.0, 0.005, 0.02])
+
+
+@st.composite
+def reports(draw):
+    names = ["coordinate", "tensor", "global"]
+    smoothness = {}
+    for name, num_blocks in zip(names, (1000, 10, 1), strict=True):
+        lower = draw(positive)
+        upper = lower * draw(st.floats(1, 4))
+        ends = {"lower_increase": draw(relative), "operator_upper_residual": draw(relative)}
+        smoothness[name] = block(num_blocks, lower, upper, **ends)
+    errors = {name: draw(st.floats(0, 1) | st.sampled_from([math.inf, math.nan])) for name in names}
+    stage = draw(st.sampled_from([None, "start", "warm-up", "training"]))
+    return make_report(
+        smoothness,
+        {name: draw(positive | st.just(0.0)) for name in names},
+        num_params=1000,
+        curvature={name: draw(positive | st.floats(-1, 0)) for name in names},
+        step_advantage_relative_error=draw(st.sampled_from([None, errors])),
+        settings={} if stage is None else {"stage": stage},
+    )
+
+
+@settings(database=None, deadline=None, max_examples=500)
+@given(report=reports())
+def test_no_report_contradicts_itself_or_favours_what_is_not_shown(report):
+    status, sentence = report.verdict_status, report.verdict
+    bracket, step = report.advantage["coordinate"], report.step_advantage_interval["coordinate"]
+    ends = [report.smoothness[name] for name in ("coordinate", "global")]
+    assert ("Favours" in sentence) == (status in ("favours adam", "favours sgd"))
+    assert ("Adam's geometry, by both" in sentence) == (status == "favours adam")
+    if status == "favours adam":
+        assert min(bracket.lower, step.lower) > 1
+        assert report.step_advantage["coordinate"] > 1
+    if status == "favours sgd":
+        assert max(bracket.upper, step.upper) < 1
+        assert report.step_advantage["coordinate"] < 1
+    if status.startswith("favours") or status == "mixed":
+        assert all(each.converged for each in ends)
+        assert report.settings.get("stage") not in ("start", "warm-up")
+        assert report.step_advantage_relative_error is not None
+    advice = report.recommend()
+    if advice.partition is not None:
+        assert advice.partition != "coordinate"
+        shares = advice.shares[advice.partition], advice.step_shares[advice.partition]
+        assert min(share.lower for share in shares) >= 0.9
+        assert report.smoothness[advice.partition].converged
+        assert ends[0].converged
+        assert status not in ("too early", "undefined")
+    assert ("is not shown" in advice.sentence) == (advice.partition is not None)
+    assert "no forecast" in sentence or status == "undefined"
+    for word in ("promise", "certain", "keep", "recommend"):
+        assert word not in f"{sentence} {advice.sentence}".lower()
+
+
+@settings(database=None, deadline=None, max_examples=100)
+@given(report=reports())
+def test_every_place_says_the_same_of_any_report(report):
+    text = describe(report)
+    data = report.to_dict()
+    assert text.verdict == data["verdict"] == report.verdict
+    assert text.verdict_status == data["verdict_status"] == report.verdict_status
+    assert text.advice == data["advice"] == report.recommend().sentence
+    again = GeometryReport.from_json(report.to_json())
+    assert (again.verdict, again.verdict_status) == (report.verdict, report.verdict_status)
+
+
+def test_a_report_of_an_earlier_version_is_undecided():
+    data = point(4.0, 3.0).to_dict()
+    for key in ("step_advantage_relative_error", "verdict_status"):
+        del data[key]
+    assert GeometryReport.from_dict(data).verdict_status == "undecided"
