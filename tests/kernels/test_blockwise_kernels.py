@@ -36,7 +36,7 @@ def only_kernels(monkeypatch):
         raise AssertionError("a step without kernels")
 
     monkeypatch.setattr(steps, "single_tensor_step", refuse)
-    monkeypatch.setattr(steps, "fused_step", refuse)
+    monkeypatch.setattr(steps, "cpu_form", refuse)
 
 
 def stepped(make, net, num_steps=3, device="cpu", gradients=set_gradients, **options):

@@ -24,12 +24,19 @@ class StepInputs(NamedTuple):
     exp_avg_sq: Tensor  # (blocks,)
     exp_avg_sq_step: Tensor  # ()
     params: list[Tensor]
-    grads: list[Tensor]
     exp_avgs: list[Tensor]
     steps: list[Tensor]  # each ()
     groups: list[dict[str, Any]]  # the parameter group of each parameter
     whole_params: list[Tensor]  # the parameters themselves, not this rank's parts
+    local_grads: list[Tensor] | None = None  # this rank's parts, where they are sharded
     norms_over_ranks: Tensor | None = None  # (blocks,): roots of the mean squares over all ranks
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """The gradients: read where they lie, so that inputs that are kept do not hold them."""
+        if self.local_grads is not None:
+            return self.local_grads
+        return [g for p in self.params if (g := p.grad) is not None]
 
     @property
     def size(self) -> float:
@@ -46,7 +53,7 @@ def collect(optimizer: Optimizer, blocks: BlockSet) -> StepInputs | None:
     Raises:
         ValueError: If a gradient is sparse.
     """
-    params, grads, exp_avgs, steps, groups = [], [], [], [], []
+    params, exp_avgs, steps, groups = [], [], [], []
     for p, index in zip(blocks.params, blocks.groups, strict=True):
         grad = p.grad
         if grad is None:
@@ -59,22 +66,21 @@ def collect(optimizer: Optimizer, blocks: BlockSet) -> StepInputs | None:
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         params.append(p)
-        grads.append(grad)
         exp_avgs.append(state["exp_avg"])
         steps.append(state["step"])
         groups.append(group)
     if not params:
         return None
     blocks.move_index()
-    state, whole = second_moments(optimizer, blocks), params
+    state, whole, grads = second_moments(optimizer, blocks), params, None
     v, count = state["exp_avg_sq"], state["exp_avg_sq_step"]
     if blocks.is_sharded:
-        grads = [local_grad(p, grad) for p, grad in zip(whole, grads, strict=True)]
+        grads = [local_grad(p, p.grad) for p in whole if p.grad is not None]
         params, exp_avgs, v = list(map(local, whole)), list(map(local, exp_avgs)), local(v)
     if blocks.is_identity:
         v = v.view(-1)
     options = options_of(optimizer, blocks)
-    return StepInputs(blocks, options, v, count, params, grads, exp_avgs, steps, groups, whole)
+    return StepInputs(blocks, options, v, count, params, exp_avgs, steps, groups, whole, grads)
 
 
 def second_moments(optimizer: Optimizer, blocks: BlockSet) -> dict[str, Any]:

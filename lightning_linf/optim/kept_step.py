@@ -1,0 +1,45 @@
+"""What a prepared step rests on, so that it is prepared again only if some of that differs."""
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_linf.kernels import runs_kernels
+
+
+def tensors_and_groups(optimizer: Optimizer) -> list[Hashable] | None:
+    """List what tensors a step reads and writes, and what its form depends on.
+
+    Numbers among the hyperparameters are not in it: a step reads them anew. The list keeps nothing
+    alive, so it holds only together with the tensors and groups that it was made of.
+
+    Returns:
+        The list, or None if parameters are not plain tensors: parts of DTensors are made anew.
+    """
+    found: list[Hashable] = []
+    has_kernels = runs_kernels(torch.device("cpu"))
+    for group in optimizer.param_groups:
+        lr = group["lr"]
+        place = lr.device if isinstance(lr, Tensor) else None
+        found += (id(group), group["foreach"], group.get("capturable"), place)
+        for p in group["params"]:
+            if type(p) is not nn.Parameter and type(p) is not Tensor:
+                return None
+            g = p.grad
+            if g is None:
+                found.append(None)
+                continue
+            if g.layout is not torch.strided:
+                return None  # which the step refuses
+            found += (p.dtype, p.device, p.shape, p.stride())
+            found += (g.dtype, g.device, g.shape, g.stride())
+            values = optimizer.state.get(p, {}).values()
+            found += map(id, values)
+            if has_kernels or p.is_cuda:  # kernels have addresses in tables
+                found.append(p.data_ptr())
+                for value in values:
+                    if isinstance(value, Tensor):
+                        found += (value.data_ptr(), value.dtype)
+    return found
