@@ -1,6 +1,7 @@
 """Adam with one second moment for each block of a partition."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,7 @@ from lightning_linf.optim.blockwise.step_inputs import (
     options_of,
     second_moments,
     with_norms_over_ranks,
+    write_norms_over_ranks,
 )
 from lightning_linf.optim.checked_optimizer import CheckedOptimizer
 from lightning_linf.optim.hyperparameters import check_betas, check_nonnegative
@@ -140,9 +142,10 @@ class BlockwiseAdam(CheckedOptimizer):
     def _prepare(self) -> list[Callable[[], None]]:
         collected = [collect(self, blocks) for blocks in self._block_sets]
         inputs = [each for each in collected if each is not None]
-        if any(blocks.spans_ranks for blocks in self._block_sets):
-            inputs = with_norms_over_ranks(inputs)
-        return updates(inputs)
+        if not any(blocks.spans_ranks for blocks in self._block_sets):
+            return updates(inputs)
+        inputs = with_norms_over_ranks(inputs)
+        return [partial(write_norms_over_ranks, inputs), *updates(inputs)]
 
     def expanded_exp_avg_sq(self) -> dict[Tensor, tuple[Tensor, float]]:
         """Give the second moment of every entry, for another optimizer.

@@ -46,7 +46,7 @@ class AlikeStep:
     def __init__(self, inputs: list[StepInputs]) -> None:
         self._inputs, self._counts = inputs, Counts(inputs)
         self._params = [p for each in inputs for p in each.params]
-        self._local_grads = [g for each in inputs for g in each.local_grads or ()]
+        self._is_sharded = any(each.blocks.is_sharded for each in inputs)
         self._reordered = [
             place
             for place, (p, g) in enumerate(zip(self._params, self._grads(), strict=True))
@@ -109,7 +109,9 @@ class AlikeStep:
                 )
 
     def _grads(self) -> list[Tensor]:
-        return [*self._local_grads] or [g for p in self._params if (g := p.grad) is not None]
+        if self._is_sharded:
+            return [g for each in self._inputs for g in each.grads]
+        return [g for p in self._params if (g := p.grad) is not None]
 
     def _plan_for(self, counts: Numbers) -> Plan:
         """Plan a step, or find the plan of the last one if counts differ as they did there."""

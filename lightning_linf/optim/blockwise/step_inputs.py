@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_linf.distributed.shards import local, local_grad, sum_over_ranks
+from lightning_linf.distributed.shards import (
+    are_sharded_unlike,
+    local,
+    local_grad,
+    sum_over_ranks,
+)
 from lightning_linf.optim.blockwise.block_set import BlockSet
 from lightning_linf.optim.hyperparameters import refuse_sparse
 
@@ -28,15 +33,16 @@ class StepInputs(NamedTuple):
     steps: list[Tensor]  # each ()
     groups: list[dict[str, Any]]  # the parameter group of each parameter
     whole_params: list[Tensor]  # the parameters themselves, not this rank's parts
-    local_grads: list[Tensor] | None = None  # this rank's parts, where they are sharded
+    converted_grads: list[Tensor] | None = None  # if they were sharded in another way
     norms_over_ranks: Tensor | None = None  # (blocks,): roots of the mean squares over all ranks
 
     @property
     def grads(self) -> list[Tensor]:
         """The gradients: read where they lie, so that inputs that are kept do not hold them."""
-        if self.local_grads is not None:
-            return self.local_grads
-        return [g for p in self.params if (g := p.grad) is not None]
+        if self.converted_grads is not None:
+            return self.converted_grads
+        grads = [g for p in self.whole_params if (g := p.grad) is not None]
+        return list(map(local, grads)) if self.blocks.is_sharded else grads
 
     @property
     def size(self) -> float:
@@ -75,7 +81,9 @@ def collect(optimizer: Optimizer, blocks: BlockSet) -> StepInputs | None:
     state, whole, grads = second_moments(optimizer, blocks), params, None
     v, count = state["exp_avg_sq"], state["exp_avg_sq_step"]
     if blocks.is_sharded:
-        grads = [local_grad(p, p.grad) for p in whole if p.grad is not None]
+        pairs = [(p, p.grad) for p in whole if p.grad is not None]
+        if any(are_sharded_unlike(p, grad) for p, grad in pairs):
+            grads = [local_grad(p, grad) for p, grad in pairs]
         params, exp_avgs, v = list(map(local, whole)), list(map(local, exp_avgs)), local(v)
     if blocks.is_identity:
         v = v.view(-1)
@@ -117,8 +125,18 @@ def group_alike(inputs: Sequence[StepInputs]) -> list[list[StepInputs]]:
 
 
 def with_norms_over_ranks(inputs: Sequence[StepInputs]) -> list[StepInputs]:
+    """Make room for the norms of blocks that lie on several ranks."""
+    return [
+        each._replace(norms_over_ranks=each.exp_avg_sq.new_empty(each.blocks.num_blocks))
+        if each.blocks.spans_ranks
+        else each
+        for each in inputs
+    ]
+
+
+def write_norms_over_ranks(inputs: Sequence[StepInputs]) -> None:
     """Compute the norms of blocks that lie on several ranks, by one reduction for all of them."""
-    spanning = [each for each in inputs if each.blocks.spans_ranks]
+    spanning = [each for each in inputs if each.norms_over_ranks is not None]
     params, parts, owners = [], [], []
     for alike in group_alike(spanning):
         for each, norms in zip(alike, norms_by_gradient(alike), strict=True):
@@ -126,16 +144,14 @@ def with_norms_over_ranks(inputs: Sequence[StepInputs]) -> list[StepInputs]:
             size = blocks.size(each.whole_params)
             params += each.whole_params
             parts += [blocks.total(norm.square()).to(device) / size for norm in norms]
-            owners += [blocks.owner] * len(norms)
-    squares: dict[Tensor, Tensor] = {}
+            owners += [each] * len(norms)
+    squares: dict[int, Tensor] = {}
     for owner, total in zip(owners, sum_over_ranks(params, parts), strict=True):
-        squares[owner] = squares[owner] + total if owner in squares else total
-    return [
-        each._replace(norms_over_ranks=squares[each.blocks.owner].sqrt())
-        if each.blocks.spans_ranks
-        else each
-        for each in inputs
-    ]
+        known = squares.get(id(owner))
+        squares[id(owner)] = total if known is None else known + total
+    for each in spanning:
+        assert each.norms_over_ranks is not None
+        torch.sqrt(squares[id(each)], out=each.norms_over_ranks)
 
 
 def norms_by_gradient(inputs: Sequence[StepInputs]) -> list[list[Tensor]]:
