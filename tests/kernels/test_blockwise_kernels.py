@@ -154,8 +154,16 @@ def signum(net, **options):
     return Signum(net.parameters(), lr=0.01, weight_decay=0.1, **options)
 
 
+BFLOAT16 = {"rtol": 2 * torch.finfo(torch.bfloat16).eps, "atol": 1e-3}
+
+
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.float64, ROUNDING)]
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, FLOAT32),
+        (torch.float64, ROUNDING),
+        pytest.param(torch.bfloat16, BFLOAT16, marks=pytest.mark.gpu),  # as above
+    ],
 )
 def test_signum_steps_as_in_the_plain_form(dtype, tolerance, device):
     assert_same(signum, Large().to(dtype), device, tolerance=tolerance)
