@@ -13,7 +13,7 @@ from lightning_linf.optim.checked_optimizer import CheckedOptimizer
 from lightning_linf.optim.hyperparameters import check_decay, check_nonnegative, refuse_sparse
 from lightning_linf.optim.saved_state import check_shape, saved_entries
 
-_CHUNK = 2**17  # entries: 1.5 MB of three tensors
+_CHUNK = 2**18  # entries: of each tensor a MB in float32
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
@@ -125,23 +125,30 @@ def _update(
     def grads() -> list[Tensor]:
         return [local_grad(p, g) for p in whole_params if (g := p.grad) is not None]
 
+    tensors = list(zip(params, grads(), exp_avgs, strict=True))
     is_plain = group["foreach"] is False or torch.compiler.is_compiling()
-    if not is_plain and runs_kernels(params[0].device):
-        tensors = list(zip(params, grads(), exp_avgs, strict=True))
-        if _has_kernel(tensors, group["lr"]):
-            from lightning_linf.kernels.signum import SignumLaunch  # imports triton
+    if not is_plain and runs_kernels(params[0].device) and _has_kernel(tensors, group["lr"]):
+        from lightning_linf.kernels.signum import SignumLaunch  # imports triton
 
-            launch = SignumLaunch(*map(list, zip(*tensors, strict=True)))
-            return lambda: launch(grads(), group)
+        launch = SignumLaunch(*map(list, zip(*tensors, strict=True)))
+        return lambda: launch(grads(), group)
+    forms = [
+        _single_tensor_signum if is_plain or not _serve(*each) else _chunked_signum
+        for each in tensors
+    ]
 
     def update() -> None:
-        for each in zip(params, grads(), exp_avgs, strict=True):
-            if is_plain or not all(t.is_cpu and t.is_contiguous() for t in each):
-                _single_tensor_signum(*each, group)
-            else:
-                _chunked_signum(*each, group)
+        for make_step, p, g, m in zip(forms, params, grads(), exp_avgs, strict=True):
+            make_step(p, g, m, group)
 
     return update
+
+
+def _serve(p: Tensor, g: Tensor, m: Tensor) -> bool:
+    """Say whether chunks serve: contiguous, and not of a dtype that torch's kernels round to."""
+    is_alike = p.dtype == g.dtype == m.dtype and p.shape == g.shape == m.shape
+    is_wide = p.dtype in (torch.float32, torch.float64)
+    return is_alike and is_wide and all(t.is_cpu and t.is_contiguous() for t in (p, g, m))
 
 
 def _has_kernel(tensors: list[tuple[Tensor, Tensor, Tensor]], lr: Any) -> bool:
@@ -170,6 +177,14 @@ def _single_tensor_signum(p: Tensor, g: Tensor, m: Tensor, group: dict[str, Any]
 
 def _chunked_signum(p: Tensor, g: Tensor, m: Tensor, group: dict[str, Any]) -> None:
     """Make the step of contiguous tensors by chunks that stay in a core's cache."""
-    chunks = (torch.split(t.view(-1), _CHUNK) for t in (p, g, m))
-    for p_part, g_part, m_part in zip(*chunks, strict=True):
-        _single_tensor_signum(p_part, g_part, m_part, group)
+    parts = [(p, g, m)]
+    if p.numel() > _CHUNK:
+        chunks = (torch.split(t.view(-1), _CHUNK) for t in (p, g, m))
+        parts = list(zip(*chunks, strict=True))
+    for p_part, g_part, m_part in parts:
+        m_part.lerp_(-g_part if group["maximize"] else g_part, 1 - group["momentum"])
+        sign = m_part.sign().add_(m_part, alpha=0.0)
+        torch._fused_sgd_(  # a step of SGD along the sign is that of Signum, with its decay
+            [p_part], [sign], [], lr=float(group["lr"]), momentum=0.0, dampening=0.0,
+            weight_decay=group["weight_decay"], nesterov=False, maximize=False, is_first_step=False,
+        )  # fmt: skip
