@@ -33,10 +33,17 @@ def local(tensor: Tensor) -> Tensor:
         return tensor.to_local()
 
 
+def are_sharded_unlike(p: Tensor, grad: Tensor) -> bool:
+    """Say whether parts of a gradient are not those of its parameter, as in tensor parallelism."""
+    return is_sharded(p) and is_sharded(grad) and p.placements != grad.placements
+
+
 def local_grad(p: Tensor, grad: Tensor) -> Tensor:
     """Give the part of a gradient that belongs to this rank's part of its parameter."""
-    if is_sharded(p) and is_sharded(grad) and p.placements != grad.placements:
-        grad = grad.redistribute(placements=p.placements)  # happens under tensor parallelism
+    if are_sharded_unlike(p, grad):
+        assert is_sharded(p)
+        assert is_sharded(grad)
+        grad = grad.redistribute(placements=p.placements)
     return local(grad)
 
 

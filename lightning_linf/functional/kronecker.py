@@ -12,6 +12,7 @@ from torch import Tensor
 Matrix = tuple[tuple[float, float], tuple[float, float]]
 
 CHUNK_BITS = 4  # bits of the index in one product: 16x16 matrices cost CPUs the least time per bit
+TURN_BITS = 3  # the same in a product that turns the bits of the index
 WORD_BITS = 5  # a word holds 2^5 = 32 signs
 TILE_BITS = 19  # tiles of 2^19 entries: two buffers and a mask of 2 MiB each fit into a CPU's cache
 _KEPT = threading.local()  # a tile each for two buffers and up to four masks
@@ -59,8 +60,7 @@ class SignedKronecker:
         self._num_rows = min(len(y), 1 << (tile_bits - self._tile_bits))
         size = self._num_rows << self._tile_bits
         self._buffers = (_scratch("a", size, y), _scratch("b", size, y))
-        chunks = {CHUNK_BITS, self._tile_bits % CHUNK_BITS, (bits - self._tile_bits) % CHUNK_BITS}
-        self._powers = {k: _power(matrix, k, y.dtype, y.device) for k in chunks}
+        self._matrix = matrix
         self._integer = torch.int32 if y.dtype == torch.float32 else torch.int64
         # A shift to the left by each of these brings one of the 32 bits of a word to the place of
         # the sign bit of a float of this width.
@@ -140,7 +140,8 @@ class SignedKronecker:
 
         It is valid until the next one with its number is made.
         """
-        shape = torch.broadcast_shapes(words.shape, shifts.shape)  # type: ignore[no-untyped-call]
+        # torch.broadcast_shapes takes as long as many a transform.
+        shape = torch.broadcast_tensors(words, shifts)[0].shape  # type: ignore[no-untyped-call]
         size = math.prod(shape)
         mask = _scratch(f"mask {number}", 1 << self._tile_bits, words)[:size]
         torch.bitwise_left_shift(words, shifts, out=mask.view(shape))
@@ -156,7 +157,9 @@ class SignedKronecker:
         after: Tensor | None = None,
     ) -> None:
         """Multiply one tile, seen as (..., 2^bits, trail); flip signs before it and after it."""
-        in_place = tile.is_contiguous() and bits > CHUNK_BITS
+        turns = tile.is_cpu and tile.numel() == 1 << bits
+        chunks, low = _chunks(bits, TURN_BITS if turns else CHUNK_BITS), 0
+        in_place = tile.is_contiguous() and len(chunks) > 1
         if in_place:
             source = tile.view(-1)
         else:
@@ -164,14 +167,16 @@ class SignedKronecker:
             source.view(tile.shape).copy_(tile)
         if before is not None:
             _flip(source, before)
-        for step, low in enumerate(range(0, bits, CHUNK_BITS)):
-            chunk = min(CHUNK_BITS, bits - low)
-            is_last = low + chunk == bits
+        for step, chunk in enumerate(chunks):
+            matrix = _power(self._matrix, chunk, source.dtype, source.device)
             target = self._buffers[step % 2][: tile.numel()]
-            if is_last and in_place:
+            if step == len(chunks) - 1 and in_place:
                 target = tile.view(-1)
-            _multiply(self._powers[chunk], source, trail << low, out=target)
-            source = target
+            if turns:
+                _multiply_and_turn(matrix, source, out=target)
+            else:
+                _multiply(matrix, source, trail << low, out=target)
+            source, low = target, low + chunk
         if after is not None:
             _flip(source, after)
         if not in_place:
@@ -207,6 +212,24 @@ def _multiply(matrix: Tensor, x: Tensor, stride: int, *, out: Tensor) -> None:
     else:
         shape = (x.numel() // (size * stride), size, stride)
         torch.bmm(matrix.expand(shape[0], -1, -1), x.view(shape), out=out.view(shape))
+
+
+def _multiply_and_turn(matrix: Tensor, x: Tensor, *, out: Tensor) -> None:
+    """Multiply x, seen as (..., m), with a matrix (m, m) along the last dimension, the new first.
+
+    So the lowest bits of the index become the highest, and the next product finds others in their
+    place: rows of the result are long in all of them.
+    """
+    size = len(matrix)
+    torch.mm(matrix, x.view(-1, size).t(), out=out.view(size, -1))
+
+
+def _chunks(bits: int, most: int) -> list[int]:
+    """Cut a number of bits into chunks of so many, of which the last may be smaller, but not 1."""
+    whole, rest = divmod(bits, most)
+    if rest == 1 and whole:
+        return [most] * (whole - 1) + [most + 1]
+    return [most] * whole + [rest] * (rest > 0)
 
 
 @lru_cache(maxsize=256)  # small; and a copy to a GPU in each call would make the CPU wait

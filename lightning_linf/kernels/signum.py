@@ -20,40 +20,45 @@ from lightning_linf.kernels.tiles import (
 )
 
 
-def signum(
-    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]
-) -> None:
-    """Make the step of tensors of one device and one dtype each, with a group's options.
+class SignumLaunch:
+    """The step of tensors of one device and one dtype each, which stay where they are.
 
     A tensor, its gradient and its mean gradient must have the same strides, without gaps.
     """
-    device = params[0].device
-    sizes = [p.numel() for p in params]
-    counts = [WHOLE.num_items(1, 1, size) for size in sizes]
-    if not sum(counts):
-        return
-    first = 0
-    fields: list[int] = []
-    for p, m, size, count in zip(params, exp_avgs, sizes, counts, strict=True):
-        fields += (first, size, p.data_ptr(), m.data_ptr())
-        first += count
-    addresses = [t.data_ptr() for tensors in (params, grads, exp_avgs) for t in tensors]
-    lr = group["lr"]
-    is_tensor = isinstance(lr, Tensor) and lr.device == device
-    table = table_of(fields, device)
-    dtypes = Dtypes(params[0].dtype, grads[0].dtype, exp_avgs[0].dtype)
-    is_double = torch.float64 in dtypes
-    with torch.cuda.device_of(table):
-        _signum[(sum(counts),)](
-            table_of([g.data_ptr() for g in grads], device), table,
-            owners_of_items(counts, device), lr if is_tensor else table,
-            *split(0.0 if is_tensor else float(lr)), *split(group["weight_decay"]),
-            *split(group["momentum"]), LR_TENSOR=is_tensor, DECAYS=group["weight_decay"] != 0,
-            MAXIMIZE=group["maximize"], ROWS=WHOLE.rows, COLS=WHOLE.cols, TILES=NUM_TILES,
-            ALIGNED=all(number % 16 == 0 for number in (*sizes, *addresses)),
-            DTYPE=tl.float64 if is_double else tl.float32, **dtypes.arguments(),
-            num_warps=NUM_WARPS,
-        )  # fmt: skip
+
+    def __init__(self, params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor]) -> None:
+        self._device = params[0].device
+        self._dtypes = Dtypes(params[0].dtype, grads[0].dtype, exp_avgs[0].dtype)
+        sizes = [p.numel() for p in params]
+        self._num_items = tuple([WHOLE.num_items(1, 1, size) for size in sizes])
+        first = 0
+        fields: list[int] = []
+        for p, m, size, count in zip(params, exp_avgs, sizes, self._num_items, strict=True):
+            fields += (first, size, p.data_ptr(), m.data_ptr())
+            first += count
+        self._fields, self._num_programs = tuple(fields), first
+        addresses = [t.data_ptr() for t in (*params, *exp_avgs)]
+        self._is_aligned = all(number % 16 == 0 for number in (*sizes, *addresses))
+
+    def __call__(self, grads: list[Tensor], group: dict[str, Any]) -> None:
+        """Launch it with a group's options."""
+        if not self._num_programs:
+            return
+        lr, device = group["lr"], self._device
+        is_tensor = isinstance(lr, Tensor) and lr.device == device
+        addresses = [g.data_ptr() for g in grads]
+        table, dtypes = table_of(self._fields, device), self._dtypes
+        with torch.cuda.device_of(table):
+            _signum[(self._num_programs,)](
+                table_of(addresses, device), table, owners_of_items(self._num_items, device),
+                lr if is_tensor else table, *split(0.0 if is_tensor else float(lr)),
+                *split(group["weight_decay"]), *split(group["momentum"]), LR_TENSOR=is_tensor,
+                DECAYS=group["weight_decay"] != 0, MAXIMIZE=group["maximize"], ROWS=WHOLE.rows,
+                COLS=WHOLE.cols, TILES=NUM_TILES,
+                ALIGNED=self._is_aligned and not any([address % 16 for address in addresses]),
+                DTYPE=tl.float64 if torch.float64 in dtypes else tl.float32, **dtypes.arguments(),
+                num_warps=NUM_WARPS,
+            )  # fmt: skip
 
 
 @triton.jit

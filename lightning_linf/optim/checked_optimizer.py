@@ -1,12 +1,13 @@
 """The base of optimizers that check parameter groups and states before they take them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_linf.optim.kept_step import tensors_and_groups
 from lightning_linf.optim.saved_state import (
     COUNTS,
     Saved,
@@ -22,8 +23,12 @@ _ADDED_BY_TORCH = {"differentiable"}  # to the defaults, whenever a state is loa
 class CheckedOptimizer(Optimizer):
     """An optimizer that is left as it was if it refuses a parameter group or a state.
 
-    A subclass implements ``_step``, ``_check_group`` and ``_check_saved``.
+    A subclass implements ``_prepare``, ``_check_group`` and ``_check_saved``. What it has prepared
+    serves for all steps in which tensors lie where they lay: finding it takes longer than many a
+    step takes on a GPU.
     """
+
+    _kept: tuple[list[Hashable], list[Callable[[], None]]] | None = None
 
     # Hyperparameters that saved states of older versions lack, each with the value it had then.
     _added_options: ClassVar[dict[str, Any]]
@@ -45,7 +50,8 @@ class CheckedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step()
+        for update in self._updates():
+            update()
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -94,12 +100,29 @@ class CheckedOptimizer(Optimizer):
         except BaseException:
             vars(self).update(former)
             raise
+        else:
+            self._kept = None  # else it would hold the former state until the next step
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _step(self) -> None:
-        """Update all parameters that have a gradient."""
+    def _updates(self) -> list[Callable[[], None]]:
+        """Give the calls that make a step: those of the last one, unless tensors have changed."""
+        rests_on = None if torch.compiler.is_compiling() else tensors_and_groups(self)
+        if rests_on is None:
+            return self._prepare()
+        if self._kept is None or self._kept[0] != rests_on:
+            updates = self._prepare()
+            rests_on = tensors_and_groups(self)  # with what state is new
+            self._kept = None if rests_on is None else (rests_on, updates)
+            return updates
+        return self._kept[1]
+
+    def _prepare(self) -> list[Callable[[], None]]:
+        """Collect what a step reads and writes, and give calls that update all that have gradients.
+
+        They read numbers and gradients where these lie at the time, and keep no gradient.
+        """
         raise NotImplementedError
 
     def _check_group(self, group: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Descent along the sign of a running mean of the gradient."""
 
-from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from lightning_linf.optim.checked_optimizer import CheckedOptimizer
 from lightning_linf.optim.hyperparameters import check_decay, check_nonnegative, refuse_sparse
 from lightning_linf.optim.saved_state import check_shape, saved_entries
 
-_CHUNK = 2**17  # entries: 1.5 MB of three tensors
+_CHUNK = 2**18  # entries: of each tensor a MB in float32
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
@@ -98,9 +98,9 @@ class Signum(CheckedOptimizer):
             if entry:
                 check_shape("Signum", groups, p, "exp_avg", entry.get("exp_avg"))
 
-    def _step(self) -> None:
-        for group in self.param_groups:
-            alike: dict[Any, list[Tensor]] = defaultdict(list)
+    def _prepare(self) -> list[Callable[[], None]]:
+        alike: dict[Any, tuple[dict[str, Any], list[Tensor]]] = {}
+        for index, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -109,31 +109,46 @@ class Signum(CheckedOptimizer):
                 if "exp_avg" not in self.state[p]:
                     zeros = torch.zeros_like(p, memory_format=torch.preserve_format)
                     self.state[p]["exp_avg"] = zeros
-                alike[p.device, p.dtype].append(p)
-            for params in alike.values():
-                grads = [local_grad(p, p.grad) for p in params if p.grad is not None]
-                exp_avgs = [local(self.state[p]["exp_avg"]) for p in params]
-                _update([local(p) for p in params], grads, exp_avgs, group)
+                alike.setdefault((index, p.device, p.dtype), (group, []))[1].append(p)
+        return [
+            _update(params, [local(self.state[p]["exp_avg"]) for p in params], group)
+            for group, params in alike.values()
+        ]
 
 
 def _update(
-    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]
-) -> None:
-    """Make the step of parameters of one device and dtype, in the fastest form that there is."""
-    is_plain = group["foreach"] is False or torch.compiler.is_compiling()
-    tensors = list(zip(params, grads, exp_avgs, strict=True))
-    if not is_plain and runs_kernels(params[0].device) and _has_kernel(tensors, group["lr"]):
-        from lightning_linf.kernels.signum import signum  # imports triton
+    whole_params: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]
+) -> Callable[[], None]:
+    """Give the step of parameters of one device and dtype, in the fastest form that there is."""
+    params = [local(p) for p in whole_params]
 
-        signum(params, grads, exp_avgs, group)
-        return
-    for each in tensors:
-        if is_plain or not all(t.is_cpu and t.is_contiguous() for t in each):
-            _single_tensor_signum(*each, group)
-            continue
-        chunks = (torch.split(t.view(-1), _CHUNK) for t in each)  # each stays in a core's cache
-        for p, g, m in zip(*chunks, strict=True):
-            _single_tensor_signum(p, g, m, group)
+    def grads() -> list[Tensor]:
+        return [local_grad(p, g) for p in whole_params if (g := p.grad) is not None]
+
+    tensors = list(zip(params, grads(), exp_avgs, strict=True))
+    is_plain = group["foreach"] is False or torch.compiler.is_compiling()
+    if not is_plain and runs_kernels(params[0].device) and _has_kernel(tensors, group["lr"]):
+        from lightning_linf.kernels.signum import SignumLaunch  # imports triton
+
+        launch = SignumLaunch(*map(list, zip(*tensors, strict=True)))
+        return lambda: launch(grads(), group)
+    forms = [
+        _single_tensor_signum if is_plain or not _serve(*each) else _chunked_signum
+        for each in tensors
+    ]
+
+    def update() -> None:
+        for make_step, p, g, m in zip(forms, params, grads(), exp_avgs, strict=True):
+            make_step(p, g, m, group)
+
+    return update
+
+
+def _serve(p: Tensor, g: Tensor, m: Tensor) -> bool:
+    """Say whether chunks serve: contiguous, and not of a dtype that torch's kernels round to."""
+    is_alike = p.dtype == g.dtype == m.dtype and p.shape == g.shape == m.shape
+    is_wide = p.dtype in (torch.float32, torch.float64)
+    return is_alike and is_wide and all(t.is_cpu and t.is_contiguous() for t in (p, g, m))
 
 
 def _has_kernel(tensors: list[tuple[Tensor, Tensor, Tensor]], lr: Any) -> bool:
@@ -158,3 +173,18 @@ def _single_tensor_signum(p: Tensor, g: Tensor, m: Tensor, group: dict[str, Any]
     if group["weight_decay"] != 0:
         p.mul_(1 - lr * group["weight_decay"])
     p.sub_(m.sign().add_(m, alpha=0.0).mul_(lr))  # adding 0 m keeps a NaN
+
+
+def _chunked_signum(p: Tensor, g: Tensor, m: Tensor, group: dict[str, Any]) -> None:
+    """Make the step of contiguous tensors by chunks that stay in a core's cache."""
+    parts = [(p, g, m)]
+    if p.numel() > _CHUNK:
+        chunks = (torch.split(t.view(-1), _CHUNK) for t in (p, g, m))
+        parts = list(zip(*chunks, strict=True))
+    for p_part, g_part, m_part in parts:
+        m_part.lerp_(-g_part if group["maximize"] else g_part, 1 - group["momentum"])
+        sign = m_part.sign().add_(m_part, alpha=0.0)
+        torch._fused_sgd_(  # a step of SGD along the sign is that of Signum, with its decay
+            [p_part], [sign], [], lr=float(group["lr"]), momentum=0.0, dampening=0.0,
+            weight_decay=group["weight_decay"], nesterov=False, maximize=False, is_first_step=False,
+        )  # fmt: skip

@@ -36,7 +36,7 @@ def only_kernels(monkeypatch):
         raise AssertionError("a step without kernels")
 
     monkeypatch.setattr(steps, "single_tensor_step", refuse)
-    monkeypatch.setattr(steps, "fused_step", refuse)
+    monkeypatch.setattr(steps, "cpu_form", refuse)
 
 
 def stepped(make, net, num_steps=3, device="cpu", gradients=set_gradients, **options):
@@ -154,8 +154,16 @@ def signum(net, **options):
     return Signum(net.parameters(), lr=0.01, weight_decay=0.1, **options)
 
 
+BFLOAT16 = {"rtol": 2 * torch.finfo(torch.bfloat16).eps, "atol": 1e-3}
+
+
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.float64, ROUNDING)]
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, FLOAT32),
+        (torch.float64, ROUNDING),
+        pytest.param(torch.bfloat16, BFLOAT16, marks=pytest.mark.gpu),  # as above
+    ],
 )
 def test_signum_steps_as_in_the_plain_form(dtype, tolerance, device):
     assert_same(signum, Large().to(dtype), device, tolerance=tolerance)

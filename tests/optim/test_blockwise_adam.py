@@ -228,6 +228,36 @@ def test_blocks_without_any_gradient_but_zeros_stay_with_eps_and_are_nan_without
         assert p.isnan().all()
 
 
+SCALES = {"tiny": 1e-18, "large": 1e15, "inf": float("inf"), "nan": float("nan"), "zero": 0.0}
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+@pytest.mark.parametrize("lr", [0.0, 0.1])
+@pytest.mark.parametrize("scale", SCALES)
+def test_gradients_of_any_size_make_the_step_of_the_plain_form(scale, lr, eps):
+    params = [nn.Parameter(torch.randn(3, 4)) for _ in FORMS]
+    params[1].data.copy_(params[0].data)
+    for p, foreach in zip(params, FORMS, strict=True):
+        optimizer = AdaSGD([p], lr, eps=eps, weight_decay=0.1, foreach=foreach)
+        for step in range(3):
+            p.grad = torch.linspace(-1, 1, 12).view(3, 4)
+            p.grad[1, 2:] *= SCALES[scale]
+            p.grad *= SCALES[scale] if step and scale != "inf" else 1.0
+            optimizer.step()
+    torch.testing.assert_close(*params, equal_nan=True)
+
+
+def test_a_tensor_of_several_parts_steps_as_in_the_plain_form():
+    p = torch.randn(1_100_000)
+    params = [nn.Parameter(p.clone()) for _ in FORMS]
+    for each, foreach in zip(params, FORMS, strict=True):
+        optimizer = BlockwiseAdam([each], 0.1, weight_decay=0.1, maximize=True, foreach=foreach)
+        for step in range(2):
+            each.grad = p.roll(step + 1)
+            optimizer.step()
+    torch.testing.assert_close(*params)
+
+
 def test_closure_is_evaluated_with_gradients_and_returned():
     p = nn.Parameter(torch.ones(2))
     optimizer = BlockwiseAdam([p])

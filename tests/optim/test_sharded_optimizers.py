@@ -183,6 +183,35 @@ def test_a_rotation_does_not_change_sgd(trained_on_ranks, strategy):
         )
 
 
+def test_steps_on_shards_are_prepared_once_and_again_for_other_tensors(tmp_path):
+    names = ["blockwise coordinate", "blockwise row", "adasgd", "signum"]
+
+    def on_rank(rank):
+        found = {}
+        for name in names:
+            modules = [shard(net()) for _ in range(2)]
+            ours, theirs = optimizers = [OPTIMIZERS[name](module) for module in modules]
+            prepared, prepare = [], ours._prepare
+            ours._prepare = lambda done=prepared, prepare=prepare: done.append(0) or prepare()
+            counts = []
+            for step in range(3):
+                if step == 2:
+                    for optimizer in optimizers:
+                        for state in optimizer.state.values():
+                            state["exp_avg"] = 2 * state["exp_avg"]
+                for module, optimizer in zip(modules, optimizers, strict=True):
+                    theirs._kept = None
+                    train(module, optimizer, 1, rank, 2)
+                counts.append(len(prepared))
+            found[name] = counts, *map(weights, modules)
+        return found
+
+    for result in in_two_processes(on_rank, tmp_path):
+        for counts, ours, theirs in result.values():
+            assert counts == [1, 1, 2]
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_a_rank_keeps_its_share_of_the_state_and_sends_one_tensor_a_step(tmp_path):
     names = ["blockwise coordinate", "blockwise row", "adasgd", "signum", "adamw, global"]
 

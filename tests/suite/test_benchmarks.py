@@ -142,8 +142,8 @@ def test_parts_of_a_loan_of_a_gpu_say_how_they_ended(load, capsys, code, limit, 
 
 def test_files_of_parts_are_there(load):
     for name, part in load("gpu").PARTS.items():
-        script = part.arguments[0]
-        assert script == "-m" or (BENCHMARKS.parent / script).is_file(), name
+        for arguments in (part.arguments, part.tiny):
+            assert arguments[0] == "-m" or (BENCHMARKS.parent / arguments[0]).is_file(), name
 
 
 def test_a_group_that_fails_or_takes_too_long_is_not_measured(load, monkeypatch):
@@ -184,6 +184,14 @@ def test_all_prints_a_line_for_everything(load, printed):
     for entry in load("targets").LINES.values():
         assert any(line.startswith(entry.what) for line in lines)
     assert not any("Error" in line or "took longer" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_all_parts_of_a_loan_of_a_gpu_run_on_a_cpu_at_a_size_that_means_nothing(load, printed):
+    pytest.importorskip("transformers", reason="needs lightning-linf[recipes]")
+    lines = printed("gpu", "--tiny")
+    for name in load("gpu").IN_A_LOAN:
+        assert f"# {name}: exit 0" in lines
 
 
 @pytest.mark.slow

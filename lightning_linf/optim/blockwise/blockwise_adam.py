@@ -1,7 +1,7 @@
 """Adam with one second moment for each block of a partition."""
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,14 +15,16 @@ from lightning_linf.optim.blockwise.parameter_blocks import (
     check_partition,
     check_shared_options,
     find_block_sets,
+    groups_that_share,
 )
 from lightning_linf.optim.blockwise.saved_moments import check_saved, restore_saved
-from lightning_linf.optim.blockwise.step import step_form
+from lightning_linf.optim.blockwise.step import updates
 from lightning_linf.optim.blockwise.step_inputs import (
     collect,
     options_of,
     second_moments,
     with_norms_over_ranks,
+    write_norms_over_ranks,
 )
 from lightning_linf.optim.checked_optimizer import CheckedOptimizer
 from lightning_linf.optim.hyperparameters import check_betas, check_nonnegative
@@ -84,12 +86,11 @@ class BlockwiseAdam(CheckedOptimizer):
         Bias correction, decay and the place of ``eps`` are AdamW's (Loshchilov & Hutter,
         arXiv:1711.05101), so that blocks of one entry are AdamW. Cost: half of AdamW's memory. The
         kernels move six numbers for each parameter, where AdamW moves seven: the gradient once for
-        its norms, then gradient, first moment and parameter, of which they write the latter two. On
-        the CPU weight decay moves two more. ``benchmarks/optimizers.py`` compares times. Blocks of
-        any sets of entries, such as ``Partition.by_function`` makes, and tensors with gaps in
-        memory take the plain form. With sharded parameters, a step makes one all-reduce on each
-        dimension of a mesh, of one number for each tensor of each block that has more than one
-        entry.
+        its norms, then gradient, first moment and parameter, of which they write the latter two.
+        ``benchmarks/optimizers.py`` compares times. Blocks of any sets of entries, such as
+        ``Partition.by_function`` makes, and tensors with gaps in memory take the plain form. With
+        sharded parameters, a step makes one all-reduce on each dimension of a mesh, of one number
+        for each tensor of each block that has more than one entry.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -134,17 +135,17 @@ class BlockwiseAdam(CheckedOptimizer):
         super().__init__(params, defaults)
         self._find_block_sets()
 
-    def _step(self) -> None:
-        check_shared_options(type(self).__name__, self.param_groups, self._block_sets)
+    def _updates(self) -> list[Callable[[], None]]:
+        check_shared_options(type(self).__name__, self.param_groups, self._pairs)
+        return super()._updates()
+
+    def _prepare(self) -> list[Callable[[], None]]:
         collected = [collect(self, blocks) for blocks in self._block_sets]
         inputs = [each for each in collected if each is not None]
-        if any(blocks.spans_ranks for blocks in self._block_sets):
-            inputs = with_norms_over_ranks(inputs)
-        inputs_of = defaultdict(list)
-        for each in inputs:
-            inputs_of[step_form(each)].append(each)
-        for make_step, alike in inputs_of.items():
-            make_step(alike)
+        if not any(blocks.spans_ranks for blocks in self._block_sets):
+            return updates(inputs)
+        inputs = with_norms_over_ranks(inputs)
+        return [partial(write_norms_over_ranks, inputs), *updates(inputs)]
 
     def expanded_exp_avg_sq(self) -> dict[Tensor, tuple[Tensor, float]]:
         """Give the second moment of every entry, for another optimizer.
@@ -227,8 +228,9 @@ class BlockwiseAdam(CheckedOptimizer):
     def _find_block_sets(self) -> None:
         name = type(self).__name__
         block_sets = find_block_sets(name, self.param_groups, self.partition)
-        check_shared_options(name, self.param_groups, block_sets)
-        self._block_sets = block_sets
+        pairs = groups_that_share(block_sets)
+        check_shared_options(name, self.param_groups, pairs)
+        self._block_sets, self._pairs, self._kept = block_sets, pairs, None
 
     def _check_saved(self, saved: dict[str, Any]) -> None:
         for group in saved["param_groups"]:

@@ -1,6 +1,5 @@
-"""Which launches a blockwise step by kernels consists of: found once for tensors that stay."""
+"""Which launches a blockwise step by kernels consists of."""
 
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,9 +10,6 @@ from lightning_linf.kernels.block_update import Dtypes
 from lightning_linf.kernels.tiles import WHOLE, Tiling, is_aligned, tiling
 from lightning_linf.optim.blockwise.slices import Slices
 from lightning_linf.optim.blockwise.step_inputs import StepInputs
-
-_MAX_PLANS = 16
-_plans: OrderedDict[Hashable, "Plan"] = OrderedDict()
 
 
 @dataclass
@@ -52,46 +48,20 @@ class Plan:
     num_denominators: int = 0
 
 
-def plan_for(inputs: Sequence[StepInputs], counts: Sequence[float | None]) -> Plan:
-    """Plan a step, or find the plan made for the same addresses, sizes, groups and counts.
+def make_plan(inputs: Sequence[StepInputs], counts: Sequence[float | None]) -> Plan:
+    """Plan the steps of tensors that lie where they lie now.
 
     Args:
         inputs: Block sets that are alike in device, dtype and whether each entry is a block.
         counts: Numbers of updates, of all sets and then of all their tensors; None where kernels
             read them. Tensors share a launch if these are the same.
     """
-    numbers = [None if count is None else count - (counts[0] or 0) for count in counts]
-    key = (tuple(_key(each) for each in inputs), tuple(numbers))
-    plan = _plans.get(key)
-    if plan is None:
-        plan = _plans[key] = _plan(inputs, numbers)
-        if len(_plans) > _MAX_PLANS:
-            _plans.popitem(last=False)
-    else:
-        _plans.move_to_end(key)
-    return plan
-
-
-def _key(inputs: StepInputs) -> Hashable:
-    blocks, v, ranks = inputs.blocks, inputs.exp_avg_sq, inputs.norms_over_ranks is None
-    tensors = [
-        (*map(Tensor.data_ptr, (p, m, step)), p.numel(), p.dtype, g.dtype, m.dtype, id(group))
-        for p, m, step, g, group in zip(
-            inputs.params, inputs.exp_avgs, inputs.steps, inputs.grads, inputs.groups, strict=True
-        )
-    ]
-    labels = 0 if blocks.labels is None else blocks.labels.data_ptr()
-    moments = v.data_ptr(), inputs.exp_avg_sq_step.data_ptr(), v.dtype, v.device
-    return blocks.slices, labels, moments, id(inputs.options), ranks, *tensors
-
-
-def _plan(inputs: Sequence[StepInputs], counts: Sequence[float | None]) -> Plan:
     plan, place = Plan(), len(inputs)
     for number, each in enumerate(inputs):
         plan.first_partials.append(plan.num_partials)
-        for index in range(len(each.params)):
+        for index, g in enumerate(each.grads):
             own_counts = counts[place], counts[number]
-            _add_tensor(plan, each, (number, index), place - len(inputs), own_counts)
+            _add_tensor(plan, each, g, (number, index), place - len(inputs), own_counts)
             place += 1
         if not each.blocks.is_identity:
             _add_set(plan, each, number, counts[number])
@@ -101,13 +71,14 @@ def _plan(inputs: Sequence[StepInputs], counts: Sequence[float | None]) -> Plan:
 def _add_tensor(
     plan: Plan,
     inputs: StepInputs,
+    g: Tensor,
     tensor: tuple[int, int],
     place: int,
     counts: tuple[float | None, float | None],  # of the tensor, and of its set
 ) -> None:
     """Plan both passes over a tensor."""
     blocks, index = inputs.blocks, tensor[1]
-    p, g, m = inputs.params[index], inputs.grads[index], inputs.exp_avgs[index]
+    p, m = inputs.params[index], inputs.exp_avgs[index]
     parts = _slices(inputs, p)
     slabs, rows, cols = parts.matrix
     is_flat = slabs == rows == 1

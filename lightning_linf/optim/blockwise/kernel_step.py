@@ -17,75 +17,115 @@ from lightning_linf.kernels.block_moments import MomentOptions, update_moments
 from lightning_linf.kernels.block_squares import add_squares
 from lightning_linf.kernels.block_update import ParamOptions, update_coordinates, update_params
 from lightning_linf.kernels.tensor_table import owners_of_items, table_of
-from lightning_linf.optim.blockwise.kernel_plan import Plan, plan_for
+from lightning_linf.optim.blockwise.counts import Counts
+from lightning_linf.optim.blockwise.kernel_plan import Plan, make_plan
 from lightning_linf.optim.blockwise.step_inputs import StepInputs
 
-Counts = list[float | None]  # numbers of updates, None where kernels read them
+Numbers = list[float | None]  # of updates, None where kernels read them
 
 
-def kernel_step(inputs: Sequence[StepInputs]) -> None:
-    """Make the step by kernels."""
-    alike = defaultdict(list)
-    for each in inputs:
-        v, is_read = each.exp_avg_sq, counts_are_read(each)
-        alike[v.device, v.dtype, is_read, each.blocks.is_identity].append(each)
-    for (_, _, is_read, _), members in alike.items():
-        counts = [each.exp_avg_sq_step for each in members]
-        counts += [step for each in members for step in each.steps]
-        if is_read:
-            torch._foreach_add_(counts, 1)
-            _launch(members, [None] * len(counts))
+class KernelStep:
+    """The step by kernels of block sets."""
+
+    def __init__(self, inputs: Sequence[StepInputs]) -> None:
+        alike = defaultdict(list)
+        for each in inputs:
+            v, is_read = each.exp_avg_sq, bool(each.options["capturable"])
+            alike[v.device, v.dtype, is_read, each.blocks.is_identity].append(each)
+        self._parts = [AlikeStep(members) for members in alike.values()]
+
+    def __call__(self) -> None:
+        """Make the step."""
+        for part in self._parts:
+            part()
+
+
+class AlikeStep:
+    """The step of block sets alike in device, dtype and whether each entry is a block."""
+
+    def __init__(self, inputs: list[StepInputs]) -> None:
+        self._inputs, self._counts = inputs, Counts(inputs)
+        self._params = [p for each in inputs for p in each.params]
+        self._is_sharded = any(each.blocks.is_sharded for each in inputs)
+        self._reordered = [
+            place
+            for place, (p, g) in enumerate(zip(self._params, self._grads(), strict=True))
+            if not (g.stride() == p.stride() or (g.is_contiguous() and p.is_contiguous()))
+        ]
+        # Read by kernels, so that a captured step goes on counting.
+        self._is_counted_there = bool(inputs[0].options["capturable"])
+        self._plan: Plan | None = None
+        self._offsets: Numbers = []
+
+    def __call__(self) -> None:
+        """Make the step."""
+        if self._is_counted_there:
+            torch._foreach_add_(self._counts.tensors, 1)
+            self._launch([None] * len(self._counts.tensors))
         else:  # written once the kernels run
-            _launch(members, [count + 1 for count in torch.stack(counts).tolist()])
-            torch._foreach_add_(counts, torch.tensor(1.0))
+            self._launch([*self._counts.incremented()])
+            self._counts.write()
 
+    def _launch(self, counts: Numbers) -> None:
+        inputs, device = self._inputs, self._inputs[0].exp_avg_sq.device
+        plan, tables = self._plan_for(counts), []
+        partials, denominators = (
+            inputs[0].exp_avg_sq.new_empty(count)
+            for count in (plan.num_partials, plan.num_denominators)
+        )
+        grads = self._grads()
+        for place in self._reordered:  # in the order of its parameter's entries in memory
+            g = grads[place]
+            grads[place] = torch.empty_like(self._params[place], dtype=g.dtype).copy_(g)
+        addresses = [g.data_ptr() for g in grads]
+        for launch in plan.tensors.values():
+            chosen = [addresses[place] for place in launch.places]
+            is_aligned = launch.is_aligned and not any([address % 16 for address in chosen])
+            owners = owners_of_items(launch.num_items, device)
+            if len(owners):
+                tables.append((launch, table_of(chosen, device), owners, is_aligned))
+        for launch, table, owners, is_aligned in tables:
+            if launch.has_squares:
+                add_squares(
+                    table, table_of(launch.square_fields, device), owners, partials, launch.tiles,
+                    launch.dtypes.g, is_aligned,
+                )  # fmt: skip
+        _update_moments(plan, inputs, counts, partials, denominators)
+        for launch, table, owners, is_aligned in tables:
+            number, index = launch.tensors[0]
+            first, count = inputs[number], counts[len(inputs) + launch.places[0]]
+            options = _param_options(first.groups[index], count, device)
+            fields = table_of(launch.param_fields, device)
+            tiles, dtypes = launch.tiles, launch.dtypes
+            if first.blocks.is_identity:
+                moments = _moment_options(first, counts[number])
+                update_coordinates(
+                    table, fields, owners, first.exp_avg_sq.dtype, tiles, dtypes, is_aligned,
+                    options, moments,
+                )  # fmt: skip
+            else:
+                update_params(
+                    table, fields, owners, denominators, tiles, dtypes, is_aligned, options
+                )
 
-def counts_are_read(inputs: StepInputs) -> bool:
-    """Say whether kernels read the counts, so that a captured step goes on counting."""
-    return bool(inputs.options["capturable"])
+    def _grads(self) -> list[Tensor]:
+        if self._is_sharded:
+            return [g for each in self._inputs for g in each.grads]
+        return [g for p in self._params if (g := p.grad) is not None]
 
-
-def _launch(inputs: Sequence[StepInputs], counts: Counts) -> None:
-    plan, v = plan_for(inputs, counts), inputs[0].exp_avg_sq
-    grads = [
-        _as_stored(g, p) for each in inputs for p, g in zip(each.params, each.grads, strict=True)
-    ]
-    addresses = [g.data_ptr() for g in grads]
-    partials, denominators = v.new_empty(plan.num_partials), v.new_empty(plan.num_denominators)
-    tables = []
-    for launch in plan.tensors.values():
-        chosen = [addresses[place] for place in launch.places]
-        is_aligned = launch.is_aligned and not any(address % 16 for address in chosen)
-        owners = owners_of_items(launch.num_items, v.device)
-        tables.append((launch, table_of(chosen, v.device), owners, is_aligned))
-    for launch, table, owners, is_aligned in tables:
-        if launch.has_squares and len(owners):
-            add_squares(
-                table, table_of(launch.square_fields, v.device), owners, partials, launch.tiles,
-                launch.dtypes.g, is_aligned,
-            )  # fmt: skip
-    _update_moments(plan, inputs, counts, partials, denominators)
-    for launch, table, owners, is_aligned in tables:
-        if not len(owners):
-            continue
-        number, index = launch.tensors[0]
-        first, count = inputs[number], counts[len(inputs) + launch.places[0]]
-        options = _param_options(first.groups[index], count, v.device)
-        fields = table_of(launch.param_fields, v.device)
-        tiles, dtypes = launch.tiles, launch.dtypes
-        if first.blocks.is_identity:
-            moments = _moment_options(first, counts[number])
-            update_coordinates(
-                table, fields, owners, v.dtype, tiles, dtypes, is_aligned, options, moments
-            )
-        else:
-            update_params(table, fields, owners, denominators, tiles, dtypes, is_aligned, options)
+    def _plan_for(self, counts: Numbers) -> Plan:
+        """Plan a step, or find the plan of the last one if counts differ as they did there."""
+        first = counts[0] or 0
+        offsets = [None if count is None else count - first for count in counts]
+        if self._plan is None or offsets != self._offsets:
+            self._plan, self._offsets = make_plan(self._inputs, offsets), offsets
+        return self._plan
 
 
 def _update_moments(
     plan: Plan,
     inputs: Sequence[StepInputs],
-    counts: Counts,
+    counts: Numbers,
     partials: Tensor,
     denominators: Tensor,
 ) -> None:
@@ -126,10 +166,3 @@ def _correction(beta: float, count: float | None) -> float | None:
 
 def _log(beta: float) -> float:
     return math.log(beta) if beta else -math.inf
-
-
-def _as_stored(g: Tensor, p: Tensor) -> Tensor:
-    """Give a gradient in the order of its parameter's entries in memory."""
-    if g.stride() == p.stride() or (g.is_contiguous() and p.is_contiguous()):
-        return g
-    return torch.empty_like(p, dtype=g.dtype).copy_(g)

@@ -74,11 +74,21 @@ def find_block_sets(
     return list(found.values())
 
 
+def groups_that_share(block_sets: Iterable[BlockSet]) -> set[tuple[int, int]]:
+    """Find pairs of parameter groups that have parameters in the same block."""
+    return {
+        (blocks.groups[0], other)
+        for blocks in block_sets
+        for other in blocks.groups
+        if other != blocks.groups[0]
+    }
+
+
 def check_shared_options(
-    optimizer: str, groups: Sequence[Mapping[str, Any]], block_sets: Iterable[BlockSet]
+    optimizer: str, groups: Sequence[Mapping[str, Any]], pairs: Iterable[tuple[int, int]]
 ) -> None:
     """Raise a ValueError if groups that share a block differ in what its step size depends on."""
-    for pair in {(blocks.groups[0], other) for blocks in block_sets for other in blocks.groups}:
+    for pair in pairs:
         ours, theirs = (_shared_options(groups[index]) for index in pair)
         if ours != theirs:
             raise ValueError(

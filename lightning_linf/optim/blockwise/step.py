@@ -4,30 +4,44 @@ The plain form is the one to read. On GPUs kernels make the step (``kernel_step.
 CPU the forms of ``cpu_step.py``, which need few passes over memory.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_linf.functional.dtypes import wide_dtype
-from lightning_linf.optim.blockwise.cpu_step import fused_step, is_fused
+from lightning_linf.optim.blockwise.cpu_step import cpu_form
 from lightning_linf.optim.blockwise.kernel_choice import has_kernels
 from lightning_linf.optim.blockwise.step_inputs import StepInputs
 
+Form: TypeAlias = Callable[[list[StepInputs]], Callable[[], None]]
 
-def step_form(inputs: StepInputs) -> Callable[[list[StepInputs]], None]:
+
+def updates(inputs: Sequence[StepInputs]) -> list[Callable[[], None]]:
+    """Give the calls that make the step: one for all block sets that take the same form."""
+    inputs_of: dict[Form, list[StepInputs]] = defaultdict(list)
+    for each in inputs:
+        inputs_of[_form(each)].append(each)
+    return [form(alike) for form, alike in inputs_of.items()]
+
+
+def _form(inputs: StepInputs) -> Form:
     """Choose the form of the step for a block set."""
     # Under torch.compile, the plain form: the others would break the graph.
     if inputs.options["foreach"] is False or torch.compiler.is_compiling():
-        return single_tensor_step
+        return _plain_form
     if has_kernels(inputs):
-        from lightning_linf.optim.blockwise.kernel_step import kernel_step  # imports triton
+        from lightning_linf.optim.blockwise.kernel_step import KernelStep  # imports triton
 
-        return kernel_step
-    if not inputs.options["capturable"] and is_fused(inputs):
-        return fused_step
-    return single_tensor_step
+        return KernelStep
+    return cpu_form(inputs) or _plain_form
+
+
+def _plain_form(inputs: list[StepInputs]) -> Callable[[], None]:
+    return partial(single_tensor_step, inputs)
 
 
 def single_tensor_step(inputs: Sequence[StepInputs]) -> None:

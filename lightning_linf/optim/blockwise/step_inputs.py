@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_linf.distributed.shards import local, local_grad, sum_over_ranks
+from lightning_linf.distributed.shards import (
+    are_sharded_unlike,
+    local,
+    local_grad,
+    sum_over_ranks,
+)
 from lightning_linf.optim.blockwise.block_set import BlockSet
 from lightning_linf.optim.hyperparameters import refuse_sparse
 
@@ -24,12 +29,20 @@ class StepInputs(NamedTuple):
     exp_avg_sq: Tensor  # (blocks,)
     exp_avg_sq_step: Tensor  # ()
     params: list[Tensor]
-    grads: list[Tensor]
     exp_avgs: list[Tensor]
     steps: list[Tensor]  # each ()
     groups: list[dict[str, Any]]  # the parameter group of each parameter
     whole_params: list[Tensor]  # the parameters themselves, not this rank's parts
+    converted_grads: list[Tensor] | None = None  # if they were sharded in another way
     norms_over_ranks: Tensor | None = None  # (blocks,): roots of the mean squares over all ranks
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """The gradients: read where they lie, so that inputs that are kept do not hold them."""
+        if self.converted_grads is not None:
+            return self.converted_grads
+        grads = [g for p in self.whole_params if (g := p.grad) is not None]
+        return list(map(local, grads)) if self.blocks.is_sharded else grads
 
     @property
     def size(self) -> float:
@@ -46,7 +59,7 @@ def collect(optimizer: Optimizer, blocks: BlockSet) -> StepInputs | None:
     Raises:
         ValueError: If a gradient is sparse.
     """
-    params, grads, exp_avgs, steps, groups = [], [], [], [], []
+    params, exp_avgs, steps, groups = [], [], [], []
     for p, index in zip(blocks.params, blocks.groups, strict=True):
         grad = p.grad
         if grad is None:
@@ -59,22 +72,23 @@ def collect(optimizer: Optimizer, blocks: BlockSet) -> StepInputs | None:
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         params.append(p)
-        grads.append(grad)
         exp_avgs.append(state["exp_avg"])
         steps.append(state["step"])
         groups.append(group)
     if not params:
         return None
     blocks.move_index()
-    state, whole = second_moments(optimizer, blocks), params
+    state, whole, grads = second_moments(optimizer, blocks), params, None
     v, count = state["exp_avg_sq"], state["exp_avg_sq_step"]
     if blocks.is_sharded:
-        grads = [local_grad(p, grad) for p, grad in zip(whole, grads, strict=True)]
+        pairs = [(p, p.grad) for p in whole if p.grad is not None]
+        if any(are_sharded_unlike(p, grad) for p, grad in pairs):
+            grads = [local_grad(p, grad) for p, grad in pairs]
         params, exp_avgs, v = list(map(local, whole)), list(map(local, exp_avgs)), local(v)
     if blocks.is_identity:
         v = v.view(-1)
     options = options_of(optimizer, blocks)
-    return StepInputs(blocks, options, v, count, params, grads, exp_avgs, steps, groups, whole)
+    return StepInputs(blocks, options, v, count, params, exp_avgs, steps, groups, whole, grads)
 
 
 def second_moments(optimizer: Optimizer, blocks: BlockSet) -> dict[str, Any]:
@@ -111,8 +125,18 @@ def group_alike(inputs: Sequence[StepInputs]) -> list[list[StepInputs]]:
 
 
 def with_norms_over_ranks(inputs: Sequence[StepInputs]) -> list[StepInputs]:
+    """Make room for the norms of blocks that lie on several ranks."""
+    return [
+        each._replace(norms_over_ranks=each.exp_avg_sq.new_empty(each.blocks.num_blocks))
+        if each.blocks.spans_ranks
+        else each
+        for each in inputs
+    ]
+
+
+def write_norms_over_ranks(inputs: Sequence[StepInputs]) -> None:
     """Compute the norms of blocks that lie on several ranks, by one reduction for all of them."""
-    spanning = [each for each in inputs if each.blocks.spans_ranks]
+    spanning = [each for each in inputs if each.norms_over_ranks is not None]
     params, parts, owners = [], [], []
     for alike in group_alike(spanning):
         for each, norms in zip(alike, norms_by_gradient(alike), strict=True):
@@ -120,16 +144,14 @@ def with_norms_over_ranks(inputs: Sequence[StepInputs]) -> list[StepInputs]:
             size = blocks.size(each.whole_params)
             params += each.whole_params
             parts += [blocks.total(norm.square()).to(device) / size for norm in norms]
-            owners += [blocks.owner] * len(norms)
-    squares: dict[Tensor, Tensor] = {}
+            owners += [each] * len(norms)
+    squares: dict[int, Tensor] = {}
     for owner, total in zip(owners, sum_over_ranks(params, parts), strict=True):
-        squares[owner] = squares[owner] + total if owner in squares else total
-    return [
-        each._replace(norms_over_ranks=squares[each.blocks.owner].sqrt())
-        if each.blocks.spans_ranks
-        else each
-        for each in inputs
-    ]
+        known = squares.get(id(owner))
+        squares[id(owner)] = total if known is None else known + total
+    for each in spanning:
+        assert each.norms_over_ranks is not None
+        torch.sqrt(squares[id(each)], out=each.norms_over_ranks)
 
 
 def norms_by_gradient(inputs: Sequence[StepInputs]) -> list[list[Tensor]]:
