@@ -1,6 +1,6 @@
 """Muon for the hidden matrices of a network and AdamW for all else, as one optimizer."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -159,6 +159,9 @@ class MuonWithAdamW(CheckedOptimizer):
             if entry and not kinds[p]:
                 shape = torch.Size([])
                 check_shape("MuonWithAdamW", groups, p, "step", entry.get("step"), shape)
+
+    def _updates(self) -> list[Callable[[], None]]:
+        return [self._step]  # torch's optimizers prepare their steps themselves
 
     def _step(self) -> None:
         for p, _, _ in self._parameters():

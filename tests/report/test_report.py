@@ -15,8 +15,12 @@ from support.reports import (
     words,
 )
 
-from lightning_linf.report import BlockSmoothness, GeometryReport, NoiseReport
-from lightning_linf.report.measurement import SpectralSmoothness
+from lightning_linf.report import (
+    BlockSmoothness,
+    GeometryReport,
+    NoiseReport,
+    SpectralSmoothness,
+)
 
 anything = st.floats() | st.integers(-(2**70), 2**70)
 by_name = st.dictionaries(st.text(), anything, max_size=3)
