@@ -137,6 +137,7 @@ SIGNAL_TO_NOISE = Column(
 _ADVANTAGE = "advantage over SGD, both ends"
 _BOUNDS = "smoothness over d: lambda_max, (1,1)-norm, bounds of H(Phi)"
 _MET = "smoothness over d met by a step, both ends"
+_ADAPTIVE = "adaptive smoothness over d, lower end"
 _ERRORS = "(1,1)-norm: error of the probes, excess of halves of the batches"
 ADVANTAGE_LOWER = PartitionScalar(
     "advantage_lower",
@@ -223,10 +224,17 @@ OPERATOR_NORM_LOWER = PartitionScalar(
 )
 OPERATOR_NORM_UPPER = PartitionScalar(
     "operator_norm_upper",
-    "Upper end of N(Φ) / d. It is too low for at most 0.25 % of seeds.",
+    "Upper end of N(Φ) / d, and of Λ(Φ) / d. It is too low for at most 0.25 % of seeds.",
     (SMOOTHNESS,),
     _CURVATURE,
     charts=(_MET,),
+)
+ADAPTIVE_LOWER = PartitionScalar(
+    "adaptive_lower",
+    "Lower end of Λ(Φ) / d, the adaptive smoothness. Its upper end is operator_norm_upper.",
+    (SMOOTHNESS,),
+    _CURVATURE,
+    charts=(_ADAPTIVE,),
 )
 CONVERGED = PartitionScalar(
     "converged",
