@@ -285,7 +285,8 @@ def _weights(columns: list[Tensor], products: list[Tensor]) -> Tensor:
     """Weigh the columns V so that most of ``<V, H U>`` is kept; ``products`` are H U. (r,)."""
     parts = [[float(torch.dot(c, p)) for p in products] for c in columns]
     value = torch.tensor(parts, dtype=torch.float64)  # symmetric but for rounding
-    return torch.linalg.eigh(value).eigenvectors[:, -1]
+    vectors: Tensor = torch.linalg.eigh(value).eigenvectors
+    return vectors[:, -1]
 
 
 def _combined(columns: list[Tensor], weights: Tensor) -> Tensor:
