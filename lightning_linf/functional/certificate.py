@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.blocks import Blocks
-from lightning_linf.functional.lambda_max import Lanczos, lanczos
+from lightning_linf.functional.lambda_max import NUM_KEPT, Lanczos, lanczos
 from lightning_linf.functional.random import normal
 
 CERTIFICATE_TOL = 1e-2  # relative distance of the two bounds of the eigenvalue at which to stop
@@ -91,4 +91,5 @@ def certify(
         max_hvps=max_hvps,
         tol=CERTIFICATE_TOL,
         failure=failure,
+        num_kept=NUM_KEPT,
     )

@@ -6,14 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.adaptive_smoothness import (
-    AdaptiveAscent,
-    adaptive_ascent,
-    dual_columns,
-)
+from lightning_linf.functional.adaptive_smoothness import adaptive_ascent, dual_columns
 from lightning_linf.functional.blocks import Blocks, require_vector
 from lightning_linf.functional.certificate import (
     certify,
+    floored,
     given_shares,
     mixed_shares,
     stationary_shares,
@@ -30,8 +27,8 @@ LEAST_CERTIFICATE = 8  # products without which a certificate would say next to 
 LEAST_BUDGET = LEAST_CERTIFICATE + 2  # one certificate and two steps of an ascent
 RANK = 3  # columns of the ascent of Lambda: the more, the less it misses, and the dearer its steps
 LEAST_STEPS = 2  # of that ascent, in the first round
-ASCENT_HVPS = 4  # of an ascent of N that starts at a combination of these columns
-LONE_ASCENT_HVPS = 8  # of one that does not, by when most of its increase is done
+LEAST_ASCENT = 2  # of an ascent of N, from a combination of these columns or an eigenvector
+LONE_ASCENT_HVPS = 8  # most of one, by when most of its increase is done
 SPREAD = 4.0  # size of random columns beside the one that the ascent of Lambda starts at
 GIVEN_WEIGHT = 0.7  # of given shares beside those of the ascent, a quarter of it a round later
 
@@ -65,9 +62,9 @@ def operator_norm(
 
     *Lower ends.* That of Lambda is the ascent over ``RANK`` columns of
     :func:`~lightning_linf.functional.adaptive_smoothness.adaptive_ascent`. From the combination of
-    its columns that adds most to the value, the same ascent over one column gives that of N:
-    ``v <- dual_direction(H v)``, whereby the dual norm of ``H v`` never falls. A budget too small
-    for both leaves the latter, from ``start``.
+    its columns that adds most to the value, and again from the eigenvector below, the same ascent
+    over one column gives that of N: ``v <- dual_direction(H v)``, whereby the dual norm of ``H v``
+    never falls. A budget too small for both leaves the latter, from ``start``.
 
     *Upper end.* For any positive weights ``s`` of the blocks, N and Lambda are at most the largest
     absolute eigenvalue of ``S^(-1/2) H S^(-1/2)`` times ``sum_b s_b d_b``, with S the diagonal
@@ -107,7 +104,8 @@ def operator_norm(
         Quantities: Xie, Mohamadi & Li, arXiv:2410.08198, and for Lambda Xie, Wang, Wu & Li,
         arXiv:2511.20584. Lower end of N: the power method for norms of Boyd (1974). Upper end: weak
         duality for the relaxation of Nesterov (1998). Memory during a product: eight vectors of
-        shape (d,) at most, and if the budget allows another round ``RANK`` + 1 more.
+        shape (d,) at most, ``NUM_KEPT`` of half the bytes, and if the budget allows another round
+        ``RANK`` + 1 more.
 
     Example:
         >>> from lightning_linf.functional import LabelledBlocks
@@ -190,45 +188,52 @@ class _Search:
         max_hvps: int,
         seed: int,
     ) -> None:
-        self.hvp, self.blocks, self.given, self.seed = hvp, blocks, given, seed
+        self.hvp, self.blocks, self.seed = hvp, blocks, seed
+        self.given: Tensor | None = given
         self.left, self.unused, self.num_rounds = max_hvps, FAILURE, 0
         self.best, self.adaptive = _Best(0.0, 0.0, start), 0.0
-        self.upper, self.residual, self.scale = float("inf"), 0.0, given
+        self.upper, self.residual = float("inf"), 0.0
+        self.scale = given.new_empty(0)  # S^(-1/2) by block, behind the upper end
         self.columns: list[Tensor] = []  # where the ascent of Lambda goes on
         self.rank = min(RANK, blocks.num_blocks)
 
     def round(self, is_open: bool) -> None:
         """Raise both lower ends and, if the upper end is open to that, lower it."""
-        seed = derive_seed("operator_norm", self.seed, self.left)
         size = self.left if self.left < ROUND_HVPS + LEAST_BUDGET else ROUND_HVPS
-        certificate = min(CERTIFICATE_HVPS, max(LEAST_CERTIFICATE, size // 2)) if is_open else 0
-        end = self.left - size + certificate  # what the ascents leave
-        scale: Tensor | None = None
+        end = self.left - size  # what this round leaves
         direction = self._other_direction() if self.num_rounds else self.best.direction
-        if is_open and size - certificate >= LEAST_STEPS * self.rank + ASCENT_HVPS:
-            products = self._ascend_columns(size - certificate - ASCENT_HVPS, seed)
+        if is_open:
+            direction = self._lower_upper_end(direction, size)
+        while self.left - end >= LEAST_ASCENT and self.upper > self.best.value:
+            self._ascend(direction, min(self.left - end, LONE_ASCENT_HVPS))
+            if not self.num_rounds:
+                break
+            direction = self._other_direction()
+        self.num_rounds += 1
+
+    def _lower_upper_end(self, direction: Tensor, size: int) -> Tensor:
+        """Ascend, and try the weights that this leads to. Gives where N may be larger. (d,)."""
+        seed = derive_seed("operator_norm", self.seed, self.left)
+        certificate = min(CERTIFICATE_HVPS, max(LEAST_CERTIFICATE, size // 2))
+        ascent = size - certificate - 2 * LEAST_ASCENT  # one of N before, one after
+        if ascent >= LEAST_STEPS * self.rank:
+            products = self._ascend_columns(ascent, seed)
             scale = self._scale(products)
             if self.adaptive and not self.num_rounds:
                 direction = _combined(self.columns, _weights(self.columns, products))
             del products
-        while True:
-            budget = min(self.left - end, LONE_ASCENT_HVPS)
-            single = adaptive_ascent(self.hvp, [direction], self.blocks, max_hvps=budget)
-            del direction
-            self._keep(single)
-            if not self.num_rounds or self.left - end < ASCENT_HVPS:
-                break
-            direction = self._other_direction()
-        if is_open:
-            scale = self._scale(single.products) if scale is None else scale
-            del single
-            self._certify(scale, certificate, seed)
-        self.num_rounds += 1
+            self._ascend(direction, LEAST_ASCENT)
+        else:
+            scale = self._scale(self._ascend(direction, min(size - certificate, LONE_ASCENT_HVPS)))
+        del direction
+        return self._certify(scale, certificate, seed)
 
     def _scale(self, products: list[Tensor]) -> Tensor:
         """Turn H times the columns where an ascent has stopped into S^(-1/2), by block. (B,)."""
-        weight = GIVEN_WEIGHT * 0.25**self.num_rounds
         stationary = stationary_shares(products, self.blocks)
+        if self.given is None:
+            return to_scale(floored(stationary, self.blocks), self.blocks)
+        weight = GIVEN_WEIGHT * 0.25**self.num_rounds
         return to_scale(mixed_shares(stationary, self.given, weight, self.blocks), self.blocks)
 
     def _other_direction(self) -> Tensor:
@@ -240,26 +245,34 @@ class _Search:
 
     def _ascend_columns(self, max_hvps: int, seed: int) -> list[Tensor]:
         """Raise the lower end of Lambda. Gives H times the columns before those that are kept."""
-        columns = self.columns or _spread(self.best.direction, self.rank, seed)
-        self.columns = []
-        ascent = adaptive_ascent(self.hvp, columns, self.blocks, max_hvps=max_hvps)
+        ascent = adaptive_ascent(self.hvp, self._take_columns(seed), self.blocks, max_hvps=max_hvps)
         self.left -= ascent.num_hvps
         self.adaptive = max(self.adaptive, ascent.value)
-        self.columns = dual_columns(ascent.products, self.blocks)
-        return ascent.products
+        products = ascent.products
+        del ascent  # with its columns
+        self.columns = dual_columns(products, self.blocks)
+        return products
 
-    def _keep(self, ascent: AdaptiveAscent) -> None:
-        """Keep where an ascent of N has ended, if it is higher than before."""
+    def _take_columns(self, seed: int) -> list[Tensor]:
+        """Give the columns that an ascent of Lambda starts at, which are then its own."""
+        columns = self.columns or _spread(self.best.direction, self.rank, seed)
+        self.columns = []
+        return columns
+
+    def _ascend(self, direction: Tensor, max_hvps: int) -> list[Tensor]:
+        """Raise the lower end of N. Gives H times the direction where the ascent has stopped."""
+        ascent = adaptive_ascent(self.hvp, [direction], self.blocks, max_hvps=max_hvps)
         self.left -= ascent.num_hvps
         self.adaptive = max(self.adaptive, ascent.value)
         if ascent.value > self.best.value:
             gain = (ascent.value - self.best.value) / ascent.value
             self.best = _Best(ascent.value, min(gain, ascent.increase), ascent.columns[0])
+        return ascent.products
 
-    def _certify(self, scale: Tensor, max_hvps: int, seed: int) -> None:
-        """Try the weights of which ``scale`` is S^(-1/2), by block."""
+    def _certify(self, scale: Tensor, max_hvps: int, seed: int) -> Tensor:
+        """Try the weights of which ``scale`` is S^(-1/2), by block. Gives its eigenvector. (d,)."""
         if self.left - max_hvps < LEAST_BUDGET:
-            self.columns = []  # no other round is planned that would go on from them
+            self.columns, self.given = [], None  # no other round is planned that would need them
         failure = self.unused / 2  # those of any number of certificates add up to FAILURE
         krylov = certify(
             self.hvp, self.blocks.expand(scale), max_hvps=max_hvps, failure=failure, seed=seed
@@ -268,6 +281,8 @@ class _Search:
         if krylov.upper < self.upper:
             self.upper, self.scale = krylov.upper, scale
             self.residual = (krylov.upper - krylov.value) / krylov.value if krylov.value else 0.0
+        # In it the weights fall shortest of H, so there an ascent has not been.
+        return krylov.ritz_vector(krylov.extreme).div_(self.blocks.expand(scale))
 
 
 def _spread(direction: Tensor, rank: int, seed: int) -> list[Tensor]:

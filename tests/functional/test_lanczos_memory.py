@@ -52,13 +52,13 @@ def test_both_ends_of_the_norm_of_one_block_hold_two_vectors_and_half_a_basis(ma
 
 
 @pytest.mark.parametrize("max_hvps", [24, 48])
-def test_both_ends_of_the_norm_by_coordinates_hold_eight_vectors_and_columns(max_hvps):
-    # Among them the best direction, the given shares, the scale by block and by entry (which are
-    # one where the partition is that of a module), the scaled vector, the two of the iteration and,
-    # with several rounds, the best scale and the columns of the ascent.
+def test_both_ends_of_the_norm_by_coordinates_hold_six_vectors_and_half_a_basis(max_hvps):
+    # The best direction, the scale by block and by entry (which are one where the partition is that
+    # of a module), the scaled vector, and the two of the iteration; with several rounds the given
+    # shares, the columns of the ascent, and between rounds less of the rest.
     blocks, start = partition_of(torch.arange(DIM)), normal(DIM, seed=0)
     peak = peak_of(lambda hvp: operator_norm(hvp, start, blocks, max_hvps=max_hvps))
-    assert peak < (8.1 if max_hvps == 24 else 9.1 + RANK)
+    assert peak < (6.1 if max_hvps == 24 else 7.1 + RANK) + NUM_KEPT / 2
 
 
 def test_halved_basis_turns_eigenvectors_by_its_rounding_and_moves_no_bound():
