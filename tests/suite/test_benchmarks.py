@@ -208,3 +208,14 @@ def test_a_competitor_that_fails_is_said_to_have(load, capsys, monkeypatch):
     running = rivals.start_all(["no such name"], "cpu", "tiny", limit=60.0)
     assert running == {}
     assert "no such name failed: ended: KeyError: 'no such name'" in capsys.readouterr().out
+
+
+def test_adaptive_smoothness_is_known_and_lies_between_its_ends(printed):
+    options = ("--models", "graph", "--hvps", "12", "--seeds", "1")
+    rows = [line.split() for line in printed("adaptive_smoothness", *options)]
+    rows = [row for row in rows if len(row) == 9]
+    assert [row[0] for row in rows] == ["tensor", "row", "coordinate"]
+    for row in rows:
+        known, _, lower, upper = (float(cell.rstrip("%")) for cell in row[3:7])
+        assert 0 <= known < 0.1  # %
+        assert 0.5 < lower <= 1.001 <= upper + 0.002 < 3.0
