@@ -214,7 +214,7 @@ class _Search:
     def _lower_upper_end(self, direction: Tensor, size: int) -> Tensor:
         """Ascend, and try the weights that this leads to. Gives where N may be larger. (d,)."""
         seed = derive_seed("operator_norm", self.seed, self.left)
-        certificate = min(CERTIFICATE_HVPS, max(LEAST_CERTIFICATE, size // 2))
+        certificate = min(CERTIFICATE_HVPS, max(LEAST_CERTIFICATE, size - LONE_ASCENT_HVPS))
         ascent = size - certificate - 2 * LEAST_ASCENT  # one of N before, one after
         if ascent >= LEAST_STEPS * self.rank:
             products = self._ascend_columns(ascent, seed)
