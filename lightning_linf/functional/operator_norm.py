@@ -233,7 +233,8 @@ class _Search:
         stationary = stationary_shares(products, self.blocks)
         if self.given is None:
             return to_scale(floored(stationary, self.blocks), self.blocks)
-        weight = GIVEN_WEIGHT * 0.25**self.num_rounds
+        # One column leaves Lambda far from reached, so there given shares weigh as much.
+        weight = (GIVEN_WEIGHT if len(products) > 1 else 1.0) * 0.25**self.num_rounds
         return to_scale(mixed_shares(stationary, self.given, weight, self.blocks), self.blocks)
 
     def _other_direction(self) -> Tensor:
