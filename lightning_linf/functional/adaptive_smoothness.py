@@ -99,7 +99,7 @@ def adaptive_ascent(
         products = [hvp(column) for column in columns]
         num_hvps += rank
         previous, value = value, dual_columns_norm(products, blocks)
-        require_finite(value < float("inf"), "operator_norm", "finite products")
+        require_finite(value < float("inf"), "adaptive_ascent", "finite products")
         increase = max((value - previous) / value, 0.0) if value else 0.0
         if increase <= tol or num_hvps + rank > max_hvps:
             return AdaptiveAscent(value, increase, columns, products, num_hvps)
