@@ -22,7 +22,11 @@ norm of Φ is the step of blockwise Adam without averages over time: this is the
 N(Φ) = max ‖Hv‖_Φ* over ‖v‖_Φ ≤ 1 is the largest curvature that such a step can meet, and
 ‖g‖_Φ*² / (2 N(Φ)) is the decrease of the loss by the best step that meets it, to second order. The
 blockwise smoothness H(Φ) is an upper bound of N(Φ). H(`coordinate`) is the (1,1)-norm Σᵢⱼ |Hᵢⱼ|;
-N(`global`) and H(`global`) are both d max |λᵢ(H)|.
+N(`global`) and H(`global`) are both d max |λᵢ(H)|. The adaptive smoothness Λ(Φ) is the least
+Σ_b d_b s_b of all s for which S − H and S + H have no negative eigenvalue, S being the diagonal
+matrix of the s_b of each entry's block. Of the two, N(Φ) is in the theory of steepest descent and
+Λ(Φ) ≥ N(Φ) in that of blockwise Adam ([arXiv:2511.20584](https://arxiv.org/abs/2511.20584));
+Λ(`global`) = N(`global`).
 
 `spectral` is measured where it is asked for, and is no partition: it is the geometry of Muon.
 ‖x‖ is then the largest of σ_max(W) / √max(m, n) over the hidden matrices W of m rows and n columns

@@ -157,6 +157,7 @@ _ADVANTAGE = "advantage over SGD at worst, both ends"
 _UNIT = "× the decrease by SGD's step"
 _BOUNDS = "smoothness over d: lambda_max, (1,1)-norm, bounds of H(Phi)"
 _MET = "smoothness over d met by a step, both ends"
+_ADAPTIVE = "adaptive smoothness over d, lower end"
 _ERRORS = "(1,1)-norm: error of the probes, excess of halves of the batches"
 STEP_ADVANTAGE = PartitionScalar(
     "step_advantage",
@@ -250,10 +251,17 @@ OPERATOR_NORM_LOWER = PartitionScalar(
 )
 OPERATOR_NORM_UPPER = PartitionScalar(
     "operator_norm_upper",
-    "Upper end of N(Φ) / d. It is too low for at most 0.25 % of seeds.",
+    "Upper end of N(Φ) / d, and of Λ(Φ) / d. It is too low for at most 0.25 % of seeds.",
     (SMOOTHNESS,),
     _CURVATURE,
     charts=(_MET,),
+)
+ADAPTIVE_LOWER = PartitionScalar(
+    "adaptive_lower",
+    "Lower end of Λ(Φ) / d, the adaptive smoothness. Its upper end is operator_norm_upper.",
+    (SMOOTHNESS,),
+    _CURVATURE,
+    charts=(_ADAPTIVE,),
 )
 CONVERGED = PartitionScalar(
     "converged",

@@ -1,5 +1,7 @@
 """Tensors in, tensors out: one quantity a file."""
 
+from lightning_linf.functional.adaptive_smoothness import AdaptiveAscent as AdaptiveAscent
+from lightning_linf.functional.adaptive_smoothness import adaptive_ascent as adaptive_ascent
 from lightning_linf.functional.batch_excess import batch_excess as batch_excess
 from lightning_linf.functional.block_smoothness import (
     BlockSmoothnessEstimate as BlockSmoothnessEstimate,

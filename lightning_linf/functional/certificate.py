@@ -6,7 +6,7 @@ coordinate's block. Here weights are given as *shares* ``s_b d_b`` of sum 1. Any
 that holds, so they may be as inexact as they are cheap: they have the dtype of the products.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,39 +17,39 @@ from lightning_linf.functional.random import normal
 
 CERTIFICATE_TOL = 1e-2  # relative distance of the two bounds of the eigenvalue at which to stop
 LEAST_SHARE = 1e-3  # of a coordinate's share over the mean share: S^(-1/2) must not overflow
-SHARPNESS = 12.0  # how much more an eigenvector counts than one of half its eigenvalue
 
 
-def first_shares(product: Tensor, shares: Tensor | None, blocks: Blocks) -> Tensor:
-    """Choose the shares of the first certificate, midway between stationary and given ones.
-
-    Args:
-        product: H v, where an ascent of the lower end has stopped at v. Shape (d,).
-        shares: Other good shares, of any sum, shape (B,); None: the sizes of the blocks.
-        blocks: The partition.
-    """
-    given = blocks.sizes(product) if shares is None else shares
+def given_shares(shares: Tensor | None, blocks: Blocks, like: Tensor) -> Tensor:
+    """Check shares, of any sum; None: the sizes of the blocks. Shape: (B,)."""
+    given = blocks.sizes(like) if shares is None else shares
     if given.shape != (blocks.num_blocks,) or not (given >= 0).all():
         raise ValueError(
             f"operator_norm: expected `shares` of shape ({blocks.num_blocks},) and at least 0, "
             f"got shape {tuple(given.shape)} and smallest {float(given.min())}."
         )
-    middle = normalized(stationary_shares(product, blocks))
-    middle += normalized(given).to(middle)
-    return floored(middle, blocks)
+    return normalized(given).to(like)
 
 
-def stationary_shares(product: Tensor, blocks: Blocks) -> Tensor:
-    """Compute ``sqrt(d_b) norm2((Hv)_b)`` of H v, over the largest entry of H v. Shape: (B,).
+def stationary_shares(products: Sequence[Tensor], blocks: Blocks) -> Tensor:
+    """Compute ``sqrt(d_b) ||(H V)_b||`` of the products H V, over a common factor. Shape: (B,).
 
-    An ascent that has stopped at v is stationary for these shares; where the lower and the upper
-    end of the norm meet, no others are better.
+    An ascent that has stopped at the columns V is stationary for these shares; where it has reached
+    the adaptive smoothness, no others are better.
     """
-    relative = normalized(product, torch.linalg.vector_norm(product, torch.inf))
-    if blocks.num_blocks == blocks.num_params:
-        return relative.abs_()
-    norms = blocks.block_sum(relative.square_()).sqrt_()
+    largest = torch.stack([torch.linalg.vector_norm(p, torch.inf) for p in products]).max()
+    squares: Tensor | None = None
+    for product in products:
+        part = normalized(product, largest).square_()
+        part = part if blocks.num_blocks == blocks.num_params else blocks.block_sum(part)
+        squares = part if squares is None else squares.add_(part)
+    assert squares is not None
+    norms = squares.sqrt_()
     return norms.mul_(blocks.sizes(norms).sqrt_())
+
+
+def mixed_shares(stationary: Tensor, given: Tensor, weight: float, blocks: Blocks) -> Tensor:
+    """Add ``weight`` times the given shares, of sum 1, to stationary ones of any sum. (B,)."""
+    return floored(normalized(stationary).add_(given, alpha=weight), blocks)
 
 
 def floored(shares: Tensor, blocks: Blocks) -> Tensor:
@@ -93,27 +93,3 @@ def certify(
         failure=failure,
         num_kept=NUM_KEPT,
     )
-
-
-def eigenvector_weights(krylov: Lanczos) -> Tensor:
-    """Weigh approximate eigenvectors: the larger the |eigenvalue|, the more. Sum 1, shape (m,)."""
-    sizes = krylov.values.abs()
-    return torch.softmax(SHARPNESS * (sizes / sizes.max().clamp(min=1e-300) - 1), dim=0)
-
-
-def random_combination(krylov: Lanczos, weights: Tensor, seed: int) -> Tensor:
-    """Add up the approximate eigenvectors times weights times random normal numbers. (d,)."""
-    signs = normal(len(weights), seed=seed, dtype=weights.dtype)
-    return krylov.combine(krylov.vectors @ (weights * signs))
-
-
-def block_masses(krylov: Lanczos, weights: Tensor, blocks: Blocks) -> Tensor:
-    """Average the squared norm of each block over the weighted unit eigenvectors. Shape: (B,)."""
-    total: Tensor | None = None
-    for index, weight in enumerate(weights.tolist()):
-        if weight < LEAST_SHARE:
-            continue
-        mass = normalized(blocks.block_sum(krylov.ritz_vector(index).square_())).mul_(weight)
-        total = mass if total is None else total.add_(mass)
-    assert total is not None  # the largest weight is at least 1 / m
-    return total

@@ -1,59 +1,49 @@
 """Two bounds of the operator norm of a symmetric matrix, from a partition's norm to its dual."""
 
 from collections.abc import Callable
-from itertools import count
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks, dual_block_norm, dual_direction, require_vector
+from lightning_linf.functional.adaptive_smoothness import adaptive_ascent, dual_columns
+from lightning_linf.functional.blocks import Blocks, require_vector
 from lightning_linf.functional.certificate import (
-    block_masses,
     certify,
-    eigenvector_weights,
-    first_shares,
     floored,
-    random_combination,
+    given_shares,
+    mixed_shares,
     stationary_shares,
     to_scale,
     to_shares,
 )
-from lightning_linf.functional.finite import require_finite
 from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
 from lightning_linf.functional.offload import bring_back, set_aside
 from lightning_linf.functional.random import derive_seed, normal
 from lightning_linf.functional.spectrum_end import FAILURE
 
-FIRST_HVPS = 10  # most products of the first certificate, whose shares are poor
-CERTIFICATE_HVPS = 16  # of later ones: by then the spectrum's end has settled for trained networks
-LAST_HVPS = 18  # of the last one: with good shares many eigenvalues are close to the largest
+ROUND_HVPS = 32  # products of one round: ascents of Lambda and of N, and a certificate
+CERTIFICATE_HVPS = 16  # most of them for the certificate
 LEAST_CERTIFICATE = 8  # products without which a certificate would say next to nothing
 LEAST_BUDGET = LEAST_CERTIFICATE + 2  # one certificate and two steps of an ascent
-UNMIXED_ROUND = 3  # the certificate that takes stationary shares: risky, so not an early one
-ASCENT_HVPS = 8  # most products of the first ascent, by when most of its increase is done
-LATER_ASCENT_HVPS = 6  # of those that start at eigenvectors
-LAST_ASCENT_HVPS = 3  # what the last certificate leaves for an ascent from its eigenvectors
-ASCENT_TOL = 1e-3  # relative increase at which an ascent stops
-STEP = 0.3  # by how much shares move towards the masses; it and SHARPNESS were the best of several
+RANK = 3  # columns of the ascent of Lambda: the more, the less it misses, and the dearer its steps
+LEAST_STEPS = 2  # of that ascent, in the first round
+LEAST_ASCENT = 2  # of an ascent of N, from a combination of these columns or an eigenvector
+LONE_ASCENT_HVPS = 8  # most of one, by when most of its increase is done
+SPREAD = 4.0  # size of random columns beside the one that the ascent of Lambda starts at
+GIVEN_WEIGHT = 0.7  # of given shares beside those of the ascent, a quarter of it a round later
 
 
 class OperatorNorm(NamedTuple):
     """Both ends of the operator norm N of a matrix, and how far either has settled."""
 
     lower: float
-    upper: float
+    upper: float  # of the adaptive smoothness Lambda, too
+    adaptive_lower: float  # lower end of Lambda, at least that of N
     lower_increase: float  # relative increase of the lower end in its last iteration
     upper_residual: float  # by how much the upper end exceeds the eigenvalue behind it, relative
     direction: Tensor  # (d,): of norm at most 1, where H reaches the lower end, or nearly so
     shares: Tensor  # (B,): the weights of the blocks behind the upper end, s_b d_b, of sum 1
-    num_hvps: int
-
-
-class _Ascent(NamedTuple):
-    value: float
-    increase: float
-    direction: Tensor  # (d,)
     num_hvps: int
 
 
@@ -69,35 +59,39 @@ def operator_norm(
 ) -> OperatorNorm:
     r"""Bracket :math:`N(\Phi) = \max \|Hv\|_\Phi^*` over :math:`\|v\|_\Phi \le 1`, H symmetric.
 
-    *Lower end.* An ascent repeats ``v <- dual_direction(H v)``. The dual norm of ``H v`` then never
-    falls, whatever the signs of the eigenvalues, because H is symmetric.
+    Beside it, bracket the adaptive smoothness :math:`\Lambda(\Phi) \ge N(\Phi)`.
 
-    *Upper end.* For any positive weights ``s`` of the blocks, N is at most the largest absolute
-    eigenvalue of ``S^(-1/2) H S^(-1/2)`` times ``sum_b s_b d_b``, with S the diagonal matrix of the
-    weight of each coordinate's block. Each choice of weights gives such a certificate, and the
-    smallest counts. The first choice is midway between ``norm2((Hv)_b) / sqrt(d_b)``, from where
-    the ascent stopped, and ``shares``. The former would be exact if there were no gap between the
-    ends. Then the weights move towards the blocks in which the eigenvectors of the largest
-    eigenvalues have their mass; and these eigenvectors are new starts for the ascent. The best
-    upper end of this kind is the dual of the semidefinite relaxation of N: at most 1.783 N
-    (Grothendieck's constant), and 1.571 N if all eigenvalues of H have one sign.
+    *Lower ends.* That of Lambda is the ascent over ``RANK`` columns of
+    :func:`~lightning_linf.functional.adaptive_smoothness.adaptive_ascent`. From the combination of
+    its columns that adds most to the value, and again from the eigenvector below, the same ascent
+    over one column gives that of N: ``v <- dual_direction(H v)``, whereby the dual norm of ``H v``
+    never falls. A budget too small for both leaves the latter, from ``start``.
 
-    With one block both ends are d times bounds of the largest absolute eigenvalue.
+    *Upper end.* For any positive weights ``s`` of the blocks, N and Lambda are at most the largest
+    absolute eigenvalue of ``S^(-1/2) H S^(-1/2)`` times ``sum_b s_b d_b``, with S the diagonal
+    matrix of the weight of each coordinate's block: S times that eigenvalue is at least H and -H.
+    Each choice of weights gives such a certificate, and the smallest counts. The choice is
+    ``||(H V)_b|| / sqrt(d_b)`` for the columns V where the ascent has stopped, which would be exact
+    had it reached Lambda, mixed with ``shares``. A larger budget repeats all three from where they
+    were. The least of all such upper ends is Lambda, the dual of the semidefinite relaxation of N:
+    at most 1.783 N (Grothendieck's constant), and 1.571 N if all eigenvalues of H have one sign.
+
+    With one block Lambda is N, and the ends are d times bounds of the largest absolute eigenvalue.
 
     Args:
         hvp: The product with H, from (d,) to (d,).
-        start: Where the ascent starts, shape (d,), not zero: a random vector, say. Certificates,
+        start: Where the ascents start, shape (d,), not zero: a random vector, say. Certificates,
             and with one block everything, start at random vectors of their own.
         blocks: A partition of the d coordinates.
         shares: How much the rows of each block add to the norm, estimated, in any unit. Shape (B,).
             The better the estimates are, the lower is the first certificate. None: the blocks'
             sizes.
         max_hvps: Budget of products, at least ``LEAST_BUDGET``.
-        tol: Relative distance of the two ends at which to stop.
+        tol: Relative distance of two ends at which to stop.
         seed: Seed of the random vectors.
 
     Returns:
-        Both ends, in the units of H (not divided by d). The lower end has no error but rounding.
+        The ends, in the units of H (not divided by d). The lower ends have no error but rounding.
         The upper end is too low with a probability of at most ``FAILURE`` = 0.25 % over seeds,
         whatever H is: each certificate is a Lanczos iteration from a random start, which bounds the
         largest eigenvalue that it may have missed (:func:`~lightning_linf.functional.lambda_max`).
@@ -108,11 +102,12 @@ def operator_norm(
             is less than ``LEAST_BUDGET``.
 
     Source:
-        Quantity: Xie, Mohamadi & Li, arXiv:2410.08198. Lower end: the power method for norms of
-        Boyd (1974). Upper end: weak duality for the relaxation of Nesterov (1998). Memory
-        during a product: five vectors of shape (d,), ``NUM_KEPT`` of half the bytes, and with more
-        than one certificate two more. Of these, the search for the upper end needs two and those
-        of half the bytes only later: :func:`~lightning_linf.functional.offload.set_aside`.
+        Quantities: Xie, Mohamadi & Li, arXiv:2410.08198, and for Lambda Xie, Wang, Wu & Li,
+        arXiv:2511.20584. Lower end of N: the power method for norms of Boyd (1974). Upper end: weak
+        duality for the relaxation of Nesterov (1998). Memory during a product: eight vectors of
+        shape (d,) at most, ``NUM_KEPT`` of half the bytes, and if the budget allows another round
+        ``RANK`` + 1 more. Of these, two, those of half the bytes and the last ones are only needed
+        later: :func:`~lightning_linf.functional.offload.set_aside`.
 
     Example:
         >>> from lightning_linf.functional import LabelledBlocks
@@ -132,61 +127,21 @@ def operator_norm(
         )
     if blocks.num_blocks == 1:
         return _of_one_block(hvp, start, max_hvps, tol, seed)
-    # A small budget is kept for the certificate, without which there is no upper end.
-    ascent_budget = min(ASCENT_HVPS, max_hvps - LEAST_CERTIFICATE)
-    best, product = _ascend(hvp, dual_direction(start, blocks), blocks, ascent_budget)
-    moving = to_scale(first_shares(product, shares, blocks), blocks)
-    del product, start, shares  # which a caller that made them for us does not hold either
-    left, unused, certified = max_hvps - best.num_hvps, FAILURE, moving
-    upper, residual = float("inf"), 0.0
-    for position in count():
-        scale = moving
-        if position == UNMIXED_ROUND:
-            # Where the two ends can meet, stationary shares alone are the best.
-            stationary = stationary_shares(hvp(bring_back(best.direction, moving.device)), blocks)
-            scale, left = to_scale(floored(stationary, blocks), blocks), left - 1
-        is_last = left < FIRST_HVPS + LATER_ASCENT_HVPS + CERTIFICATE_HVPS
-        if is_last:
-            budget = min(LAST_HVPS, max(LEAST_CERTIFICATE, left - LAST_ASCENT_HVPS))
-        else:
-            budget = CERTIFICATE_HVPS if position else FIRST_HVPS
-        # In proportion to the products: those of all certificates add up to FAILURE.
-        failure = unused if is_last else unused * budget / left
-        seed_here = derive_seed("operator_norm", seed, max_hvps - left)
-        krylov = certify(
-            hvp, blocks.expand(scale), max_hvps=budget, failure=failure, seed=seed_here
-        )
-        left, unused = left - krylov.num_hvps, unused - failure
-        if krylov.upper < upper:
-            upper, certified = krylov.upper, set_aside(scale)
-            residual = (krylov.upper - krylov.value) / krylov.value if krylov.value else 0.0
-        if not left or upper <= best.value * (1 + tol):
-            break
-        weights = eigenvector_weights(krylov)
-        candidate = random_combination(krylov, weights.sqrt(), seed_here).div_(blocks.expand(scale))
-        direction = dual_direction(candidate, blocks)
-        del candidate
-        ascent, _ = _ascend(hvp, direction, blocks, min(LATER_ASCENT_HVPS, left))
-        left -= ascent.num_hvps
-        if ascent.value > best.value:
-            gain = (ascent.value - best.value) / ascent.value
-            best = ascent._replace(increase=min(gain, ascent.increase))
-        if is_last:
-            break
-        if position != UNMIXED_ROUND:
-            mass = block_masses(krylov, weights, blocks)
-            mixed = torch.lerp(to_shares(moving, blocks), mass, STEP)
-            moving = to_scale(floored(mixed, blocks), blocks)
-            del mass, mixed
-        del krylov, ascent, direction
+    search = _Search(hvp, start, blocks, given_shares(shares, blocks, start), max_hvps, seed)
+    del start, shares  # which a caller that made them for us does not hold either
+    while search.left >= LEAST_BUDGET and search.upper > search.best.value * (1 + tol):
+        # Once both ends of Lambda have met, only the lower end of N can be bettered.
+        search.round(is_open=search.upper > search.adaptive * (1 + tol))
+    best, adaptive = search.best, search.adaptive
     return OperatorNorm(
         lower=best.value,
-        upper=max(upper, best.value),  # where they meet, rounding may put it below
+        upper=max(search.upper, adaptive),  # where they meet, rounding may put it below
+        adaptive_lower=adaptive,
         lower_increase=best.increase,
-        upper_residual=residual,
-        direction=bring_back(best.direction, moving.device),
-        shares=to_shares(bring_back(certified, moving.device), blocks),
-        num_hvps=max_hvps - left,
+        upper_residual=search.residual,
+        direction=search.best_direction(),
+        shares=to_shares(bring_back(search.scale, search.like.device), blocks),
+        num_hvps=max_hvps - search.left,
     )
 
 
@@ -208,6 +163,7 @@ def _of_one_block(
     return OperatorNorm(
         lower=dim * krylov.value,
         upper=dim * krylov.upper,
+        adaptive_lower=dim * krylov.value,
         lower_increase=relative,
         upper_residual=relative,
         direction=direction.mul_(dim**0.5 / torch.linalg.vector_norm(direction)),
@@ -216,17 +172,156 @@ def _of_one_block(
     )
 
 
-def _ascend(
-    hvp: Callable[[Tensor], Tensor], direction: Tensor, blocks: Blocks, max_hvps: int
-) -> tuple[_Ascent, Tensor]:
-    """Repeat the step of the lower end; gives its end, and H times the direction there (d,)."""
-    value, num_hvps = 0.0, 0
-    while True:
-        product, num_hvps = hvp(direction), num_hvps + 1
-        previous, value = value, float(dual_block_norm(product, blocks))
-        require_finite(value < float("inf"), "operator_norm", "finite products")
-        increase = (value - previous) / value if value else 0.0
-        if increase <= ASCENT_TOL or num_hvps == max_hvps:
-            return _Ascent(value, max(increase, 0.0), set_aside(direction), num_hvps), product
-        direction = dual_direction(product, blocks)
-        del product  # not held during the next
+class _Best(NamedTuple):
+    value: float
+    increase: float
+    direction: Tensor  # (d,), set aside
+
+
+class _Search:
+    """Both ends so far, and what the next round starts from."""
+
+    def __init__(
+        self,
+        hvp: Callable[[Tensor], Tensor],
+        start: Tensor,
+        blocks: Blocks,
+        given: Tensor,
+        max_hvps: int,
+        seed: int,
+    ) -> None:
+        self.hvp, self.blocks, self.seed = hvp, blocks, seed
+        self.like = start.new_empty(0)
+        self.given: Tensor | None = set_aside(given)
+        self.left, self.unused, self.num_rounds = max_hvps, FAILURE, 0
+        self.best, self.adaptive = _Best(0.0, 0.0, set_aside(start)), 0.0
+        self.upper, self.residual = float("inf"), 0.0
+        self.scale = given.new_empty(0)  # S^(-1/2) by block, behind the upper end; set aside
+        self.columns: list[Tensor] = []  # where the ascent of Lambda goes on; set aside
+        self.rank = min(RANK, blocks.num_blocks)
+
+    def best_direction(self) -> Tensor:
+        """Give the direction of the lower end of N. Shape: (d,)."""
+        return bring_back(self.best.direction, self.like.device)
+
+    def round(self, is_open: bool) -> None:
+        """Raise both lower ends and, if the upper end is open to that, lower it."""
+        size = self.left if self.left < ROUND_HVPS + LEAST_BUDGET else ROUND_HVPS
+        end = self.left - size  # what this round leaves
+        direction = self._other_direction() if self.num_rounds else self.best_direction()
+        if is_open:
+            direction = self._lower_upper_end(direction, size)
+        while self.left - end >= LEAST_ASCENT and self.upper > self.best.value:
+            self._ascend(direction, min(self.left - end, LONE_ASCENT_HVPS))
+            if not self.num_rounds:
+                break
+            direction = self._other_direction()
+        self.num_rounds += 1
+
+    def _lower_upper_end(self, direction: Tensor, size: int) -> Tensor:
+        """Ascend, and try the weights that this leads to. Gives where N may be larger. (d,)."""
+        seed = derive_seed("operator_norm", self.seed, self.left)
+        certificate = min(CERTIFICATE_HVPS, max(LEAST_CERTIFICATE, size - LONE_ASCENT_HVPS))
+        ascent = size - certificate - 2 * LEAST_ASCENT  # one of N before, one after
+        if ascent >= LEAST_STEPS * self.rank:
+            products = self._ascend_columns(ascent, seed)
+            scale = self._scale(products)
+            if self.adaptive and not self.num_rounds:
+                columns = self._columns()
+                direction = _combined(columns, _weights(columns, products))
+                del columns
+            del products
+            self._ascend(direction, LEAST_ASCENT)
+        else:
+            scale = self._scale(self._ascend(direction, min(size - certificate, LONE_ASCENT_HVPS)))
+        del direction
+        return self._certify(scale, certificate, seed)
+
+    def _scale(self, products: list[Tensor]) -> Tensor:
+        """Turn H times the columns where an ascent has stopped into S^(-1/2), by block. (B,)."""
+        stationary = stationary_shares(products, self.blocks)
+        if self.given is None:
+            return to_scale(floored(stationary, self.blocks), self.blocks)
+        # One column leaves Lambda far from reached, so there given shares weigh as much.
+        weight = (GIVEN_WEIGHT if len(products) > 1 else 1.0) * 0.25**self.num_rounds
+        given = bring_back(self.given, stationary.device)
+        return to_scale(mixed_shares(stationary, given, weight, self.blocks), self.blocks)
+
+    def _other_direction(self) -> Tensor:
+        """Choose at random where else an ascent of N starts. Shape: (d,)."""
+        seed = derive_seed("other", self.seed, self.left)
+        if self.columns and seed % 2:
+            return _combined(self._columns(), normal(len(self.columns), seed=seed))
+        return self._random(seed)
+
+    def _ascend_columns(self, max_hvps: int, seed: int) -> list[Tensor]:
+        """Raise the lower end of Lambda. Gives H times the columns before those that are kept."""
+        ascent = adaptive_ascent(self.hvp, self._take_columns(seed), self.blocks, max_hvps=max_hvps)
+        self.left -= ascent.num_hvps
+        self.adaptive = max(self.adaptive, ascent.value)
+        products = ascent.products
+        del ascent  # with its columns
+        self.columns = [set_aside(column) for column in dual_columns(products, self.blocks)]
+        return products
+
+    def _take_columns(self, seed: int) -> list[Tensor]:
+        """Give the columns that an ascent of Lambda starts at, which are then its own."""
+        columns = self._columns() or self._spread(seed)
+        self.columns = []
+        return columns
+
+    def _columns(self) -> list[Tensor]:
+        return [bring_back(column, self.like.device) for column in self.columns]
+
+    def _spread(self, seed: int) -> list[Tensor]:
+        """Take random vectors beside the best direction as columns to start from."""
+        direction = self.best_direction()
+        size = SPREAD * torch.linalg.vector_norm(direction) / len(direction) ** 0.5
+        seeds = [derive_seed("columns", seed, k) for k in range(1, self.rank)]
+        return [direction, *(self._random(one).mul_(size) for one in seeds)]
+
+    def _random(self, seed: int) -> Tensor:
+        dim, like = self.blocks.num_params, self.like
+        return normal(dim, seed=seed, dtype=like.dtype, device=like.device)
+
+    def _ascend(self, direction: Tensor, max_hvps: int) -> list[Tensor]:
+        """Raise the lower end of N. Gives H times the direction where the ascent has stopped."""
+        ascent = adaptive_ascent(self.hvp, [direction], self.blocks, max_hvps=max_hvps)
+        self.left -= ascent.num_hvps
+        self.adaptive = max(self.adaptive, ascent.value)
+        if ascent.value > self.best.value:
+            gain = (ascent.value - self.best.value) / ascent.value
+            self.best = _Best(
+                ascent.value, min(gain, ascent.increase), set_aside(ascent.columns[0])
+            )
+        return ascent.products
+
+    def _certify(self, scale: Tensor, max_hvps: int, seed: int) -> Tensor:
+        """Try the weights of which ``scale`` is S^(-1/2), by block. Gives its eigenvector. (d,)."""
+        if self.left - max_hvps < LEAST_BUDGET:
+            self.columns, self.given = [], None  # no other round is planned that would need them
+        failure = self.unused / 2  # those of any number of certificates add up to FAILURE
+        krylov = certify(
+            self.hvp, self.blocks.expand(scale), max_hvps=max_hvps, failure=failure, seed=seed
+        )
+        self.left, self.unused = self.left - krylov.num_hvps, self.unused - failure
+        if krylov.upper < self.upper:
+            self.upper, self.scale = krylov.upper, set_aside(scale)
+            self.residual = (krylov.upper - krylov.value) / krylov.value if krylov.value else 0.0
+        # In it the weights fall shortest of H, so there an ascent has not been.
+        return krylov.ritz_vector(krylov.extreme).div_(self.blocks.expand(scale))
+
+
+def _weights(columns: list[Tensor], products: list[Tensor]) -> Tensor:
+    """Weigh the columns V so that most of ``<V, H U>`` is kept; ``products`` are H U. (r,)."""
+    parts = [[float(torch.dot(c, p)) for p in products] for c in columns]
+    value = torch.tensor(parts, dtype=torch.float64)  # symmetric but for rounding
+    vectors: Tensor = torch.linalg.eigh(value).eigenvectors
+    return vectors[:, -1]
+
+
+def _combined(columns: list[Tensor], weights: Tensor) -> Tensor:
+    result = torch.zeros_like(columns[0])
+    for column, weight in zip(columns, weights.tolist(), strict=True):
+        result.add_(column, alpha=weight)
+    return result

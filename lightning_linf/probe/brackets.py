@@ -22,7 +22,7 @@ from lightning_linf.probe.upper_bounds import (
 )
 from lightning_linf.report import BlockSmoothness
 
-OPERATOR_HVPS = 32  # for both ends of an operator norm: an ascent, a certificate, another ascent
+OPERATOR_HVPS = 32  # for the ends of N(Phi) and Lambda(Phi): two ascents and a certificate
 _FREE_HVPS = 400  # where the whole Hessian is known, products cost nothing
 
 
@@ -44,13 +44,13 @@ def bracket_smoothness(
     seed: int,
     num_other_hvps: int = 0,
 ) -> Brackets:
-    """Measure N(Phi) and H(Phi) of each partition; "coordinate" and "global" must be among them.
+    """Measure N(Phi), Lambda(Phi) and H(Phi); "coordinate" and "global" must be among the Phi.
 
     Each partition but "global" gets ``num_probes`` probes for the upper end of H(Phi) and up to
-    ``OPERATOR_HVPS`` products for both ends of N(Phi), within ``max_hvps`` in all, of which
-    ``num_other_hvps`` are left over. From coarse to
-    fine, the step that is worst for one partition is where the search for the next one starts; and
-    where one partition refines another, the lower end of the finer one holds for the coarser one,
+    ``OPERATOR_HVPS`` products for N(Phi) and Lambda(Phi), within ``max_hvps`` in all, of which
+    ``num_other_hvps`` are left over. From coarse to fine, the step that is worst for one partition
+    is where the search for the next one starts; and where one partition refines another, lower ends
+    of the finer one hold for the coarser one,
     and the upper end the other way. With no more parameters than probes, d products give the whole
     Hessian, which serves all partitions without error.
 
@@ -150,20 +150,23 @@ def _assemble(
         lower_increase=norm.lower_increase,
         operator_upper_residual=norm.upper_residual,
         num_hvps=norm.num_hvps + (0 if upper is None else upper.num_hvps),
+        adaptive_lower=norm.adaptive_lower,
     )
 
 
 def _tighten(smoothness: dict[str, BlockSmoothness], partitions: Sequence[Partition]) -> None:
-    """Use that N of a partition that refines another is at most that of the other."""
+    """Use that N and Lambda of a partition that refines another are at most those of the other."""
     for fine in partitions:
         for coarse in partitions:
             if coarse.num_blocks >= fine.num_blocks or not fine.refines(coarse):
                 continue
             below, above = smoothness[fine.name], smoothness[coarse.name]
-            if below.lower > above.lower:
-                smoothness[coarse.name] = replace(
-                    above, lower=below.lower, upper=max(above.upper, below.lower)
-                )
+            smoothness[coarse.name] = replace(
+                above,
+                lower=max(above.lower, below.lower),
+                upper=max(above.upper, below.lower),
+                adaptive_lower=max(above.adaptive_lower, below.adaptive_lower),
+            )
             if above.operator_upper < below.operator_upper:
                 smoothness[fine.name] = replace(
                     below,

@@ -16,7 +16,9 @@ class BlockSmoothness:
     """Smoothness of one partition Phi, in loss per parameter squared, not divided by d.
 
     ``lower <= N(Phi) <= operator_upper`` and ``N(Phi) <= H(Phi) <= upper``, where N(Phi) is the
-    norm of the Hessian from norm_Phi to dual_Phi and H(Phi) the blockwise smoothness.
+    norm of the Hessian from norm_Phi to dual_Phi and H(Phi) the blockwise smoothness. The adaptive
+    smoothness Lambda(Phi) is at least N(Phi), with which it shares an upper end:
+    ``adaptive_lower <= Lambda(Phi) <= operator_upper``.
     """
 
     num_blocks: int
@@ -27,6 +29,12 @@ class BlockSmoothness:
     lower_increase: float  # by how much the last iteration raised `lower`, relative
     operator_upper_residual: float  # by how much `operator_upper` exceeds that eigenvalue, relative
     num_hvps: int  # Hessian-vector products for this partition
+    adaptive_lower: float = math.nan  # NaN in reports of versions that did not measure it
+
+    @property
+    def adaptive_upper(self) -> float:
+        """Upper end of Lambda(Phi): S is at least H and -H in every certificate of N(Phi)."""
+        return self.operator_upper
 
     @property
     def converged(self) -> bool:

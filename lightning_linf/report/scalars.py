@@ -37,6 +37,7 @@ def scalars_of(report: GeometryReport) -> dict[str, float]:
             continue
         scalars[quantities.OPERATOR_NORM_LOWER.of(name)] = block.lower / d
         scalars[quantities.OPERATOR_NORM_UPPER.of(name)] = block.operator_upper / d
+        scalars[quantities.ADAPTIVE_LOWER.of(name)] = block.adaptive_lower / d
         scalars[quantities.ADVANTAGE_LOWER.of(name)] = report.advantage[name].lower
         scalars[quantities.ADVANTAGE_UPPER.of(name)] = report.advantage[name].upper
         scalars[quantities.STEP_ADVANTAGE.of(name)] = report.step_advantage[name]

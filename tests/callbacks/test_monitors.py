@@ -44,6 +44,7 @@ SMOOTHNESS = {
     quantities.PROBE_SECONDS.tag,
     quantities.OPERATOR_NORM_LOWER.of("coordinate"),
     quantities.OPERATOR_NORM_UPPER.of("coordinate"),
+    quantities.ADAPTIVE_LOWER.of("coordinate"),
     quantities.ADVANTAGE_LOWER.of("coordinate"),
     quantities.ADVANTAGE_UPPER.of("coordinate"),
     quantities.STEP_ADVANTAGE.of("coordinate"),

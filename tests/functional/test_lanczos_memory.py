@@ -8,6 +8,7 @@ from support.networks import partition_of
 
 from lightning_linf.functional import lambda_max, operator_norm
 from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
+from lightning_linf.functional.operator_norm import RANK
 from lightning_linf.functional.random import normal
 
 DIM = 50_000
@@ -53,11 +54,11 @@ def test_both_ends_of_the_norm_of_one_block_hold_two_vectors_and_half_a_basis(ma
 @pytest.mark.parametrize("max_hvps", [24, 48])
 def test_both_ends_of_the_norm_by_coordinates_hold_six_vectors_and_half_a_basis(max_hvps):
     # The best direction, the scale by block and by entry (which are one where the partition is that
-    # of a module), the scaled vector, and the two of the iteration; with
-    # several rounds two more scales.
+    # of a module), the scaled vector, and the two of the iteration; with several rounds the given
+    # shares, the columns of the ascent, and between rounds less of the rest.
     blocks, start = partition_of(torch.arange(DIM)), normal(DIM, seed=0)
     peak = peak_of(lambda hvp: operator_norm(hvp, start, blocks, max_hvps=max_hvps))
-    assert peak < (6.1 if max_hvps == 24 else 8.2) + NUM_KEPT / 2
+    assert peak < (6.1 if max_hvps == 24 else 7.1 + RANK) + NUM_KEPT / 2
 
 
 def test_halved_basis_turns_eigenvectors_by_its_rounding_and_moves_no_bound():

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from support.adaptive_smoothness import adaptive_smoothness_by_barrier
 from support.landscapes import (
     DIM,
     EXACT,
@@ -86,6 +87,22 @@ def test_with_as_many_probes_as_parameters_the_numbers_are_exact(seed):
         assert block.upper <= bound * (1 + 1e-6)
         assert block.upper_relative_error == 0.0
         assert smoothness_by_restarts(hessian, partition, 50) <= block.upper * (1 + ROUNDING)
+
+
+@pytest.mark.parametrize("num_probes", [16, 256])  # 256: with the whole Hessian
+def test_adaptive_smoothness_is_between_its_ends_and_grows_with_the_blocks(num_probes):
+    module, batch, loss, _, hessian = random_net(4)
+    report = measure_geometry(
+        module, [batch], loss=loss, partitions=NAMES, num_probes=num_probes, seed=1
+    )
+    for name in NAMES:
+        least, most = adaptive_smoothness_by_barrier(hessian, Partition.of(module, name))
+        block = report.smoothness[name]
+        assert 0.9 * least <= block.adaptive_lower <= most * (1 + ROUNDING), name
+        assert least * (1 - ROUNDING) <= block.adaptive_upper == block.operator_upper, name
+    lowers = [report.smoothness[name].adaptive_lower for name in ("coordinate", "tensor", "global")]
+    assert lowers == sorted(lowers)
+    assert report.smoothness["global"].adaptive_lower >= report.smoothness["global"].lower
 
 
 def diagonal_closed_form(diagonal, partition):

@@ -1,6 +1,7 @@
 """A report as JSON and as a file."""
 
 import json
+import math
 import os
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.reports import (
     NOISE,
+    SMOOTHNESS,
+    block,
     favouring_adam,
     full_report,
     make_report,
@@ -15,12 +18,14 @@ from support.reports import (
     words,
 )
 
+from lightning_linf import quantities
 from lightning_linf.report import (
     BlockSmoothness,
     GeometryReport,
     NoiseReport,
     SpectralSmoothness,
 )
+from lightning_linf.report.scalars import scalars_of
 
 anything = st.floats() | st.integers(-(2**70), 2**70)
 by_name = st.dictionaries(st.text(), anything, max_size=3)
@@ -146,6 +151,24 @@ def test_missing_key_is_named():
     del data["loss"]
     with pytest.raises(ValueError, match=r"got \['loss'\] missing and \[\] unknown"):
         GeometryReport.from_dict(data)
+
+
+def test_report_of_a_version_without_adaptive_smoothness_is_read():
+    data = make_report().to_dict()
+    for one in data["smoothness"].values():
+        del one["adaptive_lower"]
+    smoothness = GeometryReport.from_dict(data).smoothness
+    assert all(math.isnan(one.adaptive_lower) for one in smoothness.values())
+    assert smoothness["tensor"].adaptive_upper == smoothness["tensor"].operator_upper == 8
+
+
+def test_adaptive_smoothness_is_kept_and_logged_over_d():
+    smoothness = SMOOTHNESS | {"tensor": block(2, 6, 8, adaptive_lower=7.0)}
+    report = make_report(smoothness)
+    assert GeometryReport.from_json(report.to_json()).smoothness["tensor"].adaptive_lower == 7.0
+    logged = scalars_of(report)
+    assert logged[quantities.ADAPTIVE_LOWER.of("tensor")] == 7.0 / 8
+    assert quantities.ADAPTIVE_LOWER.of("global") not in logged
 
 
 def test_what_is_no_report_is_refused():

@@ -225,3 +225,14 @@ def test_edges_and_rates_are_printed_for_each_optimizer(printed):
         "edge", "--steps", "60", "--every", "20", "--points", "20", "--optimizers", *names
     )
     assert [sum(line.startswith(f"{name}  ") for line in lines) for name in names] == [4, 4]
+
+
+def test_adaptive_smoothness_is_known_and_lies_between_its_ends(printed):
+    options = ("--models", "graph", "--hvps", "12", "--seeds", "1")
+    rows = [line.split() for line in printed("adaptive_smoothness", *options)]
+    rows = [row for row in rows if len(row) == 9]
+    assert [row[0] for row in rows] == ["tensor", "row", "coordinate"]
+    for row in rows:
+        known, _, lower, upper = (float(cell.rstrip("%")) for cell in row[3:7])
+        assert 0 <= known < 0.1  # %
+        assert 0.5 < lower <= 1.001 <= upper + 0.002 < 3.0

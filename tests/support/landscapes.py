@@ -80,6 +80,7 @@ def check_brackets(report, hessian, partition, *, num_restarts, num_probes):
     assert norm <= block.operator_upper * (1 + ROUNDING), where
     assert block.lower <= block.operator_upper, where
     assert block.lower <= block.upper, where
+    assert block.lower <= block.adaptive_lower <= block.adaptive_upper, where
     smoothness = smoothness_by_restarts(hessian, partition, num_restarts)
     smoothness = max(smoothness, norm)
     # H(Phi) is at most the estimate within 3 stated errors and its bias, 2 % at 16 probes.
