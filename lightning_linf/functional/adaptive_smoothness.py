@@ -16,6 +16,7 @@ from lightning_linf.functional.blocks import (
 from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.finite import require_finite
 from lightning_linf.functional.in_pieces import largest_magnitude, piece_size, pieces_of
+from lightning_linf.functional.offload import bring_back, set_aside
 
 ASCENT_TOL = 1e-3  # relative increase at which an ascent stops
 
@@ -73,7 +74,8 @@ def adaptive_ascent(
         Quantity: Xie, Wang, Wu & Li, arXiv:2511.20584, and Xie, Wang, Reddi, Kumar & Li,
         arXiv:2503.10537, whose S bounds the Hessians at all points, where ours bounds that at one.
         Method: the power method of Boyd (1974) for the factors of Burer & Monteiro (2003). Memory
-        during a product: at most 2 r - 1 vectors of shape (d,).
+        during a product: at most 2 r - 1 vectors of shape (d,), all of them
+        :func:`~lightning_linf.functional.offload.set_aside` but the one that it multiplies.
 
     Example:
         >>> from lightning_linf.functional import LabelledBlocks
@@ -92,19 +94,23 @@ def adaptive_ascent(
         raise ValueError(
             f"adaptive_ascent: expected `max_hvps` >= {rank}, one a column, got {max_hvps}."
         )
-    columns = dual_columns(start, blocks)
+    device = start[0].device
+    columns = [set_aside(column) for column in dual_columns(start, blocks)]
     del start
     value, num_hvps = 0.0, 0
     while True:
-        products = [hvp(column) for column in columns]
+        aside = [set_aside(hvp(bring_back(column, device))) for column in columns]
+        products = [bring_back(product, device) for product in aside]
+        del aside
         num_hvps += rank
         previous, value = value, dual_columns_norm(products, blocks)
         require_finite(value < float("inf"), "adaptive_ascent", "finite products")
         increase = max((value - previous) / value, 0.0) if value else 0.0
         if increase <= tol or num_hvps + rank > max_hvps:
+            columns = [bring_back(column, device) for column in columns]
             return AdaptiveAscent(value, increase, columns, products, num_hvps)
         del columns
-        columns = dual_columns(products, blocks)
+        columns = [set_aside(column) for column in dual_columns(products, blocks)]
         del products
 
 

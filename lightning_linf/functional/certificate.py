@@ -48,16 +48,19 @@ def stationary_shares(products: Sequence[Tensor], blocks: Blocks) -> Tensor:
 
 
 def mixed_shares(stationary: Tensor, given: Tensor, weight: float, blocks: Blocks) -> Tensor:
-    """Add ``weight`` times the given shares, of sum 1, to stationary ones of any sum. (B,)."""
-    return floored(normalized(stationary).add_(given, alpha=weight), blocks)
+    """Add ``weight`` times the given shares, of sum 1, to stationary ones of any sum. (B,).
+
+    ``stationary`` is overwritten.
+    """
+    return floored(_normalize(stationary).add_(given, alpha=weight), blocks)
 
 
 def floored(shares: Tensor, blocks: Blocks) -> Tensor:
-    """Normalize shares to the sum 1, with none near 0. Shape: (B,)."""
-    least = blocks.sizes(shares) / blocks.num_params
+    """Normalize shares to the sum 1, with none near 0. Overwrites them. Shape: (B,)."""
+    least = blocks.sizes(shares).div_(blocks.num_params)
     if not shares.any():  # H is zero as far as we saw
         return least
-    return normalized(torch.maximum(normalized(shares), least.mul_(LEAST_SHARE), out=least))
+    return _normalize(torch.maximum(_normalize(shares), least.mul_(LEAST_SHARE), out=least))
 
 
 def normalized(values: Tensor, total: Tensor | None = None) -> Tensor:
@@ -66,9 +69,14 @@ def normalized(values: Tensor, total: Tensor | None = None) -> Tensor:
     return values / total.clamp(min=torch.finfo(values.dtype).tiny)
 
 
+def _normalize(values: Tensor) -> Tensor:
+    """Divide by the sum in place; a sum of zero leaves zeros."""
+    return values.div_(values.sum().clamp(min=torch.finfo(values.dtype).tiny))
+
+
 def to_scale(shares: Tensor, blocks: Blocks) -> Tensor:
     """Turn shares into the diagonal of S^(-1/2), a number for each block. Shape: (B,)."""
-    return (blocks.sizes(shares) / shares).sqrt_()
+    return blocks.sizes(shares).div_(shares).sqrt_()
 
 
 def to_shares(scale: Tensor, blocks: Blocks) -> Tensor:

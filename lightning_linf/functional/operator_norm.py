@@ -208,9 +208,7 @@ class _Search:
         """Raise both lower ends and, if the upper end is open to that, lower it."""
         size = self.left if self.left < ROUND_HVPS + LEAST_BUDGET else ROUND_HVPS
         end = self.left - size  # what this round leaves
-        direction = self._other_direction() if self.num_rounds else self.best_direction()
-        if is_open:
-            direction = self._lower_upper_end(direction, size)
+        direction = self._lower_upper_end(size) if is_open else self._next_direction()
         while self.left - end >= LEAST_ASCENT and self.upper > self.best.value:
             self._ascend(direction, min(self.left - end, LONE_ASCENT_HVPS))
             if not self.num_rounds:
@@ -218,8 +216,9 @@ class _Search:
             direction = self._other_direction()
         self.num_rounds += 1
 
-    def _lower_upper_end(self, direction: Tensor, size: int) -> Tensor:
+    def _lower_upper_end(self, size: int) -> Tensor:
         """Ascend, and try the weights that this leads to. Gives where N may be larger. (d,)."""
+        direction, device = set_aside(self._next_direction()), self.like.device
         seed = derive_seed("operator_norm", self.seed, self.left)
         certificate = min(CERTIFICATE_HVPS, max(LEAST_CERTIFICATE, size - LONE_ASCENT_HVPS))
         ascent = size - certificate - 2 * LEAST_ASCENT  # one of N before, one after
@@ -227,13 +226,12 @@ class _Search:
             products = self._ascend_columns(ascent, seed)
             scale = self._scale(products)
             if self.adaptive and not self.num_rounds:
-                columns = self._columns()
-                direction = _combined(columns, _weights(columns, products))
-                del columns
+                direction = set_aside(self._combined(self._weights(products)))
             del products
-            self._ascend(direction, LEAST_ASCENT)
+            self._ascend(bring_back(direction, device), LEAST_ASCENT)
         else:
-            scale = self._scale(self._ascend(direction, min(size - certificate, LONE_ASCENT_HVPS)))
+            budget = min(size - certificate, LONE_ASCENT_HVPS)
+            scale = self._scale(self._ascend(bring_back(direction, device), budget))
         del direction
         return self._certify(scale, certificate, seed)
 
@@ -247,11 +245,15 @@ class _Search:
         given = bring_back(self.given, stationary.device)
         return to_scale(mixed_shares(stationary, given, weight, self.blocks), self.blocks)
 
+    def _next_direction(self) -> Tensor:
+        """Choose where a round's ascent of N starts. Shape: (d,)."""
+        return self._other_direction() if self.num_rounds else self.best_direction()
+
     def _other_direction(self) -> Tensor:
         """Choose at random where else an ascent of N starts. Shape: (d,)."""
         seed = derive_seed("other", self.seed, self.left)
         if self.columns and seed % 2:
-            return _combined(self._columns(), normal(len(self.columns), seed=seed))
+            return self._combined(normal(len(self.columns), seed=seed))
         return self._random(seed)
 
     def _ascend_columns(self, max_hvps: int, seed: int) -> list[Tensor]:
@@ -266,12 +268,26 @@ class _Search:
 
     def _take_columns(self, seed: int) -> list[Tensor]:
         """Give the columns that an ascent of Lambda starts at, which are then its own."""
-        columns = self._columns() or self._spread(seed)
+        columns = [bring_back(column, self.like.device) for column in self.columns]
         self.columns = []
-        return columns
+        return columns or self._spread(seed)
 
-    def _columns(self) -> list[Tensor]:
-        return [bring_back(column, self.like.device) for column in self.columns]
+    def _weights(self, products: list[Tensor]) -> Tensor:
+        """Weigh the columns V so that most of ``<V, H U>`` is kept; ``products`` are H U. (r,)."""
+        parts = []
+        for kept in self.columns:
+            column = bring_back(kept, self.like.device)
+            parts.append([float(torch.dot(column, product)) for product in products])
+        value = torch.tensor(parts, dtype=torch.float64)  # symmetric but for rounding
+        vectors: Tensor = torch.linalg.eigh(value).eigenvectors
+        return vectors[:, -1]
+
+    def _combined(self, weights: Tensor) -> Tensor:
+        """Add up the columns with weights (r,). Shape: (d,)."""
+        result = torch.zeros_like(self.columns[0], device=self.like.device)
+        for column, weight in zip(self.columns, weights.tolist(), strict=True):
+            result.add_(bring_back(column, result.device), alpha=weight)
+        return result
 
     def _spread(self, seed: int) -> list[Tensor]:
         """Take random vectors beside the best direction as columns to start from."""
@@ -310,18 +326,3 @@ class _Search:
             self.residual = (krylov.upper - krylov.value) / krylov.value if krylov.value else 0.0
         # In it the weights fall shortest of H, so there an ascent has not been.
         return krylov.ritz_vector(krylov.extreme).div_(self.blocks.expand(scale))
-
-
-def _weights(columns: list[Tensor], products: list[Tensor]) -> Tensor:
-    """Weigh the columns V so that most of ``<V, H U>`` is kept; ``products`` are H U. (r,)."""
-    parts = [[float(torch.dot(c, p)) for p in products] for c in columns]
-    value = torch.tensor(parts, dtype=torch.float64)  # symmetric but for rounding
-    vectors: Tensor = torch.linalg.eigh(value).eigenvectors
-    return vectors[:, -1]
-
-
-def _combined(columns: list[Tensor], weights: Tensor) -> Tensor:
-    result = torch.zeros_like(columns[0])
-    for column, weight in zip(columns, weights.tolist(), strict=True):
-        result.add_(column, alpha=weight)
-    return result

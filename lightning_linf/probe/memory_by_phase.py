@@ -48,9 +48,10 @@ def _probes(plan: Plan) -> _Vectors:
 
 def _operator_norm(plan: Plan) -> _Vectors:
     # Of a certificate the scale, and of Lanczos iteration the present vector, that one scaled, and
-    # the product. Offloaded: the previous vector, the best direction and the basis.
+    # the product. Offloaded: the previous vector, the best direction and the basis. Between products
+    # it is the weights made of three products that take most.
     basis = NUM_KEPT * basis_dtype(plan.dtype).itemsize / plan.dtype.itemsize
-    return _Vectors(4, 6.1) if plan.offload else _Vectors(6 + basis, 6.1 + basis)
+    return _Vectors(4, 7.3) if plan.offload else _Vectors(6 + basis, 6.1 + basis)
 
 
 # tests/probe/test_vector_counts.py compares what comes of these with what is counted.

@@ -160,5 +160,5 @@ def test_offloading_leaves_what_products_need(monkeypatch):
             module, batches[:1], loss=loss, partitions=("coordinate", "global"), num_probes=4,
             offload="cpu",
         )  # fmt: skip
-    assert_within(count.peaks, {"operator norm": 7.3, "probes": 5.7, "surrogates": 4.0})
-    assert count.peak < 7.3, str(count)
+    assert_within(count.peaks, {"operator norm": 8.5, "probes": 5.7, "surrogates": 4.0})
+    assert count.peak < 8.5, str(count)

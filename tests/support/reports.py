@@ -14,7 +14,7 @@ TENSOR = {"num_params": 64, "one_one_norm_share": 0.25, "density": 0.4, "gini": 
 
 def block(num_blocks, lower, operator_upper, upper=math.nan, **changes):
     made = BlockSmoothness(num_blocks, lower, operator_upper, upper, 0.0, 0.004, 0.003, 24)
-    return replace(made, **changes)
+    return replace(made, **{"adaptive_lower": lower, **changes})
 
 
 # Chosen so that every number below is exact in binary, or divided by hand.
