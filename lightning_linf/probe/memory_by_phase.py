@@ -48,8 +48,8 @@ def _probes(plan: Plan) -> _Vectors:
 
 def _operator_norm(plan: Plan) -> _Vectors:
     # Of a certificate the scale, and of Lanczos iteration the present vector, that one scaled, and
-    # the product. Offloaded: the previous vector, the best direction and the basis. Between products
-    # it is the weights made of three products that take most.
+    # the product. Offloaded: the previous vector, the best direction and the basis. Between
+    # products, weights that are made of three of them take most.
     basis = NUM_KEPT * basis_dtype(plan.dtype).itemsize / plan.dtype.itemsize
     return _Vectors(4, 7.3) if plan.offload else _Vectors(6 + basis, 6.1 + basis)
 
