@@ -153,6 +153,12 @@ def _smoothness_columns(measured: Measurement, names: list[str]) -> dict[str, li
     columns = {
         "blocks": [f"{block.num_blocks:,}" for block in blocks],
         "N(Phi)/d": [str(smoothness_bracket(measured, name)) for name in names],
+    }
+    if _has_adaptive(measured):
+        columns["Lambda(Phi)/d"] = [
+            str(Interval(block.adaptive_lower / d, block.adaptive_upper / d)) for block in blocks
+        ]
+    columns |= {
         "H(Phi)/d": [
             # H(coordinate) is the (1,1)-norm itself; the others are only bounded.
             ("" if name == "coordinate" else "<= ")
@@ -163,6 +169,11 @@ def _smoothness_columns(measured: Measurement, names: list[str]) -> dict[str, li
     if measured.secant is not None:
         columns["secant/d"] = _cells(names, measured.secant, d)
     return columns | {"HVPs": [f"{block.num_hvps:,}" for block in blocks]}
+
+
+def _has_adaptive(measured: Measurement) -> bool:
+    """Whether the adaptive smoothness was measured; not so in reports of earlier versions."""
+    return not any(math.isnan(block.adaptive_lower) for block in measured.smoothness.values())
 
 
 def _step_columns(measured: Measurement, names: list[str]) -> dict[str, list[str]]:
@@ -215,6 +226,11 @@ def _legend(measured: Measurement) -> Iterator[str]:
         "end of lambda_max. H(Phi): blockwise smoothness, an upper bound of N(Phi); an estimate, ± "
         "standard error. H(coordinate) is the (1,1)-norm. All are in loss per parameter squared."
     )
+    if _has_adaptive(measured):
+        yield (
+            "Lambda(Phi): the adaptive smoothness, at least N(Phi), with the same upper end. In "
+            "theory N(Phi) is for normalised steepest descent, Lambda(Phi) for blockwise Adam."
+        )
     yield (
         "along g: the decrease of the loss by the best step of each geometry, to second order, if "
         "it meets the curvature along itself, over that of global (SGD's geometry); coordinate is "

@@ -60,8 +60,8 @@ def _what_is_run() -> Iterator[str]:
     )
     yield from paragraph(
         "Muon runs where the network has hidden matrices. Those are orthogonalized, and *spectral* "
-        "is their spectral norm; what else there is goes to AdamW. It has no H, no secant, no "
-        "noise scale and no R², and is left out of what needs one of them."
+        "is their spectral norm; what else there is goes to AdamW. It has no H, no Λ, no secant, "
+        "no noise scale and no R², and is left out of what needs one of them."
     )
     yield from paragraph(
         f"beta1 and momentum are {training.BETAS[0]}, beta2 is {training.BETAS[1]}. There is no "

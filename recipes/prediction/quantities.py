@@ -101,8 +101,13 @@ QUANTITIES = (
     Quantity("advantage by H", "dual(g)² / (2 H), upper end of H", True, _decrease_by("upper")),
     Quantity("N, lower end", "N(Φ)", False, _of_smoothness("lower")),
     Quantity(
-        "N, upper end", "N(Φ); it bounds Λ(Φ) of adaptive smoothness, too", False,
-        _of_smoothness("operator_upper"),
+        "N, upper end", "N(Φ), and the adaptive smoothness Λ(Φ), which has the same upper end",
+        False, _of_smoothness("operator_upper"),
+    ),
+    Quantity("Λ, lower end", "Λ(Φ)", False, _of_smoothness("adaptive_lower")),
+    Quantity(
+        "advantage by Λ, from above", "dual(g)² / (2 Λ), lower end of Λ", True,
+        _decrease_by("adaptive_lower"),
     ),
     Quantity("H, upper end", "H(Φ)", False, _of_smoothness("upper")),
     Quantity("curvature", "vᵀHv", False, lambda r: r.report.curvature[r.partition]),

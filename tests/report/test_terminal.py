@@ -41,7 +41,7 @@ def test_rows_run_from_fine_to_coarse_and_what_is_missing_is_a_dash():
 
 
 def test_one_table_is_split_in_two_where_it_does_not_fit():
-    for width, num_tables in ((80, 2), (100, 1)):
+    for width, num_tables in ((80, 2), (120, 1)):
         lines = plain(trained_gpt2(), width).splitlines()
         assert sum(line.startswith("partition") for line in lines) == num_tables
 

@@ -199,7 +199,8 @@ def test_a_measurement_gives_every_quantity_of_every_geometry(small):
         assert set(of_name) == set(FINER_IS_BETTER), name
         missing = {read for read, value in of_name.items() if math.isnan(value)}
         expected = {"coordinate rotated"} if name == "secant" else set()
-        without_spectral = ("step_advantage in noise", "advantage by H", "H, upper end", "secant",
+        without_spectral = ("Λ, lower end", "advantage by Λ, from above",
+                            "step_advantage in noise", "advantage by H", "H, upper end", "secant",
                             "noise scale", "R²")  # fmt: skip
         expected |= {"spectral"} if name in without_spectral else set()
         assert missing == expected, name
