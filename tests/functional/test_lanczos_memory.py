@@ -44,14 +44,14 @@ def test_lambda_max_holds_two_vectors_besides_its_start():
     assert peak_of(lambda hvp: lambda_max(hvp, start, tol=0.0, max_hvps=20)) < 2.1
 
 
-@pytest.mark.parametrize("max_hvps", [24, 48])
+@pytest.mark.parametrize("max_hvps", [24, pytest.param(48, marks=pytest.mark.slow)])
 def test_both_ends_of_the_norm_of_one_block_hold_two_vectors_and_half_a_basis(max_hvps):
     blocks, like = partition_of(torch.zeros(DIM, dtype=torch.int64)), normal(DIM, seed=0)
     peak = peak_of(lambda hvp: operator_norm(hvp, like, blocks, max_hvps=max_hvps, tol=0.0))
     assert peak < 2.4 + NUM_KEPT / 2  # 0.3: the small matrices of 48 steps
 
 
-@pytest.mark.parametrize("max_hvps", [24, 48])
+@pytest.mark.parametrize("max_hvps", [24, pytest.param(48, marks=pytest.mark.slow)])
 def test_both_ends_of_the_norm_by_coordinates_hold_six_vectors_and_half_a_basis(max_hvps):
     # The best direction, the scale by block and by entry (which are one where the partition is that
     # of a module), the scaled vector, and the two of the iteration; with several rounds the given

@@ -128,11 +128,11 @@ class Everything(lightning.LightningModule):
         }
 
 
-def monitors(mode="eval", num_batches=1, partitions=()):
+def monitors(mode="eval", num_batches=1, partitions=(), every_n_steps=1):
     return [
-        GradientHeterogeneityMonitor(every_n_steps=1, on_error="raise"),
+        GradientHeterogeneityMonitor(every_n_steps=every_n_steps, on_error="raise"),
         LinfSmoothnessMonitor(
-            every_n_steps=1,
+            every_n_steps=every_n_steps,
             partitions=partitions,
             num_probes=4,
             num_batches=num_batches,
@@ -141,7 +141,7 @@ def monitors(mode="eval", num_batches=1, partitions=()):
             max_overhead=None,
         ),
         EdgeMonitor(
-            every_n_steps=1,
+            every_n_steps=every_n_steps,
             num_batches=num_batches,
             mode=mode,
             on_error="raise",
