@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.blocks import Blocks
+from lightning_linf.functional.in_pieces import largest_magnitude
 from lightning_linf.functional.lambda_max import NUM_KEPT, Lanczos, lanczos
 from lightning_linf.functional.random import normal
 
@@ -36,7 +37,7 @@ def stationary_shares(products: Sequence[Tensor], blocks: Blocks) -> Tensor:
     An ascent that has stopped at the columns V is stationary for these shares; where it has reached
     the adaptive smoothness, no others are better.
     """
-    largest = torch.stack([torch.linalg.vector_norm(p, torch.inf) for p in products]).max()
+    largest = torch.stack([largest_magnitude(product) for product in products]).max()
     squares: Tensor | None = None
     for product in products:
         part = normalized(product, largest).square_()
