@@ -18,6 +18,7 @@ class MemoryPlan:
     """Find the fewest parts whose probe fits into what is free, and say what it takes.
 
     Args:
+        caller: Name of the monitor.
         make: From a number of parts, and where vectors wait, to a landscape that is not entered.
         memory_of: From a landscape that is entered to what a probe takes there.
         ranks: That probe together: the plan is one for all.
@@ -26,12 +27,13 @@ class MemoryPlan:
 
     def __init__(
         self,
+        caller: str,
         make: Callable[[int, Offload | None], Landscape],
         memory_of: Callable[[Landscape], ProbeMemory],
         ranks: Ranks,
         warn_once: Callable[[str, str], object],
     ) -> None:
-        self._make, self._memory_of = make, memory_of
+        self._caller, self._make, self._memory_of = caller, make, memory_of
         self._ranks, self._warn_once = ranks, warn_once
 
     def num_parts(self, offload: Offload | None, most: int) -> int:
@@ -39,13 +41,13 @@ class MemoryPlan:
         try:
             return self._fewest(offload, most)
         except ProbeError as error:  # the probe itself will find out
-            _log.debug(f"LinfSmoothnessMonitor: does not know what a probe takes. {error}")
+            _log.debug(f"{self._caller}: does not know what a probe takes. {error}")
             return 1
 
     def _fewest(self, offload: Offload | None, most: int) -> int:
         num_parts, whole = 1, self._memory(1, offload)
         rank_zero_info(
-            f"LinfSmoothnessMonitor: a probe takes {shown_bytes(whole.peak)} "
+            f"{self._caller}: a probe takes {shown_bytes(whole.peak)} "
             f"({self._free()}): {whole.parts}."
         )
         memory = whole

@@ -77,7 +77,7 @@ class ProbingMonitor(GeometryMonitor):
         self._last_global_step = 0
         self._budget = TimeBudget(max_overhead)
         self._landscape = TrainingLandscape(
-            mode, seed, probe_loss, matmul_precision, offload, self.warn_once
+            caller, mode, seed, probe_loss, matmul_precision, offload, self.warn_once
         )
 
     @property

@@ -30,12 +30,13 @@ _SAME_LOSS = 1e-4  # relative; float32 sums in another order differ by less
 class TrainingLandscape:
     """Make the landscape of a trainer's module, of smaller parts where memory is short.
 
-    Arguments are those of :class:`~lightning_linf.probe.Landscape`; ``warn_once`` takes a kind of
-    warning and its text.
+    Arguments are those of :class:`~lightning_linf.probe.Landscape`; ``caller`` is the name of the
+    monitor, and ``warn_once`` takes a kind of warning and its text.
     """
 
     def __init__(
         self,
+        caller: str,
         mode: Mode,
         seed: int,
         loss: Callable[[Any, Any], Tensor] | None,
@@ -43,6 +44,7 @@ class TrainingLandscape:
         offload: Offload | None,
         warn_once: Callable[[str, str], object],
     ) -> None:
+        self._caller = caller
         self._num_parts = 1  # of each batch: more than one where whole ones take too much memory
         self._is_planned = False
         self._is_checked = False
@@ -87,7 +89,7 @@ class TrainingLandscape:
         if not self._is_checked:
             ranks.together(self._refuse_again)
         if not self._is_planned:
-            plan = MemoryPlan(make, memory_of, ranks, self._warn_once)
+            plan = MemoryPlan(self._caller, make, memory_of, ranks, self._warn_once)
             most = _MOST_PARTS if self._mode == "eval" else 1
             self._num_parts = max(self._num_parts, plan.num_parts(self._offload, most))
             self._is_planned = True
