@@ -4,6 +4,8 @@ import time
 
 import torch
 
+_ALLOWANCE_SECONDS = 2.0  # of probes in all: so little is not missed; a trial has all its steps
+
 
 class TimeBudget:
     """Two clocks, in seconds: one for probes, and one for the rest of the training.
@@ -62,11 +64,14 @@ class TimeBudget:
         return (self.probe_seconds + present) / self.train_seconds
 
     def is_affordable(self) -> bool:
-        """Whether one more probe like the last stays within the limit; the first always may."""
+        """Whether one more probe like the last stays within the limit; the first always may.
+
+        Probes of two seconds in all always may, too.
+        """
         if self.max_overhead is None or self.probe_seconds == 0.0:
             return True
         expected = self.probe_seconds + self._last_probe_seconds
-        return expected <= self.max_overhead * self.train_seconds
+        return expected <= max(self.max_overhead * self.train_seconds, _ALLOWANCE_SECONDS)
 
     def first_refusal(self) -> str | None:
         """Say why a probe is not made; None if this training has been told so before."""

@@ -64,7 +64,8 @@ class EdgeMonitor(ProbingMonitor):
         num_batches: Measure the mean loss over this many of the latest training batches, which
             are kept in memory.
         max_overhead: Time for probes, as a fraction of the time of training. Due steps that would
-            exceed it are left out, which is logged once. None: every due step.
+            exceed it are left out, which is logged once, but for the first one and two seconds of
+            probes in all. None: every due step.
         mode: "eval" for the network as it predicts, "train" for dropout with fixed masks and
             BatchNorm with batch statistics (:class:`~lightning_linf.probe.Landscape`).
         seed: Seed of the start of the iteration.

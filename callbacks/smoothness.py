@@ -88,7 +88,8 @@ class LinfSmoothnessMonitor(ProbingMonitor):
             tells no error over batches.
         max_overhead: Time for probes, as a fraction of the time of training. Due steps that would
             exceed it are left out, which is logged once: the clock decides what is measured. The
-            first probe always runs, so a short training may exceed it. None: every due step.
+            first probe, and two seconds of probes, are always allowed, so a short training may
+            exceed it. None: every due step.
         mode: "eval" for the network as it predicts, "train" for dropout with fixed masks and
             BatchNorm with batch statistics (:class:`~lightning_linf.probe.Landscape`).
         seed: Seed of the probes. Every step has the same probes, so that curves are smoother.
