@@ -140,6 +140,7 @@ def test_a_probe_that_runs_out_of_memory_takes_its_batch_in_parts(tmp_path, plai
             assert ours[name] == pytest.approx(expected[name], rel=1e-3), name
 
 
+@pytest.mark.slow
 def test_a_probe_that_never_fits_is_left_out(tmp_path, plain_weights):
     module, monitor = Starved(most=0), LinfSmoothnessMonitor(4, num_probes=4, max_overhead=None)
     with pytest.warns(UserWarning, match="ProbeMemoryError: probe: out of memory on this rank|2 f"):

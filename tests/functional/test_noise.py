@@ -121,6 +121,7 @@ def test_bias_of_a_standard_deviation_is_that_of_two_halves(num_microbatches):
     assert abs(measured - exact) < NUM_STANDARD_ERRORS * standard_error
 
 
+@pytest.mark.slow
 def test_relative_error_is_that_of_the_trace():
     dim, num_microbatches, repetitions = 5, 30, 1_000
     gradients = torch.randn(repetitions, num_microbatches, dim, dtype=torch.float64)
@@ -310,6 +311,7 @@ def test_merged_ranks_equal_one_process(splits):
             assert torch.equal(value, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", [(1,) * 8, (2,) * 4])
 def test_relative_error_over_ranks_is_that_of_the_trace(splits):
     scale = torch.linspace(0.2, 2.0, 30, dtype=torch.float64)

@@ -439,6 +439,7 @@ def test_estimate_equals_the_plain_reference_beyond_as_many_groups_as_there_may_
     assert_equals_reference(products, 2, [MAX_GROUPS - 1, 4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [hessian_of_net_with_layer_norm, rank_one_and_a_bulk])
 def test_a_sixteenth_of_the_multipliers_does_as_well(monkeypatch, make):
     matrix, sizes = make()

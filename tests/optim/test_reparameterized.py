@@ -59,6 +59,7 @@ def check_rotated_sgd(seed, scope, num_groups, only, strength, options):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(**ROTATED_SGD)
 def test_rotated_sgd_follows_sgd(**choice):

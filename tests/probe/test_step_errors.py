@@ -108,6 +108,7 @@ def test_one_batch_has_no_error():
 
 
 # A gradient that is mostly noise, one that is mostly signal, and one between with two batches.
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_batches", "size"), [(8, 8), (8, 64), (2, 64), (4, 256)])
 def test_the_interval_holds_the_advantage_on_all_data(num_batches, size):
     """Nominally 95 % of draws; at least 89 % of 150, which is 95 % less 3.4 standard errors.

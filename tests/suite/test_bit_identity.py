@@ -220,6 +220,7 @@ def test_a_failing_probe_leaves_no_trace_either(tmp_path):
     assert callback.history == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(lightning.pytorch.callbacks, "EMAWeightAveraging"), reason="needs lightning 2.6"
 )

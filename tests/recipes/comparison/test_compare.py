@@ -155,6 +155,7 @@ def test_options_that_no_comparison_can_have_are_refused(comparison, options, ch
         compare.main(config, Prepare(end=0), PAIR, compare.Options(**options))
 
 
+@pytest.mark.slow
 def test_other_seeds_train_at_the_best_rate_and_tell_their_own_geometry(comparison, capsys):
     chosen = [variants.ADAM, variants.SGD, variants.ROTATED_SGD, variants.ROTATED_ADAM]
     chosen[3] = dataclasses.replace(chosen[3], factors=(1.0,))

@@ -29,6 +29,7 @@ def test_the_geometry_of_a_run_is_that_of_its_weights_in_its_coordinates(compari
     )
 
 
+@pytest.mark.slow
 def test_adams_run_tells_the_geometry_of_rotated_adam_at_the_same_point(comparison):
     rows = {}
     for rotation, others in ((None, (("global", 0.5),)), ("global", ())):

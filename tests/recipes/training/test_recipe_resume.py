@@ -33,6 +33,7 @@ def assert_same_weights(trainer, other):
         torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "checkpoint_every", "first"),
     [
