@@ -41,8 +41,9 @@ class Advice:
             count = self.num_blocks[self.partition]
             text = (
                 f"By both measures, {_subject(self.partition)} ({count:,} for "
-                f"{self.num_blocks['coordinate']:,} parameters) reaches {keep}; whether training "
-                "ends as well is not shown."
+                f"{self.num_blocks['coordinate']:,} parameters) reaches {keep}. This is no "
+                "recommendation: in a test on small tasks, training kept 90 % of Adam's lead in "
+                "neither of the two such cases."
             )
         listed = "; ".join(
             f"{name} {_words(self.step_shares[name])}, {_words(self.shares[name])}"

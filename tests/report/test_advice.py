@@ -32,7 +32,7 @@ def test_shares_equal_numbers_by_hand():
     assert advice.partition == "tensor"
     assert str(advice).startswith(
         "By both measures, one second moment for each block of 'tensor' (2 for 8 parameters) "
-        "reaches 90 % of Adam's decrease in one step; whether training ends as well is not shown."
+        "reaches 90 % of Adam's decrease in one step. This is no recommendation: "
     )
     assert "global 0.1, 0.08 to 0.125; tensor 1.25, 1.25 to 1.95." in str(advice)
 
