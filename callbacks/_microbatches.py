@@ -222,6 +222,7 @@ class _Blocks:
 
     def __init__(self, name: str, num_params: int, num_blocks: int) -> None:
         self.name, self.num_params, self.num_blocks = name, num_params, num_blocks
+        self.is_identity = num_blocks == num_params
 
     def block_sum(self, values: Tensor) -> Tensor:
         return values if self.num_blocks > 1 else values.sum(dim=-1, keepdim=True)

@@ -10,13 +10,18 @@ from lightning_linf.functional.blocks import (
     Blocks,
     dual_block_norm,
     dual_direction,
+    local_sums_of_blocks,
     require_vector,
-    sums_of_blocks,
 )
 from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.finite import require_finite
-from lightning_linf.functional.in_pieces import largest_magnitude, piece_size, pieces_of
+from lightning_linf.functional.in_pieces import local_largest_magnitude, piece_size, pieces_of
 from lightning_linf.functional.offload import bring_back, set_aside
+from lightning_linf.functional.vector_shards import (
+    any_nonzero,
+    max_over_shards,
+    sum_over_shards,
+)
 
 ASCENT_TOL = 1e-3  # relative increase at which an ascent stops
 
@@ -88,7 +93,7 @@ def adaptive_ascent(
     for column in start:
         require_vector("adaptive_ascent", "start", column, blocks)
     rank = len(start)
-    if not any(column.any() for column in start):
+    if not any(any_nonzero(column) for column in start):
         raise ValueError("adaptive_ascent: expected a non-zero `start`. Draw random vectors.")
     if max_hvps < rank:
         raise ValueError(
@@ -121,6 +126,7 @@ def dual_columns_norm(columns: Sequence[Tensor], blocks: Blocks) -> float:
     scale, total = _scale(columns), 0.0
     if blocks.num_blocks == blocks.num_params:
         total = sum(float(_row_norms(columns, part, scale).sum()) for part in _pieces(columns))
+        total = float(sum_over_shards(scale.new_tensor(total)))
     else:
         norms = _block_norms(columns, scale, blocks)
         total = float((norms * blocks.sizes(norms).sqrt()).sum())
@@ -146,7 +152,7 @@ def dual_columns(columns: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
         return results
     norms = _block_norms(columns, scale, blocks)
     factors = torch.where(norms == 0, 0.0, blocks.sizes(norms).sqrt() / norms)  # (B,)
-    for part, piece in blocks.pieces(piece_size(blocks.num_params)):
+    for part, piece in blocks.pieces(piece_size(len(columns[0]))):
         expanded = piece.expand(factors[piece.first : piece.first + piece.num_blocks])
         for column, result in zip(columns, results, strict=True):
             result[part] = (column[part].to(norms.dtype) / scale).mul_(expanded)
@@ -155,7 +161,8 @@ def dual_columns(columns: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
 
 def _scale(columns: Sequence[Tensor]) -> Tensor:
     """Give the largest entry, or 1 where it is no number to divide by. Shape: ()."""
-    largest = torch.stack([largest_magnitude(c) for c in columns]).max().to(wide_dtype(columns[0]))
+    largest = torch.stack([local_largest_magnitude(column) for column in columns]).max()
+    largest = max_over_shards(largest).to(wide_dtype(columns[0]))
     return torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
 
 
@@ -174,7 +181,7 @@ def _row_norms(columns: Sequence[Tensor], part: slice, scale: Tensor) -> Tensor:
 def _block_norms(columns: Sequence[Tensor], scale: Tensor, blocks: Blocks) -> Tensor:
     """Compute the joint norm of each block's rows, over the scale. Shape: (B,)."""
     squares = [
-        sums_of_blocks(lambda values: values.div_(scale).square_(), column, blocks)
+        local_sums_of_blocks(lambda values: values.div_(scale).square_(), column, blocks)
         for column in columns
     ]
-    return torch.stack(squares).sum(dim=0).sqrt_()
+    return sum_over_shards(torch.stack(squares).sum(dim=0)).sqrt_()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.random import chunks
+from lightning_linf.functional.vector_shards import max_over_shards, sum_over_shards
 
 
 def batch_excess(
@@ -38,16 +39,19 @@ def batch_excess(
     Source:
         Quenouille, Biometrika 43 (1956), with two groups. Cost: no product.
     """
-    scale = torch.stack([sums.max() for sums in log_sums]).max()
-    scale = scale.clamp(min=torch.finfo(scale.dtype).min)  # all rows may be 0
+    scale = log_sums[0].new_full((), torch.finfo(log_sums[0].dtype).min)  # all rows may be 0
+    for sums in log_sums:
+        if len(sums):  # a rank may have no entry
+            scale = torch.maximum(scale, sums.max())
+    scale = max_over_shards(scale)
     norms = []
     for sums in log_sums:
         parts = [
             (sums[part] - scale).div_(num_probes).exp_().sum()
             for part in chunks(len(sums), sums.device)
         ]
-        norms.append(float(torch.stack(parts).sum()))
-    return excess_of_halves(norms, first_half)
+        norms.append(torch.stack(parts or [scale.new_zeros(())]).sum())
+    return excess_of_halves(sum_over_shards(torch.stack(norms)).tolist(), first_half)
 
 
 def excess_of_halves(norms: Sequence[float], first_half: float) -> float | None:

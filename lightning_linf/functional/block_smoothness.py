@@ -1,13 +1,13 @@
 """An upper bound of the blockwise smoothness, from probes that are Cauchy between blocks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks
+from lightning_linf.functional.blocks import Blocks, sum_over_blocks
 from lightning_linf.functional.control_variate import corrected
 from lightning_linf.functional.product_sums import (
     ProductSums,
@@ -17,6 +17,7 @@ from lightning_linf.functional.product_sums import (
     require_every_probe,
 )
 from lightning_linf.functional.random import chunks, derive_seed, inverse_normals, normal
+from lightning_linf.functional.random_vectors import normal_vector, numbered_chunks
 from lightning_linf.functional.runs import row_parts, tensor_sums
 from lightning_linf.functional.surrogates import (
     MAX_GROUPS,
@@ -26,6 +27,7 @@ from lightning_linf.functional.surrogates import (
     halves_of,
     multiplier_columns,
 )
+from lightning_linf.functional.vector_shards import max_over_shards, sum_over_shards
 
 
 class BlockSmoothnessEstimate(NamedTuple):
@@ -54,16 +56,12 @@ def block_cauchy(blocks: Blocks, *, seed: int, probe: int, like: Tensor) -> Tens
         The vector, shape (d,); the same for the same arguments.
     """
     radii = blocks.sizes(like.new_empty(0)).sqrt()
-    for part in chunks(blocks.num_blocks, like.device):
+    for part, first in _chunks_of_blocks(blocks, like.device):
         radii[part] *= inverse_normals(
-            part.stop - part.start, seed=seed, probe=probe, first=part.start, like=like
+            part.stop - part.start, seed=seed, probe=probe, first=first, like=like
         )
-    direction = normal(
-        blocks.num_params,
-        seed=derive_seed("direction", seed, probe),
-        dtype=like.dtype,
-        device=like.device,
-    )
+    seed_of_direction = derive_seed("direction", seed, probe)
+    direction = normal_vector(blocks.num_params, seed=seed_of_direction, like=like)
     return direction.mul_(blocks.expand(radii))
 
 
@@ -123,7 +121,7 @@ def block_smoothness_compute(
     block_sizes = blocks.sizes(squares)
     block_norms = blocks.block_sum(squares).sqrt()
     parts = block_sizes.sqrt() * block_norms  # (B,)
-    total = parts.sum()
+    total = sum_over_blocks(parts, blocks)
     if total == 0:  # the loss is locally linear
         return BlockSmoothnessEstimate(total, total, parts, total.new_zeros(len(sizes)))
 
@@ -131,7 +129,8 @@ def block_smoothness_compute(
     squares.mul_(blocks.expand(per_square))  # (d,), sum total
     of_rows = row_parts(lambda rows: squares[rows].clone(), sizes, squares)
     tensor_parts = tensor_sums(of_rows.sums, sizes)
-    lone = float(parts[block_sizes == 1].sum() / total)  # share of the blocks of one entry
+    of_lone = sum_over_blocks(parts.masked_select(block_sizes == 1), blocks)
+    lone = float(of_lone / total)  # share of the blocks of one entry
 
     def observed(means: Tensor) -> Tensor:
         # The same nonlinear mean as that of the rows: a sum, or within a block a root mean square.
@@ -186,20 +185,24 @@ def _surrogate_log_ratios(sums: ProductSums, blocks: Blocks, seed: int) -> Tenso
     """
     num_probes, num_groups = len(sums.num_seen), min(blocks.num_blocks, MAX_GROUPS)
     like, halves = sums.log_sums, halves_of(len(sums.num_seen))
-    scales, meets = like.new_zeros(2, num_groups), like.new_zeros(num_probes, num_groups)
+    groups = like.new_zeros(2 + num_probes, num_groups)
+    scales, meets = groups.tensor_split([2])
     roots = blocks.sizes(like).sqrt()
     for h, probes in enumerate(halves):
         # Weights from the other half, so that they and the probes are independent.
         squares = like[1 - h] / len(halves[1 - h])
-        squares.sub_(squares.max()).mul_(2).exp_()  # only ratios matter: no overflow
+        largest = squares.max() if len(squares) else squares.new_full((), -math.inf)
+        squares.sub_(max_over_shards(largest)).mul_(2).exp_()  # only ratios matter: no overflow
         weights = roots * blocks.block_sum(squares).sqrt()  # (B,)
-        for part in chunks(blocks.num_blocks, like.device, multiple=num_groups):
-            add_to_groups(scales[h], weights[part])
+        for part, first in _chunks_of_blocks(blocks, like.device, multiple=num_groups):
+            add_to_groups(scales[h], weights[part], first)
             for k in probes:
                 radii = inverse_normals(
-                    part.stop - part.start, seed=seed, probe=k, first=part.start, like=like
+                    part.stop - part.start, seed=seed, probe=k, first=first, like=like
                 )
-                add_to_groups(meets[k], radii.mul_(weights[part]).square_())
+                add_to_groups(meets[k], radii.mul_(weights[part]).square_(), first)
+    if blocks.is_identity:
+        scales, meets = sum_over_shards(groups).tensor_split([2])
     variances, norms = like.new_zeros(NUM_SURROGATES, num_probes), like.new_zeros(NUM_SURROGATES, 2)
     for columns, multipliers in multiplier_columns(scales, seed):
         magnitudes = multipliers.abs()
@@ -209,3 +212,13 @@ def _surrogate_log_ratios(sums: ProductSums, blocks: Blocks, seed: int) -> Tenso
         variances.numel(), seed=derive_seed("meets", seed), dtype=like.dtype, device=like.device
     ).view_as(variances)
     return (variances.sqrt() * normals / by_probe(norms, num_probes)).abs().log()
+
+
+def _chunks_of_blocks(
+    blocks: Blocks, device: torch.device, multiple: int = 1
+) -> Iterator[tuple[slice, int]]:
+    """Cut numbers by block into chunks: where they are here, and the number of the first block."""
+    if blocks.is_identity:
+        yield from numbered_chunks(blocks.num_blocks, device, multiple)
+    else:
+        yield from ((part, part.start) for part in chunks(blocks.num_blocks, device, multiple))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.in_pieces import largest_magnitude, piece_size, sum_in_pieces
+from lightning_linf.functional.vector_shards import num_here, sum_over_shards
 
 
 class BlocksOfPiece(Protocol):
@@ -32,7 +33,10 @@ class Blocks(Protocol):
     """The protocol of a partition of d coordinates into B blocks, block b with d_b of them.
 
     :class:`lightning_linf.Partition` follows it, and for vectors of no module
-    :class:`LabelledBlocks`.
+    :class:`LabelledBlocks`. Where vectors are shards
+    (:func:`~lightning_linf.functional.vector_shards.sharing_vectors`), what :meth:`block_sum` gives
+    is the sum over all ranks, the same on all of them, and pieces are of the entries that are here.
+    A partition that is the identity has vectors of d numbers for both, and then both are shards.
     """
 
     @property
@@ -46,6 +50,10 @@ class Blocks(Protocol):
     @property
     def num_blocks(self) -> int:
         """Number of blocks B."""
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every coordinate is a block, and has its own number as the number of it."""
 
     def block_sum(self, values: Tensor) -> Tensor:
         """Add the entries of each block. Shapes: (..., d) -> (..., B)."""
@@ -74,6 +82,7 @@ class LabelledBlocks:
     """
 
     first = 0  # the number of the first block that a piece has entries of
+    is_identity = False
 
     def __init__(self, labels: Tensor, name: str = "labelled") -> None:
         self.labels, self.name = labels, name
@@ -201,6 +210,8 @@ def sums_of_blocks(
 ) -> Tensor:
     """Add up a function of the entries of each block, computed for a piece of ``x`` at a time.
 
+    Of vectors that are shards these are the sums over all ranks.
+
     Args:
         function: Applied to pieces of ``x`` and ``others``, in float64 (float32 on MPS); it may
             change them.
@@ -211,12 +222,29 @@ def sums_of_blocks(
     Returns:
         The sums, float64 (float32 on MPS). Shape: (B,).
     """
+    return sum_over_shards(local_sums_of_blocks(function, x, blocks, *others))
+
+
+def local_sums_of_blocks(
+    function: Callable[..., Tensor], x: Tensor, blocks: Blocks, *others: Tensor
+) -> Tensor:
+    """Do what :func:`sums_of_blocks` does for the entries of this rank alone."""
     wide = wide_dtype(x)
     sums = x.new_zeros(blocks.num_blocks, dtype=wide)
     for part, piece in blocks.pieces(piece_size(len(x))):
         values = function(*(each[part].to(wide, copy=True) for each in (x, *others)))
         sums[_numbers(piece)] += piece.block_sum(values)
     return sums
+
+
+def num_values(blocks: Blocks) -> int:
+    """How many numbers by block are here: B, or those of a shard where blocks are coordinates."""
+    return num_here(blocks.num_blocks) if blocks.is_identity else blocks.num_blocks
+
+
+def sum_over_blocks(values: Tensor, blocks: Blocks) -> Tensor:
+    """Add up numbers of all blocks. Shapes: (B,) -> ()."""
+    return sum_over_shards(values.sum()) if blocks.is_identity else values.sum()
 
 
 def _numbers(piece: BlocksOfPiece) -> slice:
@@ -238,8 +266,8 @@ def _result_dtype(x: Tensor) -> torch.dtype:
 
 def require_vector(function: str, argument: str, x: Tensor, blocks: Blocks) -> None:
     """Raise a ValueError unless ``x`` is a vector of the coordinates that blocks divide."""
-    if x.shape != (blocks.num_params,):
+    if x.shape != (num_here(blocks.num_params),):
         raise ValueError(
-            f"{function}: expected `{argument}` of shape ({blocks.num_params},), got "
+            f"{function}: expected `{argument}` of shape ({num_here(blocks.num_params)},), got "
             f"{tuple(x.shape)}. Pass the vector that the partition {blocks.name!r} divides."
         )

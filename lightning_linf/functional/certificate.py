@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks
-from lightning_linf.functional.in_pieces import largest_magnitude
+from lightning_linf.functional.blocks import Blocks, num_values, sum_over_blocks
+from lightning_linf.functional.in_pieces import local_largest_magnitude
 from lightning_linf.functional.lambda_max import NUM_KEPT, Lanczos, lanczos
-from lightning_linf.functional.random import normal
+from lightning_linf.functional.random_vectors import normal_vector
+from lightning_linf.functional.vector_shards import any_nonzero, max_over_shards, num_entries
 
 CERTIFICATE_TOL = 1e-2  # relative distance of the two bounds of the eigenvalue at which to stop
 LEAST_SHARE = 1e-3  # of a coordinate's share over the mean share: S^(-1/2) must not overflow
@@ -23,12 +24,14 @@ LEAST_SHARE = 1e-3  # of a coordinate's share over the mean share: S^(-1/2) must
 def given_shares(shares: Tensor | None, blocks: Blocks, like: Tensor) -> Tensor:
     """Check shares, of any sum; None: the sizes of the blocks. Shape: (B,)."""
     given = blocks.sizes(like) if shares is None else shares
-    if given.shape != (blocks.num_blocks,) or not (given >= 0).all():
+    num_shares = num_values(blocks)
+    if given.shape != (num_shares,) or any_nonzero(~(given >= 0)):
+        smallest = float(given.min()) if given.numel() else 0.0
         raise ValueError(
-            f"operator_norm: expected `shares` of shape ({blocks.num_blocks},) and at least 0, "
-            f"got shape {tuple(given.shape)} and smallest {float(given.min())}."
+            f"operator_norm: expected `shares` of shape ({num_shares},) and at least 0, "
+            f"got shape {tuple(given.shape)} and smallest {smallest}."
         )
-    return normalized(given).to(like)
+    return normalized(given, sum_over_blocks(given, blocks)).to(like)
 
 
 def stationary_shares(products: Sequence[Tensor], blocks: Blocks) -> Tensor:
@@ -37,11 +40,12 @@ def stationary_shares(products: Sequence[Tensor], blocks: Blocks) -> Tensor:
     An ascent that has stopped at the columns V is stationary for these shares; where it has reached
     the adaptive smoothness, no others are better.
     """
-    largest = torch.stack([largest_magnitude(product) for product in products]).max()
+    largest = torch.stack([local_largest_magnitude(product) for product in products]).max()
+    largest = max_over_shards(largest)
     squares: Tensor | None = None
     for product in products:
         part = normalized(product, largest).square_()
-        part = part if blocks.num_blocks == blocks.num_params else blocks.block_sum(part)
+        part = part if blocks.is_identity else blocks.block_sum(part)
         squares = part if squares is None else squares.add_(part)
     assert squares is not None
     norms = squares.sqrt_()
@@ -53,26 +57,26 @@ def mixed_shares(stationary: Tensor, given: Tensor, weight: float, blocks: Block
 
     ``stationary`` is overwritten.
     """
-    return floored(_normalize(stationary).add_(given, alpha=weight), blocks)
+    return floored(_normalize(stationary, blocks).add_(given, alpha=weight), blocks)
 
 
 def floored(shares: Tensor, blocks: Blocks) -> Tensor:
     """Normalize shares to the sum 1, with none near 0. Overwrites them. Shape: (B,)."""
     least = blocks.sizes(shares).div_(blocks.num_params)
-    if not shares.any():  # H is zero as far as we saw
+    if not any_nonzero(shares):  # H is zero as far as we saw
         return least
-    return _normalize(torch.maximum(_normalize(shares), least.mul_(LEAST_SHARE), out=least))
+    shares = _normalize(shares, blocks)
+    return _normalize(torch.maximum(shares, least.mul_(LEAST_SHARE), out=least), blocks)
 
 
-def normalized(values: Tensor, total: Tensor | None = None) -> Tensor:
-    """Divide by the sum, or by another total; a total of zero leaves zeros. A new tensor."""
-    total = values.sum() if total is None else total
+def normalized(values: Tensor, total: Tensor) -> Tensor:
+    """Divide by a total; a total of zero leaves zeros. A new tensor."""
     return values / total.clamp(min=torch.finfo(values.dtype).tiny)
 
 
-def _normalize(values: Tensor) -> Tensor:
+def _normalize(values: Tensor, blocks: Blocks) -> Tensor:
     """Divide by the sum in place; a sum of zero leaves zeros."""
-    return values.div_(values.sum().clamp(min=torch.finfo(values.dtype).tiny))
+    return values.div_(sum_over_blocks(values, blocks).clamp(min=torch.finfo(values.dtype).tiny))
 
 
 def to_scale(shares: Tensor, blocks: Blocks) -> Tensor:
@@ -96,7 +100,7 @@ def certify(
     """Find the largest |eigenvalue| of S^(-1/2) H S^(-1/2). ``scale`` is S^(-1/2), shape (d,)."""
     return lanczos(
         lambda v: hvp(scale * v) * scale,
-        normal(len(scale), seed=seed, dtype=scale.dtype, device=scale.device),
+        normal_vector(num_entries(scale), seed=seed, like=scale),
         max_hvps=max_hvps,
         tol=CERTIFICATE_TOL,
         failure=failure,

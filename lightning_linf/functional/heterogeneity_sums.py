@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.vector_shards import shards_of_vectors
 from lightning_linf.kernels import runs_kernels
 
 # The number of a histogram bin is the leading bits of |g| as a float64: its exponent and 5 bits of
@@ -54,6 +55,17 @@ def heterogeneity_update(tensors: Sequence[Tensor]) -> HeterogeneitySums:
             )
     flat = [_flat(tensor) for tensor in tensors]
     return _sums_by_kernels(flat) if runs_kernels(device) else _sums(flat)
+
+
+def over_shards(sums: HeterogeneitySums) -> HeterogeneitySums:
+    """Add up the sums of all ranks where vectors are shards, in two messages."""
+    shards = shards_of_vectors()
+    if shards is None:
+        return sums
+    counts = torch.cat([sums.histogram, torch.stack(sums[1:4], dim=1)], dim=1)
+    counts = shards.sum_over_ranks(counts)
+    totals = shards.sum_over_ranks(torch.stack(sums[4:]))
+    return HeterogeneitySums(counts[:, :NUM_BINS], *counts[:, NUM_BINS:].T, *totals)
 
 
 def merge_tensors(sums: HeterogeneitySums) -> HeterogeneitySums:

@@ -11,6 +11,7 @@ from lightning_linf.functional.finite import require_finite
 from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.functional.offload import bring_back, set_aside
 from lightning_linf.functional.spectrum_end import FAILURE, least_mass, spectrum_end
+from lightning_linf.functional.vector_shards import dot, num_entries, two_norm
 
 NUM_KEPT = 8  # basis vectors: after so many steps the largest eigenvalue is known to 1 % or so
 
@@ -94,7 +95,7 @@ def lambda_max(
     """
     if max_hvps < 1:
         raise ValueError(f"lambda_max: expected `max_hvps` >= 1, got {max_hvps}.")
-    norm = torch.linalg.vector_norm(start) if start.ndim == 1 else start.new_zeros(())
+    norm = two_norm(start) if start.ndim == 1 else start.new_zeros(())
     if not norm > 0:
         raise ValueError(
             f"lambda_max: expected a non-zero `start` of shape (d,), got shape "
@@ -125,7 +126,7 @@ def lanczos(
     that is kept one of half the bytes. Of those during a product only one, which it multiplies, is
     not :func:`~lightning_linf.functional.offload.set_aside`.
     """
-    mass, upper = least_mass(len(start), failure), float("inf")
+    mass, upper = least_mass(num_entries(start), failure), float("inf")
     dtype = start.dtype
     narrow = basis_dtype(dtype)
     current = start / _norm(start)
@@ -139,7 +140,7 @@ def lanczos(
         if len(basis) < num_kept:
             basis.append(set_aside(current.to(narrow)))
         image = hvp(current)
-        alpha = float(torch.dot(current, image))
+        alpha = float(dot(current, image))
         diagonal.append(alpha)
         image = torch.add(image, current, alpha=-alpha)  # not in place: it may be hvp's own
         if previous is not None:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks, sums_of_blocks
-from lightning_linf.functional.in_pieces import sum_in_pieces
+from lightning_linf.functional.blocks import Blocks, local_sums_of_blocks
+from lightning_linf.functional.in_pieces import local_sum_in_pieces
 from lightning_linf.functional.noise_sums import NoiseSums, noise_init, noise_update
+from lightning_linf.functional.vector_shards import num_entries, sizes_here, sum_over_shards
 
 
 class NoiseEstimate(NamedTuple):
@@ -115,17 +116,20 @@ def noise_compute(
 
     Args:
         sums: Those of all d entries, or with ``reduce`` those of the entries that this rank has.
-        sizes: How many of the entries in ``sums`` belong to each tensor. Length T.
-        partitions: Partitions of all d coordinates, by name. With ``reduce``, their ``block_sum``
-            is called with the entries of this rank alone.
-        reduce: Adds up a tensor over the ranks that share out the entries; None: there is one.
+        sizes: How many of the entries in ``sums`` belong to each tensor, or where vectors are
+            shards (:func:`~lightning_linf.functional.vector_shards.sharing_vectors`), how many each
+            has in all. Length T.
+        partitions: Partitions of all d coordinates, by name. With ``reduce``, their ``pieces`` are
+            those of the entries of this rank alone.
+        reduce: Adds up a tensor over the ranks that share out the entries; None: there is one, or
+            vectors are shards.
     """
-    total = reduce if reduce is not None else lambda values: values
+    total, sizes = reduce or sum_over_shards, sizes_here(sizes)
     for blocks in () if reduce is not None else partitions.values():
-        if blocks.num_params != len(sums.mean):
+        if blocks.num_params != num_entries(sums.mean):
             raise ValueError(
-                f"noise: expected partitions of {len(sums.mean)} coordinates, got {blocks.name!r} "
-                f"of {blocks.num_params}. Make them of the same parameters."
+                f"noise: expected partitions of {num_entries(sums.mean)} coordinates, got "
+                f"{blocks.name!r} of {blocks.num_params}. Make them of the same parameters."
             )
     num_contrasts = int(sums.counts.sum())
     if num_contrasts < 1:
@@ -170,7 +174,7 @@ def _block_noise(sums: NoiseSums, blocks: Blocks, total: Callable[[Tensor], Tens
     has_blocks = blocks.num_blocks < blocks.num_params
     squares = sums.squares.unbind()  # of the contrasts in each half: (d,), and then (B,)
     if has_blocks:
-        squares = tuple(sums_of_blocks(_unchanged, each, blocks) for each in squares)
+        squares = tuple(local_sums_of_blocks(_unchanged, each, blocks) for each in squares)
 
     def deviations(count: int, *parts: Tensor) -> Tensor:
         """Compute the sum from these parts of the squares, of ``count`` contrasts. ()."""
@@ -181,7 +185,7 @@ def _block_noise(sums: NoiseSums, blocks: Blocks, total: Callable[[Tensor], Tens
         def roots(*pieces: Tensor) -> Tensor:
             return (functools.reduce(torch.add, pieces) / count).sqrt_()
 
-        return total(sum_in_pieces(roots, *parts) * sums.scale)
+        return total(local_sum_in_pieces(roots, *parts) * sums.scale)
 
     whole = deviations(num, *squares)
     if 0 in counts:
@@ -214,17 +218,20 @@ def _dual_norm_ends(
             second = second_of(mean, first)
             return (first.sign() * second + second.sign() * first) / 2
 
-        lower, upper = sum_in_pieces(across, *pair), sum_in_pieces(torch.abs, sums.mean)
-        return total(lower * sums.scale), total(upper * sums.scale)
+        lower = local_sum_in_pieces(across, *pair)
+        upper = local_sum_in_pieces(torch.abs, sums.mean)
+        ends = total(torch.stack([lower, upper]) * sums.scale)
+        return ends[0], ends[1]
 
-    def sums_of(function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        part = sums_of_blocks(function, sums.mean, blocks, sums.first_mean)
-        return total(part * sums.scale.square())  # each rank has a scale of its own
-
-    dots = sums_of(lambda mean, first: first * second_of(mean, first))
-    firsts = sums_of(lambda mean, first: first.square())
-    seconds = sums_of(lambda mean, first: second_of(mean, first).square())
-    means = sums_of(lambda mean, first: mean.square())
+    functions: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda mean, first: first * second_of(mean, first),
+        lambda mean, first: first.square(),
+        lambda mean, first: second_of(mean, first).square(),
+        lambda mean, first: mean.square(),
+    ]
+    parts = [local_sums_of_blocks(each, sums.mean, blocks, sums.first_mean) for each in functions]
+    # Each rank has a scale of its own.
+    dots, firsts, seconds, means = total(torch.stack(parts) * sums.scale.square())
     roots = blocks.sizes(dots).sqrt()
     along = (dots / firsts.sqrt()).nan_to_num(0.0) + (dots / seconds.sqrt()).nan_to_num(0.0)
     return (roots * along).sum() / 2, (roots * means.sqrt()).sum()
@@ -241,7 +248,7 @@ def _sums_of_parts(
 ) -> Tensor:
     """Add up the values, or a function of them, in each tensor. Shapes: (d,) -> (T,)."""
     parts = values.split_with_sizes(list(sizes))
-    return torch.stack([sum_in_pieces(function or _unchanged, part) for part in parts])
+    return torch.stack([local_sum_in_pieces(function or _unchanged, part) for part in parts])
 
 
 def _unchanged(values: Tensor) -> Tensor:

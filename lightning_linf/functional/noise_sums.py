@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.finite import all_finite, require_finite
 from lightning_linf.functional.in_pieces import largest_magnitude, sum_in_pieces
+from lightning_linf.functional.vector_shards import any_nonzero
 
 
 class NoiseSums(NamedTuple):
@@ -70,7 +71,9 @@ def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None
     """Add, in place, a microbatch to all but ``norm_moments``.
 
     Where ranks hold shards of the gradient, each adds its own entries here, and after the squared
-    norms were added up over ranks, that of the whole contrast by :func:`noise_count`.
+    norms were added up over ranks, that of the whole contrast by :func:`noise_count`. Where vectors
+    are shards in general (:func:`~lightning_linf.functional.vector_shards.sharing_vectors`), the
+    squared norm is that of the whole contrast already.
 
     Args:
         sums: Those of the microbatches before it.
@@ -93,7 +96,7 @@ def noise_add(sums: NoiseSums, gradient: Tensor, weight: float) -> Tensor | None
     before = float(sums.weight)
     sums.weight.add_(weight)
     gradient = gradient.detach().to(sums.mean.dtype)
-    if not sums.scale > 0 and gradient.any():  # all before were zero
+    if not sums.scale > 0 and any_nonzero(gradient):  # all before were zero
         sums.scale.copy_(_power_of_two(largest_magnitude(gradient).to(sums.scale)))
     scale = float(sums.scale) or 1.0
     scaled = gradient / scale

@@ -20,7 +20,15 @@ from lightning_linf.functional.certificate import (
 from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
 from lightning_linf.functional.offload import bring_back, set_aside
 from lightning_linf.functional.random import derive_seed, normal
+from lightning_linf.functional.random_vectors import normal_vector
 from lightning_linf.functional.spectrum_end import FAILURE
+from lightning_linf.functional.vector_shards import (
+    any_nonzero,
+    dot,
+    num_entries,
+    sum_over_shards,
+    two_norm,
+)
 
 ROUND_HVPS = 32  # products of one round: ascents of Lambda and of N, and a certificate
 CERTIFICATE_HVPS = 16  # most of them for the certificate
@@ -118,7 +126,7 @@ def operator_norm(
         (4.0, True)
     """
     require_vector("operator_norm", "start", start, blocks)
-    if not start.any():
+    if not any_nonzero(start):
         raise ValueError("operator_norm: expected a non-zero `start`. Draw a random vector.")
     if max_hvps < LEAST_BUDGET:
         raise ValueError(
@@ -148,16 +156,16 @@ def operator_norm(
 def _of_one_block(
     hvp: Callable[[Tensor], Tensor], like: Tensor, max_hvps: int, tol: float, seed: int
 ) -> OperatorNorm:
-    dim = len(like)
+    dim = num_entries(like)
     krylov = lanczos(
         hvp,
-        normal(dim, seed=derive_seed("operator_norm", seed), dtype=like.dtype, device=like.device),
+        normal_vector(dim, seed=derive_seed("operator_norm", seed), like=like),
         max_hvps=max_hvps,
         tol=tol,
         num_kept=NUM_KEPT,
     )
     direction = krylov.ritz_vector(krylov.extreme)
-    if torch.dot(direction, like) < 0:
+    if dot(direction, like) < 0:
         direction.neg_()
     relative = (krylov.upper - krylov.value) / krylov.value if krylov.value else 0.0
     return OperatorNorm(
@@ -166,7 +174,7 @@ def _of_one_block(
         adaptive_lower=dim * krylov.value,
         lower_increase=relative,
         upper_residual=relative,
-        direction=direction.mul_(dim**0.5 / torch.linalg.vector_norm(direction)),
+        direction=direction.mul_(dim**0.5 / two_norm(direction)),
         shares=like.new_ones(1),
         num_hvps=krylov.num_hvps,
     )
@@ -277,9 +285,9 @@ class _Search:
         parts = []
         for kept in self.columns:
             column = bring_back(kept, self.like.device)
-            parts.append([float(torch.dot(column, product)) for product in products])
-        value = torch.tensor(parts, dtype=torch.float64)  # symmetric but for rounding
-        vectors: Tensor = torch.linalg.eigh(value).eigenvectors
+            parts.append(torch.stack([torch.dot(column, product) for product in products]))
+        value = sum_over_shards(torch.stack(parts))  # symmetric but for rounding
+        vectors: Tensor = torch.linalg.eigh(value.to("cpu", torch.float64)).eigenvectors
         return vectors[:, -1]
 
     def _combined(self, weights: Tensor) -> Tensor:
@@ -292,13 +300,12 @@ class _Search:
     def _spread(self, seed: int) -> list[Tensor]:
         """Take random vectors beside the best direction as columns to start from."""
         direction = self.best_direction()
-        size = SPREAD * torch.linalg.vector_norm(direction) / len(direction) ** 0.5
+        size = SPREAD * two_norm(direction) / num_entries(direction) ** 0.5
         seeds = [derive_seed("columns", seed, k) for k in range(1, self.rank)]
         return [direction, *(self._random(one).mul_(size) for one in seeds)]
 
     def _random(self, seed: int) -> Tensor:
-        dim, like = self.blocks.num_params, self.like
-        return normal(dim, seed=seed, dtype=like.dtype, device=like.device)
+        return normal_vector(self.blocks.num_params, seed=seed, like=self.like)
 
     def _ascend(self, direction: Tensor, max_hvps: int) -> list[Tensor]:
         """Raise the lower end of N. Gives H times the direction where the ascent has stopped."""

@@ -10,14 +10,20 @@ from lightning_linf.functional.finite import all_finite, require_finite
 from lightning_linf.functional.offload import bring_back
 from lightning_linf.functional.random import chunks
 from lightning_linf.functional.runs import add_to_runs, run_counts, run_pieces, run_starts
+from lightning_linf.functional.vector_shards import (
+    max_over_shards,
+    num_here,
+    sum_over_shards,
+)
 from lightning_linf.kernels import runs_kernels
 
 
 class ProductSums(NamedTuple):
     """What is kept of the products ``H v`` with n probes, instead of n vectors.
 
-    All are sums, so those of two sets of probes, on different ranks say, add up to those of all. A
-    *run* is one of R stretches of neighbouring rows of a tensor
+    All are sums, so those of two sets of probes, on different ranks say, add up to those of all.
+    Where vectors are shards, so are the sums of logarithms, and the rest is the same on all ranks.
+    A *run* is one of R stretches of neighbouring rows of a tensor
     (:func:`~lightning_linf.functional.runs.run_counts`).
     """
 
@@ -44,7 +50,7 @@ def product_sums_init(sizes: Sequence[int], num_probes: int, like: Tensor) -> Pr
         )
     dtype = torch.promote_types(like.dtype, torch.float32)
     return ProductSums(
-        log_sums=like.new_zeros(2, sum(sizes), dtype=dtype),
+        log_sums=like.new_zeros(2, num_here(sum(sizes)), dtype=dtype),
         run_log_means=like.new_zeros(num_probes, sum(run_counts(sizes)), dtype=dtype),
         num_seen=like.new_zeros(num_probes, dtype=torch.int64),
     )
@@ -71,11 +77,12 @@ def product_sums_update(
     expected = f"a finite product for probe {probe}"
     require_finite(all_finite(product), "cross_fitted_one_one_norm", expected)
     log_sums = sums.log_sums[probe % 2]
-    totals, counts = sums.run_log_means.new_zeros(2, sums.run_log_means.shape[1])
+    of_runs = sums.run_log_means.new_zeros(2, sums.run_log_means.shape[1])
     here = bring_back(log_sums, product.device)
-    _add_logs(here, totals, counts, product, sizes)
+    _add_logs(here, of_runs[0], of_runs[1], product, sizes)
     if here is not log_sums:
         log_sums.copy_(here)
+    totals, counts = sum_over_shards(of_runs)
     sums.run_log_means[probe] += totals / counts.clamp(min=1)
     sums.num_seen[probe] += 1
 
@@ -87,7 +94,7 @@ def _add_logs(
     if runs_kernels(product.device):
         from lightning_linf.kernels.run_logs import add_run_logs
 
-        add_run_logs(log_sums, totals, counts, product, run_starts(tuple(sizes), product.device))
+        add_run_logs(log_sums, totals, counts, product, run_starts(sizes, product.device))
         return
     for piece in run_pieces(sizes, product.device):
         magnitudes = product[piece.rows].to(log_sums.dtype).abs()
@@ -122,5 +129,8 @@ def mean_logs(sums: ProductSums, rows: slice) -> Tensor:
 def largest_mean_log(sums: ProductSums) -> Tensor:
     """Find the largest of all :func:`mean_logs`, or the least finite number if all are -inf. ()."""
     dim, device = sums.log_sums.shape[1], sums.log_sums.device
-    largest = torch.stack([mean_logs(sums, rows).max() for rows in chunks(dim, device)]).max()
+    largest = sums.log_sums.new_full((), -torch.inf)
+    for rows in chunks(dim, device):
+        largest = torch.maximum(largest, mean_logs(sums, rows).max())
+    largest = max_over_shards(largest)
     return largest.clamp(min=torch.finfo(largest.dtype).min)  # all rows may be 0

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks, require_vector, sums_of_blocks
+from lightning_linf.functional.blocks import Blocks, local_sums_of_blocks, require_vector
 from lightning_linf.functional.in_pieces import sum_in_pieces
+from lightning_linf.functional.vector_shards import sum_over_shards
 
 # A variance of log|g| below so many epsilons of its mean square is what rounding leaves of none.
 NUM_EPSILONS = 1e3
@@ -74,8 +75,8 @@ def between_within(gradient: Tensor, blocks: Blocks) -> BetweenWithin:
         total = log_square_sum - log_sum.square() / num_entries
         one = torch.ones_like(total)
         return BetweenWithin(torch.where(_is_spread(total, log_square_sum), one, torch.nan))
-    counts = sums_of_blocks(_is_counted, gradient, blocks)  # (B,)
-    log_sums = sums_of_blocks(_logs, gradient, blocks)  # (B,)
+    both = [local_sums_of_blocks(each, gradient, blocks) for each in (_is_counted, _logs)]
+    counts, log_sums = sum_over_shards(torch.stack(both))  # (B,)
 
     num_entries, num_blocks = counts.sum(), (counts > 0).sum()
     inside = (num_entries - num_blocks).clamp(min=1)  # degrees of freedom within blocks

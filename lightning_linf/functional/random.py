@@ -93,24 +93,55 @@ def laplace(
 
 
 def normal(
-    dim: int, *, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    dim: int,
+    *,
+    seed: int,
+    first: int = 0,
+    whole: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw one vector of independent standard normal entries, the same on every device.
+    """Draw one vector of independent standard normal entries, the same on every device, or a part.
 
-    Shape: (d,). Source: Box & Muller, Ann. Math. Statist. 29 (1958), a pair for each two entries
-    half a vector apart. Magnitudes are below 6.6. Memory: the result and a few chunks.
+    Args:
+        dim: How many entries.
+        seed: Seed of the whole vector.
+        first: Number of the first entry.
+        whole: Number of entries of the whole vector; None: these are all.
+        dtype: Floating dtype of the result.
+        device: Where to draw.
+
+    Returns:
+        The entries, shape (dim,). Magnitudes are below 6.6.
+
+    Source:
+        Box & Muller, Ann. Math. Statist. 29 (1958), a pair for each two entries half a vector
+        apart. Memory: the result and a few chunks.
     """
     result = torch.empty(dim, dtype=dtype, device=device)
-    half = (dim + 1) // 2
-    for part, counter, page in _pages(0, half):
-        for chunk in chunks(part.stop - part.start, result.device):
-            size, start = chunk.stop - chunk.start, counter + chunk.start
-            radii, angles, signs = _polar(size, start, derive_seed("normal", seed, page), result)
-            at = part.start + chunk.start
-            torch.mul(radii, angles.sin(), out=result[at : at + size])
-            second = result[half + at : half + at + size]  # one entry less, if d is odd
-            second.copy_(angles.cos_().mul_(radii).mul_(signs)[: len(second)])
+    whole = dim if whole is None else whole
+    half = (whole + 1) // 2
+    if (first, dim) == (0, whole):
+        _fill_with_normals(seed, 0, half, result[:half], result[half:])
+        return result
+    middle = min(max(half - first, 0), dim)  # how many of the entries are in the first half
+    sines, cosines = result[:middle], result[middle:]
+    _fill_with_normals(seed, first, middle, sines, result[:0])
+    _fill_with_normals(seed, first + middle - half, dim - middle, result[:0], cosines)
     return result
+
+
+def _fill_with_normals(seed: int, first: int, count: int, sines: Tensor, cosines: Tensor) -> None:
+    """Write both numbers of ``count`` pairs from ``first`` on, as many as there is room for."""
+    for part, counter, page in _pages(first, count):
+        for chunk in chunks(part.stop - part.start, sines.device):
+            size, start = chunk.stop - chunk.start, counter + chunk.start
+            radii, angles, signs = _polar(size, start, derive_seed("normal", seed, page), sines)
+            at = part.start + chunk.start
+            if len(sines):
+                torch.mul(radii, angles.sin(), out=sines[at : at + size])
+            others = cosines[at : at + size]  # of a whole vector one less, if d is odd
+            others.copy_(angles.cos_().mul_(radii).mul_(signs)[: len(others)])
 
 
 def inverse_normals(dim: int, *, seed: int, probe: int, first: int, like: Tensor) -> Tensor:

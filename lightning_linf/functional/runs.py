@@ -1,4 +1,8 @@
-"""Runs: stretches of neighbouring rows of a tensor, whose sums are kept instead of all rows."""
+"""Runs: stretches of neighbouring rows of a tensor, whose sums are kept instead of all rows.
+
+Where vectors are shards, a run may have rows on several ranks. Runs are those of the whole tensors,
+and rows are numbered as a shard has them.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -8,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.random import chunk_size
+from lightning_linf.functional.vector_shards import stretches_here, sum_over_shards
 
 RUNS_PER_TENSOR = 64  # rows of one tensor may differ a thousandfold, neighbours less
 
@@ -36,32 +41,50 @@ def run_counts(sizes: Sequence[int]) -> list[int]:
     return [-(-size // _width(size)) for size in sizes]
 
 
+def run_starts(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Give the first row here of each run, and the number of rows here. Shape: (R + 1,), int64."""
+    return _run_starts(tuple(sizes), tuple(stretches_here(sizes)), device)
+
+
 @lru_cache(maxsize=8)  # of few landscapes, and copying it to a GPU would wait for it
-def run_starts(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Give the first row of each run, and d. Shape: (R + 1,), int64."""
+def _run_starts(
+    sizes: tuple[int, ...], stretches: tuple[range, ...], device: torch.device
+) -> Tensor:
     starts: list[int] = []
     first = 0
-    for size in sizes:
-        starts += range(first, first + size, _width(size))
-        first += size
+    for size, here in zip(sizes, stretches, strict=True):
+        runs = range(0, size, _width(size))
+        starts += [first + min(max(row - here.start, 0), len(here)) for row in runs]
+        first += len(here)
     with torch.inference_mode(False):  # the cache may be used in or out of inference mode
         return torch.tensor([*starts, first], device=device)
 
 
 def run_pieces(sizes: Sequence[int], device: torch.device) -> Iterator[RunPiece]:
-    """Cut all rows into pieces of at most ``chunk_size`` rows, in order."""
+    """Cut all rows that are here into pieces of at most ``chunk_size`` rows, in order."""
     first_row = first_run = 0
-    for size, count in zip(sizes, run_counts(sizes), strict=True):
+    stretches = stretches_here(sizes)
+    for size, count, here in zip(sizes, run_counts(sizes), stretches, strict=True):
         width = _width(size)
-        step = chunk_size(device, width)  # whole runs, or one that is longer than a chunk
-        whole = size // width * width
-        for start in [*range(0, whole, step), *([whole] if whole < size else [])]:
-            stop = min(start + step, whole if start < whole else size)
-            runs = slice(first_run + start // width, first_run + -(-stop // width))
-            for begin in range(start, stop, chunk_size(device)):
-                end = min(begin + chunk_size(device), stop)
-                yield RunPiece(slice(first_row + begin, first_row + end), runs)
-        first_row, first_run = first_row + size, first_run + count
+        for rows in _cut_at_runs(here, width, chunk_size(device, width)):
+            runs = slice(first_run + rows.start // width, first_run + -(-rows.stop // width))
+            for begin in range(rows.start, rows.stop, chunk_size(device)):
+                end = min(begin + chunk_size(device), rows.stop)
+                offset = first_row - here.start
+                yield RunPiece(slice(offset + begin, offset + end), runs)
+        first_row, first_run = first_row + len(here), first_run + count
+
+
+def _cut_at_runs(rows: range, width: int, step: int) -> Iterator[range]:
+    """Cut rows into a part of a run, up to ``step`` rows of whole runs at a time, and a part."""
+    start = rows.start
+    while start < rows.stop:
+        next_run = start // width * width + width
+        whole = rows.stop // width * width
+        stop = min(start + step, whole) if start % width == 0 else next_run
+        stop = min(stop if stop > start else rows.stop, rows.stop)
+        yield range(start, stop)
+        start = stop
 
 
 def add_to_runs(sums: Tensor, values: Tensor, piece: RunPiece) -> None:
@@ -71,20 +94,21 @@ def add_to_runs(sums: Tensor, values: Tensor, piece: RunPiece) -> None:
 
 
 def row_parts(part_of: Callable[[slice], Tensor], sizes: Sequence[int], like: Tensor) -> RowParts:
-    """Sum what rows add to an estimate, piece by piece.
+    """Sum what rows add to an estimate, piece by piece, and over all ranks that have rows.
 
     Args:
-        part_of: Computes what rows add, at least 0 each; a new tensor.
+        part_of: Computes what rows that are here add, at least 0 each; a new tensor.
         sizes: Number of rows of each tensor. Length T, sum d.
         like: A tensor with the dtype and device of the sums.
     """
-    parts = RowParts(*(like.new_zeros(sum(run_counts(sizes))) for _ in RowParts._fields))
+    sums = like.new_zeros(len(RowParts._fields), sum(run_counts(sizes)))
+    parts = RowParts(*sums)
     for piece in run_pieces(sizes, like.device):
         values = part_of(piece.rows)
         add_to_runs(parts.sums, values, piece)
         add_to_runs(parts.squares, values.square(), piece)
         add_to_runs(parts.counts, values.sign_(), piece)
-    return parts
+    return RowParts(*sum_over_shards(sums))
 
 
 def tensor_sums(values: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -11,7 +11,14 @@ from torch import Tensor
 from lightning_linf.functional.dtypes import wide_dtype
 from lightning_linf.functional.finite import all_finite, require_finite
 from lightning_linf.functional.full_precision import full_float32_precision
-from lightning_linf.functional.in_pieces import largest_magnitude, sum_in_pieces
+from lightning_linf.functional.in_pieces import local_largest_magnitude, local_sum_in_pieces
+from lightning_linf.functional.vector_shards import (
+    max_over_shards,
+    num_here,
+    shards_of_vectors,
+    stretches_here,
+    sum_over_shards,
+)
 
 ASCENT_TOL = 1e-3  # of the lower end, relative: then the ascent has come to rest
 
@@ -19,6 +26,9 @@ ASCENT_TOL = 1e-3  # of the lower end, relative: then the ascent has come to res
 @dataclass(frozen=True)
 class MatrixSplit:
     """Which parts of a vector of d numbers are matrices.
+
+    Where vectors are shards, every rank gathers one matrix after the other, all of it, and
+    decomposes it: that takes memory for the largest matrix, and a message of the size of each.
 
     Args:
         shapes: Shapes of the tensors that the vector joins, in order.
@@ -45,11 +55,35 @@ class MatrixSplit:
         return sum(shape.numel() for shape in self.shapes)
 
     def parts(self, vector: Tensor) -> Iterator[Tensor]:
-        """Cut a vector (d,) into its matrices, and a vector for every other tensor, in order."""
-        pieces = vector.split_with_sizes([shape.numel() for shape in self.shapes])
+        """Cut a vector (d,) into its matrices, and a vector for every other tensor, in order.
+
+        Where vectors are shards, the entries that are here are taken for a vector.
+        """
+        is_shard = shards_of_vectors() is not None
+        pieces = vector.split_with_sizes([len(here) for here in self._stretches()])
         for part, shape, is_matrix in zip(pieces, self.shapes, self.are_matrices, strict=True):
-            if part.numel():
-                yield part.view(shape) if is_matrix else part
+            if shape.numel():
+                yield part.view(shape) if is_matrix and not is_shard else part
+
+    def gathered(self, vector: Tensor) -> Iterator[tuple[Tensor, slice]]:
+        """Give matrices whole, one after the other, and vectors for the other tensors as they are.
+
+        Yields:
+            The matrix, a new one if vectors are shards, or the vector; and which of the entries of
+            the flattened matrix are here.
+        """
+        places = zip(self.shapes, self.are_matrices, self._stretches(), strict=True)
+        used = (place for place in places if place[0].numel())
+        for part, (shape, is_matrix, here) in zip(self.parts(vector), used, strict=True):
+            if is_matrix and shards_of_vectors() is not None:
+                whole = part.new_zeros(shape.numel())
+                whole[here.start : here.stop] = part
+                yield sum_over_shards(whole).view(shape), slice(here.start, here.stop)
+            else:
+                yield part, slice(0, part.numel())
+
+    def _stretches(self) -> list[range]:
+        return stretches_here([shape.numel() for shape in self.shapes])
 
 
 def spectral_norm(x: Tensor, split: MatrixSplit) -> Tensor:
@@ -84,10 +118,10 @@ def spectral_norm(x: Tensor, split: MatrixSplit) -> Tensor:
     norms = [
         torch.linalg.matrix_norm(part.to(dtype), 2) / _root(part)
         if part.ndim == 2
-        else largest_magnitude(part).to(dtype)
-        for part in split.parts(_checked("spectral_norm", x, split))
+        else local_largest_magnitude(part).to(dtype)
+        for part, _ in split.gathered(_checked("spectral_norm", x, split))
     ]
-    return torch.stack(norms).amax()
+    return max_over_shards(torch.stack(norms).amax())
 
 
 class SpectralDual(NamedTuple):
@@ -130,18 +164,26 @@ def spectral_dual(g: Tensor, split: MatrixSplit) -> SpectralDual:
     """
     g = _checked("spectral_dual", g, split)
     direction = torch.zeros(len(g), dtype=_working_dtype(g), device=g.device)
-    total = g.new_zeros((), dtype=wide_dtype(g))
-    for part, place in zip(split.parts(g), split.parts(direction), strict=True):
+    shards, wide = shards_of_vectors(), wide_dtype(g)
+    norms = []  # what each tensor adds
+    for (part, here), place in zip(split.gathered(g), split.parts(direction), strict=True):
         if part.ndim != 2:
             place.copy_(part.sign())
-            total += sum_in_pieces(torch.abs, part)
+            norms.append(local_sum_in_pieces(torch.abs, part))
             continue
         u, sigma, vh = torch.linalg.svd(part.to(place.dtype), full_matrices=False)
         rounding = max(part.shape) * torch.finfo(sigma.dtype).eps * sigma[0]
         with full_float32_precision():
-            torch.mm(u * (sigma > rounding), vh, out=place)
+            if shards is None:
+                torch.mm(u * (sigma > rounding), vh, out=place)
+            else:
+                place.copy_(torch.mm(u * (sigma > rounding), vh).view(-1)[here])
         place.mul_(_root(part))
-        total += _root(part) * sigma.sum(dtype=wide_dtype(g))
+        is_counted = shards is None or shards.rank == 0  # all ranks have the matrix
+        norms.append(_root(part) * sigma.sum(dtype=wide) * is_counted)
+    total = g.new_zeros((), dtype=wide)
+    for norm in sum_over_shards(torch.stack(norms)):
+        total += norm
     return SpectralDual(total, direction)
 
 
@@ -200,9 +242,9 @@ def spectral_ascent(
 
 
 def _checked(function: str, vector: Tensor, split: MatrixSplit) -> Tensor:
-    if vector.shape != (split.num_params,):
+    if vector.shape != (num_here(split.num_params),):
         raise ValueError(
-            f"{function}: expected a vector of shape ({split.num_params},), got "
+            f"{function}: expected a vector of shape ({num_here(split.num_params)},), got "
             f"{tuple(vector.shape)}. Pass the vector whose tensors are listed."
         )
     require_finite(all_finite(vector.detach()), function, "finite entries")

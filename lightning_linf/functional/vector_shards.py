@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 _SHARDS: ContextVar["VectorShards | None"] = ContextVar("vector_shards", default=None)
@@ -96,3 +97,83 @@ def num_entries(vector: Tensor) -> int:
     """Number of entries d of a whole vector, of which ``vector`` may be a shard."""
     shards = _SHARDS.get()
     return len(vector) if shards is None else shards.num_params
+
+
+def num_here(num_params: int) -> int:
+    """Number of entries that a vector of ``num_params`` has here: of its shard, or all."""
+    shards = _SHARDS.get()
+    return num_params if shards is None else shards.num_local
+
+
+def sizes_here(sizes: Sequence[int]) -> list[int]:
+    """Number of entries that each tensor has here, of ``sizes`` in all.
+
+    Raises:
+        ValueError: If vectors are shards of tensors of other sizes.
+    """
+    return [len(stretch) for stretch in stretches_here(sizes)]
+
+
+def stretches_here(sizes: Sequence[int]) -> list[range]:
+    """Give the entries of each tensor that vectors have here, numbered within the tensor.
+
+    Raises:
+        ValueError: If vectors are shards of tensors of other sizes.
+    """
+    shards = _SHARDS.get()
+    if shards is None:
+        return [range(size) for size in sizes]
+    if list(sizes) != list(shards.sizes):
+        raise ValueError(
+            f"sharing_vectors: expected the sizes of the {len(shards.sizes)} tensors that are "
+            f"shared, {sum(shards.sizes):,} entries, got {len(sizes)} sizes with {sum(sizes):,}. "
+            "Pass those of all parameters, in order."
+        )
+    return shards.stretches()
+
+
+def numbers_here(num_params: int) -> list[range]:
+    """Give the entries of a vector that are here, numbered within the whole; in order."""
+    shards = _SHARDS.get()
+    return [range(num_params)] if shards is None else shards.numbers()
+
+
+def any_nonzero(vector: Tensor) -> bool:
+    """Say whether any entry of a vector is not zero."""
+    if _SHARDS.get() is None:
+        return bool(vector.any())
+    return bool(max_over_shards(vector.any().to(torch.float32)) > 0)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply two vectors of one dtype. Shape: ()."""
+    return sum_over_shards(torch.dot(a, b))
+
+
+def two_norm(vector: Tensor) -> Tensor:
+    """Compute the 2-norm of a vector. Shape: ()."""
+    local = torch.linalg.vector_norm(vector)
+    return local if _SHARDS.get() is None else sum_over_shards(local.square()).sqrt()
+
+
+def whole_vectors(local: Tensor) -> Tensor:
+    """Gather whole vectors on all ranks, for problems that are small. (..., local) -> (..., d)."""
+    shards = _SHARDS.get()
+    if shards is None:
+        return local
+    whole = local.new_zeros(*local.shape[:-1], shards.num_params)
+    first = 0
+    for numbers in shards.numbers():
+        part = local.narrow(-1, first, len(numbers))
+        whole.narrow(-1, numbers.start, len(numbers)).copy_(part)
+        first += len(numbers)
+    return shards.sum_over_ranks(whole)
+
+
+def shards_of(whole: Tensor) -> Tensor:
+    """Take this rank's shards of vectors that all ranks have; (..., d) -> (..., local)."""
+    shards = _SHARDS.get()
+    if shards is None:
+        return whole
+    parts = [whole[..., numbers.start : numbers.stop] for numbers in shards.numbers()]
+    return torch.cat(parts, dim=-1)

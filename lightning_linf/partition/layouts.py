@@ -64,6 +64,37 @@ class Layout:
         entries = math.prod(self.view) // max(1, self.num_blocks)
         return torch.full((self.num_blocks,), entries, device=device)
 
+    def stretch(self, entries: range) -> Iterator[tuple[int, "Layout"]]:
+        """Cut neighbouring entries into pieces that are slices of the tensor, in their order.
+
+        Yields:
+            The number of entries of each piece, and how they fall into blocks.
+
+        Example:
+            >>> [piece.view for _, piece in Layout((3, 4), keep=(0,)).stretch(range(2, 9))]
+            [(2,), (1, 4), (1,)]
+        """
+        if len(entries) == math.prod(self.view):
+            yield len(entries), self
+            return
+        inner = math.prod(self.view[1:])
+        blocks_inside = self.num_blocks // self.view[0] if 0 in self.keep else 0
+        start = entries.start
+        while start < entries.stop:
+            row, begin = divmod(start, inner)
+            first = self.first + row * blocks_inside
+            whole_rows = 0 if begin else (entries.stop - start) // inner
+            if whole_rows:
+                view = (whole_rows, *self.view[1:])
+                yield whole_rows * inner, replace(self, view=view, first=first)
+                start += whole_rows * inner
+            else:
+                keep = tuple(dim - 1 for dim in self.keep if dim)
+                end = min(inner, begin + entries.stop - start)
+                of_row = replace(self, view=self.view[1:], keep=keep, first=first)
+                yield from of_row.stretch(range(begin, end))
+                start += end - begin
+
     def pieces(self, most: int) -> Iterator[tuple[int, "Layout"]]:
         """Cut the entries, in their order, into pieces of at most ``most``.
 
@@ -116,6 +147,12 @@ class IndexLayout:
     def counts(self, device: torch.device) -> Tensor:
         """Count this tensor's entries in each block. Shape: (blocks,)."""
         return torch.bincount(self.index, minlength=self.num_blocks).to(device)
+
+    def stretch(self, entries: range) -> Iterator[tuple[int, "IndexLayout"]]:
+        """Cut out neighbouring entries, as :meth:`Layout.stretch` does, in one piece."""
+        if entries:
+            index = self.index[entries.start : entries.stop]
+            yield len(entries), replace(self, index=index)
 
     def pieces(self, most: int) -> Iterator[tuple[int, "IndexLayout"]]:
         """Cut the entries as :meth:`Layout.pieces` does."""

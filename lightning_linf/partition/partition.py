@@ -32,6 +32,7 @@ class Partition:
         shapes: Their shapes.
         num_params: The number d of entries.
         num_blocks: The number B of blocks.
+        is_identity: Whether every entry is a block, and has its own number as the number of it.
 
     Source:
         Blockwise Adam and its smoothness: Xie, Mohamadi & Li, arXiv:2410.08198.
@@ -58,7 +59,7 @@ class Partition:
         self._layouts = number(
             next(of_entries) if entries else (None, nothing()) for entries in self._entries
         )
-        self._is_identity = all(layout.is_identity for layout in self._layouts)
+        self.is_identity = all(layout.is_identity for layout in self._layouts)
         self.num_params = sum(self._entries)
         self.num_blocks = max(layout.first + layout.num_blocks for layout in self._layouts)
 
@@ -181,6 +182,11 @@ class Partition:
         return cls(name, named, labelled(function, _with_entries(named)))
 
     @property
+    def whole(self) -> "Partition":
+        """This partition, for vectors that are no shards."""
+        return self
+
+    @property
     def layouts(self) -> tuple[Layout | IndexLayout, ...]:
         """For each tensor, in the order of ``names``, how its entries fall into blocks."""
         return tuple(self._layouts)
@@ -191,7 +197,7 @@ class Partition:
         The result may share memory with ``values``.
         """
         self._check_last("block_sum", values, "d", self.num_params)
-        if self._is_identity:
+        if self.is_identity:
             return values
         parts = values.split_with_sizes(self._entries, dim=-1)
         pairs = zip(self._layouts, parts, strict=True)
@@ -203,7 +209,7 @@ class Partition:
         The result may share memory with ``values``.
         """
         self._check_last("expand", values, "B", self.num_blocks)
-        if self._is_identity:
+        if self.is_identity:
             return values
         parts = (values.narrow(-1, each.first, each.num_blocks) for each in self._layouts)
         pairs = zip(self._layouts, parts, strict=True)
@@ -211,7 +217,7 @@ class Partition:
 
     def sizes(self, like: Tensor) -> Tensor:
         """Count the entries of each block, in the dtype and on the device of ``like``: (B,)."""
-        if self._is_identity:
+        if self.is_identity:
             return like.new_ones(self.num_params)
         return self._join(each.counts(like.device) for each in self._layouts).to(like.dtype)
 
@@ -232,7 +238,7 @@ class Partition:
             ValueError: If ``other`` splits other parameters than this one.
         """
         self.check(other.names, other.shapes)
-        if self._is_identity or other.num_blocks == 1:
+        if self.is_identity or other.num_blocks == 1:
             return True
         outer = torch.full((self.num_blocks,), -1)  # the block of ``other`` around each of ours
         for ours, theirs in zip(self._layouts, other._layouts, strict=True):

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_linf.functional.blocks import sum_over_blocks
 from lightning_linf.functional.offload import bring_back, set_aside
 from lightning_linf.functional.operator_norm import LEAST_BUDGET, OperatorNorm, operator_norm
-from lightning_linf.functional.random import derive_seed, normal
+from lightning_linf.functional.random import derive_seed
+from lightning_linf.functional.random_vectors import normal_vector
 from lightning_linf.partition import Partition
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.products import HessianProducts
@@ -65,11 +67,7 @@ def bracket_smoothness(
     if vector.num_params <= num_probes:
         hessian = whole_hessian(products, vector)
     random_start = partial(
-        normal,
-        vector.num_params,
-        seed=derive_seed("start", seed),
-        dtype=vector.dtype,
-        device=vector.device,
+        normal_vector, vector.num_params, seed=derive_seed("start", seed), like=vector.like
     )
     starts = [set_aside(random_start())]  # what a search is given is not held here beside it
     smoothness: dict[str, BlockSmoothness] = {}
@@ -80,7 +78,7 @@ def bracket_smoothness(
         if hessian is not None:
             uppers[name] = exact_upper_bound(hessian, partition, vector.sizes)
             norm = operator_norm(
-                hessian.matrix.mv, bring_back(starts.pop(), vector.device), partition,
+                hessian.times, bring_back(starts.pop(), vector.device), partition,
                 shares=uppers[name].block_parts,
                 max_hvps=_FREE_HVPS, tol=1e-3, seed=seed,
             )._replace(num_hvps=0)  # fmt: skip
@@ -137,7 +135,7 @@ def _assemble(
 ) -> BlockSmoothness:
     # ||(Hv)_b|| is at most norm.upper times root(share_b / d_b) for any v of norm 1: another bound
     # of H(Phi), the better one for few blocks, and with one block N(Phi) itself.
-    value, error = norm.upper * float(norm.shares.sqrt().sum()), 0.0
+    value, error = norm.upper * float(sum_over_blocks(norm.shares.sqrt(), partition)), 0.0
     if upper is not None and (upper.value < value or partition.name == "coordinate"):
         # H(Phi) is at least N(Phi), so an estimate below its lower end can be bettered.
         value, error = max(upper.value, norm.lower), upper.relative_error

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from lightning_linf.argument_checks import check_callable, check_whole
 from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.lambda_max import lanczos
-from lightning_linf.functional.random import derive_seed, normal
+from lightning_linf.functional.random import derive_seed
+from lightning_linf.functional.random_vectors import normal_vector
 from lightning_linf.probe.fabric import unwrap_fabric
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.landscape import Landscape
@@ -156,10 +157,9 @@ def measure_edge_of_landscape(
     del gradient, last_step
     lower = upper = math.nan
     if hessian is not None:
-        dim, seed_of_start = vector.num_params, derive_seed("edge", seed)
         krylov = lanczos(
             hessian,
-            normal(dim, seed=seed_of_start, dtype=vector.dtype, device=vector.device),
+            normal_vector(vector.num_params, seed=derive_seed("edge", seed), like=vector.like),
             max_hvps=max_hvps,
             tol=_TOLERANCE,
             positive_end=True,

@@ -8,9 +8,10 @@ from torch import Tensor
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.finite import all_finite
 from lightning_linf.functional.heterogeneity import Heterogeneity, each_and_whole
-from lightning_linf.functional.heterogeneity_sums import heterogeneity_update
+from lightning_linf.functional.heterogeneity_sums import heterogeneity_update, over_shards
 from lightning_linf.functional.r_squared import between_within
 from lightning_linf.functional.spectral import MatrixSplit
+from lightning_linf.functional.vector_shards import any_nonzero, sizes_here
 from lightning_linf.partition import Partition
 from lightning_linf.partition_names import SPECTRAL
 from lightning_linf.probe.along_steps import curvatures, dual_norms, secants
@@ -54,7 +55,7 @@ def measure_gradient(
         ProbeError: If the gradient is not finite.
     """
     earlier = None
-    if last_step is not None and last_step.any():
+    if last_step is not None and any_nonzero(last_step):
         earlier = landscape.gradient(-last_step)  # first: no evaluation may follow a kept graph
     gradient = landscape.gradient()
     if not all_finite(gradient):
@@ -66,8 +67,8 @@ def measure_gradient(
     if earlier is not None and last_step is not None:
         secant = secants(earlier, gradient, last_step, partitions)
         del earlier
-    sums = heterogeneity_update(landscape.parameters.unflatten(gradient))
-    each, whole = each_and_whole(sums)
+    sums = heterogeneity_update(gradient.split_with_sizes(sizes_here(landscape.parameters.sizes)))
+    each, whole = each_and_whole(over_shards(sums))
     dual_norm = dual_norms(gradient, partitions)
     along = curvatures(gradient, partitions, products)
     several = products.first_half is not None

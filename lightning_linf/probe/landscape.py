@@ -21,6 +21,7 @@ from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.offload import Offload, offloading
+from lightning_linf.functional.vector_shards import shards_of_vectors
 from lightning_linf.probe.batch_derivatives import BatchDerivatives
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.batch_mean import BatchMean
@@ -183,6 +184,15 @@ class Landscape:
     def parameters(self) -> ParameterVector:
         """The parameters theta, as one vector."""
         return self._function.parameters
+
+    @property
+    def batch_ranks(self) -> Ranks:
+        """Ranks over which to add up what :meth:`each_gradient` and :meth:`curvatures` tell.
+
+        Where vectors are shards every rank is told of all batches, so it is this rank alone.
+        """
+        is_told_all = shards_of_vectors() is not None
+        return Ranks(None, self.parameters.device) if is_told_all else self.ranks
 
     @property
     def num_batches(self) -> int:

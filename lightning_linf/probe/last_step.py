@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_linf.functional.in_pieces import sum_in_pieces
+from lightning_linf.functional.in_pieces import local_sum_in_pieces
+from lightning_linf.functional.vector_shards import sizes_here, sum_over_shards
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.products import HessianProducts
 from lightning_linf.report import StepReport
@@ -38,5 +39,6 @@ def measure_last_step(
 
 def _by_tensor(a: Tensor, b: Tensor, sizes: list[int]) -> Tensor:
     """Add up the products of the entries of two vectors (d,) in each tensor. Shape: (T,)."""
-    pairs = zip(a.split_with_sizes(sizes), b.split_with_sizes(sizes), strict=True)
-    return torch.stack([sum_in_pieces(torch.mul, x, y) for x, y in pairs])
+    parts = (vector.split_with_sizes(sizes_here(sizes)) for vector in (a, b))
+    pairs = zip(*parts, strict=True)
+    return sum_over_shards(torch.stack([local_sum_in_pieces(torch.mul, x, y) for x, y in pairs]))

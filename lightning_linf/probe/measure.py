@@ -14,6 +14,7 @@ from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.offload import Offload
 from lightning_linf.functional.spectral import MatrixSplit
+from lightning_linf.functional.vector_shards import num_here
 from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, MeasuredName
@@ -27,6 +28,7 @@ from lightning_linf.probe.noise import MeasuredNoise, measure_noise
 from lightning_linf.probe.partitions import (
     choose_partitions,
     default_partitions,
+    on_shards,
     without_spectral,
 )
 from lightning_linf.probe.products import HessianProducts
@@ -210,13 +212,14 @@ def measure_landscape(
             "inverse it would need. Leave one of them out."
         )
     vector = landscape.parameters
-    if last_step is not None and last_step.shape != (vector.num_params,):
+    if last_step is not None and last_step.shape != (num_here(vector.num_params),):
         raise ValueError(
-            f"measure_geometry: expected `last_step` of shape ({vector.num_params},), "
+            f"measure_geometry: expected `last_step` of shape ({num_here(vector.num_params)},), "
             f"got {tuple(last_step.shape)}."
         )
     for partition in partitions:
         partition.check(vector.names, vector.shapes)
+    partitions = on_shards(partitions, vector.device)
     products = HessianProducts(landscape, on_hvps)
     facts = measure_gradient(landscape, partitions, products, last_step, matrices)
     del last_step

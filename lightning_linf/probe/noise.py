@@ -10,8 +10,10 @@ from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.noise import noise_compute
 from lightning_linf.functional.noise_sums import NoiseSums, noise_init, noise_merge, noise_update
+from lightning_linf.functional.vector_shards import num_here
 from lightning_linf.partition import Partition
 from lightning_linf.probe.landscape import Landscape
+from lightning_linf.probe.partitions import on_shards
 from lightning_linf.report import NoiseReport
 
 
@@ -28,6 +30,7 @@ def measure_noise(landscape: Landscape, partitions: Sequence[Partition]) -> Meas
     Raises:
         ProbeError: If there are fewer than two batches in all.
     """
+    partitions = on_shards(partitions, landscape.parameters.device)
     sums = noise_of_batches(landscape)
     result = noise_compute(sums, landscape.parameters.sizes, {p.name: p for p in partitions})
     noise = NoiseReport(
@@ -44,14 +47,14 @@ def measure_noise(landscape: Landscape, partitions: Sequence[Partition]) -> Meas
 
 
 def noise_of_batches(landscape: Landscape) -> NoiseSums:
-    """Gather the gradient of each batch of each rank in sums of 4 d numbers.
+    """Gather the gradient of each batch of each rank in sums of 4 d numbers, or shards of them.
 
     Raises:
         ProbeError: If there are fewer than two batches in all.
     """
-    vector, ranks = landscape.parameters, landscape.ranks
-    turn = ranks.rank % 2
-    sums = ranks.together(lambda: noise_init(vector.num_params, vector.like, turn))
+    vector, ranks = landscape.parameters, landscape.batch_ranks
+    turn, dim = ranks.rank % 2, num_here(vector.num_params)
+    sums = landscape.ranks.together(lambda: noise_init(dim, vector.like, turn))
     landscape.each_gradient(lambda gradient, weight: noise_update(sums, gradient, weight))
     sums = over_ranks(sums, ranks)
     if not sums.counts.sum() > 0:

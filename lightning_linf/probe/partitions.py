@@ -3,10 +3,13 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
+from lightning_linf.functional.vector_shards import shards_of_vectors
 from lightning_linf.partition import Partition
 from lightning_linf.partition.placement import PlacementError
+from lightning_linf.partition.sharded import ShardedPartition
 from lightning_linf.partition_names import (
     DEFAULT,
     ENDS,
@@ -106,3 +109,11 @@ def default_partitions(
         except PlacementError as error:
             reasons.append(f"{name}: {error}")
     return made, {"left_out": " ".join(reasons)} if reasons else {}
+
+
+def on_shards(partitions: Sequence[Partition], device: torch.device) -> list[Partition]:
+    """Give partitions of the vectors that are here: of their shards, where vectors are shards."""
+    shards = shards_of_vectors()
+    if shards is None:
+        return list(partitions)
+    return [ShardedPartition(partition.whole, shards, device) for partition in partitions]

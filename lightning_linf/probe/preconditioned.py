@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_linf.distributed.gathering import gather
+from lightning_linf.functional.vector_shards import shards_of_vectors, sizes_here
 from lightning_linf.optim import Reparameterized
 from lightning_linf.optim.linear_step import linear_steps
 from lightning_linf.probe.landscape import Landscape
@@ -51,9 +52,10 @@ class PreconditionedHessian:
         )
         steps = landscape.ranks.together(lambda: linear_steps(optimizers))
         squares = [steps[p].rates / steps[p].threshold for p in vector.originals]
-        self._roots = vector.flatten(gather(squares)).sqrt_()
+        is_whole = shards_of_vectors() is None
+        self._roots = vector.flatten(gather(squares) if is_whole else squares).sqrt_()
         self._decays = [steps[p].weight_decay for p in vector.originals]
-        self._sizes = vector.sizes
+        self._sizes = sizes_here(vector.sizes)
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Multiply with a vector (d,) of the scaled coordinates."""

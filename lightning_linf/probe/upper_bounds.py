@@ -18,7 +18,9 @@ from lightning_linf.functional.product_sums import (
     product_sums_init,
     product_sums_update,
 )
-from lightning_linf.functional.random import cauchy, chunks
+from lightning_linf.functional.random import chunks
+from lightning_linf.functional.random_vectors import cauchy_vector
+from lightning_linf.functional.vector_shards import shards_of, whole_vectors
 from lightning_linf.partition import Partition
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.products import (
@@ -45,18 +47,22 @@ class UpperBound(NamedTuple):
 class WholeHessian(NamedTuple):
     """All entries of the Hessian, from as many products as there are parameters."""
 
-    matrix: Tensor  # (d, d)
+    matrix: Tensor  # (d, d), on every rank
     batch_excess: float | None
+
+    def times(self, vector: Tensor) -> Tensor:
+        """Multiply with a vector (d,), or the shards of one."""
+        return shards_of(self.matrix.mv(whole_vectors(vector)))
 
 
 def whole_hessian(products: HessianProducts, vector: ParameterVector) -> WholeHessian:
     """Multiply the Hessian with every unit vector; it must be finite and symmetric."""
-    unit = torch.eye(vector.num_params, dtype=vector.dtype, device=vector.device)
+    unit = shards_of(torch.eye(vector.num_params, dtype=vector.dtype, device=vector.device))
     excess: float | None = None
     if products.first_half is None:
-        matrix = products.of_all(unit)
+        matrix = whole_vectors(products.of_all(unit))
     else:
-        both = products.of_halves(unit)
+        both = whole_vectors(products.of_halves(unit))
         matrix = products.mean_of(both)
         norms = [float((part / scale_of(both)).abs().sum()) for part in (*both, matrix)]
         excess = excess_of_halves(norms, products.first_half)
@@ -70,11 +76,13 @@ def exact_upper_bound(
     """Compute the bound from all entries of the Hessian."""
     scale = scale_of(hessian.matrix)  # squares of very small or large entries do not fit
     matrix = (hessian.matrix / scale).to(wide_dtype(hessian.matrix))
-    roots = partition.sizes(matrix).sqrt()
-    row_norms = partition.block_sum(matrix.square()).sqrt() @ roots  # (d,): q_i
-    parts = roots * partition.block_sum(row_norms.square()).sqrt()
+    blocks = partition.whole
+    roots = blocks.sizes(matrix).sqrt()
+    row_norms = blocks.block_sum(matrix.square()).sqrt() @ roots  # (d,): q_i
+    parts = roots * blocks.block_sum(row_norms.square()).sqrt()
     tensors = torch.stack([part.sum() for part in row_norms.split_with_sizes(list(tensor_sizes))])
     value = float(parts.sum()) * float(scale)
+    parts = shards_of(parts) if partition.is_identity else parts
     return UpperBound(value, 0.0, parts, tensors, len(matrix), hessian.batch_excess)
 
 
@@ -99,9 +107,7 @@ def estimated_upper_bound(
 
     def draw(probe: int) -> Tensor:
         if is_coordinate:
-            return cauchy(
-                partition.num_params, seed=seed, probe=probe, dtype=like.dtype, device=like.device
-            )
+            return cauchy_vector(partition.num_params, seed=seed, probe=probe, like=like)
         return block_cauchy(partition, seed=seed, probe=probe, like=like)
 
     sums = product_sums_init(sizes, num_probes, like)

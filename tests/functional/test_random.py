@@ -127,6 +127,15 @@ def test_parts_of_a_vector_are_the_same_numbers(first, dtype):
     assert torch.equal(draw(1, first=first + 99), whole[99:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [1, 2, 7, 1000, 2 * CHUNK + 3])
+def test_stretches_of_normal_vectors_are_those_of_the_whole(dim, dtype):
+    whole = normal(dim, seed=3, dtype=dtype)
+    for start, stop in torch.randint(dim + 1, (20, 2)).sort().values.tolist():
+        part = normal(stop - start, seed=3, first=start, whole=dim, dtype=dtype)
+        assert torch.equal(part, whole[start:stop])
+
+
 @pytest.mark.parametrize("chunk", [1, 64, 1 << 24])
 def test_draws_do_not_depend_on_the_size_of_chunks(monkeypatch, chunk):
     def draw():

@@ -1,5 +1,7 @@
 """Pieces of a partition cover each coordinate once, in order, with its own block."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -46,3 +48,20 @@ def test_sums_in_pieces_are_those_of_a_copy_in_float64():
     expected = LabelledBlocks(labels).block_sum(x.double().square())
     sums = sums_of_blocks(torch.square, x, LabelledBlocks(labels))
     torch.testing.assert_close(sums, expected, rtol=1e-12, atol=0.0)  # the order of the sum
+
+
+@pytest.mark.parametrize("num_cuts", [1, 2, 5, 40])
+@pytest.mark.parametrize("partition", partitions(), ids=lambda p: p.name)
+def test_stretches_of_tensors_keep_the_blocks_of_their_entries(partition, num_cuts):
+    numbers = torch.arange(partition.num_blocks)
+    of_entries = partition.expand(numbers).split([s.numel() for s in partition.shapes])
+    for layout, expected in zip(partition.layouts, of_entries, strict=True):
+        cuts = torch.randint(len(expected) + 1, (num_cuts,)).sort().values.tolist()
+        for start, stop in pairwise([0, *cuts, len(expected)]):
+            pieces = list(layout.stretch(range(start, stop)))
+            assert sum(count for count, _ in pieces) == stop - start
+            found = [
+                piece.expand(numbers[piece.first : piece.first + piece.num_blocks])
+                for _, piece in pieces
+            ]
+            assert torch.equal(torch.cat([numbers[:0], *found]), expected[start:stop])
