@@ -42,6 +42,14 @@ class Exchange:
         self.counts = _counts(self._sends, num_ranks), _counts(self._receives, num_ranks)
         """How many entries go to each rank, this one among them, and how many come from each."""
 
+    def __call__(self, vector: Tensor, all_to_all: AllToAll) -> Tensor:
+        """Give what this rank holds afterwards; all ranks call together. Perhaps ``vector``."""
+        if self.is_trivial:
+            return vector
+        return self.unpack(all_to_all(self.pack(vector), *self.counts))
+
+    # Those who want to free the vector before anything is sent call these instead.
+
     def pack(self, vector: Tensor) -> Tensor:
         """Copy what this rank holds in the order in which it is sent. A new tensor."""
         packed = vector.new_empty(sum(self.counts[0]))

@@ -99,8 +99,7 @@ class Holdings:
         """Give the whole vector (d,) to all ranks: a new tensor."""
         parts, whole = self.parts(), [run(0, self.num_params)]
         exchange = Exchange(parts, [whole] * len(parts), self.rank)
-        packed = exchange.pack(self.own_part(shard))
-        return exchange.unpack(self.all_to_all(packed, *exchange.counts))
+        return exchange(self.own_part(shard), self.all_to_all)
 
     def _numbered(self, held: Sequence[Sequence[Sequence[Strip]]]) -> Layout:
         firsts = list(accumulate(self.sizes, initial=0))[:-1]

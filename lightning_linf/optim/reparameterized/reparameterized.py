@@ -264,7 +264,7 @@ class Reparameterized(Optimizer):
         Raises:
             ValueError: If the map needs a parameter that is not among them.
         """
-        return Coordinates(parameters, [(each.thetas, each.bound) for each in self._mapped])
+        return Coordinates(parameters, [(each.thetas, each.whole_map) for each in self._mapped])
 
     def _map_new_groups(self) -> None:
         """Map groups that were added since: some callbacks append to ``param_groups`` directly."""
