@@ -116,10 +116,10 @@ class BoundRotation(BoundReparameterization):
                 shape = 1, rows, 1
             else:
                 shape = (1, rows, columns) if rows > 1 else (columns, 1, 1)
-            vectors.append(Vectors(first, *shape, seed))
+            if rows * columns:
+                vectors.append(Vectors(first, *shape, seed))
             first += rows * columns
-        filled = tuple(each for each in vectors if each.count * each.length * each.unit)
-        return BoundShardedRotation(filled, self.strength, holdings, self.inverted)
+        return BoundShardedRotation(tuple(vectors), self.strength, holdings, self.inverted)
 
     def _multiply(self, vector: Tensor) -> Tensor:
         return self._rotated(vector, inverse=self.inverted)

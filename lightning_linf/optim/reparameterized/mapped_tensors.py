@@ -64,6 +64,10 @@ class MappedTensors:
         parts = vector.split_with_sizes([shape.numel() for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
+    @property
+    def _all_sharded(self) -> bool:
+        return all(map(is_sharded, self.thetas))
+
     def match_weights(self) -> None:
         """Bring phi to the dtype and device of the weights, which may have been cast or moved."""
         for phi, theta in zip(self.phis, self.thetas, strict=True):
@@ -80,7 +84,8 @@ class MappedTensors:
         """Set phi to the coordinates of the weights."""
         self.match_weights()
         self.former_vector = self.inverse.apply_(self.join(self.thetas))
-        self.vector = self.former_vector.clone()
+        # Sharded phis have memory of their own, and need no vector.
+        self.vector = self.former_vector if self._all_sharded else self.former_vector.clone()
         for phi, part in zip(self.phis, self.split(self.vector), strict=True):
             if is_sharded(phi):
                 local(phi).copy_(part)
@@ -92,10 +97,18 @@ class MappedTensors:
 
         ``is_last`` says that this will not be asked for again before weights are read.
         """
-        for phi, part in zip(self.phis, self.split(self.vector), strict=True):
-            if local(phi).data_ptr() != part.data_ptr():  # or the inner optimizer set phi.data
-                part.copy_(local(phi))
+        if is_last:
+            for phi in self.phis:
+                phi.grad = None
+        if self._all_sharded:
+            self.vector = self.join(self.phis)
+        else:
+            for phi, part in zip(self.phis, self.split(self.vector), strict=True):
+                if local(phi).data_ptr() != part.data_ptr():  # or the optimizer has set phi.data
+                    part.copy_(local(phi))
         change = torch.sub(self.vector, self.former_vector, out=self.former_vector)
+        if is_last:
+            self.vector = change
         moves = self.split(self.bound.apply_(change))
         torch._foreach_add_([local(theta) for theta in self.thetas], moves)
         if not is_last:
