@@ -1,6 +1,6 @@
 """What does a rotated step of sharded parameters take of each rank: time, traffic and memory?
 
-    OMP_NUM_THREADS=1 python benchmarks/sharded_rotation.py               # a minute on two CPU cores
+    OMP_NUM_THREADS=1 python benchmarks/sharded_rotation.py              # a minute on two CPU cores
     OMP_NUM_THREADS=1 python benchmarks/sharded_rotation.py --width 512 --ranks 1 2
 
 Two linear layers are sharded by fully_shard over processes of this machine (gloo). SGD makes a step

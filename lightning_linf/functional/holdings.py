@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from torch import Tensor
@@ -67,10 +68,12 @@ class Holdings:
         held = [[of_rank[place] for place in places] for of_rank in self.held]
         return Holdings([self.sizes[place] for place in places], held, self.rank, self.all_to_all)
 
+    @cached_property
     def layout(self) -> Layout:
         """Give what each rank holds, numbered within the vector."""
         return self._numbered(self.held)
 
+    @cached_property
     def parts(self) -> Layout:
         """Give what each rank is to send: every entry once, those held by several in equal parts.
 
@@ -86,20 +89,24 @@ class Holdings:
                     parts[rank].append(share(strips, number, len(ranks)))
         return self._numbered(parts)
 
-    def own_part(self, vector: Tensor) -> Tensor:
+    def own_part(self, shard: Tensor) -> Tensor:
         """Give what this rank is to send of its shard; the shard itself, if nobody has copies."""
-        held, part = self.layout()[self.rank], self.parts()[self.rank]
-        return vector if [*held] == [*part] else _within(held, part, vector)
+        return self._to_own_part(shard, _alone)
 
     def shard_of(self, vector: Tensor) -> Tensor:
         """Give this rank's shard (n,) of a vector (d,) that it has whole: a new tensor."""
-        return _within([run(0, self.num_params)], self.layout()[self.rank], vector)
+        exchange = Exchange([[run(0, self.num_params)]], [self.layout[self.rank]], rank=0)
+        return vector.clone() if exchange.is_trivial else exchange(vector, _alone)
 
     def gather(self, shard: Tensor) -> Tensor:
         """Give the whole vector (d,) to all ranks: a new tensor."""
-        parts, whole = self.parts(), [run(0, self.num_params)]
-        exchange = Exchange(parts, [whole] * len(parts), self.rank)
+        whole = [run(0, self.num_params)]
+        exchange = Exchange(self.parts, [whole] * len(self.parts), self.rank)
         return exchange(self.own_part(shard), self.all_to_all)
+
+    @cached_property
+    def _to_own_part(self) -> Exchange:
+        return Exchange([self.layout[self.rank]], [self.parts[self.rank]], rank=0)
 
     def _numbered(self, held: Sequence[Sequence[Sequence[Strip]]]) -> Layout:
         firsts = list(accumulate(self.sizes, initial=0))[:-1]
@@ -113,7 +120,6 @@ class Holdings:
         ]
 
 
-def _within(held: Sequence[Strip], wanted: Sequence[Strip], vector: Tensor) -> Tensor:
-    """Copy some entries of a vector with those of ``held``."""
-    exchange = Exchange([held], [wanted], rank=0)
-    return vector.clone() if exchange.is_trivial else exchange.unpack(exchange.pack(vector))
+def _alone(tensor: Tensor, num_sent: Sequence[int], num_received: Sequence[int]) -> Tensor:
+    """Exchange with nobody."""
+    return tensor

@@ -16,15 +16,15 @@ _FEW = 1 << 12  # a vector of so few entries is not worth splitting
 
 
 class Vectors(NamedTuple):
-    """Vectors that are rotated alike: rows of a matrix (count, length), or columns (length, unit).
+    """Vectors that are rotated alike: the rows of a matrix, or its columns.
 
-    One of ``count`` and ``unit`` is 1.
+    (rows, length) or (length, columns): one of ``rows`` and ``columns`` is 1.
     """
 
     start: int  # number of the first entry of the matrix
-    count: int
+    rows: int
     length: int
-    unit: int
+    columns: int
     seed: int
 
 
@@ -52,9 +52,9 @@ class ShardedRotation:
     Source:
         The split of a transform into those of rows and columns, with a transposition between them,
         is that of Fourier transforms on distributed memory (Van Loan, Computational Frameworks for
-        the FFT, 1992, section 3.3). Cost: for d entries in all on W ranks, memory for about
-        2 d / W numbers beside the argument, and as many flops as for one process, divided by W. A
-        rank sends up to 9 d / W numbers, or 7 d / W where d is a power of two.
+        the FFT, 1992, chapter 3). Cost: for d entries in all on W ranks, memory for about 2 d / W
+        numbers beside the argument, and as many flops as for one process, divided by W. A rank
+        sends up to 9 d / W numbers, or 5 d / W where d is a power of two.
     """
 
     def __init__(
@@ -62,18 +62,18 @@ class ShardedRotation:
         *, strength: float, inverse: bool,
     ) -> None:  # fmt: skip
         num_ranks = len(parts)
-        most = sum(each.count * each.length * each.unit for each in vectors)
+        most = sum(each.rows * each.length * each.columns for each in vectors)
         if num_ranks > 1:
             most = max(_FEW, num_ranks**2, most // (4 * num_ranks))
         self._strength, self._inverse, self._rank = strength, inverse, rank
         self._split = [
             SplitVector(
-                each.start + number * each.length, each.length, each.unit, num_ranks,
+                each.start + number * each.length, each.length, each.columns, num_ranks,
                 seed=each.seed, strength=strength, inverse=inverse,
             )
             for each in vectors
             if each.length > most
-            for number in range(each.count)
+            for number in range(each.rows)
         ]  # fmt: skip
         dealt = _deal([each for each in vectors if each.length <= most], parts)
         self._whole = dealt[rank]
@@ -126,7 +126,7 @@ class ShardedRotation:
             first += size
 
     def _rotate_(self, y: Tensor, vectors: Vectors, squared: bool) -> None:
-        is_turned = vectors.unit > 1
+        is_turned = vectors.columns > 1
         rows = (
             y.view(vectors.length, -1).mT.contiguous() if is_turned else y.view(-1, vectors.length)
         )
@@ -156,15 +156,15 @@ def _deal(all_vectors: Sequence[Vectors], parts: Layout) -> list[list[_Whole]]:
     )
     homeless: list[tuple[Vectors, int, int]] = []  # the vectors from one number to another
     for vectors in all_vectors:
-        if vectors.unit > 1:
-            homeless.append((vectors, 0, vectors.unit))
+        if vectors.columns > 1:
+            homeless.append((vectors, 0, vectors.columns))
             continue
         first = 0
         for rank, low, high in _at_home(vectors, homes):
             dealt[rank].append(_Whole(vectors, _strip(vectors, low, high)))
             homeless.append((vectors, first, low))
             first = high
-        homeless.append((vectors, first, vectors.count))
+        homeless.append((vectors, first, vectors.rows))
     for rank, vectors, low, high in _shares(homeless, len(parts)):
         dealt[rank].append(_Whole(vectors, _strip(vectors, low, high)))
     return dealt
@@ -174,13 +174,13 @@ def _at_home(
     vectors: Vectors, homes: Sequence[tuple[int, int, int]]
 ) -> Iterator[tuple[int, int, int]]:
     """Yield ranks that have vectors whole, and from which number to which."""
-    start, count, length = vectors[:3]
-    stop = start + count * length
+    start, num_rows, length = vectors[:3]
+    stop = start + num_rows * length
     for begin, end, rank in homes[max(0, bisect_right(homes, (start, stop, 0)) - 1) :]:
         if begin >= stop:
             return
         low = max(0, -(-(begin - start) // length))
-        high = min(count, (end - start) // length)
+        high = min(num_rows, (end - start) // length)
         if low < high:
             yield rank, low, high
 
@@ -207,7 +207,7 @@ def _shares(
 
 def _strip(vectors: Vectors, low: int, high: int) -> Strip:
     """Give the entries of the vectors from one number to another."""
-    start, _, length, unit, _ = vectors
-    if unit == 1:
+    start, _, length, columns, _ = vectors
+    if columns == 1:
         return run(start + low * length, start + high * length)
-    return Strip(start + low, length, unit, high - low)
+    return Strip(start + low, length, columns, high - low)

@@ -148,7 +148,7 @@ class BoundShardedPermutation(BoundReparameterization):
                 lambda first, count, inverse, device: self.whole.images(
                     first, count, inverted != inverse, device
                 ),
-                self.whole.num_params, holdings.parts(), holdings.layout(), holdings.rank,
+                self.whole.num_params, holdings.parts, holdings.layout, holdings.rank,
                 vector.device,
             )  # fmt: skip
         return self._plans[key](holdings.own_part(vector.contiguous()), holdings.all_to_all)

@@ -59,7 +59,7 @@ class BoundShardedRotation(BoundReparameterization):
     def _plan(self, inverse: bool) -> ShardedRotation:
         if inverse not in self._plans:
             self._plans[inverse] = ShardedRotation(
-                self.vectors, self.holdings.parts(), self.holdings.layout(), self.holdings.rank,
+                self.vectors, self.holdings.parts, self.holdings.layout, self.holdings.rank,
                 strength=self.strength, inverse=inverse,
             )  # fmt: skip
         return self._plans[inverse]

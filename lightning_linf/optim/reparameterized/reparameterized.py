@@ -52,12 +52,14 @@ class Reparameterized(Optimizer):
     it has ``train()`` and ``eval()``, as schedule-free ones, call them on this one: they move the
     weights. Hooks around the steps of all optimizers are called for this one alone.
 
-    Parameters may be sharded (DTensors, such as ``fully_shard`` makes). The map is that of the
-    whole tensors, so a step equals that of a single process up to rounding. phi and the inner
-    optimizer's state are sharded as the weights are. In a step every rank gathers gradients,
-    weights and phi (three times what ``fully_shard`` sends to gather the weights), holds whole
-    vectors, and computes the whole map; between steps, phi keeps the memory of this rank's part.
-    An inner optimizer that sets ``p.data`` cannot be used: that has no effect on a DTensor.
+    Parameters may be sharded (DTensors, as ``fully_shard`` and tensor parallelism make them). The
+    map is that of the whole tensors, so a step equals that of a single process up to rounding. phi
+    and the inner optimizer's state are sharded as the weights are, and ranks compute products of
+    the map together, by exchanging shards: in a step a rank holds a few shards beside the weights,
+    and sends up to 27 of them, however many ranks there are (benchmarks/sharded_rotation.py). Only
+    maps of your own that do not say how (:meth:`BoundReparameterization.on_shards`) gather whole
+    vectors. Between steps, phi keeps the memory of this rank's part. An inner optimizer that sets
+    ``p.data`` cannot be used: that has no effect on a DTensor.
 
     Args:
         params: As torch's optimizers take them: tensors, pairs of name and tensor, or groups.
