@@ -57,9 +57,10 @@ class Reparameterized(Optimizer):
     and the inner optimizer's state are sharded as the weights are, and ranks compute products of
     the map together, by exchanging shards: in a step a rank holds a few shards beside the weights,
     and sends up to 27 of them, however many ranks there are (benchmarks/sharded_rotation.py). Only
-    maps of your own that do not say how (:meth:`BoundReparameterization.on_shards`) gather whole
-    vectors. Between steps, phi keeps the memory of this rank's part. An inner optimizer that sets
-    ``p.data`` cannot be used: that has no effect on a DTensor.
+    maps of your own that do not say how gather whole vectors
+    (:meth:`~lightning_linf.reparam.BoundReparameterization.on_shards`). Between steps, phi keeps
+    the memory of this rank's part. An inner optimizer that sets ``p.data`` cannot be used: that has
+    no effect on a DTensor.
 
     Args:
         params: As torch's optimizers take them: tensors, pairs of name and tensor, or groups.
