@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_linf.distributed.shards import from_local, is_sharded, local, on_mesh, sharded_over
+from lightning_linf.distributed.shards import is_sharded, local, on_mesh, sharded_over
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -46,12 +46,6 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
     mesh = like.device_mesh
     replicated = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return local(replicated.redistribute(placements=like.placements))
-
-
-def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Make a tensor with the values of ``tensor`` that is sharded as ``like`` is."""
-    part = part_of(tensor, like)
-    return from_local(part.clone(memory_format=torch.contiguous_format), like)
 
 
 def gather(tensors: Sequence[Tensor]) -> list[Tensor]:

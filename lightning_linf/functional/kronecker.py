@@ -183,6 +183,27 @@ class SignedKronecker:
             tile.copy_(source.view(tile.shape))
 
 
+def mix_rows_(y: Tensor, matrix: Matrix) -> None:
+    """Multiply y (2^k, width) with a Kronecker power along its first dimension, in place.
+
+    Contiguous, float32 or float64. Some columns at a time, so that both buffers fit into a cache.
+    """
+    num, width = y.shape
+    tile_bits = TILE_BITS if y.device.type == "cpu" else DEVICE_TILE_BITS
+    most = max(1, (1 << tile_bits) // num)
+    buffers = [_scratch(name, num * min(most, width), y) for name in "ab"]
+    for first in range(0, width, most):
+        columns = y[:, first : first + most]
+        source, target = (each[: columns.numel()] for each in buffers)
+        source.view(columns.shape).copy_(columns)
+        low = 0
+        for chunk in _chunks(num.bit_length() - 1, CHUNK_BITS):
+            power = _power(matrix, chunk, y.dtype, y.device)
+            _multiply(power, source, columns.shape[1] << low, out=target)
+            source, target, low = target, source, low + chunk
+        columns.copy_(source.view(columns.shape))
+
+
 def _scratch(name: str, size: int, like: Tensor) -> Tensor:
     """Give memory to work in, (size,), the same one to every caller of a thread on CPUs.
 

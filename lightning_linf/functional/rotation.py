@@ -117,7 +117,7 @@ def rotate_(y: Tensor, *, seed: int, strength: float, inverse: bool, squared: bo
     all_windows = rotation_windows(dim)
     streams = range(len(all_windows))[:: -1 if inverse else 1]
     windows = [all_windows[stream] for stream in streams]
-    matrix = _plane_rotation(rotation_angle(dim, float(strength)), inverse, squared)
+    matrix = plane_rotation(dim, strength, inverse=inverse, squared=squared)
     if runs_kernels(y.device):
         from lightning_linf.kernels.kronecker import signed_kronecker_
 
@@ -182,7 +182,9 @@ def _mean_diagonal(dim: int, angle: float) -> float:
     )
 
 
-def _plane_rotation(angle: float, inverse: bool, squared: bool) -> Matrix:
+def plane_rotation(dim: int, strength: float, *, inverse: bool, squared: bool) -> Matrix:
+    """Give the rotation of the plane whose powers mix ``dim`` coordinates, or its squares."""
+    angle = rotation_angle(dim, float(strength))
     # At 45 degrees sine and cosine are the same number, so that powers of 1/2 come out exact.
     c, s = math.cos(angle), math.sin(angle) if angle < math.pi / 4 else math.cos(angle)
     if squared:

@@ -1,11 +1,14 @@
 """Linear maps theta = A phi of vectors that hold tensors of known shapes."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import compress
 
 import torch
 from torch import Tensor
+
+from lightning_linf.functional.holdings import Holdings
 
 
 class BoundReparameterization(ABC):
@@ -16,8 +19,10 @@ class BoundReparameterization(ABC):
     ``apply_transpose(g)`` and ``A^T H A``. Results are new tensors with the dtype and device of the
     argument, and without a graph.
 
+    Vectors may also be divided among ranks: :meth:`on_shards` gives the same map of shards.
+
     Attributes:
-        num_params: d.
+        num_params: d; or for a map of shards, how many entries this rank's shard has.
     """
 
     num_params: int
@@ -60,6 +65,28 @@ class BoundReparameterization(ABC):
     def inverse(self) -> "BoundReparameterization":
         """Invert the map."""
 
+    def on_shards(self, holdings: Holdings) -> "BoundReparameterization":
+        """Give the same map of vectors of which each rank holds a shard.
+
+        Its products are computed by all ranks together: each must ask for them. Those of this
+        package need memory for a few shards. Other maps gather whole vectors, unless they override
+        :meth:`_on_shards`.
+
+        Args:
+            holdings: Which entries each rank holds of a vector of the tensors that the map was
+                bound to.
+        """
+        if holdings.num_params != self.num_params:
+            raise ValueError(
+                f"BoundReparameterization: expected holdings of a vector of {self.num_params} "
+                f"entries, got {holdings.num_params}. Describe the tensors that the map was bound "
+                "to, in their order."
+            )
+        return self if holdings.are_whole else self._on_shards(holdings)
+
+    def _on_shards(self, holdings: Holdings) -> "BoundReparameterization":
+        return BoundGathering(self, holdings)
+
     @abstractmethod
     def _multiply(self, vector: Tensor) -> Tensor: ...
 
@@ -97,6 +124,9 @@ class BoundIdentity(BoundReparameterization):
         """Return the map itself."""
         return self
 
+    def _on_shards(self, holdings: Holdings) -> "BoundIdentity":
+        return BoundIdentity(holdings.num_local)
+
     def _multiply(self, vector: Tensor) -> Tensor:
         return vector.clone()
 
@@ -125,6 +155,11 @@ class BoundSelection(BoundReparameterization):
     def inverse(self) -> "BoundSelection":
         """Invert the map."""
         return BoundSelection(self.bound.inverse(), self.sizes, self.selected)
+
+    def _on_shards(self, holdings: Holdings) -> "BoundSelection":
+        chosen = holdings.select([i for i, each in enumerate(self.selected) if each])
+        sizes = tuple(holdings.local_sizes)
+        return BoundSelection(self.bound.on_shards(chosen), sizes, self.selected)
 
     def _multiply(self, vector: Tensor) -> Tensor:
         return self._scatter(vector, self.bound._multiply(self._gather(vector)))
@@ -165,6 +200,9 @@ class BoundComposition(BoundReparameterization):
         """Invert the map."""
         return BoundComposition(self.inner.inverse(), self.outer.inverse())
 
+    def _on_shards(self, holdings: Holdings) -> "BoundComposition":
+        return BoundComposition(self.outer.on_shards(holdings), self.inner.on_shards(holdings))
+
     def _multiply(self, vector: Tensor) -> Tensor:
         return self.outer._multiply(self.inner._multiply(vector))
 
@@ -182,3 +220,32 @@ class BoundComposition(BoundReparameterization):
     def _multiply_transpose_(self, vector: Tensor) -> None:
         self.outer._multiply_transpose_(vector)
         self.inner._multiply_transpose_(vector)
+
+
+@dataclass(frozen=True)
+class BoundGathering(BoundReparameterization):
+    """Any map, on shards: each rank gathers whole vectors, and computes the whole product."""
+
+    bound: BoundReparameterization
+    holdings: Holdings
+
+    @property
+    def num_params(self) -> int:  # type: ignore[override]  # those of a shard
+        """Number of entries of this rank's shard."""
+        return self.holdings.num_local
+
+    def inverse(self) -> "BoundGathering":
+        """Invert the map."""
+        return BoundGathering(self.bound.inverse(), self.holdings)
+
+    def _multiply(self, vector: Tensor) -> Tensor:
+        return self._each(vector, self.bound._multiply)
+
+    def _multiply_transpose(self, vector: Tensor) -> Tensor:
+        return self._each(vector, self.bound._multiply_transpose)
+
+    def _multiply_transpose_squared(self, vector: Tensor) -> Tensor:
+        return self._each(vector, self.bound._multiply_transpose_squared)
+
+    def _each(self, vector: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.holdings.shard_of(multiply(self.holdings.gather(vector)))

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_linf.argument_checks import check_choice
-from lightning_linf.functional.random import derive_seed
+from lightning_linf.functional.holdings import Holdings
+from lightning_linf.functional.random import chunks, derive_seed
+from lightning_linf.functional.sharded_permutation import ShardedPermutation, images_of_parts
 from lightning_linf.reparam.bound import BoundReparameterization
 from lightning_linf.reparam.cache import TensorCache
 from lightning_linf.reparam.reparameterization import Reparameterization, check_pattern
@@ -85,6 +87,9 @@ class BoundPermutation(BoundReparameterization):
         """Invert the map; both share the memory of their indices."""
         return replace(self, inverted=not self.inverted)
 
+    def _on_shards(self, holdings: Holdings) -> "BoundShardedPermutation":
+        return BoundShardedPermutation(self, holdings)
+
     def _multiply(self, vector: Tensor) -> Tensor:
         return vector.index_select(0, self._index(self.inverted, vector.device))
 
@@ -94,18 +99,56 @@ class BoundPermutation(BoundReparameterization):
     _multiply_transpose_squared = _multiply_transpose  # the entries of A are 0 and 1
 
     def _index(self, inverted: bool, device: torch.device) -> Tensor:
-        return self._cache.get((inverted, device), lambda: self._draw(inverted).to(device))
+        return self._cache.get((inverted, device), lambda: self._draw(inverted, device))
 
-    def _draw(self, inverted: bool) -> Tensor:
-        """Draw the index on the CPU, so that it is the same for every device. Shape: (d,)."""
+    def _draw(self, inverted: bool, device: torch.device) -> Tensor:
+        """Draw the index, the same on every device. Shape: (d,)."""
         dtype = torch.int32 if self.num_params < 2**31 else torch.int64
-        parts: list[Tensor] = []
-        first = 0
-        for size, seed in zip(self.sizes, self.seeds, strict=True):
-            generator = torch.Generator("cpu").manual_seed(seed)
-            part = torch.randperm(size, generator=generator, device="cpu", dtype=torch.int64)
-            if inverted:
-                part = torch.empty_like(part).scatter_(0, part, torch.arange(size, device="cpu"))
-            parts.append(part.add_(first).to(dtype))
-            first += size
-        return torch.cat(parts) if parts else torch.empty(0, dtype=dtype, device="cpu")
+        index = torch.empty(self.num_params, dtype=dtype, device=device)
+        for part in chunks(self.num_params, device):
+            index[part] = self.images(part.start, part.stop - part.start, inverted, device)
+        return index
+
+    def images(self, first: int, count: int, inverted: bool, device: torch.device) -> Tensor:
+        """Give the numbers in phi of some neighbours in theta, or if ``inverted`` the reverse."""
+        return images_of_parts(self.sizes, self.seeds, first, count, inverted, device)
+
+
+@dataclass(frozen=True)
+class BoundShardedPermutation(BoundReparameterization):
+    """A permutation of vectors of which each rank holds a shard."""
+
+    whole: BoundPermutation
+    holdings: Holdings
+    _plans: dict[tuple[bool, torch.device], ShardedPermutation] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @property
+    def num_params(self) -> int:  # type: ignore[override]  # those of a shard
+        """Number of entries of this rank's shard."""
+        return self.holdings.num_local
+
+    def inverse(self) -> "BoundShardedPermutation":
+        """Invert the map; both share their plans."""
+        return replace(self, whole=self.whole.inverse())
+
+    def _multiply(self, vector: Tensor) -> Tensor:
+        return self._permuted(vector, self.whole.inverted)
+
+    def _multiply_transpose(self, vector: Tensor) -> Tensor:
+        return self._permuted(vector, not self.whole.inverted)
+
+    _multiply_transpose_squared = _multiply_transpose
+
+    def _permuted(self, vector: Tensor, inverted: bool) -> Tensor:
+        holdings, key = self.holdings, (inverted, vector.device)
+        if key not in self._plans:
+            self._plans[key] = ShardedPermutation(
+                lambda first, count, inverse, device: self.whole.images(
+                    first, count, inverted != inverse, device
+                ),
+                self.whole.num_params, holdings.parts, holdings.layout, holdings.rank,
+                vector.device,
+            )  # fmt: skip
+        return self._plans[key](holdings.own_part(vector.contiguous()), holdings.all_to_all)

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from lightning_linf.argument_checks import check_choice
+from lightning_linf.functional.holdings import Holdings
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.functional.rotation import check_strength, rotate_
+from lightning_linf.functional.sharded_rotation import Vectors
 from lightning_linf.reparam.bound import BoundIdentity, BoundReparameterization
 from lightning_linf.reparam.reparameterization import Reparameterization, check_pattern
+from lightning_linf.reparam.sharded_rotation import BoundShardedRotation
 
 RotationScope = Literal["global", "tensor", "row", "column"]
 
@@ -103,6 +106,20 @@ class BoundRotation(BoundReparameterization):
     def inverse(self) -> "BoundRotation":
         """Invert the map."""
         return replace(self, inverted=not self.inverted)
+
+    def _on_shards(self, holdings: Holdings) -> BoundShardedRotation:
+        vectors, first = [], 0
+        for (rows, columns), seed in zip(self.matrices, self.seeds, strict=True):
+            if not self.from_left:
+                shape = rows, columns, 1
+            elif columns == 1:
+                shape = 1, rows, 1
+            else:
+                shape = (1, rows, columns) if rows > 1 else (columns, 1, 1)
+            if rows * columns:
+                vectors.append(Vectors(first, *shape, seed))
+            first += rows * columns
+        return BoundShardedRotation(tuple(vectors), self.strength, holdings, self.inverted)
 
     def _multiply(self, vector: Tensor) -> Tensor:
         return self._rotated(vector, inverse=self.inverted)

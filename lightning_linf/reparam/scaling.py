@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.holdings import Holdings
 from lightning_linf.reparam.bound import BoundReparameterization
 from lightning_linf.reparam.cache import TensorCache
 from lightning_linf.reparam.reparameterization import Reparameterization, check_pattern
@@ -121,6 +122,12 @@ class BoundScaling(BoundReparameterization):
     def inverse(self) -> "BoundScaling":
         """Invert the map."""
         return replace(self, inverted=not self.inverted)
+
+    def _on_shards(self, holdings: Holdings) -> "BoundScaling":
+        factors = self.factors
+        if isinstance(factors, Tensor):
+            factors = holdings.shard_of(factors)
+        return BoundScaling(holdings.num_local, factors, self.inverted)
 
     def _multiply(self, vector: Tensor) -> Tensor:
         factors = self._factors(vector)

@@ -202,6 +202,16 @@ def test_scaling_prints_every_table_and_its_exponents(printed):
 
 
 @pytest.mark.slow
+def test_a_rotation_of_shards_is_exchanged_in_less_memory_than_gathered(printed):
+    lines = printed("sharded_rotation", "--width", "200", "--ranks", "2", "--rounds", "1")
+    rows = [line.split() for line in lines if re.match(" 2   (exchanged|gathered)", line)]
+    exchanged, gathered = ([float(cell) for cell in row[2:]] for row in rows)
+    assert 0 < exchanged[2] < 13.5  # sent, in shards
+    assert gathered[2] == pytest.approx(3, abs=0.01)
+    assert 0 < exchanged[4] < gathered[4]  # peak, in shards
+
+
+@pytest.mark.slow
 def test_products_of_processes_take_turns_and_errors_are_those_of_rounding(printed):
     others = ["curvlinops", "hessian-eigenthings", "PyHessian"]  # would have to be installed
     lines = printed("rivals", "--tiny", "--only", "products", "--rounds", "2", "--without", *others)

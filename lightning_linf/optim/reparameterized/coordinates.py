@@ -1,10 +1,12 @@
 """The map of a reparameterized optimizer, for one vector of all its parameters."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 
+from lightning_linf.functional.holdings import Holdings
 from lightning_linf.reparam import BoundReparameterization
 
 
@@ -25,6 +27,24 @@ class Coordinates:
             )
         self._sizes = [parameter.numel() for parameter in parameters]
         self._parts = [([place[theta] for theta in thetas], bound) for thetas, bound in parts]
+
+    def on_shards(self, holdings: Holdings) -> "Coordinates":
+        """Give the same map of vectors of which each rank holds a shard.
+
+        Args:
+            holdings: Which entries each rank holds of a vector of the given parameters.
+        """
+        if list(holdings.sizes) != self._sizes:
+            raise ValueError(
+                f"Reparameterized.coordinates: expected holdings of tensors of {self._sizes} "
+                f"entries, got {list(holdings.sizes)}. Describe the given parameters."
+            )
+        result = copy(self)
+        result._sizes = holdings.local_sizes
+        result._parts = [
+            (places, bound.on_shards(holdings.select(places))) for places, bound in self._parts
+        ]
+        return result
 
     def apply(self, vector: Tensor) -> Tensor:
         """Multiply with A. Shapes: (d,) -> (d,)."""

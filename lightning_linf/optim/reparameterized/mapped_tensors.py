@@ -6,32 +6,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_linf.distributed.gathering import gather, part_of, shard_like
+from lightning_linf.distributed.gathering import part_of
 from lightning_linf.distributed.shards import from_local, is_flattened, is_sharded, local
 from lightning_linf.functional.dtypes import working_dtype
+from lightning_linf.optim.reparameterized.held_tensors import on_shards_of
 from lightning_linf.reparam import BoundReparameterization
 
 
 class MappedTensors:
     """Tensors ``theta`` of one parameter group, and their coordinates ``phi = A^-1 theta``.
 
-    During a step, the tensors ``phis`` are views of one vector (d,), to which the map applies.
+    During a step, the tensors ``phis`` are views of one vector (n,), to which the map applies.
     Between steps they keep their shapes, but have no memory of their own. The phi of a sharded
-    theta is sharded alike: it has memory for this rank's part, and the vector, which every rank
-    computes as a whole, is gathered from the parts.
+    theta is sharded alike, and has memory for this rank's part. The vector then joins this rank's
+    parts, and ranks compute the products of the map together.
+
+    Attributes:
+        whole_map: A, of vectors (d,) that join whole tensors.
+        bound: A, of the vectors of this rank.
+        inverse: The inverse of ``bound``.
     """
 
     def __init__(
         self, thetas: list[Tensor], bound: BoundReparameterization, mixes_tensors: bool
     ) -> None:
         self.thetas = thetas
-        self.bound = bound  # A
-        self.inverse = bound.inverse()
+        self.whole_map = bound
+        self.bound = on_shards_of(thetas, bound)
+        self.inverse = self.bound.inverse()
         self.mixes_tensors = mixes_tensors
-        self.sizes = [theta.numel() for theta in thetas]
         self.vector = self.former_vector = self.inverse.apply_(self.join(thetas))
         self.phis = [
-            nn.Parameter(shard_like(part, theta) if is_sharded(theta) else part)
+            nn.Parameter(from_local(part.clone(), theta) if is_sharded(theta) else part)
             for part, theta in zip(self.split(self.vector), thetas, strict=True)
         ]
 
@@ -40,16 +46,27 @@ class MappedTensors:
         """The dtype of phi: float32, or wider if a theta is."""
         return working_dtype(self.thetas)
 
-    def join(self, tensors: Iterable[Tensor]) -> Tensor:
-        """Flatten and concatenate one tensor for each theta: (d,), in memory of its own."""
+    def join(self, tensors: Iterable[Tensor | None]) -> Tensor:
+        """Flatten and concatenate this rank's parts of a tensor for each theta; None is zeros.
+
+        Shape: (n,), in memory of its own.
+        """
         dtype = self.dtype
-        wholes = gather([tensor.detach() for tensor in tensors])
-        return torch.cat([tensor.reshape(-1).to(dtype) for tensor in wholes])
+        parts = [
+            torch.zeros_like(local(theta)) if each is None else part_of(each.detach(), theta)
+            for each, theta in zip(tensors, self.thetas, strict=True)
+        ]
+        return torch.cat([part.reshape(-1).to(dtype) for part in parts])
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """Cut a vector (d,) into views in the whole shape of each theta."""
-        parts = vector.split_with_sizes(self.sizes)
-        return [part.view(theta.shape) for part, theta in zip(parts, self.thetas, strict=True)]
+        """Cut a vector (n,) into views in the shape of this rank's part of each theta."""
+        shapes = [local(theta).shape for theta in self.thetas]
+        parts = vector.split_with_sizes([shape.numel() for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    @property
+    def _all_sharded(self) -> bool:
+        return all(map(is_sharded, self.thetas))
 
     def match_weights(self) -> None:
         """Bring phi to the dtype and device of the weights, which may have been cast or moved."""
@@ -67,10 +84,11 @@ class MappedTensors:
         """Set phi to the coordinates of the weights."""
         self.match_weights()
         self.former_vector = self.inverse.apply_(self.join(self.thetas))
-        self.vector = self.former_vector.clone()
+        # Sharded phis have memory of their own, and need no vector.
+        self.vector = self.former_vector if self._all_sharded else self.former_vector.clone()
         for phi, part in zip(self.phis, self.split(self.vector), strict=True):
             if is_sharded(phi):
-                local(phi).copy_(part_of(part, phi))
+                local(phi).copy_(part)
             else:
                 phi.data = part  # phi stays the same object: the inner optimizer's parameter
 
@@ -79,18 +97,20 @@ class MappedTensors:
 
         ``is_last`` says that this will not be asked for again before weights are read.
         """
-        parts = self.split(self.vector)
-        for phi, part, gathered in zip(self.phis, parts, gather(self.phis), strict=True):
-            if is_sharded(phi):
-                part.copy_(gathered)
-            elif phi.data_ptr() != part.data_ptr():  # the inner optimizer has set phi.data
-                part.copy_(phi)
+        if is_last:
+            for phi in self.phis:
+                phi.grad = None
+        if self._all_sharded:
+            self.vector = self.join(self.phis)
+        else:
+            for phi, part in zip(self.phis, self.split(self.vector), strict=True):
+                if local(phi).data_ptr() != part.data_ptr():  # or the optimizer has set phi.data
+                    part.copy_(local(phi))
         change = torch.sub(self.vector, self.former_vector, out=self.former_vector)
+        if is_last:
+            self.vector = change
         moves = self.split(self.bound.apply_(change))
-        torch._foreach_add_(
-            [local(theta) for theta in self.thetas],
-            [part_of(move, theta) for move, theta in zip(moves, self.thetas, strict=True)],
-        )
+        torch._foreach_add_([local(theta) for theta in self.thetas], moves)
         if not is_last:
             self.former_vector.copy_(self.vector)
 
@@ -112,17 +132,12 @@ class MappedTensors:
                 "requires grad, got a frozen one, which a map that mixes tensors would move. "
                 "Freeze it before you make the optimizer, or use a scope such as 'tensor'."
             )
-        gradient = self.bound.apply_transpose_(
-            self.join(
-                local(theta).new_zeros(theta.shape) if grad is None else grad
-                for theta, grad in zip(self.thetas, gradients, strict=True)
-            )
-        )
+        gradient = self.bound.apply_transpose_(self.join(gradients))
         for phi, grad, part in zip(self.phis, gradients, self.split(gradient), strict=True):
             if grad is None and not self.mixes_tensors:
                 phi.grad = None
             else:
-                phi.grad = shard_like(part, phi) if is_sharded(phi) else part
+                phi.grad = from_local(part, phi)
 
     def free(self) -> None:
         """Free the memory that only a step needs."""
@@ -144,10 +159,10 @@ class MappedTensors:
         present = [theta in values for theta in self.thetas]
         if not any(present):
             return {}
-        joined = self.join(values.get(theta, torch.zeros_like(theta)) for theta in self.thetas)
+        joined = self.join(values.get(theta) for theta in self.thetas)
         product = (bound.apply_transpose_squared if squared else bound.apply_transpose)(joined)
         return {
-            theta: shard_like(part, theta)
+            theta: from_local(part.clone(), theta)
             for theta, part, is_present in zip(
                 self.thetas, self.split(product), present, strict=True
             )

@@ -52,12 +52,15 @@ class Reparameterized(Optimizer):
     it has ``train()`` and ``eval()``, as schedule-free ones, call them on this one: they move the
     weights. Hooks around the steps of all optimizers are called for this one alone.
 
-    Parameters may be sharded (DTensors, such as ``fully_shard`` makes). The map is that of the
-    whole tensors, so a step equals that of a single process up to rounding. phi and the inner
-    optimizer's state are sharded as the weights are. In a step every rank gathers gradients,
-    weights and phi (three times what ``fully_shard`` sends to gather the weights), holds whole
-    vectors, and computes the whole map; between steps, phi keeps the memory of this rank's part.
-    An inner optimizer that sets ``p.data`` cannot be used: that has no effect on a DTensor.
+    Parameters may be sharded (DTensors, as ``fully_shard`` and tensor parallelism make them). The
+    map is that of the whole tensors, so a step equals that of a single process up to rounding. phi
+    and the inner optimizer's state are sharded as the weights are, and ranks compute products of
+    the map together, by exchanging shards: in a step a rank holds a few shards beside the weights,
+    and sends up to 27 of them, however many ranks there are (benchmarks/sharded_rotation.py). Only
+    maps of your own that do not say how gather whole vectors
+    (:meth:`~lightning_linf.reparam.BoundReparameterization.on_shards`). Between steps, phi keeps
+    the memory of this rank's part. An inner optimizer that sets ``p.data`` cannot be used: that has
+    no effect on a DTensor.
 
     Args:
         params: As torch's optimizers take them: tensors, pairs of name and tensor, or groups.
@@ -264,7 +267,7 @@ class Reparameterized(Optimizer):
         Raises:
             ValueError: If the map needs a parameter that is not among them.
         """
-        return Coordinates(parameters, [(each.thetas, each.bound) for each in self._mapped])
+        return Coordinates(parameters, [(each.thetas, each.whole_map) for each in self._mapped])
 
     def _map_new_groups(self) -> None:
         """Map groups that were added since: some callbacks append to ``param_groups`` directly."""
