@@ -1,0 +1,160 @@
+"""StepMonitor under every strategy: no bit of training changed, the numbers of one process."""
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from support.ranks import environment, in_two_processes
+from torch import nn
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    fully_shard,
+    fully_sharded_data_parallel,
+)
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from lightning_linf.callbacks import StepMonitor
+
+pytestmark = [
+    pytest.mark.slow,  # each test forks two processes
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*FSDP with `bf16-true` enables computation:UserWarning"),
+]
+INIT_DEVICE_HANDLE = fully_sharded_data_parallel._init_device_handle
+NUMBERS = ("step_change", "step_curvature", "lowest_multiple", "critical_multiple")
+
+
+class OnCPU(FSDPStrategy):
+    """Torch's older FSDP, which Lightning wants on a GPU; it lets subclasses pass.
+
+    Torch itself runs it on the CPU if that is asked for, which Lightning does not.
+    """
+
+    def setup_environment(self):
+        def on_cpu(state, module, ignored, device_id):
+            return INIT_DEVICE_HANDLE(state, module, ignored, torch.device("cpu"))
+
+        fully_sharded_data_parallel._init_device_handle = on_cpu
+        super().setup_environment()
+
+    def teardown(self):
+        fully_sharded_data_parallel._init_device_handle = INIT_DEVICE_HANDLE
+        super().teardown()
+
+
+class Regression(lightning.LightningModule):
+    """Odd sizes, dropout, a frozen parameter, and statistics that a forward pass changes."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        torch.manual_seed(5)
+        self.first = nn.Sequential(nn.Linear(4, 7), nn.LayerNorm(7), nn.Tanh())
+        self.last = nn.Sequential(nn.Dropout(dropout), nn.Linear(7, 3), nn.Linear(3, 1))
+        self.last[2].bias.requires_grad_(False)
+        self.register_buffer("num_calls", torch.zeros(()))
+
+    def configure_model(self):
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy):
+            if strategy.device_mesh["tensor_parallel"].size() > 1:
+                by_columns = {"0": ColwiseParallel(output_layouts=Replicate())}
+                parallelize_module(self.first, self.device_mesh["tensor_parallel"], by_columns)
+            if strategy.device_mesh["data_parallel"].size() > 1:
+                for part in (self.first, self.last):
+                    fully_shard(part, mesh=self.device_mesh["data_parallel"])
+        elif isinstance(strategy, FSDPStrategy):
+            self.last = FullyShardedDataParallel(self.last, **strategy.kwargs)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.num_calls += 1
+        loss = (self.last(self.first(x)).float() - y.float()).square().mean()
+        self.log("train_loss", loss, sync_dist=True)
+        return loss
+
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(5)
+        x = torch.randn(64, 4, generator=generator)
+        strategy = self.trainer.strategy
+        shares = getattr(strategy, "distributed_sampler_kwargs", {"num_replicas": 1})[
+            "num_replicas"
+        ]
+        data = TensorDataset(x, x.sum(1, keepdim=True).sin())
+        sampler = DistributedSampler(data, shares, self.trainer.global_rank % shares, shuffle=False)
+        return DataLoader(data, batch_size=8 // shares, sampler=sampler)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.05, 0.5)
+
+
+STRATEGIES = {
+    "auto": lambda: "auto",
+    "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
+    "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+    "tensor": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
+    "fsdp": lambda: OnCPU(process_group_backend="gloo"),
+    "fsdp flat": lambda: OnCPU(process_group_backend="gloo", use_orig_params=False),
+}
+
+
+def whole(module):
+    return {
+        name: (p.full_tensor() if hasattr(p, "placements") else p).detach().clone()
+        for name, p in [*module.named_parameters(), *module.named_buffers()]
+    }
+
+
+def fit(tmp_path, monitors, name, module=None, **options):
+    module = module or Regression()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1 if name == "auto" else 2,
+        strategy=STRATEGIES[name](),
+        callbacks=monitors,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        use_distributed_sampler=False,
+        **{"max_steps": 6, **options},
+    )
+    trainer.fit(module)
+    return whole(module), [monitor.history for monitor in monitors]
+
+
+def monitor(**options):
+    return StepMonitor(2, **{"on_error": "raise", "max_overhead": None, **options})
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "auto"])
+def test_no_bit_is_changed_and_the_numbers_are_those_of_one_process(
+    tmp_path, name, precision, monkeypatch
+):
+    def on_rank(rank):
+        for variable, value in environment(rank).items():
+            monkeypatch.setenv(variable, value)
+        options = {"precision": precision}
+        ours, (history,) = fit(tmp_path, [monitor()], name, Regression(), **options)
+        without, _ = fit(tmp_path, [], name, Regression(), **options)
+        again, _ = fit(tmp_path, [monitor(mode="train")], name, Regression(0.3), **options)
+        dropped, _ = fit(tmp_path, [], name, Regression(0.3), **options)
+        same = [torch.equal(ours[k], without[k]) and torch.equal(again[k], dropped[k]) for k in ours]
+        return history, all(same)
+
+    results = in_two_processes(on_rank, tmp_path)
+    _, (alone,) = fit(tmp_path, [monitor()], "auto", precision=precision)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        history, is_same = result
+        assert is_same
+        assert [entry["step"] for entry in history] == [1, 3, 5]
+        assert [entry["step_forwards"] for entry in history] == [7, 7, 7]
+        if precision == "32-true":  # in bfloat16 the training itself is another on two ranks
+            for entry, expected in zip(history, alone, strict=True):
+                for number in NUMBERS:
+                    assert entry[number] == pytest.approx(expected[number], rel=1e-3), number
