@@ -44,21 +44,25 @@ def num_copies(trainer: Trainer) -> int:
     return trainer.world_size // int(replicas)
 
 
-def forward_of(trainer: Trainer, module: LightningModule) -> Run:
-    """Give what calls a function as ``training_step`` is called, sharding and precision included.
+def is_wrapped(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether a forward pass has to go through a wrapper that gathers parameters.
 
-    DDP's wrapper is left out: its parameters are whole, and its forward pass would send buffers.
+    DDP's is left out: its parameters are whole, and its forward pass would send buffers.
     """
     wrapper = trainer.strategy.model
-    is_wrapped = wrapper is not module and not isinstance(wrapper, DistributedDataParallel)
+    return wrapper is not module and not isinstance(wrapper, DistributedDataParallel)
+
+
+def forward_of(trainer: Trainer, module: LightningModule) -> Run:
+    """Give what calls a function as ``training_step`` is called, in its precision, sharded."""
+    wrapper = trainer.strategy.model if is_wrapped(trainer, module) else None
 
     def run(call: Callable[[Any, int], Any], batch: Any, batch_idx: int) -> Any:
         try:
             # Entered each time: autocast keeps cast weights until it is left.
             with trainer.precision_plugin.train_step_context():
-                if not is_wrapped:
+                if wrapper is None:
                     return call(batch, batch_idx)
-                assert wrapper is not None
                 return _through(wrapper, module, call, (batch, batch_idx))
         finally:
             free_gathered(module if wrapper is None else wrapper)

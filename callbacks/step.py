@@ -15,6 +15,7 @@ from lightning_linf import quantities
 from lightning_linf.argument_checks import check_whole
 from lightning_linf.callbacks._forward_in_training import (
     forward_of,
+    is_wrapped,
     moved_parameters,
     num_copies,
     refuse_cut_parameters,
@@ -203,6 +204,7 @@ class StepMonitor(ProbingMonitor):
                 seed=derive_seed("masks", self.seed),
                 ranks=ranks,
                 run=forward_of(trainer, pl_module),
+                is_wrapped=is_wrapped(trainer, pl_module),
             )
         )
         is_narrow = any(p.element_size() <= 2 for p in moved)

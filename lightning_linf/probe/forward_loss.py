@@ -1,9 +1,11 @@
 """The loss of a live module by forward passes alone, run as training runs it, without a trace."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import accumulate
 from types import TracebackType
 from typing import Any, Self
 
@@ -49,6 +51,7 @@ class ForwardLoss:
         seed: Of the random numbers that the module draws.
         ranks: That evaluate together.
         run: Calls a function of batch and index as training calls ``training_step``.
+        is_wrapped: As for :class:`~lightning_linf.probe.trainer_state.TrainerState`.
 
     Raises:
         ProbeError: If there is no loss that can be evaluated again.
@@ -66,6 +69,7 @@ class ForwardLoss:
         seed: int,
         ranks: Ranks,
         run: Run,
+        is_wrapped: bool = False,
     ) -> None:
         self.losses: list[list[float]] = []
         """Of each evaluation so far, those of the batches of this rank that have a weight."""
@@ -75,7 +79,7 @@ class ForwardLoss:
         self._module, self._mode, self._seed = module, mode, seed
         self._batches, self._indices = batches, batch_indices
         self._moved = moved
-        self._ranks, self._run = ranks, run
+        self._ranks, self._run, self._is_wrapped = ranks, run, is_wrapped
         self._output, self._source = find_output(module, loss)
         self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
         self._exits = ExitStack()
@@ -85,7 +89,9 @@ class ForwardLoss:
             state = exits.enter_context(
                 untouched(self._module, refuse_iterators=self._calls_training_step)
             )
-            self._trainer_state = TrainerState(self._module, state.training_parts)
+            self._trainer_state = TrainerState(
+                self._module, state.training_parts, is_wrapped=self._is_wrapped
+            )
             self._state = state
             self._saved, self._watched = _save_fixed(state, self._moved)
             exits.callback(self._restore)
@@ -173,8 +179,17 @@ def _save_fixed(
     state: ModuleState, moved: Collection[nn.Parameter]
 ) -> tuple[SavedTensors, list[Tensor]]:
     """Copy buffers, and parameters that are not moved or else list these."""
-    are_moved = {id(p) for p in moved}
-    fixed = {id(t): t for _, _, t in state.places if id(t) not in are_moved}
+    places = sorted(_place(p) for p in moved)
+    starts = [start for start, _ in places]
+    ends = list(accumulate((end for _, end in places), max))
+
+    def is_moved(tensor: Tensor) -> bool:  # or is memory of which moved ones are parts
+        start, end = _place(tensor)
+        before = bisect_left(starts, end)
+        return before > 0 and ends[before - 1] > start
+
+    fixed = {id(t): t for _, _, t in state.places}
+    fixed = {key: t for key, t in fixed.items() if not is_moved(t)}
     frozen = {key: t for key, t in fixed.items() if isinstance(t, nn.Parameter)}
     names = {id(t): str(key) for _, key, t in state.places}
     watched = []
@@ -184,6 +199,12 @@ def _save_fixed(
     saved = SavedTensors()
     saved.add((names[key], local(t.detach())) for key, t in fixed.items())
     return saved, watched
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Where the memory of this rank's part of a tensor starts and ends."""
+    part = local(tensor.detach())
+    return part.data_ptr(), part.data_ptr() + part.nbytes
 
 
 def _num_bytes(tensor: Tensor) -> int:

@@ -6,11 +6,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from support.ranks import environment, in_two_processes
 from torch import nn
-from torch.distributed.fsdp import (
-    FullyShardedDataParallel,
-    fully_shard,
-    fully_sharded_data_parallel,
-)
+from torch.distributed.fsdp import fully_shard, fully_sharded_data_parallel
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -21,6 +17,9 @@ pytestmark = [
     pytest.mark.slow,  # each test forks two processes
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*FSDP with `bf16-true` enables computation:UserWarning"),
+    pytest.mark.filterwarnings("ignore:CUDA is not available.* Disabling autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*has both parameters with requires_grad=True and False"),
+    pytest.mark.filterwarnings("ignore:.*thus have FSDP.s sharding initialization run on CPU"),
 ]
 INIT_DEVICE_HANDLE = fully_sharded_data_parallel._init_device_handle
 NUMBERS = ("step_change", "step_curvature", "lowest_multiple", "critical_multiple")
@@ -47,12 +46,12 @@ class OnCPU(FSDPStrategy):
 class Regression(lightning.LightningModule):
     """Odd sizes, dropout, a frozen parameter, and statistics that a forward pass changes."""
 
-    def __init__(self, dropout=0.0):
+    def __init__(self, dropout=0.0, has_frozen=True):
         super().__init__()
         torch.manual_seed(5)
         self.first = nn.Sequential(nn.Linear(4, 7), nn.LayerNorm(7), nn.Tanh())
         self.last = nn.Sequential(nn.Dropout(dropout), nn.Linear(7, 3), nn.Linear(3, 1))
-        self.last[2].bias.requires_grad_(False)
+        self.last[2].bias.requires_grad_(not has_frozen)
         self.register_buffer("num_calls", torch.zeros(()))
 
     def configure_model(self):
@@ -64,8 +63,6 @@ class Regression(lightning.LightningModule):
             if strategy.device_mesh["data_parallel"].size() > 1:
                 for part in (self.first, self.last):
                     fully_shard(part, mesh=self.device_mesh["data_parallel"])
-        elif isinstance(strategy, FSDPStrategy):
-            self.last = FullyShardedDataParallel(self.last, **strategy.kwargs)
 
     def training_step(self, batch, batch_idx):
         x, y = batch
@@ -94,8 +91,10 @@ STRATEGIES = {
     "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     "tensor": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
-    "fsdp": lambda: OnCPU(process_group_backend="gloo"),
-    "fsdp flat": lambda: OnCPU(process_group_backend="gloo", use_orig_params=False),
+    "fsdp": lambda: OnCPU(process_group_backend="gloo", auto_wrap_policy={nn.Sequential}),
+    "fsdp of flat parameters": lambda: OnCPU(
+        process_group_backend="gloo", auto_wrap_policy={nn.Sequential}, use_orig_params=False
+    ),
 }
 
 
@@ -106,8 +105,7 @@ def whole(module):
     }
 
 
-def fit(tmp_path, monitors, name, module=None, **options):
-    module = module or Regression()
+def fit(tmp_path, monitors, name, module, **options):
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=1 if name == "auto" else 2,
@@ -134,19 +132,26 @@ def monitor(**options):
 def test_no_bit_is_changed_and_the_numbers_are_those_of_one_process(
     tmp_path, name, precision, monkeypatch
 ):
+    has_frozen = not name.startswith("fsdp ")  # a flat parameter is trained as a whole
+    options = {"precision": precision}
+
+    def run(name, monitors, dropout=0.0):
+        return fit(tmp_path, monitors, name, Regression(dropout, has_frozen), **options)
+
     def on_rank(rank):
         for variable, value in environment(rank).items():
             monkeypatch.setenv(variable, value)
-        options = {"precision": precision}
-        ours, (history,) = fit(tmp_path, [monitor()], name, Regression(), **options)
-        without, _ = fit(tmp_path, [], name, Regression(), **options)
-        again, _ = fit(tmp_path, [monitor(mode="train")], name, Regression(0.3), **options)
-        dropped, _ = fit(tmp_path, [], name, Regression(0.3), **options)
-        same = [torch.equal(ours[k], without[k]) and torch.equal(again[k], dropped[k]) for k in ours]
+        ours, (history,) = run(name, [monitor()])
+        without, _ = run(name, [])
+        again, _ = run(name, [monitor(mode="train")], 0.3)
+        dropped, _ = run(name, [], 0.3)
+        same = [
+            torch.equal(ours[k], without[k]) and torch.equal(again[k], dropped[k]) for k in ours
+        ]
         return history, all(same)
 
     results = in_two_processes(on_rank, tmp_path)
-    _, (alone,) = fit(tmp_path, [monitor()], "auto", precision=precision)
+    _, (alone,) = run("auto", [monitor()])
     for result in results:
         if isinstance(result, Exception):
             raise result
