@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.distributed.ranks import Ranks
+from lightning_linf.errors import ProbeError
 from lightning_linf.functional.batch_covariance import (
     batch_covariance_compute,
     batch_covariance_update,
@@ -60,6 +61,11 @@ def measure_step_line(
                 losses[multiple] = forward.mean(partial(prepare, multiple))
                 if multiple == 0.0 and not ranks.agree(None, float(line.has_moved))[0]:
                     return None
+                if multiple == 0.0 and not math.isfinite(losses[0.0]):
+                    raise ProbeError(
+                        "probe: expected a finite loss at the start of the step, got "
+                        f"{losses[0.0]}. Look at the parameters and the batch."
+                    )
         finally:
             line.restore()
         fit = line_fit(

@@ -1,10 +1,19 @@
 """StepMonitor under every strategy: no bit of training changed, the numbers of one process."""
 
+import warnings
+from types import SimpleNamespace
+
 import lightning
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
-from support.ranks import environment, in_two_processes
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
+from support.ranks import Heard, environment, in_two_processes
 from torch import nn
 from torch.distributed.fsdp import fully_shard, fully_sharded_data_parallel
 from torch.distributed.tensor import Replicate
@@ -127,8 +136,11 @@ def monitor(**options):
     return StepMonitor(2, **{"on_error": "raise", "max_overhead": None, **options})
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "auto"])
+CASES = [(name, "32-true") for name in STRATEGIES if name != "auto"]
+CASES += [("fsdp", "bf16-mixed"), ("fsdp2", "bf16-mixed"), ("fsdp2", "bf16-true")]
+
+
+@pytest.mark.parametrize(("name", "precision"), CASES)
 def test_no_bit_is_changed_and_the_numbers_are_those_of_one_process(
     tmp_path, name, precision, monkeypatch
 ):
@@ -163,3 +175,88 @@ def test_no_bit_is_changed_and_the_numbers_are_those_of_one_process(
             for entry, expected in zip(history, alone, strict=True):
                 for number in NUMBERS:
                     assert entry[number] == pytest.approx(expected[number], rel=1e-3), number
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_a_rank_that_fails_is_an_error_of_all_and_changes_no_bit(tmp_path, name, monkeypatch):
+    class Faulty(Regression):
+        """Its second pass of the first measurement fails on rank 1, after the sharded parts."""
+
+        num_passes = 0  # of the class: what the module counts is put back
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if not torch.is_grad_enabled():
+                Faulty.num_passes += 1
+                if Faulty.num_passes == 2 and self.trainer.global_rank == 1:
+                    raise RuntimeError("no loss here")
+            return loss
+
+    def on_rank(rank):
+        for variable, value in environment(rank).items():
+            monkeypatch.setenv(variable, value)
+        with warnings.catch_warnings(record=True) as caught, Heard() as heard:
+            warnings.simplefilter("always")
+            ours, (history,) = fit(tmp_path, [monitor(on_error="warn")], name, Faulty())
+        without, _ = fit(tmp_path, [], name, Regression())
+        said = [*heard, *(str(each.message) for each in caught)]
+        return (
+            [entry["step"] for entry in history],
+            all(torch.equal(ours[key], without[key]) for key in ours),
+            said,
+        )
+
+    first, second = in_two_processes(on_rank, tmp_path)
+    assert first[:2] == second[:2] == ([3, 5], True)
+    assert any("another rank failed" in message for message in first[2])
+    assert any("failed on rank 1. RuntimeError: no loss here" in said for said in second[2])
+
+
+def test_batches_that_ranks_share_count_once_in_errors(tmp_path, monkeypatch):
+    def on_rank(rank):
+        for variable, value in environment(rank).items():
+            monkeypatch.setenv(variable, value)
+        ours = monitor(num_batches=2)
+        fit(tmp_path, [ours], "tensor", Regression())
+        return ours.last_report.change
+
+    results = in_two_processes(on_rank, tmp_path)
+    alone = monitor(num_batches=2)
+    fit(tmp_path, [alone], "auto", Regression())
+    for change in results:
+        assert change.value == pytest.approx(alone.last_report.change.value, rel=1e-3)
+        assert change.error == pytest.approx(alone.last_report.change.error, rel=1e-3)
+
+
+def test_a_rank_without_a_loss_is_left_out_of_the_mean(tmp_path, monkeypatch):
+    """As in a pipeline, whose last rank alone has one."""
+
+    class Pipeline(Regression):
+        def probe_loss(self, batch):
+            loss = self.training_step(batch, 0)
+            return loss if self.trainer.global_rank == 1 else torch.full((), torch.nan)
+
+        def probe_weight(self, batch):
+            return float(self.trainer.global_rank == 1)
+
+    def on_rank(rank):
+        for variable, value in environment(rank).items():
+            monkeypatch.setenv(variable, value)
+        ours = monitor()
+        fit(tmp_path, [ours], "ddp", Pipeline())
+        return ours.last_report.losses
+
+    first, second = in_two_processes(on_rank, tmp_path)
+    assert first == second
+    assert all(loss > 0 for loss in first.values())
+
+
+def test_stage_3_of_deepspeed_is_refused():
+    trainer = SimpleNamespace(strategy=DeepSpeedStrategy.__new__(DeepSpeedStrategy))
+    trainer.strategy.config = {"zero_optimization": {"stage": 3}}
+    with pytest.raises(
+        MisconfigurationException, match="expected DeepSpeed's stage 1 or 2, got st"
+    ):
+        StepMonitor().check_strategy(trainer)
+    trainer.strategy.config = {"zero_optimization": {"stage": 2}}
+    StepMonitor().check_strategy(trainer)
