@@ -1,5 +1,6 @@
 """StepMonitor under every strategy: no bit of training changed, the numbers of one process."""
 
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -260,3 +261,52 @@ def test_stage_3_of_deepspeed_is_refused():
         StepMonitor().check_strategy(trainer)
     trainer.strategy.config = {"zero_optimization": {"stage": 2}}
     StepMonitor().check_strategy(trainer)
+
+
+class ZeroOnCPU(DeepSpeedStrategy):
+    """Lightning wants DeepSpeed on a GPU; DeepSpeed itself runs on the CPU."""
+
+    @property
+    def root_device(self):
+        return torch.device("cpu", 0)
+
+    def setup_environment(self):
+        deepspeed = pytest.importorskip("deepspeed")
+        # Another way to add up on one machine, which would be compiled first.
+        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+        self.accelerator.setup_device(self.root_device)
+        self.set_world_ranks()
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(1, "32-true"), (2, "bf16-true")])
+def test_under_deepspeed_too(tmp_path, stage, precision, monkeypatch):
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setitem(STRATEGIES, "zero", lambda: ZeroOnCPU(stage=stage))
+
+    def run(name, monitors):
+        module = Regression(has_frozen=False)
+        return fit(tmp_path, monitors, name, module, precision=precision)
+
+    def on_rank(rank):
+        warnings.simplefilter("ignore")  # DeepSpeed's own
+        for variable, value in environment(rank).items():
+            monkeypatch.setenv(variable, value)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        ours, (history,) = run("zero", [monitor()])
+        without, _ = run("zero", [])
+        return history, all(torch.equal(ours[key], without[key]) for key in ours)
+
+    results = in_two_processes(on_rank, tmp_path)
+    _, (alone,) = run("auto", [monitor()])
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        history, is_same = result
+        assert is_same
+        assert [entry["step"] for entry in history] == [1, 3, 5]
+        if precision == "32-true":
+            for entry, expected in zip(history, alone, strict=True):
+                for number in NUMBERS:
+                    assert entry[number] == pytest.approx(expected[number], rel=1e-3), number
