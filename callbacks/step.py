@@ -55,9 +55,10 @@ class StepMonitor(ProbingMonitor):
     What the numbers mean: a step is judged by the loss of the batches that it used, which it fits
     better than others. Training is not changed in any bit.
 
-    Errors: of rounding, as far as losses at all multiples do not lie on a smooth curve; of the
-    interpolation; and, with several batches or ranks, of the choice of batches, from differences
-    paired by batch. Parameters in 16 bits move by a few units in their last place, so that only
+    Errors: of rounding, as far as losses near the step do not lie on a smooth curve, which four or
+    five points tell roughly (Student's t with one or two degrees of freedom is in the errors); of
+    the interpolation; and, with several batches or ranks, of the choice of batches, from
+    differences paired by batch. Parameters in 16 bits move by a few units in their last place, so that only
     whole multiples are evaluated, and a loss that is itself rounded to 16 bits (return one in
     float32) hides changes below 1 %.
 
@@ -86,7 +87,7 @@ class StepMonitor(ProbingMonitor):
         every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple
             of this.
         max_forwards: How many multiples to evaluate, at least 4. The first three give change and
-            curvature, all further ones the critical multiple and the errors.
+            curvature, the fourth their errors, and all further ones the critical multiple.
         num_batches: Measure the mean loss over this many of the latest training batches, which
             are kept in memory.
         max_overhead: Time for probes, as a fraction of the time of training. Due steps that would

@@ -84,7 +84,8 @@ def stencil(nodes: Sequence[float], at: float, order: int) -> Tensor:
     powers = torch.stack([away**k for k in range(len(nodes))])  # (n, n)
     wanted = torch.zeros(len(nodes), dtype=torch.float64)
     wanted[order] = math.factorial(order)
-    return torch.linalg.solve(powers, wanted)
+    weights: Tensor = torch.linalg.solve(powers, wanted)
+    return weights
 
 
 class _Line:

@@ -38,7 +38,7 @@ def measure_step_line(
         line: The parameters at the end of the step.
         ranks: That measure together; all choose the same multiples.
         max_forwards: Number of multiples, and so of forward passes over the batches; at least 4.
-        whole: Choose whole multiples alone (:func:`~lightning_linf.functional.line_search.next_multiple`).
+        whole: As for :func:`~lightning_linf.functional.line_search.next_multiple`.
         copies: How many ranks have the same batches.
         on_forward: Called before each pass; it may raise.
 

@@ -231,7 +231,7 @@ def test_a_loss_of_nan_at_the_start_is_an_error_of_that_step(tmp_path):
     assert [entry["step"] for entry in ours.history] == list(range(1, 8))
 
 
-def test_frozen_parameters_that_are_many_are_watched(tmp_path):
+def test_frozen_parameters_that_are_many_are_watched(tmp_path, monkeypatch):
     class Adapted(Regression):
         def __init__(self, changes):
             super().__init__()
@@ -246,17 +246,11 @@ def test_frozen_parameters_that_are_many_are_watched(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.1)
 
-    del Regression.probe_loss  # training_step is measured
-    try:
-        fit_regression(Adapted(changes=False), [ours := monitor()], tmp_path)
-        assert len(ours.history) == 8
-        with pytest.raises(RestoreError, match="leaves frozen parameters as they are"):
-            fit_regression(Adapted(changes=True), [monitor()], tmp_path)
-    finally:
-        Regression.probe_loss = _probe_loss
-
-
-_probe_loss = Regression.probe_loss
+    monkeypatch.delattr(Regression, "probe_loss")  # training_step is measured
+    fit_regression(Adapted(changes=False), [ours := monitor()], tmp_path)
+    assert len(ours.history) == 8
+    with pytest.raises(RestoreError, match="leaves frozen parameters as they are"):
+        fit_regression(Adapted(changes=True), [monitor()], tmp_path)
 
 
 def test_a_loss_in_sixteen_bits_is_said_to_hide_the_step(tmp_path):
