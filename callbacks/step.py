@@ -58,9 +58,9 @@ class StepMonitor(ProbingMonitor):
     Errors: of rounding, as far as losses near the step do not lie on a smooth curve, which four or
     five points tell roughly (Student's t with one or two degrees of freedom is in the errors); of
     the interpolation; and, with several batches or ranks, of the choice of batches, from
-    differences paired by batch. Parameters in 16 bits move by a few units in their last place, so that only
-    whole multiples are evaluated, and a loss that is itself rounded to 16 bits (return one in
-    float32) hides changes below 1 %.
+    differences paired by batch. Parameters in 16 bits move by a few units in their last place, so
+    that only whole multiples are evaluated, and a loss that is itself rounded to 16 bits (return
+    one in float32) hides changes below 1 %.
 
     When: in ``on_train_batch_end`` after an optimizer step. If the gradient scaler skips the step,
     ``training_step`` returns None or no parameter has changed, the next step is measured instead.

@@ -53,6 +53,7 @@ def test_of_a_quadratic_all_numbers_have_their_closed_forms(tmp_path):
     assert "The largest multiple that lowers the loss is 21.4 ± " in text
 
 
+@pytest.mark.slow
 def test_its_lowest_multiple_is_the_best_one_where_the_step_is_not_far_from_it(tmp_path):
     class Long(Regression):
         def configure_optimizers(self):
@@ -70,7 +71,7 @@ def test_its_lowest_multiple_is_the_best_one_where_the_step_is_not_far_from_it(t
         assert lowest == pytest.approx(best, rel=0.1)
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("mode", ["eval", pytest.param("train", marks=pytest.mark.slow)])
 def test_it_agrees_with_the_derivatives_of_the_edge_monitor(tmp_path, mode):
     """In float64 and with small steps, of which the third order is small."""
     ours = monitor(2, mode=mode)
@@ -113,8 +114,15 @@ def test_the_line_is_in_the_file_and_the_run_can_be_read(tmp_path):
     assert not run.notes
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize(
+    ("precision", "mode"),
+    [
+        ("32-true", "train"),
+        ("bf16-true", "eval"),
+        pytest.param("bf16-mixed", "eval", marks=pytest.mark.slow),
+        pytest.param("bf16-mixed", "train", marks=pytest.mark.slow),
+    ],
+)
 def test_no_bit_of_a_training_with_every_kind_of_state_is_changed(tmp_path, precision, mode):
     ours = monitor(2, mode=mode)
     options = {"precision": precision, "steps": 6}
@@ -125,6 +133,7 @@ def test_no_bit_of_a_training_with_every_kind_of_state_is_changed(tmp_path, prec
         assert all(float(c) == round(float(c)) for c in ours.last_report.losses)
 
 
+@pytest.mark.slow
 def test_accumulation_clipping_and_several_batches_change_no_bit(tmp_path):
     ours = monitor(2, num_batches=3, offload="cpu")
     options = {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1, "steps": 6}
@@ -135,6 +144,7 @@ def test_accumulation_clipping_and_several_batches_change_no_bit(tmp_path):
     assert ours.history[0]["step_change_error"] > 10 * ours.last_report.roughness
 
 
+@pytest.mark.slow
 def test_resuming_in_the_middle_changes_no_bit_and_continues_the_history(tmp_path):
     for name, monitors in (("with", [monitor()]), ("without", [])):
         trainer, _, _ = train(tmp_path, monitors, steps=10)

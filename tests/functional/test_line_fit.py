@@ -90,7 +90,7 @@ def test_the_first_rise_counts():
     assert critical_bracket(losses) == (1.0, 2.0)
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_errors_cover_the_noise_of_losses(whole):
     """Of a smooth loss with noise, 68 % of numbers are within one error, up to 4 standard errors.
 
