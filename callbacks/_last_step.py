@@ -1,11 +1,13 @@
 """The optimizer step after which a probe runs: where it started, and whether it was made."""
 
-from lightning.pytorch import Trainer
-from torch import Tensor
+from collections.abc import Sequence
 
-from lightning_linf.callbacks._optimized_parameters import optimized_parameters
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
 from lightning_linf.callbacks._trainer import loss_scale
 from lightning_linf.distributed.gathering import gather
+from lightning_linf.distributed.shards import local
 from lightning_linf.functional.offload import Offload, offloading, set_aside
 from lightning_linf.probe import Landscape
 
@@ -23,10 +25,9 @@ class LastStep:
         self._before: dict[int, Tensor] = {}  # by the identity of the parameters
         self._scale_before: float | None = None
 
-    def begin(self, trainer: Trainer) -> None:
+    def begin(self, trainer: Trainer, parameters: Sequence[nn.Parameter]) -> None:
         """Copy the parameters, before the first of several optimizers steps."""
         if not self._before:
-            parameters = optimized_parameters(*trainer.optimizers)
             with offloading(self._offload):
                 self._before = {id(p): _copy(p.detach()) for p in parameters}
             self._scale_before = loss_scale(trainer)
@@ -39,6 +40,15 @@ class LastStep:
         """Whether the gradient scaler has left out the step because of overflowing gradients."""
         scale = loss_scale(trainer)
         return scale is not None and self._scale_before is not None and scale < self._scale_before
+
+    def ends(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
+        """Give this rank's parts of parameters, and the copies of them from before the step.
+
+        Parameters that the step itself has added to the optimizer are left out.
+        """
+        known = [p for p in parameters if id(p) in self._before]
+        copies = [local(self._before[id(p)]) for p in known]
+        return [local(p.detach()) for p in known], copies
 
     def change(self, landscape: Landscape) -> Tensor | None:
         """What the step has added to the parameters of a landscape, which is entered. Shape: (d,).

@@ -87,10 +87,9 @@ class ProbingMonitor(GeometryMonitor):
         return self._generate_state_key(mode=self.mode, **named)  # the rest may change on resuming
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            refuse_tensor_parallelism(type(self).__name__, trainer)
+    def check_strategy(self, trainer: Trainer) -> None:
+        super().check_strategy(trainer)
+        refuse_tensor_parallelism(type(self).__name__, trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +110,7 @@ class ProbingMonitor(GeometryMonitor):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if self.is_due(trainer):
-            self._last_step.begin(trainer)
+            self._last_step.begin(trainer, self.moved_parameters(trainer, pl_module))
 
     @override
     def on_train_batch_end(
@@ -152,6 +151,12 @@ class ProbingMonitor(GeometryMonitor):
         elif (why := self._budget.first_refusal()) is not None:
             rank_zero_info(f"{type(self).__name__}: step {logged_step(trainer)} is due and {why}")
         self._budget.start_training(pl_module.device)
+
+    def moved_parameters(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> Sequence[nn.Parameter]:
+        """List what a step changes, and whose values before it are kept. Made to override."""
+        return optimized_parameters(*trainer.optimizers)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the present step and record it."""

@@ -105,7 +105,7 @@ class GeometryMonitor(Callback):
             return
         self._warned, self._num_measured = set(), 0  # another trainer may have been before
         self._failures_before = self._num_failures
-        check_strategy(type(self).__name__, trainer)
+        self.check_strategy(trainer)
         mine = (self.record_tag, self.name)
         twins = [m for m in _monitors(trainer) if (m.record_tag, m.name) == mine]
         if len(twins) > 1:
@@ -144,6 +144,14 @@ class GeometryMonitor(Callback):
         if self._due_steps.begin(logged_step(trainer)):
             with self.errors_handled(trainer, "continue geometry.jsonl"):
                 start_jsonl(trainer, logged_step(trainer))
+
+    def check_strategy(self, trainer: Trainer) -> None:
+        """Refuse a strategy under which this cannot be measured. Made to override.
+
+        Raises:
+            MisconfigurationException: Here for FSDPStrategy and DeepSpeed.
+        """
+        check_strategy(type(self).__name__, trainer)
 
     def should_measure(self, trainer: Trainer) -> bool:
         """Decide before an optimizer step whether to measure it. Made to override.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     )
     from lightning_linf.callbacks import GradientNoiseMonitor as GradientNoiseMonitor
     from lightning_linf.callbacks import LinfSmoothnessMonitor as LinfSmoothnessMonitor
+    from lightning_linf.callbacks import StepMonitor as StepMonitor
     from lightning_linf.callbacks import SwapOptimizer as SwapOptimizer
     from lightning_linf.partition import Partition as Partition
     from lightning_linf.probe import Landscape as Landscape
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_linf.reparam import Scaling as Scaling
     from lightning_linf.report import EdgeReport as EdgeReport
     from lightning_linf.report import GeometryReport as GeometryReport
+    from lightning_linf.report import StepLineReport as StepLineReport
     from lightning_linf.swap import Geometry as Geometry
     from lightning_linf.swap import GeometryMixin as GeometryMixin
 
@@ -41,6 +43,8 @@ _HOMES = {
     "Permutation": "lightning_linf.reparam",
     "Rotation": "lightning_linf.reparam",
     "Scaling": "lightning_linf.reparam",
+    "StepLineReport": "lightning_linf.report",
+    "StepMonitor": "lightning_linf.callbacks",
     "SwapOptimizer": "lightning_linf.callbacks",
     "measure_edge": "lightning_linf.probe",
     "measure_geometry": "lightning_linf.probe",

@@ -31,7 +31,8 @@ HETEROGENEITY = Monitor(
 NOISE_OF_GRADIENT = Monitor("GradientNoiseMonitor", "noise_per_tensor")
 SMOOTHNESS = Monitor("LinfSmoothnessMonitor", "smoothness_per_tensor")
 EDGE_OF_STABILITY = Monitor("EdgeMonitor", "edge_per_tensor")
-MONITORS = (HETEROGENEITY, NOISE_OF_GRADIENT, SMOOTHNESS, EDGE_OF_STABILITY)
+STEP = Monitor("StepMonitor", "step_line")
+MONITORS = (HETEROGENEITY, NOISE_OF_GRADIENT, SMOOTHNESS, EDGE_OF_STABILITY, STEP)
 
 # How unevenly the gradient is spread over its entries.
 _SPREAD = "gradient: density, Gini coefficient, energy of the top 1 %"
@@ -353,6 +354,103 @@ EDGE_OVERHEAD = Scalar(
     "Time of all measurements of this monitor so far, over the time of training so far without "
     "them.",
     (EDGE_OF_STABILITY,),
+)
+
+# The loss at a few multiples of the optimizer's last step, by forward passes.
+_CHANGE = "change of the loss by a step, by forward passes"
+_MULTIPLES = "multiples of a step: lowest loss, critical"
+STEP_CHANGE = Scalar(
+    "step_change",
+    "L(θ + D) − L(θ), the change of the loss by the optimizer's last step D, by forward passes. "
+    "Negative if the step lowered the loss of the batches measured.",
+    (STEP,),
+    "loss",
+    charts=(_CHANGE,),
+)
+STEP_CHANGE_ERROR = Scalar(
+    "step_change_error",
+    "Standard error of step_change: of rounding, and of the choice of batches if there are "
+    "several.",
+    (STEP,),
+    "loss",
+)
+STEP_CURVATURE = Scalar(
+    "step_curvature",
+    "D·HD at the end of the optimizer's last step D, by second differences of the loss along it.",
+    (STEP,),
+    "loss",
+)
+STEP_CURVATURE_ERROR = Scalar(
+    "step_curvature_error",
+    "Standard error of step_curvature, with that of the differences. inf if it is unknown.",
+    (STEP,),
+    "loss",
+)
+LOWEST_MULTIPLE = Scalar(
+    "lowest_multiple",
+    "Multiple of the last step at which the loss along it is lowest. Above 1 the step was too "
+    "short, below 1 too long, below 0 it went uphill. NaN if the loss falls to the largest "
+    "multiple that was tried.",
+    (STEP,),
+    charts=(_MULTIPLES,),
+)
+LOWEST_MULTIPLE_ERROR = Scalar(
+    "lowest_multiple_error", "Standard error of lowest_multiple.", (STEP,)
+)
+CRITICAL_MULTIPLE = Scalar(
+    "critical_multiple",
+    "The largest multiple c of the last step for which the loss at θ + cD, and at all smaller "
+    "multiples, is below that at θ; interpolated between its ends. NaN if all that were tried "
+    "lower the loss.",
+    (STEP,),
+    charts=(_MULTIPLES,),
+)
+CRITICAL_MULTIPLE_ERROR = Scalar(
+    "critical_multiple_error", "Standard error of critical_multiple.", (STEP,)
+)
+CRITICAL_MULTIPLE_LOWER = Scalar(
+    "critical_multiple_lower",
+    "Lower end of critical_multiple: the largest multiple that was seen to lower the loss. 0 if "
+    "none was.",
+    (STEP,),
+)
+CRITICAL_MULTIPLE_UPPER = Scalar(
+    "critical_multiple_upper",
+    "Upper end of critical_multiple: the smallest multiple that was seen not to lower the loss, "
+    "which may be inf or NaN there. inf if all that were tried lower it.",
+    (STEP,),
+)
+CRITICAL_LR = Scalar(
+    "critical_lr",
+    "critical_multiple times the learning rate that the first parameter group had in the step. 2 "
+    "over it is the critical sharpness.",
+    (STEP,),
+    "learning rate",
+    charts=("critical learning rate",),
+)
+LINE_MULTIPLES = Column(
+    "line_multiples",
+    "The multiples c of the last step D that were evaluated, of all parameters together: in "
+    "`geometry.jsonl` as `whole`.",
+    (STEP,),
+    label="multiples of the last step",
+)
+LINE_CHANGES = Column(
+    "line_changes",
+    "L(θ + cD) − L(θ) at each of line_multiples: in `geometry.jsonl` as `whole`.",
+    (STEP,),
+    "loss",
+    label="change of the loss at multiples of the last step",
+)
+STEP_FORWARDS = Scalar(
+    "step_forwards", "Forward passes over the batches that this measurement took.", (STEP,)
+)
+STEP_SECONDS = Scalar("step_seconds", "Time that this measurement took.", (STEP,), "seconds")
+STEP_OVERHEAD = Scalar(
+    "step_overhead",
+    "Time of all measurements of this monitor so far, over the time of training so far without "
+    "them.",
+    (STEP,),
 )
 
 ALL = tuple(value for value in globals().values() if isinstance(value, Quantity))

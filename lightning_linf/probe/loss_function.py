@@ -19,7 +19,18 @@ LossFunction: TypeAlias = Callable[[Any, int], Tensor]
 def find_loss_function(
     module: nn.Module, loss: Callable[[nn.Module, Any], Tensor] | None
 ) -> LossFunction:
-    """Find what turns ``(batch, batch_idx)`` into a scalar loss.
+    """Find what turns ``(batch, batch_idx)`` into a scalar loss with a graph.
+
+    It is what :func:`find_output` finds, and raises a ProbeError if the loss is none.
+    """
+    output, source = find_output(module, loss)
+    return lambda batch, batch_idx: _differentiable(output(batch, batch_idx), source)
+
+
+def find_output(
+    module: nn.Module, loss: Callable[[nn.Module, Any], Tensor] | None
+) -> tuple[Callable[[Any, int], Any], str]:
+    """Find what turns ``(batch, batch_idx)`` into a loss, or a dict of it, and what it is called.
 
     In this order: ``loss(module, batch)`` if given, the module's ``probe_loss(batch)``, a
     LightningModule's ``training_step``.
@@ -29,10 +40,10 @@ def find_loss_function(
     """
     name = type(module).__name__
     if loss is not None:
-        return lambda batch, batch_idx: _scalar(loss(module, batch), "loss(module, batch)")
+        return lambda batch, batch_idx: loss(module, batch), "loss(module, batch)"
     if callable(getattr(module, "probe_loss", None)):
-        return lambda batch, batch_idx: _scalar(
-            module.probe_loss(batch),  # type: ignore[operator]  # checked one line above
+        return (
+            lambda batch, batch_idx: module.probe_loss(batch),  # type: ignore[operator]  # checked
             f"{name}.probe_loss",
         )
     if not is_either(module, LightningModule):
@@ -54,11 +65,10 @@ def find_loss_function(
         )
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
 
-    def training_step(batch: Any, batch_idx: int) -> Tensor:
-        arguments = (batch, batch_idx) if takes_index else (batch,)
-        return _scalar(module.training_step(*arguments), f"{name}.training_step")
+    def training_step(batch: Any, batch_idx: int) -> Any:
+        return module.training_step(*((batch, batch_idx) if takes_index else (batch,)))
 
-    return training_step
+    return training_step, f"{name}.training_step"
 
 
 def batch_weight(module: nn.Module, batch: Any) -> float:
@@ -107,7 +117,12 @@ def require_no_loss_in_training(
     ) from error
 
 
-def _scalar(output: Any, source: str) -> Tensor:
+def scalar_of(output: Any, source: str) -> Tensor:
+    """Give the loss in what ``source`` returned. Shape: ().
+
+    Raises:
+        ProbeError: If there is no scalar.
+    """
     value = output.get("loss") if isinstance(output, Mapping) else output
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -115,6 +130,11 @@ def _scalar(output: Any, source: str) -> Tensor:
             f"probe: expected a scalar loss (or a dict with one as 'loss') from {source}, "
             f"got {got}. Return the mean over the batch."
         )
+    return value.reshape(())
+
+
+def _differentiable(output: Any, source: str) -> Tensor:
+    value = scalar_of(output, source)
     if not value.requires_grad:
         raise ProbeError(
             f"probe: expected a loss with a graph from {source}, got a tensor that does not "
@@ -125,4 +145,4 @@ def _scalar(output: Any, source: str) -> Tensor:
             f"probe: expected a finite loss from {source}, got {value.item()}. Look at the "
             "parameters and the batch; a lower learning rate often helps."
         )
-    return value.reshape(())
+    return value

@@ -14,9 +14,14 @@ class SavedTensors:
         self._others: list[_SavedTensor] = []  # put back one by one
 
     def add(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy the values of tensors; the names are for errors."""
+        """Copy the values of tensors; the names are for errors.
+
+        Tensors without memory are left out: views of what torch's older FSDP has freed.
+        """
         with torch.inference_mode(False):
             for name, tensor in named:
+                if _is_freed(tensor):
+                    continue
                 saved = _SavedTensor(name, tensor)
                 (self._plain if saved.is_plain else self._others).append(saved)
 
@@ -40,6 +45,12 @@ class SavedTensors:
             except Exception as error:
                 failures.append(f"{saved.name} ({type(error).__name__}: {error})")
         return failures
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.numel() == 0:
+        return False
+    return tensor.untyped_storage().nbytes() == 0
 
 
 class _SavedTensor:

@@ -30,9 +30,18 @@ class TrainerState:
         module: Any module.
         held: Optimizers and schedulers that the module itself holds; their state is kept also
             without a trainer.
+        is_wrapped: A wrapper moves parameters and their gradients to other memory in a forward
+            pass, so it is not told from versions whether these have changed.
     """
 
-    def __init__(self, module: nn.Module, held: Sequence[Optimizer | LRScheduler] = ()) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        held: Sequence[Optimizer | LRScheduler] = (),
+        *,
+        is_wrapped: bool = False,
+    ) -> None:
+        self._is_wrapped = is_wrapped
         self._containers: list[Any] = []
         self._slots: list[tuple[Any, str]] = []
         self._small: list[tuple[str, Tensor]] = []
@@ -65,7 +74,7 @@ class TrainerState:
         small = SavedTensors()  # copied, for BatchNorm changes its statistics without a new version
         small.add(self._small)
         versions = [t._version for _, t in self._large]
-        optimizers = [_OptimizerState(optimizer) for optimizer in self._optimizers]
+        optimizers = [_OptimizerState(each, self._is_wrapped) for each in self._optimizers]
         try:
             yield
         finally:
@@ -129,8 +138,9 @@ class TrainerState:
 class _OptimizerState:
     """Parameters, gradients, moments and counts of an optimizer, before an evaluation."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, is_wrapped: bool) -> None:
         self._optimizer = optimizer
+        self._is_wrapped = is_wrapped
         self._params = _parameters(optimizer)
         self._gradients = [p.grad for p in self._params]
         self._values = self._present()
@@ -148,7 +158,8 @@ class _OptimizerState:
 
     def _present(self) -> list[Any]:
         states = [s for s in self._optimizer.state.values() if isinstance(s, dict)]
-        return [*self._params, *self._gradients, *(value for s in states for value in s.values())]
+        moving = [] if self._is_wrapped else [*self._params, *self._gradients]
+        return [*moving, *(value for s in states for value in s.values())]
 
 
 def _parts(trainer: Any) -> list[Any]:

@@ -14,12 +14,12 @@ from lightning_linf.tensorboard import PLUGIN_NAME
 def write_record(writer: Any, record: Record) -> None:
     """Write a record's table as a tensor of float32, its histogram, and its report, in one event.
 
-    The table has a row for each parameter tensor and a column, or several, for each quantity. Its
-    metadata are JSON with ``schema``, ``tensors`` (the names of the rows), ``whole`` (whether there
-    is a last row for all parameters together) and ``columns`` (name, width, label, unit and levels
-    of each, in order). TensorBoard keeps only the first metadata of a tag, and the parameters may
-    change while training, so the tag ends in a digest of the metadata. The report is a tensor of
-    one string, its JSON.
+    The table, of a record with columns, has a row for each parameter tensor and a column, or
+    several, for each quantity. Its metadata are JSON with ``schema``, ``tensors`` (the names of the
+    rows), ``whole`` (whether there is a last row for all parameters together) and ``columns``
+    (name, width, label, unit and levels of each, in order). TensorBoard keeps only the first
+    metadata of a tag, and the parameters may change while training, so the tag ends in a digest of
+    the metadata. The report is a tensor of one string, its JSON.
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter``.
@@ -29,7 +29,6 @@ def write_record(writer: Any, record: Record) -> None:
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
     from tensorboard.util.tensor_util import make_tensor_proto
 
-    table, columns = lay_out(record)
     values = []
 
     def add(tag: str, tensor: Any, about: dict[str, Any]) -> None:
@@ -39,7 +38,9 @@ def write_record(writer: Any, record: Record) -> None:
         tensor = make_tensor_proto(tensor)
         values.append(Summary.Value(tag=tag, tensor=tensor, metadata=metadata))
 
-    add(columns.tag_of_series(record.tag), table, columns.to_json())
+    if record.columns:
+        table, columns = lay_out(record)
+        add(columns.tag_of_series(record.tag), table, columns.to_json())
     if record.report is not None:
         add(record.tag + REPORT, json.dumps(record.report, allow_nan=False), {})
     if record.histogram is not None:
