@@ -23,8 +23,9 @@ class VectorShards:
         sizes: Number of entries of each whole parameter.
         rank: Of this process among those that share the vector.
         num_ranks: How many these are.
-        sum_over_ranks: Adds up a tensor, the same on all ranks afterwards; perhaps in place.
-        max_over_ranks: The same, for maxima; NaN where a rank has NaN.
+        sum_over_ranks: Adds up a tensor, the same on all ranks afterwards; perhaps in place. If a
+            rank has failed meanwhile, it should raise on all of them.
+        max_over_ranks: The same, for maxima of floating numbers; NaN where a rank has NaN.
     """
 
     sizes: Sequence[int]
