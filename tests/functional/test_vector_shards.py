@@ -94,6 +94,7 @@ def problem(dtype):
     sizes = torch.rand(dim, dtype=torch.float64).mul(4).exp()  # as rows of Hessians differ
     hessians = (hessians + hessians.mT) * sizes.sqrt() * sizes.sqrt()[:, None]
     gradients = torch.randn(5, dim, dtype=torch.float64) + torch.randn(dim, dtype=torch.float64)
+    gradients *= torch.linspace(0.0, 4.0, dim, dtype=torch.float64).exp()  # so that blocks differ
     gradients[:, 20:24] = 0.0
     return module, hessians.to(dtype), gradients.to(dtype), [1.0, 2.0, 1.0, 3.0, 1.0]
 
