@@ -54,7 +54,12 @@ def _curvatures_of_pass(
 
     directions = as_rows([dual_direction(gradient, partition) for partition in partitions])
     of_mean = products.curvatures(directions, visit)
-    return StepCurvatures(of_mean, torch.stack(rows), of_mean.new_tensor(weights))
+    return StepCurvatures(of_mean, stacked(rows, of_mean), of_mean.new_tensor(weights))
+
+
+def stacked(rows: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Stack rows (p,), of which a rank whose batches another one has, too, has none. (m, p)."""
+    return torch.stack(list(rows)) if rows else like.new_zeros(0, len(like))
 
 
 def secants(

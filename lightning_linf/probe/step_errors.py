@@ -9,7 +9,7 @@ from lightning_linf.functional.blocks import dual_direction
 from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.functional.step_error import step_error_compute, step_error_update
 from lightning_linf.partition import Partition
-from lightning_linf.probe.along_steps import StepCurvatures
+from lightning_linf.probe.along_steps import StepCurvatures, stacked
 from lightning_linf.probe.landscape import Landscape
 
 
@@ -29,9 +29,10 @@ def step_errors(
         dual_norm: Of the gradient, by partition.
         along: The curvatures along the steps that the gradient chooses.
     """
-    ranks = landscape.ranks
+    ranks = landscape.batch_ranks
     whole = ranks.sum(along.weights.sum())
-    slopes = slopes_of_others_steps(landscape, gradient, partitions, float(whole))
+    rows = slopes_of_others_steps(landscape, gradient, partitions, float(whole))
+    slopes = stacked(rows, along.of_mean)
     sums = ranks.sum(step_error_update(slopes, along.of_batches, along.weights))
     names = [partition.name for partition in partitions]
     norms = sums.new_tensor([dual_norm[name] for name in names])
@@ -41,8 +42,8 @@ def step_errors(
 
 def slopes_of_others_steps(
     landscape: Landscape, gradient: Tensor, partitions: Sequence[Partition], weight: float
-) -> Tensor:
-    """Slope of each batch's loss along the steps of norm 1 that all others choose. Shape: (m, p).
+) -> list[Tensor]:
+    """Slope of each batch's loss along the steps of norm 1 that all others choose, m of (p,).
 
     Args:
         landscape: Inside its ``with``.
@@ -59,4 +60,4 @@ def slopes_of_others_steps(
         rows.append(torch.stack([sum_in_pieces(torch.mul, of_batch, step) for step in steps]))
 
     landscape.each_gradient(visit)
-    return torch.stack(rows)
+    return rows
