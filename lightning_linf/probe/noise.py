@@ -49,9 +49,9 @@ def noise_of_batches(landscape: Landscape) -> NoiseSums:
     Raises:
         ProbeError: If there are fewer than two batches in all.
     """
-    vector, ranks = landscape.parameters, landscape.batch_ranks
+    vector, ranks = landscape.parameters, landscape.ranks
     turn = ranks.rank % 2
-    sums = landscape.ranks.together(lambda: noise_init(vector.num_local, vector.like, turn))
+    sums = ranks.together(lambda: noise_init(vector.num_params, vector.like, turn))
     landscape.each_gradient(lambda gradient, weight: noise_update(sums, gradient, weight))
     sums = over_ranks(sums, ranks)
     if not sums.counts.sum() > 0:
