@@ -121,7 +121,7 @@ def test_every_number_of_a_report_is_that_of_the_joined_batch(tmp_path):
     def measure(batches, **options):
         matrices = split_matrices(module)
         with Landscape(module, batches, loss=loss, **options) as landscape:
-            step = torch.full((landscape.parameters.num_params,), 1e-3, dtype=torch.float64)
+            step = torch.full((landscape.parameters.num_local,), 1e-3, dtype=torch.float64)
             return measure_landscape(
                 landscape, partitions, matrices=matrices, num_probes=8, last_step=step
             ).to_dict()
@@ -160,7 +160,7 @@ def test_the_edge_of_a_sharded_optimizer_is_that_of_a_whole_one(tmp_path, kind):
             loss(module, batch).backward()
             optimizer.step()
         with Landscape(module, [batch], loss=loss, **options) as landscape:
-            step = torch.full((landscape.parameters.num_params,), 1e-3, dtype=torch.float64)
+            step = torch.full((landscape.parameters.num_local,), 1e-3, dtype=torch.float64)
             report = measure_edge_of_landscape(landscape, [optimizer], last_step=step)
         return report.edge, report.step.gain, report.per_tensor["0.weight"].gain
 
