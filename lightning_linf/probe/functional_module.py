@@ -5,11 +5,13 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
+from lightning_linf.distributed.shards import is_sharded
 from lightning_linf.errors import ProbeError, RestoreError
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.lightning_packages import is_either
@@ -199,7 +201,7 @@ class FunctionalModule:
         dtype = vector.dtype if vector.widen else None
         # Copied before it is moved: an object may move its own tensors.
         with under:
-            batch = copy_batch(self.batches[index], partial(clone_tensor, dtype=dtype))
+            batch = copy_batch(self.batches[index], partial(_copy_input, dtype=dtype))
             batch = move_data_to_device(batch, vector.device)
         with self._trainer_state.unchanged(), training_dtype(self.module, vector.dtype), under:
             return parameters, self._loss_function(batch, self._batch_indices[index])
@@ -223,3 +225,8 @@ class FunctionalModule:
         if mode == "eval" or not self.module.training:
             for part in self.module.modules():
                 part.training = mode == "train"
+
+
+def _copy_input(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Copy a tensor of a batch, whole if it is sharded as the activations of tensor parallelism."""
+    return clone_tensor(tensor.full_tensor() if is_sharded(tensor) else tensor, dtype)

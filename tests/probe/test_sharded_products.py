@@ -1,5 +1,7 @@
 """Losses, gradients and products without whole parameters are those of one process."""
 
+import weakref
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,20 +10,23 @@ from support.ranks import in_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
     RowwiseParallel,
     SequenceParallel,
+    loss_parallel,
     parallelize_module,
 )
 
+from lightning_linf.distributed.stretches import StretchExchange
 from lightning_linf.probe import Landscape
 
 pytestmark = [
     pytest.mark.slow,  # each test forks processes
     pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Found a non-scalar tensor with numel=1:UserWarning"),
 ]
 
 
@@ -244,3 +249,108 @@ def test_other_meshes_have_the_numbers_of_one_process(tmp_path, whole_parameters
     for kind, count in KINDS.items():
         exact = measure(net()[0], list(x.chunk(count)))
         assert_same([result[kind] for result in results], exact, 1e-12)
+
+
+def test_ranks_may_have_unequal_numbers_of_batches(tmp_path):
+    def on_rank(rank):
+        module, x = sharded_modules.make("tied")
+        shard(module, init_device_mesh("cpu", (2,)))
+        batches = [x[:1], x[1:4], x[4:6]] if rank == 0 else [x[6:]]
+        numbers = measure(module, batches, reduce=sum_over_ranks)
+        del numbers["halves"]  # on one process others are together
+        return numbers
+
+    results = of_ranks(on_rank, tmp_path, 2)
+    module, x = sharded_modules.make("tied")
+    exact = measure(module, [x[:1], x[1:4], x[4:6], x[6:]])
+    del exact["halves"]
+    assert_same(results, exact, 1e-12)
+
+
+def test_a_pass_holds_one_parameter_whole_or_two(tmp_path):
+    """Of those that live at one time, with the graph of the gradient kept between products."""
+    width, num_layers = 16, 6
+
+    def on_rank(rank):
+        module = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(num_layers)))
+        shard(module, init_device_mesh("cpu", (2,)))
+        living, most = [0], [0]
+        join = StretchExchange.join
+
+        def counted_join(self, stretch, size):
+            whole = join(self, stretch, size)
+            living[0] += 1
+            most[0] = max(most[0], living[0])
+            weakref.finalize(whole.untyped_storage(), lambda: living.__setitem__(0, living[0] - 1))
+            return whole
+
+        StretchExchange.join = counted_join
+        x = torch.randn(4, width)
+        with Landscape(module, [x], loss=lambda m, x: m(x).tanh().square().mean()) as landscape:
+            gradient = landscape.gradient()
+            kept = living[0]
+            landscape.hvp(gradient)
+            landscape.curvatures(gradient[None], lambda *_: None)
+            return kept, most[0], living[0]
+
+    for kept, most, left in of_ranks(on_rank, tmp_path, 2):
+        assert kept <= 1  # the one gathered last
+        assert most <= 3  # and a vector that a product gathers beside it
+        assert left <= 1
+
+
+def test_training_is_the_same_to_the_last_bit_with_a_landscape_between_steps(tmp_path):
+    def visit(module, batch):
+        with Landscape(module, [batch], loss=sharded_modules.loss) as landscape:
+            landscape.hvp(landscape.gradient())
+
+    def train(kind, rank, visits):
+        module, x = net()
+        ours = x.chunk(KINDS[kind])[prepare(kind, module, rank)]
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.01, foreach=False)
+        for _ in range(2):
+            optimizer.zero_grad()
+            module(ours).square().mean().backward()
+            if visits:  # where there are gradients, and whole parameters are left
+                visit(module, ours)
+            optimizer.step()
+            if visits:
+                visit(module, ours)
+        return [whole(p) for p in module.parameters()]
+
+    def on_rank(rank):
+        return [
+            all(map(torch.equal, train(kind, rank, True), train(kind, rank, False)))
+            for kind in KINDS
+        ]
+
+    for are_same in of_ranks(on_rank, tmp_path, 4):
+        assert are_same == [True] * len(KINDS)
+
+
+def test_losses_and_inputs_that_are_sharded_are_those_of_one_process(tmp_path):
+    def loss(module, batch):
+        x, target = batch
+        return nn.functional.cross_entropy(module(x).flatten(0, 1), target.flatten())
+
+    def measure_loss(module, batch, **options):
+        with Landscape(module, [batch], loss=loss, **options) as landscape:
+            value, gradient = landscape.loss(), landscape.gradient()
+            return torch.tensor(value), joined(gradient, landscape.parameters.shards)
+
+    module, x = net()
+    target = torch.randint(6, x.shape[:2], generator=torch.Generator().manual_seed(1))
+
+    def on_rank(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        plan = {"head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)}
+        parallelize_module(module, mesh, plan)
+        sharded = distribute_tensor(x, mesh, [Shard(0)])
+        with loss_parallel():
+            own = loss(module, (x, target)).full_tensor().detach()
+            return own, *measure_loss(module, (sharded, target))
+
+    exact = measure_loss(module, (x, target))
+    for own, *ours in of_ranks(on_rank, tmp_path, 2):
+        torch.testing.assert_close(own, exact[0].double())
+        torch.testing.assert_close(tuple(ours), exact)
