@@ -80,11 +80,14 @@ class Gather(Function):
     def forward(ctx: Any, stretch: Tensor, number: int, wholes: Wholes) -> Tensor:
         """Gather."""
         ctx.number, ctx.wholes = number, wholes
+        ctx.set_materialize_grads(False)
         return wholes.whole(stretch, number)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
         """Add up what comes back for the whole of each rank."""
+        if grads[0] is None:
+            return None, None, None
         return ctx.wholes.added_up(grads[0], ctx.number), None, None
 
 
@@ -95,11 +98,14 @@ class ReduceScatter(Function):
     def forward(ctx: Any, whole: Tensor, number: int, wholes: Wholes) -> Tensor:
         """Add up."""
         ctx.number, ctx.wholes = number, wholes
+        ctx.set_materialize_grads(False)
         return wholes.stretch(whole, number)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
         """Gather what comes back for each rank's stretch."""
+        if grads[0] is None:
+            return None, None, None
         whole: Tensor = Gather.apply(  # type: ignore[no-untyped-call]  # torch's
             grads[0], ctx.number, ctx.wholes
         )

@@ -115,7 +115,9 @@ def _add_derivatives(
     """Differentiate and add to the sums; give the number of parameters that were reached."""
     added = []
 
-    def add(total: Tensor, derivative: Tensor) -> Tensor:
+    def add(total: Tensor, derivative: Tensor | None) -> Tensor | None:
+        if derivative is None:  # what there was has been taken on the way
+            return None
         _require_dense(derivative)
         total.add_(derivative, alpha=share)
         added.append(True)
@@ -184,7 +186,7 @@ def graph_traits(loss: Tensor) -> GraphTraits:
     """Look at the graph of a loss."""
     has_kinks = has_custom_functions = False
     padding_rows: dict[int, list[int]] = defaultdict(list)
-    for node, _ in _nodes([loss]):
+    for node, _ in nodes_of([loss]):
         name = node.name()
         has_kinks |= name.startswith(_KINKS)
         is_custom = isinstance(node, BackwardCFunction) and not is_exchange(node)
@@ -213,7 +215,7 @@ def check_graph(
         ProbeError: Naming which of these it is.
     """
     ids = {id(p) for p in originals}
-    for node, user in _nodes([loss, *gradients]):
+    for node, user in nodes_of([loss, *gradients]):
         if node.name() in _NO_SECOND_DERIVATIVE:
             raise ProbeError(
                 "probe: an operation in the loss has no second derivative (a fused kernel or a "
@@ -234,7 +236,7 @@ def check_graph(
             )
 
 
-def _nodes(tensors: Sequence[Tensor]) -> Iterator[tuple[Any, str]]:
+def nodes_of(tensors: Sequence[Tensor]) -> Iterator[tuple[Any, str]]:
     """Walk the graph below ``tensors``: each node once, with the name of one that uses it."""
     pending = [(t.grad_fn, "the result") for t in tensors if t.grad_fn is not None]
     seen = set()

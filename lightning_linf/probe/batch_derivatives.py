@@ -1,7 +1,7 @@
 """Loss, gradient and Hessian-vector products of one batch."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from lightning_linf.probe.autograd_graph import (
     check_graph,
     gradients_of,
 )
+from lightning_linf.probe.early_sums import add_up_early
 from lightning_linf.probe.functional_module import FunctionalModule
 from lightning_linf.reparam import Reparameterization
 
@@ -178,12 +179,12 @@ class BatchDerivatives:
             self._add_product(graph, self._to_parameters(vector), total, factor)
 
     def _add_product(self, graph: _Graph, vector: Tensor, total: Tensor, factor: float) -> None:
-        unflatten = self._function.parameters.unflatten
+        parts, sums = map(self._function.parameters.unflatten, (vector, total))
+        sharded = self._function.sharded
+        added_early = nullcontext() if sharded is None else sharded.adding_to(sums)
         # Not the graph: rounded activations would turn on ReLUs that are off in the loss.
-        with float32_precision(self._matmul_precision):
-            graph.roots.add_products(
-                graph.parameters, unflatten(vector), unflatten(total), factor, retain_graph=True
-            )
+        with float32_precision(self._matmul_precision), added_early:
+            graph.roots.add_products(graph.parameters, parts, sums, factor, retain_graph=True)
 
     def _graph(self, index: int, row: Tensor | None = None, share: float = 1.0) -> _Graph:
         """Give the graph of the gradient of a batch; add the gradient to a row (d,), if given."""
@@ -194,6 +195,8 @@ class BatchDerivatives:
         value, loss = loss.item(), self._weighted(loss, share)
         gradients = gradients_of(loss, parameters)
         check_graph(loss, gradients, vector.originals)
+        if self._function.sharded is not None:
+            add_up_early(gradients, self._function.sharded.wholes)
         if row is not None:
             with self._in_parameters(row, share) as (total, factor):
                 for part, gradient in zip(vector.unflatten(total), gradients, strict=True):

@@ -42,6 +42,8 @@ class GatheredAtUse:
         self._last: tuple[Tensor, Tensor] | None = None  # a stretch and its whole (n,)
         self.collect: Callable[[Tensor, int], Tensor] | None = None
         """Called in place of :meth:`stretch` by a backward pass that makes no graph."""
+        self.sums: Sequence[Tensor] | None = None
+        """What such a pass adds to, one stretch for each parameter, where it takes parts early."""
 
     def stand_in(self, stretch: Tensor, number: int) -> StandIn:
         """Make what stands for a parameter, given this rank's stretch of it (n,)."""
@@ -74,6 +76,11 @@ class GatheredAtUse:
             whole, number, self
         )
         return added
+
+    def take(self, whole: Tensor, number: int) -> None:
+        """Add a whole, added up over ranks, to ``sums``."""
+        assert self.sums is not None
+        self.sums[number].add_((self.collect or self.stretch)(whole, number))
 
     def kept_out_of_graphs(self) -> AbstractContextManager[None]:
         """Replace whole parameters in all graphs that are made inside."""

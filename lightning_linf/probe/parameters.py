@@ -107,17 +107,13 @@ class ParameterVector:
             The copies of our parameters, leaves that require grad, in the order of ``names``.
         """
         copies = {id(p): self.copy((whole or {}).get(id(p), p)) for p in self.originals}
-        self.add_offset(list(copies.values()), offset)
+        if offset is not None:
+            for copied, part in zip(copies.values(), self.unflatten(offset), strict=True):
+                copied.add_(part)
         for copied in copies.values():
             copied.requires_grad_()
         self.put_in_place(places, copies, whole or {})
         return [copies[id(p)] for p in self.originals]
-
-    def add_offset(self, parts: Sequence[Tensor], offset: Tensor | None) -> None:
-        """Add a vector (d,), if any, to one tensor per parameter, in place."""
-        if offset is not None:
-            for part, moved in zip(parts, self.unflatten(offset), strict=True):
-                part.add_(moved)
 
     def put_in_place(
         self,
@@ -165,11 +161,14 @@ class ParameterVector:
         )
         return part[start:stop]
 
-    def copy(self, tensor: Tensor) -> Tensor:
-        """Copy a parameter or a buffer, to the working dtype if a narrow one is to be widened."""
+    def copy(self, tensor: Tensor, *, always: bool = True) -> Tensor:
+        """Copy a parameter or a buffer, to the working dtype if a narrow one is to be widened.
+
+        If not ``always``, one that has its dtype already is given as it is, without a graph.
+        """
         is_narrow = tensor.is_floating_point() and tensor.dtype.itemsize < self.dtype.itemsize
         return tensor.detach().to(
-            self.dtype if self.widen and is_narrow else tensor.dtype, copy=True
+            self.dtype if self.widen and is_narrow else tensor.dtype, copy=always
         )
 
 

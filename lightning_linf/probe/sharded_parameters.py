@@ -91,9 +91,13 @@ class ShardedParameters:
             offset: A shard, or None.
             whole: As there, for sharded buffers.
         """
-        copies = [vector.copy(stretch) for stretch in self._stretches]
+        # Not copied if they are the same: what is gathered is a copy.
+        copies = [vector.copy(stretch, always=False) for stretch in self._stretches]
         leaves = copies[: len(vector.originals)]
-        vector.add_offset(leaves, offset)
+        if offset is not None:
+            parts = vector.unflatten(offset)
+            leaves = [leaf.add(part) for leaf, part in zip(leaves, parts, strict=True)]
+            copies[: len(leaves)] = leaves
         for leaf in leaves:
             leaf.requires_grad_()
         stand_ins: dict[int, Tensor] = {
@@ -141,6 +145,15 @@ class ShardedParameters:
 
         with self._collected_by(collect):
             yield total
+
+    @contextmanager
+    def adding_to(self, sums: Sequence[Tensor]) -> Iterator[None]:
+        """Let a pass over a graph inside add what it takes early to one stretch per parameter."""
+        self.wholes.sums = sums
+        try:
+            yield
+        finally:
+            self.wholes.sums = None
 
     @contextmanager
     def _collected_by(self, collect: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
