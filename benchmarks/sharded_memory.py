@@ -1,6 +1,6 @@
 """What does a product take of a rank's memory, with shards and with whole parameters?
 
-    OMP_NUM_THREADS=1 python benchmarks/sharded_memory.py          # some minutes, 1 GiB a process
+    OMP_NUM_THREADS=1 python benchmarks/sharded_memory.py          # a minute, 1 GiB a process
 
 A network of equal linear layers, each sharded by itself, on W processes of this machine joined by
 gloo. Memory is the most that tensors had in use at once on a rank, from before the landscape is
@@ -10,17 +10,18 @@ Gathered and added up: whole parameters (d each) that a gradient, or a product a
 
 import argparse
 import tempfile
+import weakref
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from live_memory import peak_bytes
 from stopwatch import heading, kept_in_file, seconds_of
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils import _python_dispatch, _pytree
 
 from lightning_linf.distributed.stretches import StretchExchange
 from lightning_linf.probe import Landscape
@@ -66,6 +67,46 @@ class Exchanges:
         StretchExchange.add_up = counted_add_up  # type: ignore[method-assign]
 
 
+class Storages(_python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    """Count the bytes of the tensors that operations inside have made and that are in use.
+
+    Not by the profiler, which misses what gloo's own threads release.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = self.peak = 0
+        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and count what it has made."""
+        before = {
+            tensor.untyped_storage() for tensor in _pytree.tree_leaves(args) if is_plain(tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for tensor in _pytree.tree_leaves(result):
+            if is_plain(tensor) and (storage := tensor.untyped_storage()) not in before:
+                self._add(storage)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._seen:
+            self._seen.add(storage)
+            self.alive += storage.nbytes()
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self._free, storage.nbytes()).atexit = False
+
+    def _free(self, num_bytes: int) -> None:
+        self.alive -= num_bytes
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is a tensor with memory of its own."""
+    return type(value) in (Tensor, nn.Parameter)
+
+
 def mean_square(module: nn.Module, x: Tensor) -> Tensor:
     """Give the loss."""
     output: Tensor = module(x)
@@ -75,7 +116,10 @@ def mean_square(module: nn.Module, x: Tensor) -> Tensor:
 def measure(case: Case) -> Found:
     """Run one case on new processes; the rank that takes most."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_run, (case, folder), nprocs=case.num_ranks)
+        # Spawned processes would import torch again.
+        torch.multiprocessing.start_processes(
+            _run, (case, folder), nprocs=case.num_ranks, start_method="fork"
+        )
         found = [Found(*torch.load(Path(folder) / f"{r}.pt")) for r in range(case.num_ranks)]
     return max(found)
 
@@ -102,9 +146,10 @@ def _run(rank: int, case: Case, folder: str) -> None:
             seconds.append(seconds_of(lambda: landscape.hvp(vector), CPU))
             counts.append((exchanges.joined, exchanges.added))
 
-    peak = peak_bytes(probe, CPU)
+    with Storages() as storages:
+        probe()
     steps = [[(b - a) / d for a, b in pairwise(each)] for each in zip(*counts, strict=True)]
-    torch.save((peak, seconds[-1], *steps), Path(folder) / f"{rank}.pt")
+    torch.save((storages.peak, seconds[-1], *steps), Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

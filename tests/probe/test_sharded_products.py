@@ -1,6 +1,7 @@
 """Losses, gradients and products without whole parameters are those of one process."""
 
 import weakref
+from itertools import accumulate
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from support import sharded_modules
 from support.ranks import in_processes
 from torch import nn
+from torch.autograd.profiler import profile
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -297,6 +299,33 @@ def test_a_pass_holds_one_parameter_whole_or_two(tmp_path):
         assert kept <= 1  # the one gathered last
         assert most <= 3  # and a vector that a product gathers beside it
         assert left <= 1
+
+
+def peak_bytes(action):
+    """Most bytes in use at once beyond those before, as torch's profiler counts them."""
+    with profile(profile_memory=True) as profiler:
+        action()
+    events = profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(change for _, change in changes))
+
+
+def test_whole_products_of_parameters_do_not_pile_up(tmp_path):
+    """A parameter is used forward and backward, and autograd would add both up in the end."""
+    width, num_layers = 64, 24
+
+    def on_rank(rank):
+        module = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(num_layers)))
+        shard(module, init_device_mesh("cpu", (2,)))
+        x, layer = torch.randn(2, width), 4 * width**2
+        with Landscape(module, [x], loss=lambda m, x: m(x).tanh().square().mean()) as landscape:
+            gradient = landscape.gradient()
+            landscape.hvp(gradient)
+            return peak_bytes(lambda: landscape.hvp(gradient)) / layer
+
+    shard_of_product = num_layers / 2
+    for peak in of_ranks(on_rank, tmp_path, 2):
+        assert peak < shard_of_product + 10  # layers; 24 more if they did
 
 
 def test_training_is_the_same_to_the_last_bit_with_a_landscape_between_steps(tmp_path):
