@@ -53,7 +53,8 @@ class LastStep:
     def change(self, landscape: Landscape) -> Tensor | None:
         """What the step has added to the parameters of a landscape, which is entered. Shape: (d,).
 
-        None if the step itself has added some of them to the optimizer.
+        A shard where vectors are shards. None if the step itself has added some of them to the
+        optimizer.
         """
         vector = landscape.parameters
         if not all(id(p) in self._before for p in vector.originals):
@@ -64,7 +65,7 @@ class LastStep:
                 for p in vector.originals
             ]
         )
-        return vector.flatten(gather(moves))
+        return vector.flatten(gather(moves) if vector.shards is None else moves)
 
 
 def _copy(values: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ def probe_in_training(
     most_hvps = (num_probes + OPERATOR_HVPS) * len(partitions)
     most_hvps += 0 if matrices is None else SPECTRAL_HVPS
     with products_counted(trainer, most_hvps) as on_hvps, landscape:
+        with_noise &= landscape.first_half() is not None  # there are several batches
         return measure_landscape(
             landscape,
             partitions,

@@ -24,7 +24,6 @@ from lightning_linf.callbacks._optimized_parameters import (
     optimized_parameters,
     remark_on_outside,
 )
-from lightning_linf.callbacks._strategies import refuse_tensor_parallelism
 from lightning_linf.callbacks._trainer import logged_step
 from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
@@ -55,6 +54,7 @@ class ProbingMonitor(GeometryMonitor):
         name: str,
         matmul_precision: MatmulPrecision,
         offload: Offload | None,
+        whole_parameters: bool = False,
     ) -> None:
         super().__init__(every_n_steps, on_error, name)
         caller = type(self).__name__
@@ -77,7 +77,14 @@ class ProbingMonitor(GeometryMonitor):
         self._last_global_step = 0
         self._budget = TimeBudget(max_overhead)
         self._landscape = TrainingLandscape(
-            caller, mode, seed, probe_loss, matmul_precision, offload, self.warn_once
+            caller,
+            mode,
+            seed,
+            probe_loss,
+            matmul_precision,
+            offload,
+            self.warn_once,
+            whole_parameters,
         )
 
     @property
@@ -85,11 +92,6 @@ class ProbingMonitor(GeometryMonitor):
     def state_key(self) -> str:
         named = {"name": self.name} if self.name else {}
         return self._generate_state_key(mode=self.mode, **named)  # the rest may change on resuming
-
-    @override
-    def check_strategy(self, trainer: Trainer) -> None:
-        super().check_strategy(trainer)
-        refuse_tensor_parallelism(type(self).__name__, trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -43,6 +43,7 @@ class TrainingLandscape:
         matmul_precision: MatmulPrecision,
         offload: Offload | None,
         warn_once: Callable[[str, str], object],
+        whole_parameters: bool = False,
     ) -> None:
         self._caller = caller
         self._num_parts = 1  # of each batch: more than one where whole ones take too much memory
@@ -56,6 +57,7 @@ class TrainingLandscape:
         self._offload: Offload | None = offload
         self._seed = derive_seed("masks", seed)
         self._warn_once = warn_once
+        self._whole_parameters = whole_parameters
 
     def start_training(self) -> None:
         """Check the loss again at the next visit, and what a probe takes of the memory."""
@@ -161,6 +163,7 @@ class TrainingLandscape:
             reduce=sum_over_ranks(trainer),
             matmul_precision=self._matmul_precision,
             offload=offload,
+            whole_parameters=self._whole_parameters,
         )
 
 

@@ -76,10 +76,11 @@ class EdgeMonitor(ProbingMonitor):
             part of their tags, ``geometry/NAME/...``, and tells their states apart.
         matmul_precision: Of probes alone, as in :func:`~lightning_linf.measure_geometry`.
         offload: As there.
+        whole_parameters: As there.
 
     Raises:
         ValueError: If an argument has a wrong value.
-        MisconfigurationException: In ``setup``, for FSDPStrategy, DeepSpeed and tensor parallelism.
+        MisconfigurationException: In ``setup``, for FSDPStrategy and DeepSpeed.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -101,6 +102,7 @@ class EdgeMonitor(ProbingMonitor):
         name: str = "",
         matmul_precision: MatmulPrecision = "highest",
         offload: Offload | None = None,
+        whole_parameters: bool = False,
     ) -> None:
         super().__init__(
             every_n_steps,
@@ -113,6 +115,7 @@ class EdgeMonitor(ProbingMonitor):
             name,
             matmul_precision,
             offload,
+            whole_parameters,
         )
         check_whole("EdgeMonitor", "max_hvps", max_hvps, 1)
         self.max_hvps = max_hvps

@@ -59,9 +59,9 @@ class LinfSmoothnessMonitor(ProbingMonitor):
     says what would. A probe that runs out of memory is repeated with its batches in parts.
 
     Several devices: every rank probes its own batches, and ranks average each product, in one
-    reduction of d numbers (2 d for the (1,1)-norm) and one of five. For parameters sharded by
-    ``fully_shard`` (ModelParallelStrategy) a rank needs memory for two copies of all parameters
-    and for a few vectors of that length. Tensor parallelism is refused.
+    reduction of d numbers (2 d for the (1,1)-norm) and one of five. Of sharded parameters
+    (ModelParallelStrategy: ``fully_shard``, tensor parallelism, or both) and of all vectors a rank
+    holds its share, and gathers one parameter at a time.
 
     Verdict: none while a learning rate rises in a warm-up, or before the training loss has left its
     start; the report's ``settings["stage"]`` says which ("warm-up", "start" or "training"). And
@@ -103,10 +103,12 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         fused_qkv: For "head", as there.
         matmul_precision: Of probes alone, as in :func:`~lightning_linf.measure_geometry`.
         offload: "cpu" lets vectors that no product needs wait on the CPU, as there.
+        whole_parameters: Of a sharded module gather all on every rank, which is faster for a model
+            that is small beside the memory (:class:`~lightning_linf.probe.Landscape`).
 
     Raises:
         ValueError: If an argument has a wrong value.
-        MisconfigurationException: In ``setup``, for FSDPStrategy, DeepSpeed and tensor parallelism.
+        MisconfigurationException: In ``setup``, for FSDPStrategy and DeepSpeed.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -138,6 +140,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         fused_qkv: FusedQKV | None = None,
         matmul_precision: MatmulPrecision = "highest",
         offload: Offload | None = None,
+        whole_parameters: bool = False,
     ) -> None:
         super().__init__(
             every_n_steps,
@@ -150,6 +153,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
             name,
             matmul_precision,
             offload,
+            whole_parameters,
         )
         caller = "LinfSmoothnessMonitor"
         remedy = "For your own partitions override make_partitions."
@@ -216,7 +220,6 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         )
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set in its __init__
         noise_is_logged = any(isinstance(each, GradientNoiseMonitor) for each in callbacks)
-        several = trainer.world_size * len(self._batches) > 1
         probe = partial(
             probe_in_training,
             trainer,
@@ -224,7 +227,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
             self._last_step,
             matrices=ranks.together(lambda: self._matrices(pl_module, parameters)),
             num_probes=self.num_probes,
-            with_noise=several and not noise_is_logged,
+            with_noise=not noise_is_logged,
             seed=self.seed,
         )
         report = self.visit(

@@ -66,9 +66,12 @@ class Ranks:
         """Call ``work`` as :meth:`together` does, and add up over ranks both numbers it returns."""
         failure: Exception | None = None
         numbers = 0.0, 0.0
+        self.all_know = False
         try:
             numbers = work()
         except Exception as error:
+            if self.all_know:  # from an :meth:`agree` within the work
+                raise
             failure = error
         try:
             return self.agree(failure, *numbers)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 
+from lightning_linf.distributed.stretches import is_exchange
 from lightning_linf.errors import ProbeError
 
 # Operations whose derivative jumps somewhere, by the beginnings of the names of their nodes.
@@ -43,17 +44,22 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ..
 
 
 def add_gradients(
-    loss: Tensor, parameters: Sequence[Tensor], sums: Sequence[Tensor], share: float
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    share: float,
+    *,
+    retain_graph: bool = False,
 ) -> None:
     """Add the gradients of a loss, times ``share``, to the sums, one for each parameter.
 
-    The graph is used up. Each gradient is added and freed as soon as it is there, so that they are
-    not all alive beside the sums.
+    The graph is used up unless it is retained. Each gradient is added and freed as soon as it is
+    there, so that they are not all alive beside the sums.
 
     Raises:
         ProbeError: As :func:`gradients_of`.
     """
-    num_added = _add_derivatives([loss], [None], parameters, sums, share, retain_graph=False)
+    num_added = _add_derivatives([loss], [None], parameters, sums, share, retain_graph=retain_graph)
     _require_any(num_added > 0)
 
 
@@ -109,7 +115,9 @@ def _add_derivatives(
     """Differentiate and add to the sums; give the number of parameters that were reached."""
     added = []
 
-    def add(total: Tensor, derivative: Tensor) -> Tensor:
+    def add(total: Tensor, derivative: Tensor | None) -> Tensor | None:
+        if derivative is None:  # what there was has been taken on the way
+            return None
         _require_dense(derivative)
         total.add_(derivative, alpha=share)
         added.append(True)
@@ -178,14 +186,17 @@ def graph_traits(loss: Tensor) -> GraphTraits:
     """Look at the graph of a loss."""
     has_kinks = has_custom_functions = False
     padding_rows: dict[int, list[int]] = defaultdict(list)
-    for node, _ in _nodes([loss]):
+    for node, _ in nodes_of([loss]):
         name = node.name()
         has_kinks |= name.startswith(_KINKS)
-        has_custom_functions |= isinstance(node, BackwardCFunction) or "CppNode" in name
+        is_custom = isinstance(node, BackwardCFunction) and not is_exchange(node)
+        has_custom_functions |= is_custom or "CppNode" in name
         row = getattr(node, "_saved_padding_idx", -1)
         if 0 <= row < 2**62:  # torch keeps -1 as an unsigned number
-            weight = getattr(node.next_functions[0][0], "variable", None)
-            padding_rows[id(weight)].append(row)
+            weight = node.next_functions[0][0]
+            if is_exchange(weight):  # of a stretch, which is the leaf
+                weight = weight.next_functions[0][0]
+            padding_rows[id(getattr(weight, "variable", None))].append(row)
     return GraphTraits(has_kinks, has_custom_functions, padding_rows)
 
 
@@ -204,7 +215,7 @@ def check_graph(
         ProbeError: Naming which of these it is.
     """
     ids = {id(p) for p in originals}
-    for node, user in _nodes([loss, *gradients]):
+    for node, user in nodes_of([loss, *gradients]):
         if node.name() in _NO_SECOND_DERIVATIVE:
             raise ProbeError(
                 "probe: an operation in the loss has no second derivative (a fused kernel or a "
@@ -225,7 +236,7 @@ def check_graph(
             )
 
 
-def _nodes(tensors: Sequence[Tensor]) -> Iterator[tuple[Any, str]]:
+def nodes_of(tensors: Sequence[Tensor]) -> Iterator[tuple[Any, str]]:
     """Walk the graph below ``tensors``: each node once, with the name of one that uses it."""
     pending = [(t.grad_fn, "the result") for t in tensors if t.grad_fn is not None]
     seen = set()

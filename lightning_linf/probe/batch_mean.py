@@ -1,6 +1,6 @@
 """Means over the batches of all ranks, weighted by their numbers of samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from torch import Tensor
@@ -22,7 +22,11 @@ class BatchMean:
     """Add up over batches, and then over ranks, each batch with its weight.
 
     All ranks must make the same calls, and a failure on one is a failure on all. There are also two
-    halves: the batches 0, 2, ... of rank 0 and 1, 3, ... of rank 1 are in the first, and so on.
+    halves: the batches 0, 2, ... of rank 0 and 1, 3, ... of rank 1 are in the first, and so on;
+    ranks that have the same batches count as one.
+
+    Where vectors are shards all ranks pass over batches together, as often as the one with most
+    of them; others then take their last batch with a weight of 0.
     """
 
     def __init__(self, function: FunctionalModule, ranks: Ranks) -> None:
@@ -49,14 +53,24 @@ class BatchMean:
             nonlocal sums
             sums = self._function.parameters.zeros(num_rows)
             weight = loss = 0.0
-            for index in range(len(self._function.batches)):
-                share = self.weight(index)
+            for index, share in self._passes():
                 loss += share * add(index, sums[place(index)], share)
                 weight += share
             return weight, loss
 
         weight, loss = self._ranks.add(add_batches)
-        return Mean(self._ranks.sum(sums).div_(weight), loss / weight)
+        if self._function.sharded is None:  # otherwise they are added up where they are made
+            sums = self._ranks.sum(sums)
+        return Mean(sums.div_(weight), loss / weight)
+
+    def _passes(self) -> Iterator[tuple[int, float]]:
+        """Give the number and the weight of the batch of each pass."""
+        count = len(self._function.batches)
+        for index in range(count):
+            yield index, self.weight(index)
+        if self._function.sharded is not None:
+            for _ in range(count, self._function.num_passes):
+                yield count - 1, 0.0
 
     def weight(self, index: int) -> float:
         """Weight of a batch of this rank; one that is not positive is refused."""
@@ -71,7 +85,8 @@ class BatchMean:
 
     def half(self, index: int) -> int:
         """Which half a batch of this rank is in, 0 or 1."""
-        return (self._ranks.rank + index) % 2
+        ranks = self._function.data_ranks
+        return ((self._ranks.rank if ranks is None else ranks.number) + index) % 2
 
     def first_half(self) -> float | None:
         """Share of the first half in the weight of all batches; None if there is one half alone."""

@@ -38,6 +38,7 @@ def measure_edge(
     matmul_precision: MatmulPrecision = "highest",
     seed: int = 0,
     on_hvps: Callable[[int], object] | None = None,
+    whole_parameters: bool = False,
 ) -> EdgeReport:
     r"""Measure how near an optimizer's next step is to the edge of stability.
 
@@ -76,6 +77,7 @@ def measure_edge(
         matmul_precision: As in :func:`measure_geometry`.
         seed: Of all random numbers.
         on_hvps: Called with the number of products after each pass, for progress bars.
+        whole_parameters: As in :class:`Landscape`, for a sharded module.
 
     Returns:
         The report; ``print`` shows it.
@@ -108,6 +110,7 @@ def measure_edge(
         seed=seed,
         parameters=parameters,
         matmul_precision=matmul_precision,
+        whole_parameters=whole_parameters,
     )
     with landscape:
         remark = landscape.check()

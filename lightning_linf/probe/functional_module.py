@@ -5,20 +5,33 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_linf.errors import ProbeError
+from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
+from lightning_linf.distributed.shards import is_sharded
+from lightning_linf.errors import ProbeError, RestoreError
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.probe.batch_copy import clone_tensor, copy_batch
+from lightning_linf.probe.data_ranks import DataRanks
 from lightning_linf.probe.double_backward import make_embeddings_dense, twice_differentiable
-from lightning_linf.probe.fully_shard import bypass_sharding, gather_sharded, reshard
 from lightning_linf.probe.loss_function import find_loss_function, require_no_loss_in_training
 from lightning_linf.probe.module_state import ModuleState, untouched
+from lightning_linf.probe.parallel_modules import (
+    batch_key,
+    bypass_parallelism,
+    gather_sharded,
+    has_sharded,
+    is_tensor_parallel,
+    mesh_device,
+    reshard,
+)
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.random_state import seed_everything
+from lightning_linf.probe.sharded_parameters import ShardedParameters
 from lightning_linf.probe.trainer_state import TrainerState
 from lightning_linf.probe.training_dtype import training_dtype
 
@@ -44,6 +57,7 @@ class FunctionalModule:
         mode: Mode,
         seed: int,
         chosen: Collection[nn.Parameter] | None,
+        whole_parameters: bool = True,
     ) -> None:
         self.module = module
         self.batches = batches
@@ -51,13 +65,20 @@ class FunctionalModule:
         self._batch_indices = batch_indices
         self._seed = seed
         self._chosen = chosen
+        self._whole_parameters = whole_parameters
         reshard(module)
+        self.has_sharded = has_sharded(module)
+        self._is_tensor_parallel = is_tensor_parallel(module)
         self.parameters = ParameterVector(module, chosen)
         self._loss_function = find_loss_function(module, loss)
         self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
         self._exits = ExitStack()
         self._state: ModuleState | None = None
         self._whole: dict[int, Tensor] = {}  # of sharded tensors, by the identity of these
+        self.sharded: ShardedParameters | None = None
+        """What stands for parameters that are not whole, while vectors are shards."""
+        self.data_ranks: DataRanks | None = None
+        """Which batches other ranks have, if the module is sharded."""
 
     def enter(self) -> None:
         """Keep the state of the module, and set up how it is run."""
@@ -71,24 +92,59 @@ class FunctionalModule:
             exits.enter_context(twice_differentiable(self.module, self.parameters.device))
             self._state, self._exits = state, exits.pop_all()
 
-    def gather(self) -> None:
-        """Gather sharded parameters; all ranks must call this, once all have entered."""
+    def share(self, ranks: Ranks) -> None:
+        """Take this rank's part in a sharded module; all ranks must call it, once entered."""
         assert self._state is not None
-        self._whole = gather_sharded(self._state.places)
+        if not self.has_sharded:
+            return
+        key = batch_key(self.module, ranks.rank)
+        self.data_ranks = DataRanks.agree(ranks, len(self.batches), key)
+        places = self._state.places
+        if not self._whole_parameters:
+            self.sharded = ShardedParameters(
+                self.parameters, places, ranks, mesh_device(self.module)
+            )
+            gathered = self.sharded.gathered
+            places = [place for place in places if id(place[2]) not in gathered]
+            self._exits.enter_context(self.sharded.wholes.kept_out_of_graphs())
+        self._whole = gather_sharded(places)
 
     @property
-    def gathered_bytes(self) -> int:
-        """What sharded tensors take that have been gathered, beside the copies made of them."""
-        return sum(tensor.nbytes for tensor in self._whole.values())
+    def num_passes(self) -> int:
+        """How often the module is run to run it on all batches, the same on all sharded ranks."""
+        return len(self.batches) if self.data_ranks is None else self.data_ranks.num_passes
+
+    @property
+    def divides_vectors(self) -> bool:
+        """Whether vectors are shards, once all ranks have entered."""
+        return self.has_sharded and not self._whole_parameters
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank among those that share the module."""
+        return 0 if self.data_ranks is None else self.data_ranks.rank
+
+    @property
+    def is_first_with_its_batches(self) -> bool:
+        """Whether what this rank knows of its batches counts, or another one has the same."""
+        return self.data_ranks is None or self.data_ranks.is_first
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept of sharded tensors, beside the copies made of it."""
+        stretches = 0 if self.sharded is None else self.sharded.nbytes
+        return stretches + sum(tensor.nbytes for tensor in self._whole.values())
 
     def free_copies(self) -> None:
         """Take the copies of the last evaluation out of the module, which is not run any more."""
         assert self._state is not None
+        if self.sharded is not None:
+            self.sharded.wholes.forget()
         self._state.rewind()
 
     def leave(self) -> None:
         """Put everything back; what cannot be is a RestoreError."""
-        self._state, self._whole = None, {}
+        self._state, self._whole, self.sharded, self.data_ranks = None, {}, None, None
         self._exits.close()
 
     def evaluate(
@@ -109,7 +165,10 @@ class FunctionalModule:
         try:
             return evaluate(self.mode)
         except Exception as error:
-            if self.mode == "eval" and self._state is not None:
+            if self.has_sharded:
+                self._explain(error)
+            # While parameters are gathered at use, this rank must not run the module more often.
+            if self.mode == "eval" and self._state is not None and self.sharded is None:
                 require_no_loss_in_training(error, self.module, partial(evaluate, "train"))
             raise
 
@@ -124,10 +183,14 @@ class FunctionalModule:
         if self._state is None:
             raise ProbeError("Landscape: expected to be used inside `with Landscape(...) as ...:`.")
         self._state.rewind()
-        if self._whole:
-            bypass_sharding(self.module)
+        if self.has_sharded:
+            bypass_parallelism(self.module)
+        substitute = vector.substitute
+        if self.sharded is not None:
+            self.sharded.wholes.forget()
+            substitute = partial(self.sharded.substitute, vector)
         with under:
-            parameters = vector.substitute(self._state.places, offset, self._whole)
+            parameters = substitute(self._state.places, offset, self._whole)
         self._set_mode(mode)
         make_embeddings_dense(self.module)
         if vector.widen:
@@ -138,12 +201,32 @@ class FunctionalModule:
         dtype = vector.dtype if vector.widen else None
         # Copied before it is moved: an object may move its own tensors.
         with under:
-            batch = copy_batch(self.batches[index], partial(clone_tensor, dtype=dtype))
+            batch = copy_batch(self.batches[index], partial(_copy_input, dtype=dtype))
             batch = move_data_to_device(batch, vector.device)
         with self._trainer_state.unchanged(), training_dtype(self.module, vector.dtype), under:
             return parameters, self._loss_function(batch, self._batch_indices[index])
+
+    def _explain(self, error: Exception) -> None:
+        """Say what may be wrong where a module that is split among ranks runs as on one device."""
+        is_plain = isinstance(error, (RuntimeError, AttributeError, TypeError, ValueError))
+        if not is_plain or isinstance(error, (ProbeError, RestoreError)):
+            return
+        if is_out_of_memory(error) or not self._is_tensor_parallel:
+            return
+        raise ProbeError(
+            "probe: expected a module that runs with whole parameters as on one device, once the "
+            f"hooks of tensor parallelism are set aside, but {type(error).__name__}: {error} Code "
+            "that counts on shards (heads divided by the number of ranks, to_local()) must take "
+            "sizes from its inputs, such as view(batch, length, -1, head_dim), or stand outside "
+            "of probe_loss(batch)."
+        ) from error
 
     def _set_mode(self, mode: Mode) -> None:
         if mode == "eval" or not self.module.training:
             for part in self.module.modules():
                 part.training = mode == "train"
+
+
+def _copy_input(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Copy a tensor of a batch, whole if it is sharded as the activations of tensor parallelism."""
+    return clone_tensor(tensor.full_tensor() if is_sharded(tensor) else tensor, dtype)

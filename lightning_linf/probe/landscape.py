@@ -21,14 +21,14 @@ from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.offload import Offload, offloading
-from lightning_linf.functional.vector_shards import shards_of_vectors
+from lightning_linf.functional.vector_shards import shards_of_vectors, sharing_vectors
 from lightning_linf.probe.batch_derivatives import BatchDerivatives
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.batch_mean import BatchMean
+from lightning_linf.probe.each_batch import visit_curvatures, visit_gradients
 from lightning_linf.probe.fabric import unwrap_fabric
 from lightning_linf.probe.functional_module import FunctionalModule, Mode
 from lightning_linf.probe.loss_check import check_loss
-from lightning_linf.probe.loss_function import batch_weight
 from lightning_linf.probe.memory_by_phase import Plan, ProbeMemory
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.simulation import largest_graph
@@ -53,11 +53,18 @@ class Landscape:
     at every evaluation (drawn from ``seed``), BatchNorm with the statistics of each batch. Buffers
     and all other state start every evaluation as they were on entering.
 
-    Parameters sharded by ``fully_shard`` are gathered on entering, whatever its policies are; every
-    rank then probes its own batches with whole parameters, and vectors (d,) are whole, too.
+    Sharded parameters (DTensors: ``fully_shard`` in one or two dimensions, tensor parallelism, or
+    both) are gathered one at a time, where the module uses them, and again for each backward pass
+    that needs them; the hooks of their policies are set aside, so that all is computed as on one
+    device. All ranks of the default process group take part. A vector is then a shard of d numbers,
+    ``landscape.parameters.num_local`` of them, and estimators reduce over ranks
+    (:mod:`~lightning_linf.functional.vector_shards`). Every rank brings its own batches; those
+    that a tensor-parallel group splits its work on are the same on all of it. As ``fully_shard``
+    itself does, this asks that all ranks use the same parameters in the same order.
 
-    Memory: a copy of the module's parameters and buffers (two of sharded ones), the graph of the
-    gradient on one batch, and a few vectors: :func:`~lightning_linf.probe.probe_memory`.
+    Memory: a copy of the module's parameters and buffers, the graph of the gradient on one batch,
+    and a few vectors: :func:`~lightning_linf.probe.probe_memory`. Of sharded parameters and vectors
+    1 / W on each of W ranks, and the largest parameter or two whole.
 
     Args:
         module: A LightningModule, or any module together with ``loss``; of one that Fabric has set
@@ -76,7 +83,7 @@ class Landscape:
             meanwhile, in pinned memory where CUDA is. All numbers are the same to the last bit.
             Default: they stay on the device, which is faster.
         reduce: Sums a tensor over ranks and returns it; every rank must then make the same calls.
-            Default: one rank.
+            Default: one rank; of a sharded module, all of the default process group.
         reparameterization: The map A of coordinates in which the landscape is seen: parameters
             theta = A phi, gradient A^T g, Hessian A^T H A, offsets in phi. A
             :class:`~lightning_linf.reparam.Reparameterization`, such as ``Rotation()``, is bound to
@@ -86,6 +93,8 @@ class Landscape:
             "highest": float32 in full, whatever training does. "high": on CUDA in TF32, faster, and
             what is multiplied is rounded to 10 bits of mantissa; convolutions stay in full, and so
             do losses, gradients and the graph. :func:`measure_geometry` says what it changes.
+        whole_parameters: Gather all of a sharded module on every rank, on entering, so that vectors
+            (d,) are whole, too: faster, for models that are small beside the memory.
 
     Raises:
         ValueError: If an argument has a wrong value, or ``reparameterization`` cannot be bound.
@@ -117,6 +126,7 @@ class Landscape:
         reduce: Callable[[Tensor], Tensor] | None = None,
         reparameterization: Reparameterization | LinearMap | None = None,
         matmul_precision: MatmulPrecision = "highest",
+        whole_parameters: bool = False,
     ) -> None:
         module = unwrap_fabric("Landscape", module)
         check_choice("Landscape", "mode", mode, get_args(Mode))
@@ -142,7 +152,11 @@ class Landscape:
         self.offload: Offload | None = offload
         self._exits = ExitStack()
         self._memory_gib = memory_gib
-        self._function = FunctionalModule(module, batches, indices, loss, mode, seed, parameters)
+        self._function = FunctionalModule(
+            module, batches, indices, loss, mode, seed, parameters, whole_parameters
+        )
+        if reduce is None and self._function.has_sharded:
+            reduce = _all_reduce
         self._derivatives = BatchDerivatives(self._function, reparameterization, matmul_precision)
         self.ranks = Ranks(reduce, self.parameters.device)
         self._mean = BatchMean(self._function, self.ranks)
@@ -157,11 +171,12 @@ class Landscape:
         self.ranks.start()
         try:
             self.ranks.together(enter)
-            self.ranks.together(self._function.gather)
+            self.ranks.together(partial(self._function.share, self.ranks))
         except BaseException:
             self._function.leave()
             raise
         self._exits.enter_context(offloading(self.offload))
+        self._exits.enter_context(sharing_vectors(self.parameters.shards))
         return self
 
     def __exit__(
@@ -196,8 +211,8 @@ class Landscape:
 
     @property
     def num_batches(self) -> int:
-        """How many batches of this rank the loss is a mean over."""
-        return len(self._function.batches)
+        """How many batches of this rank the loss is a mean over; of a sharded module, at most."""
+        return self._function.num_passes
 
     @property
     def probes_per_pass(self) -> int:
@@ -205,7 +220,7 @@ class Landscape:
         if self.num_batches == 1:
             return 1
         # a vector, its products with both halves of the batches, and their mean
-        bytes_per_probe = 4 * self.parameters.num_params * self.parameters.dtype.itemsize
+        bytes_per_probe = 4 * self.parameters.most_local * self.parameters.dtype.itemsize
         return max(1, int(self._memory_gib * 2**30 / bytes_per_probe))
 
     def check(self) -> str | None:
@@ -219,13 +234,17 @@ class Landscape:
         Raises:
             ProbeError: See :func:`~lightning_linf.probe.loss_check.check_loss`, which says how.
         """
+        shards = self.parameters.shards
+        alone = Ranks(None, self.parameters.device)
 
         def evaluate(vector: ParameterVector, offset: Tensor | None) -> tuple[list[Tensor], Tensor]:
-            return self._function.evaluate(0, offset, vector)
+            leaves, loss = self._function.evaluate(0, offset, vector)
+            return leaves, loss if shards is None else loss / shards.num_ranks
 
         def check() -> str | None:
             self._derivatives.forget()
-            remark = check_loss(evaluate, self.parameters)
+            ranks = alone if shards is None else self.ranks
+            remark = check_loss(evaluate, self.parameters, ranks)
             self._function.free_copies()
             return remark
 
@@ -260,17 +279,12 @@ class Landscape:
     def each_gradient(self, visit: Callable[[Tensor, float], object]) -> None:
         """Call ``visit`` with the gradient (d,) and the weight of each batch of this rank.
 
-        Every rank must call this; an exception on one is an exception on all.
+        Where vectors are shards: with those of each batch of every rank, on all ranks, at the cost
+        of a backward pass for each. Over ``batch_ranks`` what comes of them is to be added up.
+        A batch that several ranks have, as with tensor parallelism, counts once. Every rank must
+        call this; an exception on one is an exception on all.
         """
-
-        def visit_all() -> None:
-            for index, batch in enumerate(self._function.batches):
-                weight = batch_weight(self._function.module, batch)
-                rows = self.parameters.zeros(1)
-                self._derivatives.gradient(index, rows, 1.0)
-                visit(rows[0], weight)
-
-        self.ranks.together(visit_all)
+        visit_gradients(self._function, self._derivatives, self.ranks, visit)
 
     def hvp(self, vectors: Tensor) -> Tensor:
         """Multiply the Hessian of the mean loss with one vector (d,) or with several (c, d).
@@ -278,7 +292,7 @@ class Landscape:
         Cost in gradients (forward + backward), for M batches: M (1 + 2c) a pass of c products, or
         2 each after a first 1 if M = 1. Source: double backward (Pearlmutter 1994).
         """
-        dim = self.parameters.num_params
+        dim = self.parameters.num_local
         if vectors.ndim not in (1, 2) or vectors.shape[-1] != dim:
             raise ValueError(
                 f"Landscape.hvp: expected `vectors` of shape ({dim},) or (c, {dim}), "
@@ -298,20 +312,17 @@ class Landscape:
     def curvatures(self, vectors: Tensor, visit: Callable[[Tensor, float], object]) -> Tensor:
         """Compute v^T H v for vectors v (c, d), at the cost of :meth:`hvp`. Shape: (c,).
 
-        ``visit`` is called with the curvatures (c,) of each batch of this rank and its weight.
+        ``visit`` is called with the curvatures (c,) of each batch and its weight: of this rank's
+        batches, or, where vectors are shards, of those of every rank, on all ranks.
         """
-
-        def along(rows: Tensor) -> Tensor:
-            pairs = zip(vectors, rows, strict=True)
-            return torch.stack([sum_in_pieces(torch.mul, v, row) for v, row in pairs])
-
-        def add(index: int, rows: Tensor, share: float) -> float:
-            before = along(rows)
-            loss = self._derivatives.products(index, rows, share, vectors=vectors)
-            visit((along(rows) - before) / share, share)
-            return loss
-
-        result = along(self._mean.of(add, num_rows=len(vectors)).rows)
+        own: list[tuple[Tensor, float]] = []
+        add = partial(
+            self._derivatives.curvatures, vectors=vectors, visit=lambda *each: own.append(each)
+        )
+        rows = self._mean.of(add, num_rows=len(vectors)).rows
+        visit_curvatures(self._function, self.ranks, own, visit)
+        pairs = zip(vectors, rows, strict=True)
+        result = torch.stack([sum_in_pieces(torch.mul, v, row) for v, row in pairs])
         self.num_hvps += len(vectors)
         return result
 
@@ -346,5 +357,15 @@ class Landscape:
         def place(index: int) -> slice:
             return slice(count * self._mean.half(index), count * (self._mean.half(index) + 1))
 
+        if self._function.sharded is not None:  # a pass has batches of both halves
+            add = partial(
+                self._derivatives.products_of_halves, vectors=vectors, half=self._mean.half
+            )
+            return self._mean.of(add, num_rows=2 * count).rows.view(2, count, -1)
         products = partial(self._derivatives.products, vectors=vectors)
         return self._mean.of(products, num_rows=2 * count, place=place).rows.view(2, count, -1)
+
+
+def _all_reduce(tensor: Tensor) -> Tensor:
+    torch.distributed.all_reduce(tensor)
+    return tensor

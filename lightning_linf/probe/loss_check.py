@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import RefusedLossError, RestoreError
 from lightning_linf.functional.in_pieces import largest_magnitude, sum_in_pieces
 from lightning_linf.functional.random import derive_seed, normal
+from lightning_linf.functional.vector_shards import max_over_shards, sum_over_shards
 from lightning_linf.probe.autograd_graph import (
     GradientRoots,
     add_gradients,
@@ -19,8 +22,9 @@ from lightning_linf.probe.autograd_graph import (
 )
 from lightning_linf.probe.parameters import ParameterVector
 
+_T = TypeVar("_T")
 # From a vector and an offset (d,) from the present point to its parameters, as leaves, and the
-# loss.
+# loss; where vectors are shards, to this rank's term of it.
 Evaluate = Callable[[ParameterVector, Tensor | None], tuple[list[Tensor], Tensor]]
 
 # The comparison is made this far from the present point, relative to a parameter's size: units that
@@ -59,7 +63,7 @@ class _Verdict(NamedTuple):
     mismatch: _Mismatch | None = None  # None if no two steps show the same one
 
 
-def check_loss(evaluate: Evaluate, vector: ParameterVector) -> str | None:
+def check_loss(evaluate: Evaluate, vector: ParameterVector, ranks: Ranks) -> str | None:
     """Evaluate the loss twice, and compare a product H v with differences of its gradient.
 
     They are compared near the present point along one random direction, in which every parameter
@@ -67,6 +71,11 @@ def check_loss(evaluate: Evaluate, vector: ParameterVector) -> str | None:
     different lengths show the same one; across kinks (as of ReLU) and under rounding they do not,
     and then nothing is said. Cost: two losses, and mostly one product and two gradients; where
     these disagree, up to 14 gradients more, in float64.
+
+    Args:
+        evaluate: What gives leaves and loss.
+        vector: Of the parameters.
+        ranks: That check one loss together, where vectors are shards; otherwise this one alone.
 
     Returns:
         A remark if they differ because gradients are stopped (a detach, a straight-through
@@ -79,7 +88,7 @@ def check_loss(evaluate: Evaluate, vector: ParameterVector) -> str | None:
             computes in float32 even if its parameters and batch are float64).
     """
     sizes = _same_loss(evaluate, vector)
-    mismatch = _mismatch(evaluate, vector, sizes)
+    mismatch = _mismatch(evaluate, vector, sizes, ranks)
     if mismatch is None:
         return None
     parameters, loss = evaluate(vector, None)
@@ -114,56 +123,69 @@ def _same_loss(evaluate: Evaluate, vector: ParameterVector) -> list[float]:
             "Evaluating it changes something outside the module that it depends on (a global, a "
             "closure, an iterator, a file). Define probe_loss(batch) that depends on nothing else."
         )
-    sizes = [_norm(p.detach()) / max(p.numel(), 1) ** 0.5 for p in parameters]
+    norms = [_norm(p.detach()) for p in parameters]
+    sizes = [norm / max(size, 1) ** 0.5 for norm, size in zip(norms, vector.sizes, strict=True)]
     positive = [size for size in sizes if size > 0]
     typical = sum(positive) / len(positive) if positive else 1.0
     return [size if size > 0 else typical for size in sizes]
 
 
-def _mismatch(evaluate: Evaluate, vector: ParameterVector, sizes: list[float]) -> _Mismatch | None:
-    coarse = _trial(evaluate, vector, sizes)
+def _mismatch(
+    evaluate: Evaluate, vector: ParameterVector, sizes: list[float], ranks: Ranks
+) -> _Mismatch | None:
+    # What fails says that the module does not run in this dtype, or the probe itself will say why.
+    def trial(vector: ParameterVector) -> _Trial | None:
+        return _tried(ranks, lambda: _Trial(evaluate, vector, sizes, ranks))
+
+    coarse = trial(vector)
     if coarse is None or coarse.compare(_FIRST).agrees:
         return None
     has_kinks, is_custom = coarse.has_kinks, coarse.is_custom
     del coarse  # its vectors need not live beside those in float64
-    fine = _trial(evaluate, vector.widened(torch.float64), sizes)
+    fine = trial(vector.widened(torch.float64))
     # A kernel for float32 alone is not tried by what stands in for it.
     if fine is not None and fine.is_custom == is_custom:
         verdict = fine.compare(_FINE)
         if verdict.agrees or verdict.mismatch is not None:
             return verdict.mismatch
     del fine
-    coarse = None if has_kinks else _trial(evaluate, vector, sizes)
+    coarse = None if has_kinks else trial(vector)
     return None if coarse is None else coarse.compare(_COARSE).mismatch
 
 
-def _trial(evaluate: Evaluate, vector: ParameterVector, sizes: list[float]) -> "_Trial | None":
+def _tried(ranks: Ranks, work: Callable[[], _T]) -> _T | None:
+    """Give the result of work, or None if it fails on any rank, but not if state was lost."""
     try:
-        return _Trial(evaluate, vector, sizes)
-    except RestoreError:
-        raise
-    except Exception:  # the module does not run in this dtype, or the probe itself will say why
+        return ranks.together(work)
+    except Exception as error:
+        is_lost = float(isinstance(error, RestoreError))
+        if ranks.add(lambda: (is_lost, 0.0))[0]:
+            raise
         return None
 
 
 class _Trial:
     """A product and differences of the gradient in one dtype, in units of the parameters' sizes."""
 
-    def __init__(self, evaluate: Evaluate, vector: ParameterVector, sizes: list[float]) -> None:
-        self._evaluate, self._vector, self._sizes = evaluate, vector, sizes
+    def __init__(
+        self, evaluate: Evaluate, vector: ParameterVector, sizes: list[float], ranks: Ranks
+    ) -> None:
+        self._evaluate, self._vector, self._sizes, self._ranks = evaluate, vector, sizes, ranks
         self._origin = self._scaled(self._draw("origin")).mul_(_AWAY)
         parameters, loss = evaluate(vector, self._origin)
         traits = graph_traits(loss)
-        self.has_kinks, self.is_custom = traits.has_kinks, traits.has_custom_functions
+        flags = torch.tensor([traits.has_kinks, traits.has_custom_functions]).to(vector.like)
+        self.has_kinks, self.is_custom = (max_over_shards(flags) > 0).tolist()
         gradients = gradients_of(loss, parameters)
         gradient = self._scaled(vector.flatten(gradients).detach())
         # Training never moves along the others, and along padding only by other uses of its row.
         direction = self._draw("direction").mul_(gradient != 0)
-        for p, part in zip(parameters, vector.unflatten(direction), strict=True):
+        for place, p in enumerate(parameters):
             for row in traits.padding_rows.get(id(p), ()):
-                part[row] = 0.0
-        self._slope, self._length = float(torch.dot(gradient, direction)), _norm(gradient)
-        self._rounding = abs(loss.item()) * torch.finfo(vector.dtype).eps
+                vector.row_of(direction, place, row).zero_()
+        self._slope = float(sum_over_shards(torch.dot(gradient, direction)))
+        self._length = _norm(gradient)
+        self._rounding = abs(_value(loss)) * torch.finfo(vector.dtype).eps
         roots = GradientRoots(gradients)
         del gradient, gradients, loss
         self._direction = self._scaled(direction)
@@ -182,12 +204,10 @@ class _Trial:
         mismatch: _Mismatch | None = None
         previous: tuple[Tensor, bool] | None = None  # of the step before
         for step in allowed.steps:
-            try:
-                change, slope = self._difference(step)
-            except RestoreError:
-                raise
-            except Exception:  # a loss that is not finite there
+            difference = _tried(self._ranks, partial(self._difference, step))
+            if difference is None:  # a loss that is not finite there
                 break
+            change, slope = difference
             relative = _relative(change, self._product)
             if relative <= allowed.product:
                 return _Verdict(agrees=True)
@@ -207,20 +227,26 @@ class _Trial:
                 self._vector, self._origin.add(self._direction, alpha=sign * step)
             )
             add_gradients(loss, parameters, self._vector.unflatten(change), sign)
-            losses.append(loss.item())
+            losses.append(_value(loss))
             del parameters, loss
         return self._scaled(change.div_(2 * step)), (losses[0] - losses[1]) / (2 * step)
 
     def _draw(self, name: str) -> Tensor:
         vector = self._vector
-        seed = derive_seed("guard", name)
-        return normal(vector.num_params, seed=seed, dtype=vector.dtype, device=vector.device)
+        ranks = () if vector.shards is None else (vector.shards.rank,)
+        seed = derive_seed("guard", name, *ranks)
+        return normal(vector.num_local, seed=seed, dtype=vector.dtype, device=vector.device)
 
     def _scaled(self, values: Tensor) -> Tensor:
         """Multiply by the size of each parameter, in place."""
         for part, size in zip(self._vector.unflatten(values), self._sizes, strict=True):
             part.mul_(size)
         return values
+
+
+def _value(loss: Tensor) -> float:
+    """Give the loss, of which a rank may have a term."""
+    return float(sum_over_shards(loss.detach().clone()))
 
 
 def _norm(*vectors: Tensor) -> float:

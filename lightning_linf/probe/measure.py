@@ -52,6 +52,7 @@ def measure_geometry(
     mode: Mode = "eval",
     matmul_precision: MatmulPrecision = "highest",
     offload: Offload | None = None,
+    whole_parameters: bool = False,
     seed: int = 0,
     on_hvps: Callable[[int], object] | None = None,
 ) -> GeometryReport:
@@ -100,6 +101,9 @@ def measure_geometry(
         offload: "cpu": vectors that no product needs wait on the CPU meanwhile. Numbers are the
             same, memory is less and time more: docs/memory.md. :func:`probe_memory` says what a
             probe takes with and without.
+        whole_parameters: Of a module that ranks share (``fully_shard``, tensor parallelism), gather
+            all on every rank. Otherwise each holds its share of parameters and of vectors, and all
+            ranks must call this (:class:`Landscape`).
         seed: Of all random numbers.
         on_hvps: Called with the number of products after each pass, for progress bars.
 
@@ -135,6 +139,7 @@ def measure_geometry(
     options: dict[str, Any] = {
         "loss": loss, "mode": mode, "seed": seed, "reparameterization": reparameterization,
         "matmul_precision": matmul_precision, "offload": offload,
+        "whole_parameters": whole_parameters,
     }  # fmt: skip
     landscape = Landscape(module, batches, **options)
     structure: dict[str, Any] = {"output_dims": output_dims, "fused_qkv": fused_qkv}
@@ -155,7 +160,7 @@ def measure_geometry(
         remark = landscape.check()
         if remark is not None:
             rank_zero_warn(f"measure_geometry: {remark}")
-        if noise_batches is None and len(batches) > 1:
+        if noise_batches is None and landscape.num_batches > 1:
             noise = measure_noise(landscape, chosen)
         report = measure_landscape(
             landscape,

@@ -25,6 +25,7 @@ def probe_memory(
     mode: Mode = "eval",
     parameters: Collection[nn.Parameter] | None = None,
     offload: Offload | None = None,
+    whole_parameters: bool = False,
 ) -> ProbeMemory:
     """Say what :func:`measure_geometry` will take of a device's memory, phase by phase.
 
@@ -48,6 +49,8 @@ def probe_memory(
         mode: As there.
         parameters: Of the trainable parameters only these.
         offload: As there.
+        whole_parameters: As there. Otherwise, of a sharded module, what one rank needs: its shards
+            of vectors, and the largest parameter or two whole. All ranks must call this.
 
     Returns:
         Bytes by phase; ``print`` shows them.
@@ -66,6 +69,12 @@ def probe_memory(
     batches = list_batches("probe_memory", "batches", batches)
     parts = [part for batch in batches for part in split_batch(batch, num_parts)]
     with Landscape(
-        module, parts, loss=loss, mode=mode, parameters=parameters, offload=offload
+        module,
+        parts,
+        loss=loss,
+        mode=mode,
+        parameters=parameters,
+        offload=offload,
+        whole_parameters=whole_parameters,
     ) as landscape:
         return landscape.memory(num_probes, num_partitions)

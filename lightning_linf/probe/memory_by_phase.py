@@ -64,7 +64,7 @@ class ProbeMemory:
 
     Attributes:
         num_params: Number d of parameters.
-        vector: Of one vector of d numbers.
+        vector: Of one vector of d numbers, or of the largest of its shards.
         graph: Of the gradient on the batch that takes most, with the probe's copy of parameters and
             buffers.
         product: At most beside it during a product, without the vector and its product.
@@ -80,7 +80,7 @@ class ProbeMemory:
     @classmethod
     def of(cls, graph: GraphMemory, vector: ParameterVector, plan: Plan) -> Self:
         """Add up the graph of the batch that takes most, and the vectors of each phase."""
-        size = vector.num_params * vector.dtype.itemsize
+        size = vector.most_local * vector.dtype.itemsize
         return cls(vector.num_params, size, graph.held, graph.product, _by_phase(graph, size, plan))
 
     @property

@@ -58,8 +58,8 @@ def graph_memory(function: FunctionalModule, index: int) -> GraphMemory:
     try:
         parameters, loss = function.evaluate(index, under=shapes)
         with shapes:
-            shapes.alive += function.gathered_bytes
-            forward = shapes.peak + function.gathered_bytes
+            shapes.alive += function.kept_bytes
+            forward = shapes.peak + function.kept_bytes
             gradients = gradients_of(loss, parameters)
             roots, build = GradientRoots(gradients), shapes.peak
             del gradients, loss

@@ -6,7 +6,6 @@ import lightning
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from support import networks
 from support.ranks import Heard, environment, in_two_processes
@@ -69,7 +68,7 @@ def test_sums_and_products_are_those_of_the_joined_batch(tmp_path, precision):
     module, (x, y) = module.to(dtype), (t.to(dtype) for t in batch)
     parts = [(x[:4], y[:4]), (x[4:], y[4:])]  # of different sizes
     policy = MixedPrecisionPolicy(torch.bfloat16) if precision == "policy" else None
-    options = {"mp_policy": policy} if policy else {}
+    policies = {"mp_policy": policy} if policy else {}
 
     def measure(batches, **options):
         with Landscape(module, batches, loss=loss, **options) as landscape:
@@ -89,15 +88,15 @@ def test_sums_and_products_are_those_of_the_joined_batch(tmp_path, precision):
             return sums.squares.sum(0) * sums.scale**2
 
     def on_rank(rank):
-        shard(module, **options)
+        shard(module, **policies)
         before = [whole(p) for p in module.parameters()]
         for p in module.parameters():
             p.grad = torch.full_like(p, 7.0)
-        ours = measure([parts[rank]], reduce=sum_over_ranks)
-        turned = Rotation(seed=1)
-        rotated = measure([parts[rank]], reduce=sum_over_ranks, reparameterization=turned)
+        options = {"reduce": sum_over_ranks, "whole_parameters": True}
+        ours = measure([parts[rank]], **options)
+        rotated = measure([parts[rank]], reparameterization=Rotation(seed=1), **options)
         ours["turned"] = rotated["products"]
-        ours["noise"] = noise([parts[rank]], reduce=sum_over_ranks)
+        ours["noise"] = noise([parts[rank]], **options)
         had_grads = all(bool((whole(p.grad) == 7.0).all()) for p in module.parameters())
         module(x).sum().backward()  # its hooks are back
         is_sharded = all(hasattr(p, "placements") for p in module.parameters())
@@ -122,14 +121,14 @@ def test_every_number_of_a_report_is_that_of_the_joined_batch(tmp_path):
     def measure(batches, **options):
         matrices = split_matrices(module)
         with Landscape(module, batches, loss=loss, **options) as landscape:
-            step = torch.full((landscape.parameters.num_params,), 1e-3, dtype=torch.float64)
+            step = torch.full((landscape.parameters.num_local,), 1e-3, dtype=torch.float64)
             return measure_landscape(
                 landscape, partitions, matrices=matrices, num_probes=8, last_step=step
             ).to_dict()
 
     def on_rank(rank):
         shard(module)
-        return measure([parts[rank]], reduce=sum_over_ranks)
+        return measure([parts[rank]], reduce=sum_over_ranks, whole_parameters=True)
 
     results = in_two_processes(on_rank, tmp_path)
     expected = measure([(x, y)])
@@ -161,31 +160,18 @@ def test_the_edge_of_a_sharded_optimizer_is_that_of_a_whole_one(tmp_path, kind):
             loss(module, batch).backward()
             optimizer.step()
         with Landscape(module, [batch], loss=loss, **options) as landscape:
-            step = torch.full((landscape.parameters.num_params,), 1e-3, dtype=torch.float64)
+            step = torch.full((landscape.parameters.num_local,), 1e-3, dtype=torch.float64)
             report = measure_edge_of_landscape(landscape, [optimizer], last_step=step)
         return report.edge, report.step.gain, report.per_tensor["0.weight"].gain
 
     def on_rank(rank):
         shard(module)
-        return measure(reduce=sum_over_ranks)
+        return measure(reduce=sum_over_ranks, whole_parameters=True)
 
     results = in_two_processes(on_rank, tmp_path)
     expected = measure()
     for result in results:
         assert result == pytest.approx(expected, rel=1e-7)
-
-
-def test_tensor_parallelism_is_refused_on_both_ranks(tmp_path):
-    module, batch, loss = networks.mlp()
-
-    def on_rank(rank):
-        parallelize_module(module, init_device_mesh("cpu", (2,)), {"0": ColwiseParallel()})
-        with Landscape(module, [batch], loss=loss, reduce=sum_over_ranks) as landscape:
-            landscape.gradient()
-
-    for error in in_two_processes(on_rank, tmp_path):
-        assert isinstance(error, ProbeError)
-        assert "got tensor parallelism in 0. Use ModelParallelStrategy(tensor_par" in str(error)
 
 
 class Regression(lightning.LightningModule):
@@ -246,10 +232,11 @@ def fit(tmp_path, callbacks, strategy, **options):
 
 
 def monitors():
+    options = {"on_error": "raise", "max_overhead": None}
     return [
         GradientHeterogeneityMonitor(2, on_error="raise"),
-        LinfSmoothnessMonitor(2, num_probes=8, on_error="raise", max_overhead=None),
-        EdgeMonitor(2, on_error="raise", max_overhead=None),
+        LinfSmoothnessMonitor(2, num_probes=8, whole_parameters=True, **options),
+        EdgeMonitor(2, whole_parameters=True, **options),
     ]
 
 
@@ -392,35 +379,30 @@ class Parallel(Regression):
             super().configure_model()
 
 
-def test_tensor_parallel_shards_are_counted_once_and_refused_for_smoothness(tmp_path, monkeypatch):
-    def callbacks():
-        return [
-            GradientHeterogeneityMonitor(1, on_error="raise"),
-            GradientNoiseMonitor(1, on_error="raise"),
-        ]
-
+def test_under_the_defaults_of_model_parallel_strategy_numbers_are_those_of_one_process(
+    tmp_path, monkeypatch
+):
     def run(strategy, callbacks):
         monkeypatch.setitem(globals(), "Regression", Parallel)
-        return fit(tmp_path, callbacks, strategy, max_steps=1, accumulate_grad_batches=4)[1]
+        return fit(tmp_path, callbacks, strategy, max_steps=4, accumulate_grad_batches=2)
+
+    def callbacks():
+        return [GradientNoiseMonitor(2, on_error="raise"), *monitors()]
 
     def on_rank(rank):
         for variable, value in environment(rank).items():
             monkeypatch.setenv(variable, value)
         monkeypatch.setattr(Parallel, "num_shares", 1)
-        histories = run(ModelParallelStrategy(1, 2), callbacks())
-        try:
-            run(ModelParallelStrategy(1, 2), [LinfSmoothnessMonitor(1)])
-        except MisconfigurationException as error:
-            return histories, str(error)
+        # tensor parallelism over all devices of a node
+        ours, histories = run(ModelParallelStrategy(), callbacks())
+        without, _ = run(ModelParallelStrategy(), [])
+        return histories, all(map(torch.equal, ours, without))
 
     results = in_two_processes(on_rank, tmp_path)
-    alone = run("auto", callbacks())
-    for histories, refusal in results:
-        assert "tensor parallelism over 2 devices" in refusal
-        for (entry,), (expected,) in zip(histories, alone, strict=True):
-            for key, value in expected.items():
-                if isinstance(value, float):
-                    assert entry[key] == pytest.approx(value, rel=1e-5), key
+    _, alone = run("auto", callbacks())
+    for histories, is_same in results:
+        assert is_same
+        assert_same_numbers(histories, alone)
 
 
 def test_memory_that_runs_out_while_gathering_is_told_to_both_ranks(tmp_path, monkeypatch):
@@ -452,18 +434,23 @@ def test_memory_that_runs_out_while_gathering_is_told_to_both_ranks(tmp_path, mo
     assert first[1] == second[1] > 0
 
 
-def test_predicted_memory_has_the_gathered_parameters_besides_their_copy(tmp_path):
+def test_predicted_memory_has_the_shards_or_the_gathered_parameters(tmp_path):
     module, batch, loss = networks.mlp()
 
     def on_rank(rank):
         memories = []
-        for prepare in (lambda module: None, shard):
-            prepare(module)
-            with Landscape(module, [batch], loss=loss, reduce=sum_over_ranks) as landscape:
+        for prepare, whole_parameters in ((None, False), (shard, True), (None, False)):
+            if prepare:
+                prepare(module)
+            options = {"reduce": sum_over_ranks, "whole_parameters": whole_parameters}
+            with Landscape(module, [batch], loss=loss, **options) as landscape:
                 memories.append(landscape.memory(num_probes=4, num_partitions=2))
-        return [memory.graph for memory in memories], memories[0].vector
+        return [(memory.graph, memory.vector) for memory in memories]
 
     first, second = in_two_processes(on_rank, tmp_path)
     assert first == second
-    (whole, sharded), vector = first
-    assert sharded == whole + vector
+    alone, gathered, shared = first
+    assert gathered == (alone[0] + alone[1], alone[1])
+    assert shared[1] == alone[1] / 2  # of this network every size is even
+    # stretches and copies of them, half of each, and the last parameter that was gathered
+    assert shared[0] < alone[0] + module[0].weight.nbytes
