@@ -177,8 +177,7 @@ def _lost(error: Exception) -> RankLostError:
     else:
         missing = (absent() if have_met() else "") or "No rank is missing."
     return RankLostError(
-        f"probe: a collective failed in: {HERE}. {missing} {REMEDY} "
-        f"{type(error).__name__}: {error}"
+        f"probe: a collective failed in: {HERE}. {missing} {REMEDY} {type(error).__name__}: {error}"
     )
 
 
