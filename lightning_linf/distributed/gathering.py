@@ -65,7 +65,7 @@ def gather(tensors: Sequence[Tensor]) -> list[Tensor]:
     """
     result = list(tensors)
     alike: dict[Any, list[int]] = defaultdict(list)
-    cuts: dict[int, _Cut] = {}
+    cuts: dict[int, tuple[DTensor, _Cut]] = {}
     for place, tensor in enumerate(tensors):
         if not is_sharded(tensor):
             continue
@@ -73,14 +73,11 @@ def gather(tensors: Sequence[Tensor]) -> list[Tensor]:
         if cut is None:
             result[place] = tensor.full_tensor()
         else:
-            cuts[place] = cut
+            cuts[place] = tensor, cut
             alike[tensor.device_mesh, cut.mesh_dim, tensor.dtype].append(place)
 
     def prepare() -> list[_Message]:
-        return [
-            _Message([(tensors[place], cuts[place]) for place in places])
-            for places in alike.values()
-        ]
+        return [_Message([cuts[place] for place in places]) for places in alike.values()]
 
     ranks = working_together()
     messages = prepare() if ranks is None else ranks.together(prepare)

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from support.bit_identity import assert_same
+from support.elastic_training import main
+from support.ranks import environment
+from support.ranks_apart import run_apart
 
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
 from lightning_linf.record import Reader
@@ -41,9 +44,16 @@ def records(path):
 @pytest.mark.slow
 def test_a_restarted_training_is_the_uninterrupted_one_and_has_each_record_once(tmp_path):
     ours, said = torchrun(tmp_path / "mortal", "5")
-    theirs, _ = torchrun(tmp_path / "immortal", "-1")
+    immortal = tmp_path / "immortal"
+
+    def uninterrupted(rank):
+        os.environ.update(environment(rank))
+        main(immortal, -1)
+
+    run_apart(uninterrupted, immortal, 2, timeout_seconds=120)
+    theirs = torch.load(immortal / "result.pt")
     assert (tmp_path / "mortal" / "died").exists()
-    assert not (tmp_path / "immortal" / "died").exists()
+    assert not (immortal / "died").exists()
     assert_same(ours, theirs)
     assert [step for step, _ in ours["smoothness"]] == [1, 3, 5, 7]
 
@@ -57,5 +67,5 @@ def test_a_restarted_training_is_the_uninterrupted_one_and_has_each_record_once(
     moved = records(tmp_path / "mortal" / "geometry.1.jsonl")
     assert moved == [(density, 3, 0), (smoothness, 3, 0), (density, 4, 0)]
     assert "geometry.jsonl: restart 1 goes on at step 3." in said
-    alike = records(tmp_path / "immortal" / "geometry.jsonl")
+    alike = records(immortal / "geometry.jsonl")
     assert [row[:2] for row in alike] == [row[:2] for row in kept]
