@@ -54,12 +54,13 @@ class Note(NamedTuple):
     beat: int
     num_meetings: int
     gave_up: bool
+    in_probe: bool
     place: str
 
     @classmethod
     def of_here(cls, beat: int) -> "Note":
         """Write the note of this process, which differs from the one before by its ``beat``."""
-        return cls(beat, HERE.num_meetings, HERE.gave_up, str(HERE))
+        return cls(beat, HERE.num_meetings, HERE.gave_up, bool(HERE.phases), str(HERE))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Note":

@@ -21,8 +21,9 @@ REMEDY = (
 def absent(wait: Callable[[float], object] = time.sleep) -> str:
     """Say which other ranks are missing at the collective in which this one has arrived.
 
-    Missing is a rank that has arrived in fewer collectives, and one that tells nothing while this
-    one ``wait``s for some seconds.
+    Missing is a rank that has arrived in fewer collectives, and one that tells nothing of a probe
+    that it is in while this one ``wait``s for some seconds. One that has arrived everywhere and
+    left the probe is not.
 
     Returns:
         Sentences; empty if no rank is missing.
@@ -32,7 +33,7 @@ def absent(wait: Callable[[float], object] = time.sleep) -> str:
         others = [r for r in range(torch.distributed.get_world_size()) if r != _rank()]
         before = {rank: _read(ours, rank) for rank in others}
         wait(_LOOK_SECONDS)
-        found = [_how_missing(rank, before[rank], _read(ours, rank)) for rank in others]
+        found = [how_missing(rank, before[rank], _read(ours, rank)) for rank in others]
     except RuntimeError as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         return (
@@ -45,20 +46,19 @@ def absent(wait: Callable[[float], object] = time.sleep) -> str:
     return " ".join(missing)
 
 
-def _how_missing(rank: int, before: Note | None, now: Note | None) -> str:
+def how_missing(rank: int, before: Note | None, now: Note | None) -> str:
     """Say in a sentence how a rank is missing; empty if it is not."""
     if now is None:
         return f"Rank {rank} is missing: it has told of no probe."
-    if now.gave_up:
+    has_arrived = now.num_meetings >= HERE.num_meetings
+    if now.gave_up or (has_arrived and not now.in_probe):
         return ""
     if before is not None and now.beat == before.beat:
         return (
             f"Rank {rank} is missing: it has told nothing for {_LOOK_SECONDS:.0f} seconds, and was "
             f"last in: {now.place}."
         )
-    if now.num_meetings < HERE.num_meetings:
-        return f"Rank {rank} is missing: it runs, and is in: {now.place}."
-    return ""
+    return "" if has_arrived else f"Rank {rank} is missing: it runs, and is in: {now.place}."
 
 
 def _read(ours: Any, rank: int) -> Note | None:

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from support.ranks_apart import run_apart
 
 from lightning_linf.distributed.heartbeat import phase
-from lightning_linf.distributed.place import HERE
+from lightning_linf.distributed.place import HERE, Note
 from lightning_linf.distributed.ranks import Ranks
+from lightning_linf.distributed.roll_call import how_missing
 from lightning_linf.errors import RankLostError
 
 CPU = torch.device("cpu")
@@ -115,6 +116,28 @@ def test_memory_that_runs_out_inside_a_collective_ends_all_ranks(tmp_path):
     assert all(isinstance(result, RankLostError) for result in results)
     assert "This rank ran out of memory in it, and the others wait there" in str(results[1])
     assert "Rank 1 is missing" in str(results[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, ""),
+        ({"num_meetings": 6}, "Rank 3 is missing: it runs, and is in: gradient."),
+        ({"num_meetings": 6, "gave_up": True}, ""),
+        ({"beat": 0}, "has told nothing for 3 seconds, and was last in: gradient."),
+        ({"beat": 0, "in_probe": False}, ""),  # it goes on training while this one writes
+        ({"beat": 0, "in_probe": False, "num_meetings": 6}, "and was last in: gradient."),
+        (None, "Rank 3 is missing: it has told of no probe."),
+    ],
+)
+def test_who_is_missing(monkeypatch, change, expected):
+    monkeypatch.setattr(HERE, "num_meetings", 7)
+    before = Note(0, 6, False, True, "check of the loss")
+    now = Note(1, 7, False, True, "gradient")
+    assert Note.from_bytes(now.to_text().encode()) == now
+    text = how_missing(3, before, None if change is None else now._replace(**change))
+    assert text.endswith(expected)
+    assert bool(text) == bool(expected)
 
 
 def test_what_is_lost_is_not_asked_for_again():
