@@ -76,7 +76,10 @@ def connect() -> Any:
     Once more, as a connection serves one thread at a time, and the main thread may wait in its own.
     """
     store = torch.distributed.distributed_c10d._get_default_store()
-    return store.clone() if hasattr(store, "clone") else store  # torch 2.9 has it
+    try:
+        return store.clone()
+    except (AttributeError, RuntimeError):  # before torch 2.9, or of a kind that cannot
+        return store
 
 
 def have_met() -> bool:
