@@ -75,7 +75,7 @@ def connect() -> Any:
 
     Once more, as a connection serves one thread at a time, and the main thread may wait in its own.
     """
-    store = torch.distributed.distributed_c10d._get_default_store()
+    store: Any = torch.distributed.distributed_c10d._get_default_store()
     try:
         return store.clone()
     except (AttributeError, RuntimeError):  # before torch 2.9, or of a kind that cannot

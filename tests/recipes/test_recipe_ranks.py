@@ -115,7 +115,7 @@ def torchrun(node, port, folder, config):
         )
 
 
-def wait(node, seconds=240):
+def wait(node, seconds=600):
     """Give the exit code; None, with where it hangs in its errors, if it does not end in time."""
     try:
         return node.wait(timeout=seconds)
