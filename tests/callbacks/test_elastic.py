@@ -23,7 +23,13 @@ def torchrun(folder, *arguments):
     finished = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
          "--max-restarts=1", "--monitor-interval=0.1", str(SCRIPT), str(folder), *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "OMP_NUM_THREADS": "1",
+            # Else a restart may read from the shared store where the ranks before it listened.
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        },
         capture_output=True,
         text=True,
         timeout=600,  # a busy machine takes minutes to import all
