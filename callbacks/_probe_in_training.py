@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from lightning_linf.callbacks._last_step import LastStep
+from lightning_linf.distributed.place import HERE
 from lightning_linf.functional.spectral import MatrixSplit
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.partition import Partition
@@ -49,10 +50,14 @@ def probe_in_training(
 @contextmanager
 def products_counted(trainer: Trainer, total: int) -> Iterator[Callable[[int], object]]:
     """Give what to call with numbers of products: it shows them, and raises after a SIGTERM."""
+    num_hvps = 0
 
     def on_hvps(count: int) -> None:
+        nonlocal num_hvps
         if trainer.received_sigterm:
             raise ProbeError("given up, because SIGTERM asks the training to end.")
+        num_hvps += count
+        HERE.report_progress(f"{num_hvps} of at most {total} products done")
         advance(count)
 
     with _progress(trainer, total) as advance:

@@ -46,7 +46,13 @@ def make_record(
         histogram=counted,
         # The table has a row for each tensor already.
         report=None if report is None else replace(report, per_tensor={}).to_dict(),
+        restart=num_restarts(),
     )
+
+
+def num_restarts() -> int:
+    """Count how many times torchrun has started the processes of this training again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def writers(trainer: Trainer, entry: Record) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -107,6 +113,8 @@ def start_jsonl(trainer: Trainer, step: int) -> None:
             f"{record.FILE_NAME}: the records from step {step} on of an earlier training are now "
             f"in {kept}."
         )
+    if path is not None and num_restarts():
+        rank_zero_info(f"{record.FILE_NAME}: restart {num_restarts()} goes on at step {step}.")
 
 
 def write_layout(trainer: Trainer, monitors: Iterable[Callback]) -> None:

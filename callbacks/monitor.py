@@ -24,7 +24,8 @@ from lightning_linf.callbacks._recording import (
     writers,
 )
 from lightning_linf.callbacks._trainer import is_dev_run, logged_step
-from lightning_linf.errors import RestoreError
+from lightning_linf.distributed.heartbeat import phase
+from lightning_linf.errors import RankLostError, RestoreError
 from lightning_linf.report import GeometryReport
 from lightning_linf.swap.trainer import check_strategy
 
@@ -233,10 +234,12 @@ class GeometryMonitor(Callback):
 
         Raises:
             RestoreError: In any case: the training would go on as another one.
+            RankLostError: In any case, too: collectives of the training would meet others.
         """
         try:
-            yield
-        except RestoreError:
+            with phase(f"{type(self).__name__}: {task} at step {logged_step(trainer)}"):
+                yield
+        except (RestoreError, RankLostError):
             raise
         except Exception as error:
             if self.on_error == "raise":

@@ -15,3 +15,7 @@ class RefusedLossError(ProbeError):
 
 class RestoreError(RuntimeError):
     """A module could not be put back as it was: training on would be another training."""
+
+
+class RankLostError(RuntimeError):
+    """A collective failed, so ranks do no longer meet in the same ones: the training must end."""

@@ -1,4 +1,4 @@
-"""Train a GPT-2 and watch which geometry its loss landscape has.
+r"""Train a GPT-2 and watch which geometry its loss landscape has.
 
     python recipes/gpt2.py                              # tiny: two CPU cores, minutes, no network
     python recipes/gpt2.py --preset small               # one GPU, minutes
@@ -9,6 +9,8 @@
     python recipes/gpt2.py --resume last                # go on where the last run was interrupted
     python recipes/gpt2.py --preset 124m --devices 8 --strategy ddp    # OpenWebText
     python recipes/gpt2.py --preset 124m --devices 8 --strategy fsdp2  # weights and states shared
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:PORT \
+        recipes/gpt2.py --preset 124m --num_nodes 2 --devices 8 --strategy fsdp2    # on each of two
 
 Every field of `Config` is a flag (--help), also with dashes. Flags win over `--config FILE.yaml`,
 and that over the preset, a file in recipes/presets; --print_config shows the outcome.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_linf.distributed.ranks import working_together
 from lightning_linf.distributed.shards import is_sharded, local, on_mesh, sharded_over
 
 if TYPE_CHECKING:
@@ -52,11 +53,13 @@ def gather(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gather whole tensors from the parts that ranks hold; those that are not sharded stay.
 
     Tensors that are cut along one dimension are packed into one message for each mesh and dtype;
-    others, which are rare, are gathered one by one.
+    others, which are rare, are gathered one by one. In what ranks do together
+    (:meth:`~lightning_linf.distributed.ranks.Ranks.together`) they first agree that each has the
+    memory for all messages: one that ran out of it in the middle would leave the others waiting.
     """
     result = list(tensors)
     alike: dict[Any, list[int]] = defaultdict(list)
-    cuts: dict[int, _Cut] = {}
+    cuts: dict[int, tuple[DTensor, _Cut]] = {}
     for place, tensor in enumerate(tensors):
         if not is_sharded(tensor):
             continue
@@ -64,31 +67,54 @@ def gather(tensors: Sequence[Tensor]) -> list[Tensor]:
         if cut is None:
             result[place] = tensor.full_tensor()
         else:
-            cuts[place] = cut
+            cuts[place] = tensor, cut
             alike[tensor.device_mesh, cut.mesh_dim, tensor.dtype].append(place)
-    for (mesh, mesh_dim, _), places in alike.items():
-        shapes = [cuts[place].shapes(tensors[place].shape) for place in places]
-        flat = torch.cat([local(tensors[place]).reshape(-1) for place in places])
-        vectors = _exchange(on_mesh(flat, mesh), mesh.get_group(mesh_dim), shapes)
-        parts = [
-            _split(vector.to(flat.device), [of_ranks[rank] for of_ranks in shapes])
-            for rank, vector in enumerate(vectors)
-        ]
-        for place, of_ranks in zip(places, zip(*parts, strict=True), strict=True):
-            result[place] = torch.cat(of_ranks, dim=cuts[place].dim)
+
+    def prepare() -> list[_Message]:
+        return [_Message([cuts[place] for place in places]) for places in alike.values()]
+
+    ranks = working_together()
+    messages = prepare() if ranks is None else ranks.together(prepare)
+    for places, message in zip(alike.values(), messages, strict=True):
+        for place, whole in zip(places, message.exchange(), strict=True):
+            result[place] = whole
     return result
 
 
-def _exchange(
-    vector: Tensor, group: Any, shapes: Sequence[Sequence[tuple[int, ...]]]
-) -> list[Tensor]:
-    """Give every rank's vector: its flattened slices, joined, of shapes (tensors, ranks)."""
-    lengths = [sum(map(math.prod, of_tensors)) for of_tensors in zip(*shapes, strict=True)]
-    padded = vector.new_zeros(max(lengths))  # all ranks must send the same number of entries
-    padded[: len(vector)] = vector
-    received = [torch.empty_like(padded) for _ in lengths]
-    torch.distributed.all_gather(received, padded, group=group)
-    return [each[:length] for each, length in zip(received, lengths, strict=True)]
+class _Message:
+    """The parts of tensors that ranks of one dimension of a mesh send each other, and room for all.
+
+    Args:
+        cut_tensors: Tensors of one mesh and dtype, and how they are cut along that dimension.
+    """
+
+    def __init__(self, cut_tensors: Sequence[tuple["DTensor", _Cut]]) -> None:
+        tensors, self._cuts = [each for each, _ in cut_tensors], [cut for _, cut in cut_tensors]
+        first = tensors[0]
+        self._device = local(first).device
+        self._group = first.device_mesh.get_group(self._cuts[0].mesh_dim)
+        by_tensor = [cut.shapes(each.shape) for each, cut in cut_tensors]
+        self._shapes = list(zip(*by_tensor, strict=True))  # (ranks, tensors)
+        self._lengths = [sum(map(math.prod, of_tensors)) for of_tensors in self._shapes]
+        flat = torch.cat([local(each).reshape(-1) for each in tensors])
+        vector = on_mesh(flat, first.device_mesh)
+        # All ranks must send the same number of entries.
+        self._sent = vector.new_zeros(max(self._lengths))
+        self._sent[: len(vector)] = vector
+        self._received = [torch.empty_like(self._sent) for _ in self._lengths]
+
+    def exchange(self) -> list[Tensor]:
+        """Send and receive; give the whole tensors."""
+        torch.distributed.all_gather(self._received, self._sent, group=self._group)
+        parts = [
+            _split(vector[:length].to(self._device), shapes)
+            for vector, length, shapes in zip(
+                self._received, self._lengths, self._shapes, strict=True
+            )
+        ]
+        del self._received, self._sent
+        by_tensor = zip(self._cuts, zip(*parts, strict=True), strict=True)
+        return [torch.cat(of_ranks, dim=cut.dim) for cut, of_ranks in by_tensor]
 
 
 def _split(vector: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

@@ -2,16 +2,25 @@
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from contextvars import ContextVar
+from typing import Optional, TypeVar
 
 import torch
 from lightning.pytorch.utilities.memory import is_oom_error
 from torch import Tensor
 
-from lightning_linf.errors import ProbeError, ProbeMemoryError
+from lightning_linf.distributed.place import HERE
+from lightning_linf.distributed.roll_call import REMEDY, absent, have_met
+from lightning_linf.errors import ProbeError, ProbeMemoryError, RankLostError
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+_TOGETHER: ContextVar[Optional["Ranks"]] = ContextVar("working_together", default=None)
+
+
+def working_together() -> Optional["Ranks"]:
+    """Give the ranks in whose :meth:`Ranks.together` this is called, on all of them; else None."""
+    return _TOGETHER.get()
 
 
 class Ranks:
@@ -21,6 +30,10 @@ class Ranks:
     would hang. So every pass over batches, and entering and leaving a landscape, end in one call of
     :meth:`agree` on every rank, also on one whose work has failed.
 
+    If a collective itself fails, as where another process was killed or comes too late, nothing can
+    be agreed upon any more, and a :class:`~lightning_linf.errors.RankLostError` says who is missing
+    (:mod:`~lightning_linf.distributed.roll_call`).
+
     Args:
         reduce: Sums a tensor over ranks and returns it. None: there is one rank.
         device: Device of the tensors to sum.
@@ -29,7 +42,7 @@ class Ranks:
     def __init__(self, reduce: Callable[[Tensor], Tensor] | None, device: torch.device) -> None:
         self.is_alone = reduce is None
         self.all_know = False
-        """Whether some rank has failed and all ranks have learnt so in :meth:`agree`."""
+        """Whether all ranks know that one has failed, or nothing can be told them any more."""
         self.device = device
         self._reduce = reduce
 
@@ -43,8 +56,21 @@ class Ranks:
         self.all_know = False
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up a tensor over ranks, perhaps in place."""
-        return values if self._reduce is None else self._reduce(values)
+        """Add up a tensor over ranks, perhaps in place.
+
+        Raises:
+            RankLostError: If that fails.
+        """
+        if self._reduce is None:
+            return values
+        HERE.arrive()
+        try:
+            total = self._reduce(values)
+        except (RuntimeError, MemoryError) as error:
+            self.all_know = True
+            raise _lost(error) from error
+        HERE.move()
+        return total
 
     def together(self, work: Callable[[], _T]) -> _T:
         """Call ``work``, which may fail on one rank alone; if it does, raise on all ranks.
@@ -67,12 +93,18 @@ class Ranks:
         failure: Exception | None = None
         numbers = 0.0, 0.0
         self.all_know = False
+        token = _TOGETHER.set(self)
         try:
             numbers = work()
+        except RankLostError:
+            self.all_know = True
+            raise
         except Exception as error:
-            if self.all_know:  # from an :meth:`agree` within the work
+            if self.all_know:  # work that ranks did together inside of this has told them
                 raise
             failure = error
+        finally:
+            _TOGETHER.reset(token)
         try:
             return self.agree(failure, *numbers)
         finally:
@@ -100,7 +132,13 @@ class Ranks:
         Raises:
             ProbeMemoryError: If a rank has run out of memory.
             ProbeError: If another rank failed; this rank's own ``failure`` is raised as it is.
+            RankLostError: If another rank is missing.
         """
+        if isinstance(failure, RankLostError):  # the other ranks are not there to be told
+            self.all_know = True
+            if silent:
+                return first, second
+            raise failure
         failed = float(failure is not None)
         starved = float(failure is not None and is_out_of_memory(failure))
         first_failed = failed if self.rank == 0 else 0.0
@@ -108,7 +146,7 @@ class Ranks:
             dtype = torch.float32 if self.device.type == "mps" else torch.float64
             numbers = [first, second, failed, starved, first_failed]
             totals = torch.tensor(numbers, dtype=dtype, device=self.device)
-            first, second, failed, starved, first_failed = self._reduce(totals).tolist()
+            first, second, failed, starved, first_failed = self.sum(totals).tolist()
         self.all_know = failed > 0
         if failure is not None and not first_failed:  # rank 0, which reports, does not know of it
             _log.warning(f"probe: failed on rank {self.rank}. {type(failure).__name__}: {failure}")
@@ -131,8 +169,22 @@ def _has_ranks() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def _lost(error: Exception) -> RankLostError:
+    """Say in which phase a collective has failed, and which ranks are missing."""
+    HERE.gave_up = True  # which the heartbeat tells while the others are looked for
+    if is_out_of_memory(error):
+        missing = "This rank ran out of memory in it, and the others wait there."
+    else:
+        missing = (absent() if have_met() else "") or "No rank is missing."
+    return RankLostError(
+        f"probe: a collective failed in: {HERE}. {missing} {REMEDY} {type(error).__name__}: {error}"
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on any device, or such an error was agreed upon."""
+    if isinstance(error, RankLostError):  # of any cause: less memory would not bring it back
+        return False
     kinds = (MemoryError, torch.OutOfMemoryError, ProbeMemoryError)
     # Lightning looks for words in arguments, and takes them for text.
     is_text = all(isinstance(argument, str) for argument in error.args)

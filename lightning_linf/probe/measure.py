@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_linf.argument_checks import check_callable, check_whole
+from lightning_linf.distributed.heartbeat import phase
 from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.offload import Offload
@@ -157,7 +158,8 @@ def measure_geometry(
         with Landscape(module, noise_batches, **options) as noise_landscape:
             noise = measure_noise(noise_landscape, chosen)
     with landscape:
-        remark = landscape.check()
+        with phase("check of the loss"):
+            remark = landscape.check()
         if remark is not None:
             rank_zero_warn(f"measure_geometry: {remark}")
         if noise_batches is None and landscape.num_batches > 1:
@@ -226,17 +228,19 @@ def measure_landscape(
         partition.check(vector.names, vector.shapes)
     partitions = on_shards(partitions, vector.device)
     products = HessianProducts(landscape, on_hvps)
-    facts = measure_gradient(landscape, partitions, products, last_step, matrices)
+    with phase("gradient"):
+        facts = measure_gradient(landscape, partitions, products, last_step, matrices)
     del last_step
-    brackets = bracket_smoothness(
-        landscape,
-        partitions,
-        products,
-        num_probes=num_probes,
-        max_hvps=max_hvps,
-        seed=seed,
-        num_other_hvps=0 if matrices is None else SPECTRAL_HVPS,
-    )
+    with phase("products"):
+        brackets = bracket_smoothness(
+            landscape,
+            partitions,
+            products,
+            num_probes=num_probes,
+            max_hvps=max_hvps,
+            seed=seed,
+            num_other_hvps=0 if matrices is None else SPECTRAL_HVPS,
+        )
     spectral = None
     if matrices is not None:
         spectral = bracket_spectral(

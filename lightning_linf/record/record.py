@@ -50,6 +50,7 @@ class Record:
     # What `GeometryReport.to_dict` made, without `per_tensor`: JSON types that are kept exactly,
     # and looked into only by who reads the report.
     report: Any = None
+    restart: int = 0  # how many times the processes had been started again, as torchrun does it
 
     def to_line(self) -> str:
         """Write as one line of strict JSON, ``step`` first; inf and NaN become strings."""
@@ -71,6 +72,8 @@ class Record:
             }
         if self.report is not None:
             content["report"] = self.report
+        if self.restart:
+            content["restart"] = self.restart
         return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -117,6 +120,7 @@ class Record:
             whole={name: _decode_row(row) for name, row in content["whole"].items()},
             histogram=histogram and LogHistogram(histogram["edges"], histogram["counts"]),
             report=content.get("report"),
+            restart=int(content.get("restart", 0)),
         )
 
 

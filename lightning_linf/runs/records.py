@@ -15,6 +15,7 @@ def read_records(run: Run, path: Path) -> None:
     tables: defaultdict[str, list[Series]] = defaultdict(list)
     reports = Places()
     num_broken: defaultdict[str, int] = defaultdict(int)
+    restarts: dict[int, int] = {}  # the first step after each
     with open(path, "rb") as file:
         reader = record.Reader(file)
 
@@ -27,6 +28,8 @@ def read_records(run: Run, path: Path) -> None:
         for place, entry in reader:
             for tag, value in entry.scalars.items():
                 scalars[tag].add(entry.step, value)
+            if entry.restart:
+                restarts.setdefault(entry.restart, entry.step)
             if entry.report is not None and entry.tag + REPORT == SHOWN_REPORT:
                 reports.add(entry.step, 0, place)
             if not entry.columns:
@@ -45,6 +48,8 @@ def read_records(run: Run, path: Path) -> None:
         run.scalars.update(scalars)
         for note in reader.notes():
             run.note(note)
+        for number, step in restarts.items():
+            run.note(f"after restart {number} of the processes, the first record is of step {step}")
         for tag, number in num_broken.items():
             run.note(f"{tag}: {number} records that make no table left out")
         for tag, kinds in tables.items():

@@ -37,7 +37,8 @@ def find_checkpoint(config: TrainingConfig, may_change: set[str]) -> str | None:
             "resume",
             f"a checkpoint, or 'last' with one under {Path(config.runs_dir, config.name)}",
             config.resume,
-            "Check --resume, --runs_dir and --name, or leave --resume out to start afresh.",
+            "Check --resume, --runs_dir and --name, or leave --resume out to start afresh."
+            + (" Every machine needs the file." if config.num_nodes > 1 else ""),
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

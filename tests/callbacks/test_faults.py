@@ -13,6 +13,13 @@
 | SIGTERM in a probe | the same, and the probe ends at once |
 | SIGKILL in a probe | a run resumed from the last checkpoint is the uninterrupted one |
 | one of several ranks fails in a probe | the training on all; a warning |
+| one has no room for what it would gather | the same, before anything is sent |
+| one does not come to a collective in time | an error on the others: which rank, in what phase |
+| one is killed, in a probe or in training | the same at once; records, and the last checkpoint |
+| torchrun starts the processes again | the uninterrupted run; each record once, with the restart |
+| a run goes on with another number of ranks | optimizer, rotation and histories |
+
+The last five: tests/distributed, test_lost_ranks.py, test_elastic.py and test_other_ranks.py.
 """
 
 import os

@@ -33,6 +33,7 @@ def example(step=3, **changes):
         "whole": {"density": 0.25, "log10_quantiles": [-2.0, 1.5]},
         "histogram": LogHistogram([-2.0, 0.0, 1.5], [1, 3]),
         "report": {"loss": 0.1 + 0.2, "secant": "NaN"},
+        "restart": 2,
     }
     return Record(**{**fields, **changes})
 
@@ -46,6 +47,12 @@ def test_a_record_reads_back_as_it_was_written():
     assert back.scalars["geometry/density"] == 0.1 + 0.2  # scalars are exact
     same = {"geometry/gini": 0.0}
     assert Record(**{**vars(back), "scalars": same}) == example(scalars=same)
+
+
+def test_a_record_says_no_restart_where_there_was_none():
+    line = example(restart=0).to_line()
+    assert "restart" not in line
+    assert Record.from_line(line).restart == 0
 
 
 def test_records_of_the_version_before_are_read_and_have_no_report():

@@ -44,6 +44,16 @@ def names(*folders):
     return [run.name for run in load(folders)]
 
 
+def test_a_run_says_where_its_processes_were_started_again(tmp_path):
+    lives = [entry(1), *(replace(entry(step), restart=1) for step in (2, 3))]
+    write_lines(tmp_path / "run", *lives, replace(entry(4), restart=3))
+    (run,) = load([tmp_path])
+    assert run.notes == [
+        f"run: after restart {number} of the processes, the first record is of step {step}"
+        for number, step in ((1, 2), (3, 4))
+    ]
+
+
 @needs_links
 def test_linked_runs_are_found_as_tensorboard_finds_them(tmp_path):
     run = write_lines(tmp_path / "far" / "version_0", entry(1))

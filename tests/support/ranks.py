@@ -33,11 +33,11 @@ def in_two_processes(function, tmp_path):
     return in_processes(function, tmp_path, 2)
 
 
-def environment(rank):
-    """Give variables by which Lightning finds two processes, so that it starts none."""
+def environment(rank, world_size=2):
+    """Give variables by which Lightning finds the processes, so that it starts none."""
     return {
         **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
-        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2"),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size)),
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
         "MASTER_ADDR": "127.0.0.1",

@@ -1,0 +1,58 @@
+"""Ranks that may be killed: processes whose ends are seen, and whose results are files."""
+
+import os
+import pickle
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_apart(function, tmp_path, world_size, timeout_seconds, limit_seconds=60.0):
+    """Run ``function(rank)`` on gloo ranks whose collectives give up after ``timeout_seconds``.
+
+    Returns by rank the exit code, and the result or error, None where there is none; and the
+    seconds until the last of those that ended by themselves.
+    """
+    context = mp.get_context("fork")
+    tmp_path.mkdir(exist_ok=True)
+    arguments = (function, tmp_path, world_size, timeout_seconds)
+    processes = [
+        context.Process(target=_run, args=(rank, *arguments)) for rank in range(world_size)
+    ]
+    begin = time.monotonic()
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(max(0.1, limit_seconds - (time.monotonic() - begin)))
+        codes = [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # one that has stopped itself, or hangs
+            process.join()
+    return codes, [_result(tmp_path, rank) for rank in range(world_size)], time.monotonic() - begin
+
+
+def _result(tmp_path, rank):
+    path = tmp_path / f"result {rank}"
+    return pickle.loads(path.read_bytes()) if path.exists() else None
+
+
+def _run(rank, function, tmp_path, world_size, timeout_seconds):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        f"file://{tmp_path}/rendezvous",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+    try:
+        result = function(rank)
+    except BaseException as error:
+        result = error
+    (tmp_path / f"result {rank}").write_bytes(pickle.dumps(result))
+    os._exit(0)  # to leave the group in order would take the ranks that are gone
