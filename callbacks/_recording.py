@@ -1,52 +1,21 @@
 """Where the record of a measurement goes: event files, and `geometry.jsonl` beside any logger."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor
 
-from lightning_linf import quantities, record
+from lightning_linf import record
 from lightning_linf.callbacks._trainer import shown_hyperparameters
 from lightning_linf.lightning_packages import is_either
-from lightning_linf.record import LogHistogram, Record
-from lightning_linf.report import GeometryReport
+from lightning_linf.record import Record
 from lightning_linf.tensorboard import layout
 from lightning_linf.tensorboard.writer import write_record
-
-
-def make_record(
-    step: int,
-    tag: str,
-    scalars: Mapping[str, float],
-    tensor_names: list[str],
-    columns: Mapping[str, Tensor],
-    whole: Mapping[str, Tensor],
-    histogram: tuple[Tensor, Tensor] | None,
-    report: GeometryReport | None,
-) -> Record:
-    """Turn tensors into plain data."""
-    counted = None
-    if histogram is not None and histogram[1].numel() > 0:  # a gradient of zeros has none
-        counted = LogHistogram(*(part.tolist() for part in histogram))
-    return Record(
-        step=step,
-        tag=tag,
-        scalars=dict(scalars),
-        tensors=tensor_names,
-        columns={name: column.tolist() for name, column in columns.items()},
-        whole={name: value.float().tolist() for name, value in whole.items()},
-        histogram=counted,
-        # The table has a row for each tensor already.
-        report=None if report is None else replace(report, per_tensor={}).to_dict(),
-    )
 
 
 def writers(trainer: Trainer, entry: Record) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -86,16 +55,6 @@ def _named_folder(logger: Logger, folder: str) -> str:
     """Go down as checkpoints do: several runs may share a logger's folder."""
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return os.path.join(folder, str(logger.name), version)
-
-
-def columns_of(report: GeometryReport) -> dict[str, Tensor]:
-    """Give what a record keeps of each parameter tensor of a report, as columns (T,)."""
-    rows = report.per_tensor.values()
-    return {
-        name: torch.tensor([row[name] for row in rows])
-        for name in (quantities.ONE_ONE_NORM_SHARE.name, quantities.SIGNAL_TO_NOISE.name)
-        if all(name in row for row in rows)
-    }
 
 
 def start_jsonl(trainer: Trainer, step: int) -> None:

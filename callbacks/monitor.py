@@ -1,6 +1,5 @@
 """What every geometry monitor shares: when to measure, where numbers go, what errors do."""
 
-import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from lightning_linf import quantities
 from lightning_linf.argument_checks import check_choice, check_whole
 from lightning_linf.callbacks._due_steps import DueSteps
 from lightning_linf.callbacks._recording import (
-    make_record,
     start_jsonl,
     write_layout,
     write_session,
@@ -25,6 +23,8 @@ from lightning_linf.callbacks._recording import (
 )
 from lightning_linf.callbacks._trainer import is_dev_run, logged_step
 from lightning_linf.errors import RestoreError
+from lightning_linf.recorder.entry import make_record
+from lightning_linf.recorder.failures import kind_and_cause
 from lightning_linf.report import GeometryReport
 from lightning_linf.swap.trainer import check_strategy
 
@@ -234,9 +234,9 @@ class GeometryMonitor(Callback):
             if self.on_error == "raise":
                 raise
             self._num_failures += 1
-            cause = f"{type(error).__name__}: {error}"
+            kind, cause = kind_and_cause(error)
             self.warn_once(
-                re.sub(r"[-+\d.e]+|inf|nan", "", cause),  # the same but for numbers
+                kind,
                 f"could not {task} at step {logged_step(trainer)} and goes on without. {cause}",
             )
             # What the failed frames hold, a graph say, would stay until the collector runs.

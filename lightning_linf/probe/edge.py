@@ -13,12 +13,12 @@ from lightning_linf.argument_checks import check_callable, check_whole
 from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.lambda_max import lanczos
 from lightning_linf.functional.random import derive_seed, normal
-from lightning_linf.probe.fabric import unwrap_fabric
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.last_step import measure_last_step
 from lightning_linf.probe.preconditioned import PreconditionedHessian
 from lightning_linf.probe.products import HessianProducts
+from lightning_linf.probe.wrappers import bare_forward, unwrap, unwrap_optimizer
 from lightning_linf.report import EdgeReport, StepReport
 
 EDGE_HVPS = 16
@@ -36,6 +36,7 @@ def measure_edge(
     mode: Mode = "eval",
     matmul_precision: MatmulPrecision = "highest",
     seed: int = 0,
+    reduce: Callable[[Tensor], Tensor] | None = None,
     on_hvps: Callable[[int], object] | None = None,
 ) -> EdgeReport:
     r"""Measure how near an optimizer's next step is to the edge of stability.
@@ -74,6 +75,7 @@ def measure_edge(
             BatchNorm with batch statistics.
         matmul_precision: As in :func:`measure_geometry`.
         seed: Of all random numbers.
+        reduce: As in :func:`measure_geometry`.
         on_hvps: Called with the number of products after each pass, for progress bars.
 
     Returns:
@@ -96,7 +98,7 @@ def measure_edge(
         >>> round(report.edge, 3), round(report.largest_stable_lr, 3)  # 0.1 * 10 / 2; 2 / 10
         (0.5, 0.2)
     """
-    module = unwrap_fabric("measure_edge", module)
+    module, optimizer = unwrap("measure_edge", module), unwrap_optimizer(optimizer)
     check_callable("measure_edge", "on_hvps", on_hvps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     landscape = Landscape(
@@ -107,8 +109,9 @@ def measure_edge(
         seed=seed,
         parameters=parameters,
         matmul_precision=matmul_precision,
+        reduce=reduce,
     )
-    with landscape:
+    with bare_forward(module), landscape:
         remark = landscape.check()
         if remark is not None:
             rank_zero_warn(f"measure_edge: {remark}")

@@ -19,7 +19,6 @@ from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, MeasuredName
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.brackets import bracket_smoothness
-from lightning_linf.probe.fabric import unwrap_fabric
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.gradient import measure_gradient
 from lightning_linf.probe.landscape import Landscape
@@ -31,6 +30,7 @@ from lightning_linf.probe.partitions import (
 )
 from lightning_linf.probe.products import HessianProducts
 from lightning_linf.probe.spectral import SPECTRAL_HVPS, bracket_spectral, split_matrices
+from lightning_linf.probe.wrappers import bare_forward, unwrap
 from lightning_linf.reparam import Reparameterization
 from lightning_linf.report import GeometryReport
 
@@ -51,6 +51,7 @@ def measure_geometry(
     matmul_precision: MatmulPrecision = "highest",
     offload: Offload | None = None,
     seed: int = 0,
+    reduce: Callable[[Tensor], Tensor] | None = None,
     on_hvps: Callable[[int], object] | None = None,
 ) -> GeometryReport:
     """Measure which geometry a loss landscape has, and which optimizer it favours.
@@ -62,7 +63,8 @@ def measure_geometry(
     the module as it was, to the last bit.
 
     Args:
-        module: A LightningModule, or any module together with ``loss``.
+        module: A LightningModule, or any module together with ``loss``; also as Fabric, Accelerate
+            or DDP have wrapped it.
         batches: What the loss is measured on: its mean over them (:class:`Landscape`). A list, or a
             loader that has a length, of which all are taken and held. Two or more tell an error
             over batches, without which there is no verdict.
@@ -99,6 +101,8 @@ def measure_geometry(
             same, memory is less and time more: docs/memory.md. :func:`probe_memory` says what a
             probe takes with and without.
         seed: Of all random numbers.
+        reduce: Sums a tensor over processes and returns it, each of which then has batches of its
+            own and makes the same call. Default: the batches of this process alone.
         on_hvps: Called with the number of products after each pass, for progress bars.
 
     Returns:
@@ -121,7 +125,7 @@ def measure_geometry(
         >>> round(report.one_one_norm, 3), round(report.lambda_max, 3)  # of the Hessian 2 x x^T
         (18.0, 10.0)
     """
-    module = unwrap_fabric("measure_geometry", module)
+    module = unwrap("measure_geometry", module)
     batches = list_batches("measure_geometry", "batches", batches)
     check_callable("measure_geometry", "on_hvps", on_hvps)
     check_structure("measure_geometry", output_dims, fused_qkv)
@@ -132,7 +136,7 @@ def measure_geometry(
         )
     options: dict[str, Any] = {
         "loss": loss, "mode": mode, "seed": seed, "reparameterization": reparameterization,
-        "matmul_precision": matmul_precision, "offload": offload,
+        "matmul_precision": matmul_precision, "offload": offload, "reduce": reduce,
     }  # fmt: skip
     landscape = Landscape(module, batches, **options)
     structure: dict[str, Any] = {"output_dims": output_dims, "fused_qkv": fused_qkv}
@@ -147,13 +151,14 @@ def measure_geometry(
     noise: MeasuredNoise | None = None
     if noise_batches is not None:
         noise_batches = list_batches("measure_geometry", "noise_batches", noise_batches)
-        with Landscape(module, noise_batches, **options) as noise_landscape:
+        noise_landscape = Landscape(module, noise_batches, **options)
+        with bare_forward(module), noise_landscape:
             noise = measure_noise(noise_landscape, chosen)
-    with landscape:
+    with bare_forward(module), landscape:
         remark = landscape.check()
         if remark is not None:
             rank_zero_warn(f"measure_geometry: {remark}")
-        if noise_batches is None and len(batches) > 1:
+        if noise_batches is None and (len(batches) > 1 or reduce is not None):
             noise = measure_noise(landscape, chosen)
         report = measure_landscape(
             landscape,
