@@ -11,20 +11,46 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_linf import record
+from lightning_linf.callbacks._services import is_service, settings_of, show_record, uploads
 from lightning_linf.callbacks._trainer import shown_hyperparameters
 from lightning_linf.lightning_packages import is_either
 from lightning_linf.record import Record
 from lightning_linf.tensorboard import layout
 from lightning_linf.tensorboard.writer import write_record
 
+Tasks = Iterator[tuple[str, Callable[[], None]]]  # what is done, in words and as a function
 
-def writers(trainer: Trainer, entry: Record) -> Iterator[tuple[str, Callable[[], None]]]:
-    """List what is to be done with a record, in words and as a function; on rank zero only."""
+
+def opening(trainer: Trainer, monitors: Iterable[Callback]) -> Tasks:
+    """List what the loggers get of the monitors before a training; on rank zero only."""
+    if not trainer.is_global_zero:
+        return
+    yield "lay out TensorBoard's custom scalars", partial(write_layout, trainer, monitors)
+    for logger in trainer.loggers:
+        if is_service(logger):
+            settings = settings_of(monitors)
+            yield "log the settings of the monitors", partial(logger.log_hyperparams, settings)
+
+
+def closing(trainer: Trainer) -> Tasks:
+    """List what the loggers get of a training that was measured and has ended."""
+    if not trainer.is_global_zero:
+        return
+    yield "show the run among TensorBoard's HPARAMS", partial(write_session, trainer)
+    path = jsonl_path(trainer)
+    if path is not None:
+        yield from uploads(trainer.loggers, path)
+
+
+def writers(trainer: Trainer, entry: Record) -> Tasks:
+    """List what is to be done with a record; on rank zero only."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
         if is_either(logger, TensorBoardLogger):
             yield "write to its event file", partial(write_record, logger.experiment, entry)
+        elif is_service(logger):
+            yield f"show tables in {type(logger).__name__}", partial(show_record, logger, entry)
     path = jsonl_path(trainer)
     if path is not None:
         yield f"write to {path}", partial(record.append, path, entry)
@@ -70,11 +96,10 @@ def start_jsonl(trainer: Trainer, step: int) -> None:
 
 def write_layout(trainer: Trainer, monitors: Iterable[Callback]) -> None:
     """Give TensorBoard's custom scalars a layout; a later one of the user's replaces it."""
-    if trainer.is_global_zero:
-        classes = [base.__name__ for monitor in monitors for base in type(monitor).__mro__]
-        for logger in trainer.loggers:
-            if is_either(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(layout.custom_scalars(classes))
+    classes = [base.__name__ for monitor in monitors for base in type(monitor).__mro__]
+    for logger in trainer.loggers:
+        if is_either(logger, TensorBoardLogger):
+            logger.experiment.add_custom_scalars(layout.custom_scalars(classes))
 
 
 def write_session(trainer: Trainer) -> None:
@@ -83,8 +108,6 @@ def write_session(trainer: Trainer) -> None:
     All scalars, that is, unless Lightning has listed ``hp_metric`` as the only one, which
     ``TensorBoardLogger(default_hp_metric=False)`` prevents.
     """
-    if not trainer.is_global_zero:
-        return
     for logger in trainer.loggers:
         if is_either(logger, TensorBoardLogger) and logger.hparams:
             # Not at the top: it needs tensorboard, without which Lightning uses another writer.

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lightning_linf import figure_style as style
 from lightning_linf import quantities
-from lightning_linf.figures import style
 from lightning_linf.partition_names import FINE_TO_COARSE, GEOMETRY_OF
 from lightning_linf.quantity import PartitionScalar
 from lightning_linf.runs.run import Run

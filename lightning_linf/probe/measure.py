@@ -18,7 +18,7 @@ from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, MeasuredName
 from lightning_linf.probe.batch_list import list_batches
-from lightning_linf.probe.brackets import bracket_smoothness
+from lightning_linf.probe.brackets import OPERATOR_HVPS, bracket_smoothness
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.gradient import measure_gradient
 from lightning_linf.probe.landscape import Landscape
@@ -29,6 +29,7 @@ from lightning_linf.probe.partitions import (
     without_spectral,
 )
 from lightning_linf.probe.products import HessianProducts
+from lightning_linf.probe.progress import products_shown
 from lightning_linf.probe.spectral import SPECTRAL_HVPS, bracket_spectral, split_matrices
 from lightning_linf.probe.wrappers import bare_forward, unwrap
 from lightning_linf.reparam import Reparameterization
@@ -52,6 +53,7 @@ def measure_geometry(
     offload: Offload | None = None,
     seed: int = 0,
     reduce: Callable[[Tensor], Tensor] | None = None,
+    progress: bool = False,
     on_hvps: Callable[[int], object] | None = None,
 ) -> GeometryReport:
     """Measure which geometry a loss landscape has, and which optimizer it favours.
@@ -103,7 +105,8 @@ def measure_geometry(
         seed: Of all random numbers.
         reduce: Sums a tensor over processes and returns it, each of which then has batches of its
             own and makes the same call. Default: the batches of this process alone.
-        on_hvps: Called with the number of products after each pass, for progress bars.
+        progress: Show a bar of the products, in a terminal or a notebook.
+        on_hvps: Called with the number of products after each pass, for bars of your own.
 
     Returns:
         The report; ``print`` shows it.
@@ -154,7 +157,10 @@ def measure_geometry(
         noise_landscape = Landscape(module, noise_batches, **options)
         with bare_forward(module), noise_landscape:
             noise = measure_noise(noise_landscape, chosen)
-    with bare_forward(module), landscape:
+    most_hvps = max_hvps or (num_probes + OPERATOR_HVPS) * len(chosen)
+    most_hvps += 0 if matrices is None or max_hvps else SPECTRAL_HVPS
+    shown = products_shown(most_hvps, on_hvps, is_shown=progress)
+    with bare_forward(module), landscape, shown as on_hvps:
         remark = landscape.check()
         if remark is not None:
             rank_zero_warn(f"measure_geometry: {remark}")

@@ -102,7 +102,7 @@ class GeometryRecorder:
 
         Args:
             module: What is trained.
-            step: Number of this step, on the axis of your own curves.
+            step: Index of this optimizer step, from 0 on as in the monitors' records.
             loss: Of this step. Loss and learning rates tell :meth:`measure` when it is too early
                 for a verdict: in a warm-up, and before the loss has left its start.
             optimizer: Measure the parameters that it steps. Default: all that require grad.
@@ -155,7 +155,7 @@ class GeometryRecorder:
         Args:
             module: What is trained, also as Fabric, Accelerate or DDP have wrapped it.
             batches: What the loss is measured on; with several processes those of this one.
-            step: Number of the step that was made last, on the axis of your own curves.
+            step: Index of the optimizer step that was made last, from 0 on.
             loss: From module and batch to a scalar. Default: the module's own.
             options: Further arguments of :func:`~lightning_linf.measure_geometry`.
 

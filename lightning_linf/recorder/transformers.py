@@ -25,7 +25,8 @@ class GeometryCallback(TrainerCallback):
     When: the gradient before an optimizer step, after clipping, which makes all of it smaller by
     one factor: of the numbers only ``median_log10_grad`` and the quantiles of log10|g| change. The
     landscape after the step, on the latest batches. A forward hook on the model keeps these and
-    their losses while the Trainer trains. Steps are counted as the Trainer logs them, from 1.
+    their losses while the Trainer trains. Records count optimizer steps from 0, as those of the
+    monitors do, so step 10 of the Trainer's logs is 9 there.
 
     Args:
         every_n_steps: Measure the landscape at every step whose number is a multiple of this.
@@ -93,11 +94,10 @@ class GeometryCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         assert self.recorder is not None
-        step = state.global_step + 1
-        if step % self.observe_every_n_steps == 0:
+        if (state.global_step + 1) % self.observe_every_n_steps == 0:
             self.recorder.observe(
                 kwargs["model"],
-                step=step,
+                step=state.global_step,
                 loss=self._latest_loss,
                 optimizer=kwargs["optimizer"],
             )
@@ -112,7 +112,7 @@ class GeometryCallback(TrainerCallback):
             self._unhook()  # a probe runs the model, too
             try:
                 self.recorder.measure(
-                    model, batches, step=state.global_step, loss=self.loss, **self.options
+                    model, batches, step=state.global_step - 1, loss=self.loss, **self.options
                 )
             finally:
                 self._hook = model.register_forward_hook(self._keep, with_kwargs=True)

@@ -11,9 +11,10 @@ from support.short_run import IGNORED_WARNINGS, train_into
 
 pytest.importorskip("matplotlib", reason="needs lightning-linf[figures]")
 
+from lightning_linf import figure_style as style
 from lightning_linf import quantities
 from lightning_linf.cli import main
-from lightning_linf.figures import curves, layers, style
+from lightning_linf.figures import curves, layers
 from lightning_linf.figures.save import save_figures
 from lightning_linf.panels.files import STATIC
 from lightning_linf.panels.table import lay_out, stack

@@ -58,9 +58,9 @@ def test_training_of_transformers_is_recorded_by_the_callback(tmp_path, monkeypa
         exec(compile(examples()["transformers"], "transformers", "exec"), {})
     records, notes = read(tmp_path / "runs" / "transformers" / "geometry" / "geometry.jsonl")
     assert notes == []
-    assert [one.step for one in records if "heterogeneity" in one.tag] == list(range(1, 21))
+    assert [one.step for one in records if "heterogeneity" in one.tag] == list(range(20))
     measured = [one for one in records if "smoothness" in one.tag]
-    assert [one.step for one in measured] == [10, 20]
+    assert [one.step for one in measured] == [9, 19]
     assert measured[0].report["settings"]["num_batches"] == 4
     assert measured[0].report["noise"] is not None
     (run,) = load([tmp_path])
