@@ -32,6 +32,7 @@ from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.probe.spectral import split_matrices
 from lightning_linf.recorder.stage import TrainingStage
+from lightning_linf.recorder.training import training_settings
 from lightning_linf.report import GeometryReport
 from lightning_linf.report.scalars import columns_of, scalars_of
 
@@ -235,7 +236,8 @@ class LinfSmoothnessMonitor(ProbingMonitor):
             memory_of=lambda landscape: landscape.memory(self.num_probes, len(partitions)),
         )
         stage = self._stage.now(sum_over_ranks(trainer))
-        report = replace(report, settings={**report.settings, "stage": stage})
+        about = training_settings(pl_module, trainer.optimizers)
+        report = replace(report, settings={**report.settings, **about, "stage": stage})
         self.last_report = report
         seconds, overhead = self.cost(pl_module)
         cost = {quantities.PROBE_SECONDS.tag: seconds, quantities.PROBE_OVERHEAD.tag: overhead}

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_linf.html.script import bundle
 from lightning_linf.panels import payload
 from lightning_linf.panels.files import STATIC
+from lightning_linf.panels.own_scalars import own_scalars
 from lightning_linf.report.markup import paragraphs, words
 from lightning_linf.runs.run import MAX_STEPS, Run
 
@@ -22,7 +23,7 @@ def make_page(runs: Sequence[Run]) -> str:
     """Write runs as one HTML page that needs no other file, and that can be encoded as UTF-8."""
     style = "".join(
         (STATIC / name).read_text(encoding="utf-8")
-        for name in ("vendor/uPlot.min.css", "style.css")
+        for name in ("vendor/uPlot.min.css", "style.css", "print.css")
     )
     # A script element ends at "</script", and not even there after "<!--<script".
     data = json.dumps(_data(runs), allow_nan=False).replace("<", "\\u003c")
@@ -72,6 +73,7 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
         {
             "name": run.name,
             "scalars": sorted(run.scalars),
+            "own": own_scalars(run.own),
             "tables": {tag: table.metadata.to_json() for tag, table in run.tables.items()},
             "report": run.report is not None,
         }
@@ -84,7 +86,8 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
             "vocabulary": payload.vocabulary(),
         },
         "scalars": {
-            run.name: {"curves": payload.curves(run.scalars, most=MAX_STEPS)} for run in runs
+            run.name: {"curves": payload.curves({**run.scalars, **run.own}, most=MAX_STEPS)}
+            for run in runs
         },
         "tables": {run.name: _tables(run) for run in runs},
         "reports": {

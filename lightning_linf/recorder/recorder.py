@@ -27,6 +27,7 @@ from lightning_linf.recorder.failures import kind_and_cause
 from lightning_linf.recorder.heterogeneity import spread_of, sums_over_ranks
 from lightning_linf.recorder.output import RunFolder
 from lightning_linf.recorder.stage import TrainingStage
+from lightning_linf.recorder.training import training_settings
 from lightning_linf.report import EdgeReport, GeometryReport
 from lightning_linf.report.scalars import (
     columns_of,
@@ -82,6 +83,7 @@ class GeometryRecorder:
         self.last_report: GeometryReport | None = None
         self._folder = RunFolder(Path(logdir))
         self._stage: TrainingStage | None = None
+        self._optimizers: list[Optimizer] = []
         self._warned: set[str] = set()
         self._begin = time.perf_counter()
         self._probe_seconds = 0.0
@@ -168,9 +170,10 @@ class GeometryRecorder:
             inner = unwrap("GeometryRecorder", module)
             reduce = sum_over_processes(next(inner.parameters()).device)
             report = measure_geometry(inner, batches, loss=loss, reduce=reduce, **options)
+            about = training_settings(inner, self._optimizers)
             if self._stage is not None:
-                stage = self._stage.now(reduce)
-                report = replace(report, settings={**report.settings, "stage": stage})
+                about["stage"] = self._stage.now(reduce)
+            report = replace(report, settings={**report.settings, **about})
             seconds = time.perf_counter() - begin
             self._probe_seconds += seconds
             training = time.perf_counter() - self._begin - self._probe_seconds
@@ -218,6 +221,7 @@ class GeometryRecorder:
         if self._stage is not None:
             self._stage.add_loss(loss)
             if optimizer is not None:
+                self._optimizers = [optimizer]
                 self._stage.add_step([optimizer])
 
     def _record_geometry(
