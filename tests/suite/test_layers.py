@@ -90,7 +90,9 @@ THIRD_PARTY = {
     "html": set(),
     "figures": {"matplotlib", "numpy"},
     "recorder": {"torch", "lightning_utilities", "transformers", "typing_extensions"},
-    "callbacks": {"torch", "lightning", "lightning_utilities", "typing_extensions", "wandb"},
+    "callbacks": {
+        *("torch", "lightning", "lightning_utilities", "rich", "typing_extensions", "wandb"),
+    },
     "cli": {"torch", "lightning", "jsonargparse", "yaml", "rich"},
 }
 
