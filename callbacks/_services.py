@@ -37,8 +37,9 @@ def settings_of(monitors: Iterable[Callback]) -> dict[str, Any]:
     """Give the arguments that monitors were made with, as far as they are plain, for a config."""
     settings: dict[str, Any] = {}
     for monitor in monitors:
-        names = [name for name in inspect.signature(type(monitor)).parameters if name != "name"]
-        given = {name: getattr(monitor, name, None) for name in names}
+        parameters = inspect.signature(type(monitor)).parameters
+        given = {name: getattr(monitor, name) for name in parameters if hasattr(monitor, name)}
+        given.pop("name", None)
         name = getattr(monitor, "name", "")
         key = type(monitor).__name__ + (f"/{name}" if name else "")
         settings[key] = {name: value for name, value in given.items() if _is_plain(value)}

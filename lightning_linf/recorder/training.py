@@ -26,7 +26,8 @@ def training_settings(module: nn.Module, optimizers: Sequence[Optimizer]) -> dic
 def _described(optimizer: Optimizer) -> str:
     """Write the class and the hyperparameters of the first group, as in "AdamW(lr=0.001)"."""
     group: Mapping[str, Any] = optimizer.param_groups[0]
-    shown = [f"{name}={_number(group[name])}" for name in _SHOWN if group.get(name)]
+    named = [name for name in _SHOWN if name == "lr" or group.get(name)]  # a zero has no effect
+    shown = [f"{name}={_number(group[name])}" for name in named]
     several = len(optimizer.param_groups)
     of_groups = f", first of {several} groups" if several > 1 else ""
     return f"{type(optimizer).__name__}({', '.join(shown)}{of_groups})"
