@@ -93,6 +93,7 @@ def under_a_trainer(folder):
     return read(folder / "a" / "b" / "geometry.jsonl")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 def test_records_of_a_loop_are_those_of_the_monitors_beside_a_trainer(tmp_path):
     expected = under_a_trainer(tmp_path / "trainer")
@@ -232,6 +233,7 @@ def test_wrong_arguments_are_refused(call, message, tmp_path):
         call(tmp_path)
 
 
+@pytest.mark.slow
 def test_autocast_of_accelerate_is_off_in_a_probe_and_on_again_after_it():
     accelerate = pytest.importorskip("accelerate")
     bare = network()

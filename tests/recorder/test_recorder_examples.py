@@ -15,6 +15,7 @@ from lightning_linf.runs.load import load
 PAGE = Path(__file__).parents[2] / "docs" / "without_a_trainer.md"
 NEEDS = {"plain": "torch", "fabric": "lightning", "accelerate": "accelerate"}
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not PAGE.is_file(), reason="tests the source tree"),
     pytest.mark.filterwarnings("ignore:.*torch.backends.cuda.matmul.allow_tf32:UserWarning"),
 ]
@@ -49,7 +50,6 @@ def test_loop_of_the_documentation_trains_measures_and_is_shown(name, tmp_path, 
     assert run.report.verdict in make_page([run])
 
 
-@pytest.mark.slow
 def test_training_of_transformers_is_recorded_by_the_callback(tmp_path, monkeypatch):
     pytest.importorskip("accelerate")
     pytest.importorskip("transformers")
@@ -68,7 +68,6 @@ def test_training_of_transformers_is_recorded_by_the_callback(tmp_path, monkeypa
     assert run.report is not None
 
 
-@pytest.mark.slow
 def test_training_of_transformers_with_the_callback_is_bit_identical(tmp_path):
     pytest.importorskip("accelerate")
     transformers = pytest.importorskip("transformers")
