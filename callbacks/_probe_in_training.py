@@ -1,11 +1,13 @@
 """A measurement during training: with a progress bar, and given up when training must end."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from rich.progress import Task
 
 from lightning_linf.callbacks._last_step import LastStep
 from lightning_linf.distributed.place import HERE
@@ -66,8 +68,11 @@ def products_counted(trainer: Trainer, total: int) -> Iterator[Callable[[int], o
 
 @contextmanager
 def _progress(trainer: Trainer, total: int) -> Iterator[Callable[[int], object]]:
-    """Show ``total`` products in the style of the trainer's own bar, if it has one."""
-    bar = trainer.progress_bar_callback
+    """Show ``total`` products in the style of the trainer's own bar, if it has one.
+
+    The bar's "it/s" stay those of training: its clock stands still meanwhile.
+    """
+    bar, begin = trainer.progress_bar_callback, time.monotonic()
     if is_either(bar, RichProgressBar) and bar.progress is not None:
         progress = bar.progress
         task = progress.add_task("Probing", total=total)
@@ -75,8 +80,18 @@ def _progress(trainer: Trainer, total: int) -> Iterator[Callable[[int], object]]
             yield lambda count: progress.update(task, advance=count, refresh=True)
         finally:
             progress.remove_task(task)
+            for other in progress.tasks:
+                _leave_out(other, time.monotonic() - begin)
     elif is_either(bar, TQDMProgressBar) and bar.is_enabled:
         with Tqdm(desc="Probing", total=total, leave=False, dynamic_ncols=True) as lines:
             yield lambda count: lines.update(count)
+        bar.train_progress_bar.unpause()
     else:
         yield lambda count: None
+
+
+def _leave_out(task: Task, seconds: float) -> None:
+    """Move the times of which rich makes the speed of a task; it has no public name for them."""
+    samples = [each._replace(timestamp=each.timestamp + seconds) for each in task._progress]
+    task._progress.clear()
+    task._progress.extend(samples)

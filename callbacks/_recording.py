@@ -1,67 +1,57 @@
 """Where the record of a measurement goes: event files, and `geometry.jsonl` beside any logger."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor
 
-from lightning_linf import quantities, record
+from lightning_linf import record
+from lightning_linf.callbacks._services import is_service, settings_of, show_record, uploads
 from lightning_linf.callbacks._trainer import shown_hyperparameters
 from lightning_linf.lightning_packages import is_either
-from lightning_linf.record import LogHistogram, Record
-from lightning_linf.report import GeometryReport
+from lightning_linf.record import Record
+from lightning_linf.recorder.entry import num_restarts
 from lightning_linf.tensorboard import layout
 from lightning_linf.tensorboard.writer import write_record
 
-
-def make_record(
-    step: int,
-    tag: str,
-    scalars: Mapping[str, float],
-    tensor_names: list[str],
-    columns: Mapping[str, Tensor],
-    whole: Mapping[str, Tensor],
-    histogram: tuple[Tensor, Tensor] | None,
-    report: GeometryReport | None,
-) -> Record:
-    """Turn tensors into plain data."""
-    counted = None
-    if histogram is not None and histogram[1].numel() > 0:  # a gradient of zeros has none
-        counted = LogHistogram(*(part.tolist() for part in histogram))
-    return Record(
-        step=step,
-        tag=tag,
-        scalars=dict(scalars),
-        tensors=tensor_names,
-        columns={name: column.tolist() for name, column in columns.items()},
-        whole={name: value.float().tolist() for name, value in whole.items()},
-        histogram=counted,
-        # The table has a row for each tensor already.
-        report=None if report is None else replace(report, per_tensor={}).to_dict(),
-        restart=num_restarts(),
-    )
+Tasks = Iterator[tuple[str, Callable[[], None]]]  # what is done, in words and as a function
 
 
-def num_restarts() -> int:
-    """Count how many times torchrun has started the processes of this training again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def opening(trainer: Trainer, monitors: Iterable[Callback]) -> Tasks:
+    """List what the loggers get of the monitors before a training; on rank zero only."""
+    if not trainer.is_global_zero:
+        return
+    yield "lay out TensorBoard's custom scalars", partial(write_layout, trainer, monitors)
+    for logger in trainer.loggers:
+        if is_service(logger):
+            settings = settings_of(monitors)
+            yield "log the settings of the monitors", partial(logger.log_hyperparams, settings)
 
 
-def writers(trainer: Trainer, entry: Record) -> Iterator[tuple[str, Callable[[], None]]]:
-    """List what is to be done with a record, in words and as a function; on rank zero only."""
+def closing(trainer: Trainer) -> Tasks:
+    """List what the loggers get of a training that was measured and has ended."""
+    if not trainer.is_global_zero:
+        return
+    yield "show the run among TensorBoard's HPARAMS", partial(write_session, trainer)
+    path = jsonl_path(trainer)
+    if path is not None:
+        yield from uploads(trainer.loggers, path)
+
+
+def writers(trainer: Trainer, entry: Record) -> Tasks:
+    """List what is to be done with a record; on rank zero only."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
         if is_either(logger, TensorBoardLogger):
             yield "write to its event file", partial(write_record, logger.experiment, entry)
+        elif is_service(logger):
+            yield f"show tables in {type(logger).__name__}", partial(show_record, logger, entry)
     path = jsonl_path(trainer)
     if path is not None:
         yield f"write to {path}", partial(record.append, path, entry)
@@ -94,16 +84,6 @@ def _named_folder(logger: Logger, folder: str) -> str:
     return os.path.join(folder, str(logger.name), version)
 
 
-def columns_of(report: GeometryReport) -> dict[str, Tensor]:
-    """Give what a record keeps of each parameter tensor of a report, as columns (T,)."""
-    rows = report.per_tensor.values()
-    return {
-        name: torch.tensor([row[name] for row in rows])
-        for name in (quantities.ONE_ONE_NORM_SHARE.name, quantities.SIGNAL_TO_NOISE.name)
-        if all(name in row for row in rows)
-    }
-
-
 def start_jsonl(trainer: Trainer, step: int) -> None:
     """Make `geometry.jsonl` ready for the records from ``step`` on."""
     path = jsonl_path(trainer) if trainer.is_global_zero else None
@@ -119,11 +99,10 @@ def start_jsonl(trainer: Trainer, step: int) -> None:
 
 def write_layout(trainer: Trainer, monitors: Iterable[Callback]) -> None:
     """Give TensorBoard's custom scalars a layout; a later one of the user's replaces it."""
-    if trainer.is_global_zero:
-        classes = [base.__name__ for monitor in monitors for base in type(monitor).__mro__]
-        for logger in trainer.loggers:
-            if is_either(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(layout.custom_scalars(classes))
+    classes = [base.__name__ for monitor in monitors for base in type(monitor).__mro__]
+    for logger in trainer.loggers:
+        if is_either(logger, TensorBoardLogger):
+            logger.experiment.add_custom_scalars(layout.custom_scalars(classes))
 
 
 def write_session(trainer: Trainer) -> None:
@@ -132,8 +111,6 @@ def write_session(trainer: Trainer) -> None:
     All scalars, that is, unless Lightning has listed ``hp_metric`` as the only one, which
     ``TensorBoardLogger(default_hp_metric=False)`` prevents.
     """
-    if not trainer.is_global_zero:
-        return
     for logger in trainer.loggers:
         if is_either(logger, TensorBoardLogger) and logger.hparams:
             # Not at the top: it needs tensorboard, without which Lightning uses another writer.

@@ -22,6 +22,7 @@ from lightning_linf.probe import Landscape, ProbeMemory
 from lightning_linf.probe.edge import EDGE_HVPS, measure_edge_of_landscape
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.report import EdgeReport
+from lightning_linf.report.scalars import edge_columns_of, edge_scalars_of
 
 
 class EdgeMonitor(ProbingMonitor):
@@ -140,19 +141,9 @@ class EdgeMonitor(ProbingMonitor):
         scalars = {
             quantities.EDGE_SECONDS.tag: seconds,
             quantities.EDGE_OVERHEAD.tag: overhead,
+            **edge_scalars_of(report),
         }
-        if reason is None:
-            scalars[quantities.EDGE.tag] = report.edge
-            scalars[quantities.EDGE_ERROR.tag] = report.edge_relative_error
-            scalars[quantities.LARGEST_STABLE_LR.tag] = report.largest_stable_lr
-        if report.step is not None:
-            scalars[quantities.STEP_GAIN.tag] = report.step.gain
-            scalars[quantities.BEST_STEP_MULTIPLE.tag] = report.step.best_multiple
-        rows = report.per_tensor.values()
-        columns = {
-            quantities.STEP_GAIN.name: torch.tensor([row.gain for row in rows]),
-            quantities.BEST_STEP_MULTIPLE.name: torch.tensor([row.best_multiple for row in rows]),
-        }
+        columns = {name: torch.tensor(rows) for name, rows in edge_columns_of(report).items()}
         self.record(trainer, scalars, columns, list(report.per_tensor))
 
 

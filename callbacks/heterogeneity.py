@@ -1,8 +1,7 @@
 """Log how unevenly the gradient is spread over coordinates."""
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -17,20 +16,8 @@ from lightning_linf.callbacks._trainer import (
 )
 from lightning_linf.callbacks.monitor import GeometryMonitor
 from lightning_linf.distributed.ranks import Ranks
-from lightning_linf.distributed.shards import is_counted_here, is_sharded, local_grad
-from lightning_linf.functional.heterogeneity import (
-    QUANTILES,
-    Heterogeneity,
-    each_and_whole,
-    log10_histogram,
-)
-from lightning_linf.functional.heterogeneity_sums import (
-    HeterogeneitySums,
-    heterogeneity_update,
-    merge_tensors,
-)
-
-_MEDIAN = QUANTILES.index(0.5)
+from lightning_linf.functional.heterogeneity_sums import HeterogeneitySums
+from lightning_linf.recorder.heterogeneity import spread_of, sums_over_ranks
 
 
 class GradientHeterogeneityMonitor(GeometryMonitor):
@@ -112,29 +99,19 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
         ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
         scale = gradient_scale(trainer, optimizer)
         share = (trainer.global_rank, trainer.world_size)
-        sums = ranks.together(lambda: _sums_of_share(list(parameters.values()), scale, *share))
-        sums = _over_ranks(sums, ranks)
+        sums = sums_over_ranks(list(parameters.values()), ranks, scale, *share)
         if loss_scale(trainer) is not None and (sums.num_inf + sums.num_nan).any():
             self.postpone()  # the scaler will skip this step
             return
-        merged = merge_tensors(sums)
-        each, whole = (_on_host(result) for result in each_and_whole(sums))
-        scalars = {
-            quantities.DENSITY.tag: float(whole.density),
-            quantities.GINI.tag: float(whole.gini),
-            quantities.TOP_ENERGY.tag: float(whole.top_energy),
-            quantities.ZERO_FRACTION.tag: float(whole.zero_fraction),
-            quantities.MEDIAN_LOG10_GRAD.tag: float(whole.log10_quantiles[_MEDIAN]),
-            quantities.NUM_NONFINITE.tag: float(whole.num_inf + whole.num_nan),
-        }
+        spread = spread_of(sums)
         self.record(
             trainer,
-            scalars,
-            _columns(each),
+            spread.scalars,
+            spread.columns,
             list(parameters),
             suffix=_suffix(trainer, optimizer),
-            whole=_columns(whole),
-            histogram=log10_histogram(merged),
+            whole=spread.whole,
+            histogram=spread.histogram,
         )
         self._warn_of_nonfinite(trainer, optimizer, parameters, sums)
 
@@ -164,50 +141,6 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
                     f"{logged_step(trainer)}, and stays so whatever the gradients are. Resume from "
                     "a checkpoint before that.",
                 )
-
-
-def _on_host(result: Heterogeneity) -> Heterogeneity:
-    """Copy statistics from the device, all at once."""
-    numbers = torch.cat([torch.stack(result[:-1], dim=-1), result.log10_quantiles], dim=-1).cpu()
-    values, quantiles = numbers[..., : -len(QUANTILES)], numbers[..., -len(QUANTILES) :]
-    return Heterogeneity._make([*values.unbind(dim=-1), quantiles])
-
-
-def _columns(result: Heterogeneity) -> dict[str, Tensor]:
-    return {
-        quantities.DENSITY.name: result.density,
-        quantities.GINI.name: result.gini,
-        quantities.TOP_ENERGY.name: result.top_energy,
-        quantities.ZERO_FRACTION.name: result.zero_fraction,
-        quantities.LOG10_QUANTILES.name: result.log10_quantiles,
-    }
-
-
-def _sums_of_share(
-    parameters: list[nn.Parameter], scale: float, rank: int, world_size: int
-) -> HeterogeneitySums:
-    """Count this rank's part of each gradient; the counts of all ranks add up to the whole's."""
-    if all(p.grad is None for p in parameters):
-        raise ValueError("expected gradients before the optimizer step, but all are None.")
-    parts = []
-    for p in parameters:
-        # The gradient of a parameter that the loss does not reach is zero.
-        gradient = torch.zeros_like(p) if p.grad is None else p.grad.to_dense()
-        if is_sharded(p):
-            part = local_grad(p, gradient).reshape(-1)
-            parts.append(part if is_counted_here(p) else part[:0])
-        else:  # alike on all ranks
-            parts.append(gradient.reshape(-1).tensor_split(world_size)[rank])
-    return heterogeneity_update(parts if scale == 1.0 else [part / scale for part in parts])
-
-
-def _over_ranks(sums: HeterogeneitySums, ranks: Ranks) -> HeterogeneitySums:
-    """Add up over ranks, counts and sums each in one reduction."""
-    if ranks.is_alone:
-        return sums
-    counts = torch.cat([sums.histogram, *(c[:, None] for c in sums[1:4])], dim=1)  # (T, bins + 3)
-    counts, totals = ranks.sum(counts), ranks.sum(torch.stack(sums[4:]))
-    return HeterogeneitySums(counts[:, :-3], *counts[:, -3:].unbind(dim=1), *totals)
 
 
 def _suffix(trainer: Trainer, optimizer: Optimizer) -> str:

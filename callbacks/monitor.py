@@ -1,6 +1,5 @@
 """What every geometry monitor shares: when to measure, where numbers go, what errors do."""
 
-import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,15 +16,17 @@ from lightning_linf import quantities
 from lightning_linf.argument_checks import check_choice, check_whole
 from lightning_linf.callbacks._due_steps import DueSteps
 from lightning_linf.callbacks._recording import (
-    make_record,
+    Tasks,
+    closing,
+    opening,
     start_jsonl,
-    write_layout,
-    write_session,
     writers,
 )
 from lightning_linf.callbacks._trainer import is_dev_run, logged_step
 from lightning_linf.distributed.heartbeat import phase
 from lightning_linf.errors import RankLostError, RestoreError
+from lightning_linf.recorder.entry import make_record
+from lightning_linf.recorder.failures import kind_and_cause
 from lightning_linf.report import GeometryReport
 from lightning_linf.swap.trainer import check_strategy
 
@@ -130,8 +131,7 @@ class GeometryMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitors = _monitors(trainer)
         if monitors[0] is self and not trainer.barebones:
-            with self.errors_handled(trainer, "lay out TensorBoard's custom scalars"):
-                write_layout(trainer, monitors)
+            self._do(trainer, opening(trainer, monitors))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -220,9 +220,7 @@ class GeometryMonitor(Callback):
         entry_on_disk = make_record(
             step, record_tag + suffix, tagged, tensor_names, columns, whole or {}, histogram, report
         )
-        for task, write in writers(trainer, entry_on_disk):
-            with self.errors_handled(trainer, task):
-                write()
+        self._do(trainer, writers(trainer, entry_on_disk))
 
     @contextmanager
     def errors_handled(self, trainer: Trainer, task: str) -> Iterator[None]:
@@ -245,9 +243,9 @@ class GeometryMonitor(Callback):
             if self.on_error == "raise":
                 raise
             self._num_failures += 1
-            cause = f"{type(error).__name__}: {error}"
+            kind, cause = kind_and_cause(error)
             self.warn_once(
-                re.sub(r"[-+\d.e]+|inf|nan", "", cause),  # the same but for numbers
+                kind,
                 f"could not {task} at step {logged_step(trainer)} and goes on without. {cause}",
             )
             # What the failed frames hold, a graph say, would stay until the collector runs.
@@ -258,8 +256,7 @@ class GeometryMonitor(Callback):
         self.release()
         monitors = _monitors(trainer)
         if monitors[0] is self and any(monitor.history for monitor in monitors):
-            with self.errors_handled(trainer, "show the run among TensorBoard's HPARAMS"):
-                write_session(trainer)
+            self._do(trainer, closing(trainer))
         if self._num_failures > 1:
             rank_zero_warn(
                 f"{type(self).__name__}: {self._num_failures} failures in all, and "
@@ -281,6 +278,17 @@ class GeometryMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self.release()
+        monitors = _monitors(trainer)
+        if monitors[0] is self and any(monitor.history for monitor in monitors):
+            try:
+                self._do(trainer, closing(trainer))
+            except Exception as error:  # with on_error="raise"; it must not hide the first one
+                rank_zero_warn(f"{type(self).__name__}: {error}")
+
+    def _do(self, trainer: Trainer, tasks: Tasks) -> None:
+        for task, act in tasks:
+            with self.errors_handled(trainer, task):
+                act()
 
     def release(self) -> None:
         """Free what is kept for a measurement, as the training has ended. Made to override."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
@@ -17,8 +18,6 @@ from lightning_linf.argument_checks import (
 )
 from lightning_linf.callbacks._probe_in_training import probe_in_training
 from lightning_linf.callbacks._probing_monitor import ProbingMonitor
-from lightning_linf.callbacks._recording import columns_of
-from lightning_linf.callbacks._stage import TrainingStage
 from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.callbacks.monitor import OnError
 from lightning_linf.callbacks.noise import GradientNoiseMonitor
@@ -32,8 +31,10 @@ from lightning_linf.partition_names import SPECTRAL, FusedQKV, MeasuredName, Par
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.probe.spectral import split_matrices
+from lightning_linf.recorder.stage import TrainingStage
+from lightning_linf.recorder.training import training_settings
 from lightning_linf.report import GeometryReport
-from lightning_linf.report.scalars import scalars_of
+from lightning_linf.report.scalars import columns_of, scalars_of
 
 
 class LinfSmoothnessMonitor(ProbingMonitor):
@@ -238,12 +239,14 @@ class LinfSmoothnessMonitor(ProbingMonitor):
             memory_of=lambda landscape: landscape.memory(self.num_probes, len(partitions)),
         )
         stage = self._stage.now(sum_over_ranks(trainer))
-        report = replace(report, settings={**report.settings, "stage": stage})
+        about = training_settings(pl_module, trainer.optimizers)
+        report = replace(report, settings={**report.settings, **about, "stage": stage})
         self.last_report = report
         seconds, overhead = self.cost(pl_module)
         cost = {quantities.PROBE_SECONDS.tag: seconds, quantities.PROBE_OVERHEAD.tag: overhead}
         scalars = {**scalars_of(report), **cost}
-        self.record(trainer, scalars, columns_of(report), list(report.per_tensor), report=report)
+        columns = {name: torch.tensor(rows) for name, rows in columns_of(report).items()}
+        self.record(trainer, scalars, columns, list(report.per_tensor), report=report)
 
     def _matrices(
         self, pl_module: LightningModule, parameters: Sequence[nn.Parameter]

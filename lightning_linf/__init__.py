@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_linf.probe import measure_edge as measure_edge
     from lightning_linf.probe import measure_geometry as measure_geometry
     from lightning_linf.probe import probe_memory as probe_memory
+    from lightning_linf.recorder import GeometryRecorder as GeometryRecorder
     from lightning_linf.reparam import Permutation as Permutation
     from lightning_linf.reparam import Rotation as Rotation
     from lightning_linf.reparam import Scaling as Scaling
@@ -34,6 +35,7 @@ _HOMES = {
     "EdgeReport": "lightning_linf.report",
     "Geometry": "lightning_linf.swap",
     "GeometryMixin": "lightning_linf.swap",
+    "GeometryRecorder": "lightning_linf.recorder",
     "GeometryReport": "lightning_linf.report",
     "GradientHeterogeneityMonitor": "lightning_linf.callbacks",
     "GradientNoiseMonitor": "lightning_linf.callbacks",

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lightning_linf import figure_style as style
 from lightning_linf import quantities
-from lightning_linf.figures import style
+from lightning_linf.panels.own_scalars import own_scalars
 from lightning_linf.partition_names import FINE_TO_COARSE, GEOMETRY_OF
 from lightning_linf.quantity import PartitionScalar
 from lightning_linf.runs.run import Run
@@ -59,6 +60,29 @@ def draw_smoothness(runs: Sequence[Run]) -> Figure | None:
         axes.set_ylabel(f"{kind}(Φ)/d, loss per parameter squared")
     style.make_log(parts[0])
     _add_legend(figure, runs, shown)
+    return figure
+
+
+def draw_losses(runs: Sequence[Run]) -> Figure | None:
+    """Draw the losses that the trainings have logged themselves; None if none has.
+
+    Of several runs a loss has the dash of its place among all of their losses.
+    """
+    tags = own_scalars({tag for run in runs for tag in run.own})["loss"]
+    if not tags:
+        return None
+    figure, (axes,) = style.grid(1, "Losses of the training", 7.2, 4.2)
+    for i, run in enumerate(runs):
+        for j, tag in enumerate(tags):
+            points = [(step, y) for step, y in run.own.get(tag, ()) if math.isfinite(y)]
+            label = style.literal(tag if len(runs) == 1 else f"{run.name}: {tag}")
+            color = style.color(j if len(runs) == 1 else i)
+            dash = "-" if len(runs) == 1 else _DASHES[j % len(_DASHES)]
+            if points:
+                axes.plot(*zip(*points, strict=True), dash, color=color, label=label)
+    axes.set_xlabel("optimizer step")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

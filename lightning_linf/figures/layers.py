@@ -8,7 +8,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_linf.figures import style
+from lightning_linf import figure_style as style
 from lightning_linf.panels.table import Column, Table
 from lightning_linf.runs.run import Run
 

@@ -11,12 +11,13 @@ from lightning_linf.figures import curves, layers
 from lightning_linf.report import files
 from lightning_linf.runs.run import Run
 
-_FIGURES = {  # by the name of their panel
+_FIGURES = {  # by the name of their panel, but for the losses
     "verdict": curves.draw_verdict,
     "smoothness": curves.draw_smoothness,
     "heatmap": layers.draw_heatmap,
     "bars": layers.draw_bars,
     "fan": layers.draw_fan,
+    "losses": curves.draw_losses,
 }
 _SETTINGS: Any = {
     "font.size": 9,

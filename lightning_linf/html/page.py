@@ -9,7 +9,8 @@ from typing import Any
 from lightning_linf.html.script import bundle
 from lightning_linf.panels import payload
 from lightning_linf.panels.files import STATIC
-from lightning_linf.report import ReportText
+from lightning_linf.panels.own_scalars import own_scalars
+from lightning_linf.report.markup import paragraphs, words
 from lightning_linf.runs.run import MAX_STEPS, Run
 
 # Whatever names of runs and layers hold, the browser fetches nothing from anywhere.
@@ -22,7 +23,7 @@ def make_page(runs: Sequence[Run]) -> str:
     """Write runs as one HTML page that needs no other file, and that can be encoded as UTF-8."""
     style = "".join(
         (STATIC / name).read_text(encoding="utf-8")
-        for name in ("vendor/uPlot.min.css", "style.css")
+        for name in ("vendor/uPlot.min.css", "style.css", "print.css")
     )
     # A script element ends at "</script", and not even there after "<!--<script".
     data = json.dumps(_data(runs), allow_nan=False).replace("<", "\\u003c")
@@ -56,36 +57,14 @@ def make_page(runs: Sequence[Run]) -> str:
 def _report(run: Run) -> str:
     name = html.escape(run.name)
     if run.report is not None:
-        content = _content(name, run.report_step, run.report)
+        when = f"At step {run.report_step:,}, the last whole measurement."
+        content = paragraphs(when, kind="muted") + words(run.report, name)
     else:
-        content = _paragraphs(
+        content = paragraphs(
             "No verdict: its records hold no report of its smoothness. LinfSmoothnessMonitor "
             "measures it; an earlier version of lightning_linf kept no reports."
         )
     return f'<section class="panel words"><h2>{name}</h2>{content}</section>\n'
-
-
-def _content(run_name: str, step: int, text: ReportText) -> str:
-    """Lay out what a terminal shows, of which any cell may hold a user's own words."""
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in text.headings)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for name, *cells in text.rows
-    )
-    return (
-        _paragraphs(f"At step {step:,}, the last whole measurement.", kind="muted")
-        + _paragraphs(*text.header)
-        + f'<div class="scroll" tabindex="0" role="region" aria-label="{run_name}: table">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        + _paragraphs(*text.legend, kind="muted")
-        + _paragraphs(text.verdict, text.advice)
-    )
-
-
-def _paragraphs(*lines: str, kind: str = "text") -> str:
-    return "".join(f'<p class="{kind}">{html.escape(line)}</p>' for line in lines)
 
 
 def _data(runs: Sequence[Run]) -> dict[str, Any]:
@@ -94,6 +73,7 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
         {
             "name": run.name,
             "scalars": sorted(run.scalars),
+            "own": own_scalars(run.own),
             "tables": {tag: table.metadata.to_json() for tag, table in run.tables.items()},
             "report": run.report is not None,
         }
@@ -106,7 +86,8 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
             "vocabulary": payload.vocabulary(),
         },
         "scalars": {
-            run.name: {"curves": payload.curves(run.scalars, most=MAX_STEPS)} for run in runs
+            run.name: {"curves": payload.curves({**run.scalars, **run.own}, most=MAX_STEPS)}
+            for run in runs
         },
         "tables": {run.name: _tables(run) for run in runs},
         "reports": {

@@ -1,7 +1,7 @@
 """A partition, called Phi in formulas: a split of a module's parameters into blocks."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from rich.console import Console, Group
@@ -11,8 +11,16 @@ from lightning_linf.argument_checks import check_choice
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.pieces import Piece, labelled, matched, nothing, number, trainable
 from lightning_linf.partition.structure import check_structure, structural
-from lightning_linf.partition.table import table
+from lightning_linf.partition.table import (
+    TensorBlocks,
+    blocks_of_tensors,
+    in_notebook,
+    in_terminal,
+)
 from lightning_linf.partition_names import FusedQKV, PartitionName
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Partition:
@@ -274,8 +282,23 @@ class Partition:
         """
         Console().print(self)
 
+    def to_pandas(self) -> "DataFrame":
+        """Give the blocks of every parameter tensor as a table of pandas, which must be installed.
+
+        Its columns are those of :class:`~lightning_linf.partition.table.TensorBlocks`.
+        """
+        from pandas import DataFrame  # need not be installed
+
+        return DataFrame([vars(row) for row in self._rows()]).set_index("parameter")
+
+    def _rows(self) -> list[TensorBlocks]:
+        return blocks_of_tensors(self.names, self.shapes, self._layouts)
+
     def __rich__(self) -> Group:
-        return table(self.name, self.names, self.shapes, self._layouts, self.num_blocks)
+        return in_terminal(self.name, self._rows(), self.num_blocks, self.num_params)
+
+    def _repr_html_(self) -> str:
+        return in_notebook(self.name, self._rows(), self.num_blocks, self.num_params)
 
     def __repr__(self) -> str:
         blocks = f"{self.num_blocks:,} block{'s' if self.num_blocks > 1 else ''}"

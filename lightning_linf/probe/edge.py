@@ -14,12 +14,12 @@ from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.lambda_max import lanczos
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.functional.random_vectors import normal_vector
-from lightning_linf.probe.fabric import unwrap_fabric
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.last_step import measure_last_step
 from lightning_linf.probe.preconditioned import PreconditionedHessian
 from lightning_linf.probe.products import HessianProducts
+from lightning_linf.probe.wrappers import bare_forward, unwrap, unwrap_optimizer
 from lightning_linf.report import EdgeReport, StepReport
 
 EDGE_HVPS = 16
@@ -37,6 +37,7 @@ def measure_edge(
     mode: Mode = "eval",
     matmul_precision: MatmulPrecision = "highest",
     seed: int = 0,
+    reduce: Callable[[Tensor], Tensor] | None = None,
     on_hvps: Callable[[int], object] | None = None,
     whole_parameters: bool = False,
 ) -> EdgeReport:
@@ -76,6 +77,7 @@ def measure_edge(
             BatchNorm with batch statistics.
         matmul_precision: As in :func:`measure_geometry`.
         seed: Of all random numbers.
+        reduce: As in :func:`measure_geometry`.
         on_hvps: Called with the number of products after each pass, for progress bars.
         whole_parameters: As in :class:`Landscape`, for a sharded module.
 
@@ -99,7 +101,7 @@ def measure_edge(
         >>> round(report.edge, 3), round(report.largest_stable_lr, 3)  # 0.1 * 10 / 2; 2 / 10
         (0.5, 0.2)
     """
-    module = unwrap_fabric("measure_edge", module)
+    module, optimizer = unwrap("measure_edge", module), unwrap_optimizer(optimizer)
     check_callable("measure_edge", "on_hvps", on_hvps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     landscape = Landscape(
@@ -111,8 +113,9 @@ def measure_edge(
         parameters=parameters,
         matmul_precision=matmul_precision,
         whole_parameters=whole_parameters,
+        reduce=reduce,
     )
-    with landscape:
+    with bare_forward(module), landscape:
         remark = landscape.check()
         if remark is not None:
             rank_zero_warn(f"measure_edge: {remark}")

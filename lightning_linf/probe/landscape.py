@@ -26,12 +26,12 @@ from lightning_linf.probe.batch_derivatives import BatchDerivatives
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.batch_mean import BatchMean
 from lightning_linf.probe.each_batch import visit_curvatures, visit_gradients
-from lightning_linf.probe.fabric import unwrap_fabric
 from lightning_linf.probe.functional_module import FunctionalModule, Mode
 from lightning_linf.probe.loss_check import check_loss
 from lightning_linf.probe.memory_by_phase import Plan, ProbeMemory
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.simulation import largest_graph
+from lightning_linf.probe.wrappers import unwrap
 from lightning_linf.reparam import Reparameterization
 
 
@@ -128,7 +128,7 @@ class Landscape:
         matmul_precision: MatmulPrecision = "highest",
         whole_parameters: bool = False,
     ) -> None:
-        module = unwrap_fabric("Landscape", module)
+        module = unwrap("Landscape", module)
         check_choice("Landscape", "mode", mode, get_args(Mode))
         check_choice("Landscape", "matmul_precision", matmul_precision, get_args(MatmulPrecision))
         check_positive("Landscape", "memory_gib", memory_gib)

@@ -20,8 +20,7 @@ from lightning_linf.partition import Partition
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import FusedQKV, MeasuredName
 from lightning_linf.probe.batch_list import list_batches
-from lightning_linf.probe.brackets import bracket_smoothness
-from lightning_linf.probe.fabric import unwrap_fabric
+from lightning_linf.probe.brackets import OPERATOR_HVPS, bracket_smoothness
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.gradient import measure_gradient
 from lightning_linf.probe.landscape import Landscape
@@ -33,7 +32,9 @@ from lightning_linf.probe.partitions import (
     without_spectral,
 )
 from lightning_linf.probe.products import HessianProducts
+from lightning_linf.probe.progress import products_shown
 from lightning_linf.probe.spectral import SPECTRAL_HVPS, bracket_spectral, split_matrices
+from lightning_linf.probe.wrappers import bare_forward, unwrap
 from lightning_linf.reparam import Reparameterization
 from lightning_linf.report import GeometryReport
 
@@ -55,6 +56,8 @@ def measure_geometry(
     offload: Offload | None = None,
     whole_parameters: bool = False,
     seed: int = 0,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    progress: bool = False,
     on_hvps: Callable[[int], object] | None = None,
 ) -> GeometryReport:
     """Measure which geometry a loss landscape has, and which optimizer it favours.
@@ -66,7 +69,8 @@ def measure_geometry(
     the module as it was, to the last bit.
 
     Args:
-        module: A LightningModule, or any module together with ``loss``.
+        module: A LightningModule, or any module together with ``loss``; also as Fabric, Accelerate
+            or DDP have wrapped it.
         batches: What the loss is measured on: its mean over them (:class:`Landscape`). A list, or a
             loader that has a length, of which all are taken and held. Two or more tell an error
             over batches, without which there is no verdict.
@@ -106,7 +110,10 @@ def measure_geometry(
             all on every rank. Otherwise each holds its share of parameters and of vectors, and all
             ranks must call this (:class:`Landscape`).
         seed: Of all random numbers.
-        on_hvps: Called with the number of products after each pass, for progress bars.
+        reduce: Sums a tensor over processes and returns it, each of which then has batches of its
+            own and makes the same call. Default: the batches of this process alone.
+        progress: Show a bar of the products, in a terminal or a notebook.
+        on_hvps: Called with the number of products after each pass, for bars of your own.
 
     Returns:
         The report; ``print`` shows it.
@@ -128,7 +135,7 @@ def measure_geometry(
         >>> round(report.one_one_norm, 3), round(report.lambda_max, 3)  # of the Hessian 2 x x^T
         (18.0, 10.0)
     """
-    module = unwrap_fabric("measure_geometry", module)
+    module = unwrap("measure_geometry", module)
     batches = list_batches("measure_geometry", "batches", batches)
     check_callable("measure_geometry", "on_hvps", on_hvps)
     check_structure("measure_geometry", output_dims, fused_qkv)
@@ -139,7 +146,7 @@ def measure_geometry(
         )
     options: dict[str, Any] = {
         "loss": loss, "mode": mode, "seed": seed, "reparameterization": reparameterization,
-        "matmul_precision": matmul_precision, "offload": offload,
+        "matmul_precision": matmul_precision, "offload": offload, "reduce": reduce,
         "whole_parameters": whole_parameters,
     }  # fmt: skip
     landscape = Landscape(module, batches, **options)
@@ -155,14 +162,18 @@ def measure_geometry(
     noise: MeasuredNoise | None = None
     if noise_batches is not None:
         noise_batches = list_batches("measure_geometry", "noise_batches", noise_batches)
-        with Landscape(module, noise_batches, **options) as noise_landscape:
+        noise_landscape = Landscape(module, noise_batches, **options)
+        with bare_forward(module), noise_landscape:
             noise = measure_noise(noise_landscape, chosen)
-    with landscape:
+    most_hvps = max_hvps or (num_probes + OPERATOR_HVPS) * len(chosen)
+    most_hvps += 0 if matrices is None or max_hvps else SPECTRAL_HVPS
+    shown = products_shown(most_hvps, on_hvps, is_shown=progress)
+    with bare_forward(module), landscape, shown as on_hvps:
         with phase("check of the loss"):
             remark = landscape.check()
         if remark is not None:
             rank_zero_warn(f"measure_geometry: {remark}")
-        if noise_batches is None and landscape.num_batches > 1:
+        if noise_batches is None and (landscape.num_batches > 1 or reduce is not None):
             noise = measure_noise(landscape, chosen)
         report = measure_landscape(
             landscape,

@@ -3,15 +3,21 @@
 import json
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 
 from lightning_linf.report import advice, encoding, files
+from lightning_linf.report.frame import Rows, columns_by
+from lightning_linf.report.markup import in_notebook
 from lightning_linf.report.measurement import Measurement
 from lightning_linf.report.terminal import ReportView
 from lightning_linf.report.text import ReportText, describe
 from lightning_linf.report.verdict import Status, judge
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 _SCHEMA = 1
 # In the JSON for its readers, and not read back.
@@ -130,6 +136,33 @@ class GeometryReport(Measurement):
     def load(cls, path: str | Path) -> "GeometryReport":
         """Read what :meth:`save` wrote; raises as :meth:`from_json` does."""
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+    def to_pandas(self, rows: Rows = "partition") -> "DataFrame":
+        """Give the numbers as a table of pandas, which needs to be installed.
+
+        Args:
+            rows: "partition", from many blocks to few: the numbers that ``print`` shows, with what
+                is of the Hessian over d. Or "parameter", for each parameter tensor.
+
+        Raises:
+            ValueError: If ``rows`` is anything else.
+        """
+        from pandas import DataFrame, Index  # need not be installed
+
+        index, columns = columns_by(self, rows)
+        return DataFrame(columns, index=Index(index, name=rows))
+
+    def plot(self) -> "Figure":
+        """Draw the brackets and advantages of all partitions; needs matplotlib.
+
+        A notebook shows the figure, and ``report.plot().savefig("report.svg")`` writes it.
+        """
+        from lightning_linf.report.plot import draw  # matplotlib need not be installed
+
+        return draw(self)
+
+    def _repr_html_(self) -> str:
+        return in_notebook(describe(self))
 
     def __rich__(self) -> RenderableType:
         return ReportView(describe(self))

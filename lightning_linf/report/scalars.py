@@ -1,6 +1,9 @@
-"""The scalars that are logged of a report: one line for each quantity."""
+"""What is logged and recorded of a report: one line for each quantity."""
+
+import math
 
 from lightning_linf import quantities
+from lightning_linf.report.edge import EdgeReport
 from lightning_linf.report.report import GeometryReport
 
 
@@ -55,3 +58,35 @@ def scalars_of(report: GeometryReport) -> dict[str, float]:
         scalars[quantities.NOISE_SCALE.tag] = report.noise.noise_scale
         scalars[quantities.NOISE_TRACE_ERROR.tag] = report.noise.trace_relative_error
     return scalars
+
+
+def columns_of(report: GeometryReport) -> dict[str, list[float]]:
+    """Give what a record keeps of each parameter tensor of a report."""
+    rows = report.per_tensor.values()
+    return {
+        name: [row[name] for row in rows]
+        for name in (quantities.ONE_ONE_NORM_SHARE.name, quantities.SIGNAL_TO_NOISE.name)
+        if all(name in row for row in rows)
+    }
+
+
+def edge_scalars_of(report: EdgeReport) -> dict[str, float]:
+    """Give the numbers by tag, but for those that follow from others or were not measured."""
+    scalars = {}
+    if not math.isnan(report.edge):
+        scalars[quantities.EDGE.tag] = report.edge
+        scalars[quantities.EDGE_ERROR.tag] = report.edge_relative_error
+        scalars[quantities.LARGEST_STABLE_LR.tag] = report.largest_stable_lr
+    if report.step is not None:
+        scalars[quantities.STEP_GAIN.tag] = report.step.gain
+        scalars[quantities.BEST_STEP_MULTIPLE.tag] = report.step.best_multiple
+    return scalars
+
+
+def edge_columns_of(report: EdgeReport) -> dict[str, list[float]]:
+    """Give what a record keeps of each parameter tensor: its part of the last step."""
+    rows = report.per_tensor.values()
+    return {
+        quantities.STEP_GAIN.name: [row.gain for row in rows],
+        quantities.BEST_STEP_MULTIPLE.name: [row.best_multiple for row in rows],
+    }

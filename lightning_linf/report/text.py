@@ -119,6 +119,18 @@ def _header(measured: Measurement) -> Iterator[str]:
             f"{noise.weight:,.0f} samples)"
         )
     yield f"{measured.num_hvps:,} Hessian-vector products (HVPs), {number(measured.seconds)} s"
+    if "date" in measured.settings:
+        yield _training(measured)
+
+
+def _training(measured: Measurement) -> str:
+    """Say what was trained, and when it was measured."""
+    settings = measured.settings
+    stage = f", in the stage {settings['stage']!r}" if "stage" in settings else ""
+    return (
+        f"{settings.get('model', 'a model')}, trained by {settings.get('optimizer', 'unknown')}, "
+        f"measured {settings['date']}{stage}"
+    )
 
 
 def _batch_part(measured: Measurement) -> str:

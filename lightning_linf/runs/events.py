@@ -11,6 +11,7 @@ import numpy as np
 
 from lightning_linf.panels.table import REPORT, SHOWN_REPORT, Metadata, fits, tag_of_record
 from lightning_linf.quantities import PREFIX
+from lightning_linf.runs.own import keep_own
 from lightning_linf.runs.run import Run
 from lightning_linf.runs.series import Places, Points, Series
 from lightning_linf.tensorboard import PLUGIN_NAME
@@ -19,13 +20,20 @@ from lightning_linf.tensorboard.tensors import decode, decode_report
 _HEAD = struct.Struct("<QI")  # length of a record, and a checksum of that
 _CHECKSUM = struct.Struct("<I")  # of the record, which it follows
 _WINDOW = 2**20  # bytes to search at a time
+_SCALAR_BYTES = 2**12  # an event with a scalar has some hundred; checksums of long ones take long
 
 
 class EventFile:
-    """The events of one file, one at a time. Damaged places are passed over and counted."""
+    """The events of one file, one at a time. Damaged places are passed over and counted.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        most_bytes: Events that are longer are passed over, unread. None: none is.
+    """
+
+    def __init__(self, path: Path, most_bytes: int | None = None) -> None:
         self._path = path
+        self._most_bytes = most_bytes
         self._damaged: list[int] = []  # for each damaged place, its number of bytes
         self._torn = (
             0  # bytes of an unfinished last record: a kill, or a training that still writes
@@ -52,6 +60,9 @@ class EventFile:
                 if end > size:
                     self._torn = size - place
                     return
+                if self._most_bytes is not None and length > self._most_bytes:
+                    place = end
+                    continue
                 data = file.read(length)
                 is_whole = file.read(_CHECKSUM.size) == _CHECKSUM.pack(masked_crc32c(data))
                 event = _parse(data) if is_whole else None
@@ -104,6 +115,7 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
 
     files = [EventFile(path) for path in paths]
     scalars: defaultdict[str, Points] = defaultdict(Points)
+    others: defaultdict[str, Points] = defaultdict(Points)  # the training's own
     tables: dict[str, Series] = {}  # by tag of the series
     reports = Places()
     unknown: dict[str, str] = {}  # by tag of the series, what is wrong with its metadata
@@ -111,13 +123,14 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
     for number, file in enumerate(files):
         for place, event in file:
             if event.session_log.status == event.session_log.START:  # training went back there
-                for points in scalars.values():
+                for points in (*scalars.values(), *others.values()):
                     points.cut(event.step)
                 for places in (*tables.values(), reports):
                     places.cut(event.step)
             for value in event.summary.value:
-                if value.HasField("simple_value") and value.tag.startswith(PREFIX):
-                    scalars[value.tag].add(event.step, value.simple_value)
+                if value.HasField("simple_value"):
+                    known = scalars if value.tag.startswith(PREFIX) else others
+                    known[value.tag].add(event.step, value.simple_value)
                 elif value.HasField("tensor") and value.tag == SHOWN_REPORT:
                     reports.add(event.step, number, place)
                 elif value.HasField("tensor") and _is_known(value, tables, unknown):
@@ -128,6 +141,7 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
                     else:
                         num_broken[tag_of_record(value.tag)] += 1
     run.scalars.update({tag: points for tag, points in scalars.items() if points})
+    keep_own(run, others)
     for note in (note for file in files for note in file.notes(bool(scalars or tables))):
         run.note(note)
     for tag, error in unknown.items():
@@ -140,6 +154,20 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
     for tag, kinds in by_tag.items():
         run.add_table(tag, kinds, lambda series, *place: read(series.tag, *place))
     run.add_report(reports, lambda *place: decode_report(read(SHOWN_REPORT, *place)))
+
+
+def read_own_events(run: Run, paths: Sequence[Path]) -> None:
+    """Add the losses and learning rates of event files, of which nothing else is read."""
+    scalars: defaultdict[str, Points] = defaultdict(Points)
+    for path in paths:
+        for _, event in EventFile(path, most_bytes=_SCALAR_BYTES):
+            if event.session_log.status == event.session_log.START:
+                for points in scalars.values():
+                    points.cut(event.step)
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    scalars[value.tag].add(event.step, value.simple_value)
+    keep_own(run, scalars)
 
 
 def _is_known(value: Any, tables: dict[str, Series], unknown: dict[str, str]) -> bool:

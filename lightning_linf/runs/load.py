@@ -1,11 +1,13 @@
 """Find runs in folders, and read what the monitors wrote there."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_linf import record
-from lightning_linf.runs.events import read_events
+from lightning_linf.runs.events import read_events, read_own_events
 from lightning_linf.runs.folders import event_files, find
+from lightning_linf.runs.own import CSV_NAME, read_csv
 from lightning_linf.runs.records import read_records
 from lightning_linf.runs.run import Run as Run
 
@@ -17,7 +19,8 @@ class RunError(ValueError):
 def load(folders: Sequence[Path]) -> list[Run]:
     """Read every run in or below the folders that has geometry data, whole or broken.
 
-    Where `geometry.jsonl` holds records, event files are not read.
+    Where `geometry.jsonl` holds records, only the training's losses and learning rates are read of
+    event files; and of `metrics.csv`, wherever there is one.
 
     Raises:
         RunError: If a folder does not exist, or none of them holds geometry data.
@@ -42,8 +45,13 @@ def _read(name: str, folder: Path) -> Run:
     try:
         if path.is_file():
             read_records(run, path)
-        if not run.scalars and not run.tables and (paths := event_files(folder)):
+        paths = event_files(folder)
+        if paths and not run.scalars and not run.tables:
             read_events(run, paths)
+        elif paths and find_spec("tensorboard") is not None:
+            read_own_events(run, paths)
+        if (path := folder / CSV_NAME).is_file():
+            read_csv(run, path)
     except ImportError:
         run.note(
             f"has event files and no records in {record.FILE_NAME}. To read them: "

@@ -18,6 +18,7 @@ class Run:
     name: str
     scalars: dict[str, Iterable[Point]] = field(default_factory=dict)  # by tag
     tables: dict[str, Table] = field(default_factory=dict)  # by tag, of at most MAX_STEPS steps
+    own: dict[str, Iterable[Point]] = field(default_factory=dict)  # the training's losses and rates
     report: ReportText | None = None  # the last that is whole
     report_step: int = -1
     notes: list[str] = field(default_factory=list)

@@ -1,5 +1,6 @@
 """Train a recipe's network: optimizer and schedule, Trainer, monitors, and the final summary."""
 
+import logging
 import math
 import sys
 import warnings
@@ -68,6 +69,7 @@ def make_trainer(config: TrainingConfig, callbacks: Sequence[Callback], **option
     warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")  # the recipes' data is
     warnings.filterwarnings("ignore", ".*dirpath has changed.*")  # a resumed run has its own folder
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # inside Lightning
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
     if not config.is_plain_adamw:
         geometry = Geometry(
             config.optimizer,
@@ -95,6 +97,11 @@ def make_trainer(config: TrainingConfig, callbacks: Sequence[Callback], **option
         enable_model_summary=False,
         **options,
     )
+
+
+def _is_no_advert(record: logging.LogRecord) -> bool:
+    """Keep what Lightning says of a run, and not the products that it recommends."""
+    return "Tip: " not in record.getMessage()
 
 
 def train(config: TrainingConfig, prepare: Prepare, may_change: set[str], title: str) -> Trainer:

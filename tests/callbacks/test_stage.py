@@ -7,7 +7,7 @@ import torch
 from support.quadratic_module import IGNORED_WARNINGS, Quadratic, fit
 
 from lightning_linf.callbacks import LinfSmoothnessMonitor
-from lightning_linf.callbacks._stage import TrainingStage
+from lightning_linf.recorder.stage import TrainingStage
 
 pytestmark = pytest.mark.filterwarnings(*IGNORED_WARNINGS)
 

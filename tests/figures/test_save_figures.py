@@ -11,9 +11,10 @@ from support.short_run import IGNORED_WARNINGS, train_into
 
 pytest.importorskip("matplotlib", reason="needs lightning-linf[figures]")
 
+from lightning_linf import figure_style as style
 from lightning_linf import quantities
 from lightning_linf.cli import main
-from lightning_linf.figures import curves, layers, style
+from lightning_linf.figures import curves, layers
 from lightning_linf.figures.save import save_figures
 from lightning_linf.panels.files import STATIC
 from lightning_linf.panels.table import lay_out, stack
@@ -63,7 +64,7 @@ def run_of(name="run", values=(1.0, 2.0), tensors=("a", "b"), density=(0.5, 1.0)
 def test_command_draws_each_panel(folder, tmp_path, capsys, kind):
     output, figures = tmp_path / "report.html", tmp_path / "new" / "figures"
     assert main(["report", str(folder), "-o", str(output), f"--{kind}", str(figures)]) == 0
-    files = [figures / f"{panel}.{kind}" for panel in PANELS]
+    files = [figures / f"{panel}.{kind}" for panel in [*PANELS, "losses"]]
     assert capsys.readouterr().out.splitlines()[1:] == [f"Figure: {file}" for file in files]
     assert sorted(figures.iterdir()) == sorted(files)
     for file in files:

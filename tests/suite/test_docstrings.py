@@ -72,7 +72,7 @@ def test_references_of_docstrings_exist_and_are_of_their_kind(module):
     try:
         source = inspect.getsource(import_module(module))
     except ModuleNotFoundError as error:
-        if error.name not in ("jsonargparse", "matplotlib", "triton", "yaml"):
+        if error.name not in ("jsonargparse", "matplotlib", "transformers", "triton", "yaml"):
             raise
         pytest.skip(f"needs {error.name}, which an extra installs")
     for role, target, classes in references(source):

@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 import math
 
 import pytest
@@ -120,3 +121,15 @@ def test_only_matrices_decay_and_the_rate_warms_up_and_falls_to_a_tenth(config):
     (scale,) = set(chosen["lr_scheduler"]["scheduler"].lr_lambdas)
     assert [scale(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
     assert [scale(step) for step in (9 + 91 / 2, 100)] == pytest.approx([0.55, 0.1])
+
+
+def test_what_lightning_recommends_is_not_printed_and_what_it_says_of_the_run_is(config, caplog):
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addHandler(caplog.handler)
+    try:
+        gpt2.prepare(config, [], logger=False)
+    finally:
+        logger.removeHandler(caplog.handler)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("GPU available") for line in said)
+    assert not any("Tip: " in line for line in said)

@@ -1,7 +1,8 @@
 """What the figures share: colors, names, a logarithmic axis, and several parts in one figure."""
 
+import io
 import math
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,11 +36,22 @@ def literal(name: str) -> str:
     return f" {printable}" if printable.startswith("_") else printable
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows also where its own machinery, pyplot, was not started."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png")
+        return content.getvalue()
+
+
 def grid(number: int, title: str, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make a figure of this many parts, three in a row, each of this size in inches."""
     num_columns = min(3, number)
     num_rows = math.ceil(number / num_columns)
-    figure = Figure(figsize=(width * num_columns, height * num_rows + 0.5), layout="constrained")
+    figure = ShownFigure(
+        figsize=(width * num_columns, height * num_rows + 0.5), layout="constrained"
+    )
     figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
     parts = figure.subplots(num_rows, num_columns, squeeze=False).ravel().tolist()
     for unused in parts[number:]:
@@ -47,14 +59,14 @@ def grid(number: int, title: str, width: float, height: float) -> tuple[Figure, 
     return figure, parts[:number]
 
 
-def make_log(axes: Axes) -> None:
-    """Make the vertical axis logarithmic, from one of 1, 2, 3, 5 times a power of ten to another.
+def make_log(axes: Axes, which: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic, from one of 1, 2, 3, 5 times a power of ten to another.
 
     An axis of less than a decade would otherwise have one number or none.
     """
-    axes.set_yscale("log")
-    axes.margins(y=0)
-    low, high = axes.get_ylim()
+    axes.set(**{f"{which}scale": "log"})
+    axes.margins(x=0 if which == "x" else None, y=0 if which == "y" else None)
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     low, high = (low, high) if low > 0 else (1.0, 10.0)  # nothing is drawn there
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 3, 5)]
@@ -62,11 +74,12 @@ def make_log(axes: Axes) -> None:
     last = min(i for i, tick in enumerate(ticks) if tick >= high * (1 - 1e-9))
     first, last = (first, last) if first < last else (max(0, first - 1), last + 1)
     shown = ticks[first : last + 1]
-    axes.set_ylim(shown[0], shown[-1])
+    axes.set(**{f"{which}lim": (shown[0], shown[-1])})
     for digits in ("1235", "13", "1"):
         chosen = [tick for tick in shown if f"{tick:e}"[0] in digits]
         if len(chosen) <= _MAX_TICKS:
             break
     chosen = chosen[:: math.ceil(len(chosen) / _MAX_TICKS)]
-    axes.set_yticks(chosen, [f"{tick:g}" for tick in chosen])
-    axes.set_yticks([], minor=True)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(chosen, labels=[f"{tick:g}" for tick in chosen])
+    axis.set_ticks([], minor=True)

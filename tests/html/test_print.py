@@ -1,0 +1,48 @@
+"""A report on paper: no controls, and no figure that is cut."""
+
+import base64
+from pathlib import Path
+
+import pytest
+from support.chromium import READY, chromium, needs_chromium
+from support.short_run import IGNORED_WARNINGS, train_into
+
+from lightning_linf.cli import main
+
+pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
+PAPER_WIDTH = 794  # A4 in CSS pixels
+CONTROLS = "button, select, input, .picker, .controls"
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_print_has_no_controls_and_every_figure_whole_in_both_themes(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    train_into(tmp_path / "runs", "run")
+    output = Path(tmp_path, "report.html")
+    assert main(["report", str(tmp_path / "runs"), "-o", str(output)]) == 0
+    with chromium(tmp_path) as page:
+        for theme in ("light", "dark"):
+            page.prefer(theme)
+            page.size(1280)
+            page.open(output.as_uri())
+            page.wait(READY)
+            shown = (
+                f"[...document.querySelectorAll('{CONTROLS}')].filter((n) => n.checkVisibility())"
+            )
+            assert page.run(f"{shown}.length") > 5
+            pdf = base64.b64decode(page.send("Page.printToPDF", printBackground=True)["data"])
+            assert pdf.startswith(b"%PDF-")
+            theme_of_media = [{"name": "prefers-color-scheme", "value": theme}]
+            page.send("Emulation.setEmulatedMedia", media="print", features=theme_of_media)
+            page.size(PAPER_WIDTH)
+            assert page.run(f"{shown}.length") == 0
+            widths = page.run(
+                "[...document.querySelectorAll('canvas, table')].map("
+                "(n) => n.getBoundingClientRect().right)"
+            )
+            assert len(widths) > 5
+            assert max(widths) <= PAPER_WIDTH
+            assert page.run("getComputedStyle(document.body).backgroundColor") == "rgba(0, 0, 0, 0)"
+            page.send("Emulation.setEmulatedMedia", media="", features=[])
+        assert page.complaints == []

@@ -1,0 +1,67 @@
+"""The losses and learning rates that a training logs itself stand beside its geometry."""
+
+import json
+import re
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from support.short_run import IGNORED_WARNINGS, train
+
+from lightning_linf.html.page import make_page
+from lightning_linf.runs.load import load
+from lightning_linf.runs.own import read_csv
+from lightning_linf.runs.run import Run
+
+pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    folder = tmp_path_factory.mktemp("own")
+    loggers = [
+        CSVLogger(folder, name="", version="csv"),
+        TensorBoardLogger(folder, name="", version="events", default_hp_metric=False),
+    ]
+    train(loggers, max_steps=4)
+    return folder
+
+
+def test_loss_is_that_of_the_logger_whichever_it_was(folder):
+    by_name = {run.name: run for run in load([folder])}
+    csv = dict(by_name["csv"].own["train_loss"])  # its geometry comes from geometry.jsonl
+    events = dict(by_name["events"].own["train_loss"])
+    assert list(csv) == list(events) == [0, 1, 2, 3]
+    assert list(csv.values()) == pytest.approx(list(events.values()), rel=1e-6)
+    assert not any(tag.startswith("geometry") for run in by_name.values() for tag in run.own)
+
+
+def test_loss_is_read_of_event_files_beside_records(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    for source, pattern in (("csv", "geometry.jsonl"), ("events", "events.*")):
+        for file in (folder / source).glob(pattern):
+            (tmp_path / "run" / file.name).write_bytes(file.read_bytes())
+    (run,) = load([tmp_path])
+    assert [step for step, _ in run.own["train_loss"]] == [0, 1, 2, 3]
+    assert run.notes == []
+
+
+def test_page_holds_the_loss_with_what_was_trained(folder):
+    runs = load([folder / "csv"])
+    page = make_page(runs)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["scalars"]["csv"]["curves"]["train_loss"]["num_steps"] == 4
+    assert "Net, trained by AdamW(lr=0.05, betas=(0.9, 0.999), weight_decay=0.01), measured" in page
+
+
+def test_damaged_lines_of_a_csv_are_passed_over(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(
+        b"epoch,step,train_loss\n0,1,0.5\n0,,0.25\n0,x,1\n0,2,\n0,3,ab\n0,4\xff\n0,5,0.125,7\n"
+    )
+    run = Run("run")
+    read_csv(run, path)
+    points = list(run.own["train_loss"])
+    assert points[0] == (1, 0.5)
+    assert points[-1] == (5, 0.125)
+    assert [step for step, _ in points] == [1, 3, 5]
