@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -12,9 +12,11 @@ from typing_extensions import override
 
 from lightning_linf import quantities
 from lightning_linf.argument_checks import (
+    check_choice,
     check_whole,
     check_words,
 )
+from lightning_linf.callbacks._optimizer_coordinates import OptimizerCoordinates
 from lightning_linf.callbacks._probe_in_training import probe_in_training
 from lightning_linf.callbacks._probing_monitor import ProbingMonitor
 from lightning_linf.callbacks._recording import columns_of
@@ -27,6 +29,7 @@ from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.offload import Offload
 from lightning_linf.functional.spectral import MatrixSplit
 from lightning_linf.partition import Partition
+from lightning_linf.partition.pieces import trainable_parameters
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import SPECTRAL, FusedQKV, MeasuredName, PartitionName
 from lightning_linf.probe.functional_module import Mode
@@ -34,6 +37,8 @@ from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.probe.spectral import split_matrices
 from lightning_linf.report import GeometryReport
 from lightning_linf.report.scalars import scalars_of
+
+MeasuredIn = Literal["parameters", "optimizer"]
 
 
 class LinfSmoothnessMonitor(ProbingMonitor):
@@ -103,6 +108,10 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         fused_qkv: For "head", as there.
         matmul_precision: Of probes alone, as in :func:`~lightning_linf.measure_geometry`.
         offload: "cpu" lets vectors that no product needs wait on the CPU, as there.
+        coordinates: "parameters", or "optimizer" for those in which the optimizers step: phi, if
+            they are :class:`~lightning_linf.optim.Reparameterized`, as after a swap to a rotated
+            geometry. The blocks of partitions are then those of phi, and the secant smoothness is
+            left out. The report names the coordinates, and those of the optimizer if they differ.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -138,6 +147,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         fused_qkv: FusedQKV | None = None,
         matmul_precision: MatmulPrecision = "highest",
         offload: Offload | None = None,
+        coordinates: MeasuredIn = "parameters",
     ) -> None:
         super().__init__(
             every_n_steps,
@@ -156,6 +166,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         check_words(caller, "partitions", partitions, get_args(MeasuredName), remedy)
         check_structure(caller, output_dims, fused_qkv)
         check_whole(caller, "num_probes", num_probes, 4, "16 give a relative error of about 0.1.")
+        check_choice(caller, "coordinates", coordinates, get_args(MeasuredIn))
         self.partitions: list[PartitionName] = list(
             dict.fromkeys(name for name in partitions if name != SPECTRAL)
         )
@@ -163,6 +174,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         self.output_dims = output_dims
         self.fused_qkv: FusedQKV | None = fused_qkv
         self.num_probes = num_probes
+        self.coordinates: MeasuredIn = coordinates
         self.last_report: GeometryReport | None = None
         self._stage = TrainingStage()
 
@@ -227,20 +239,31 @@ class LinfSmoothnessMonitor(ProbingMonitor):
             with_noise=several and not noise_is_logged,
             seed=self.seed,
         )
+        stepped = ranks.together(lambda: self._stepped_in(trainer, pl_module, parameters))
+        in_these = self.coordinates == "optimizer" and not stepped.is_identity
         report = self.visit(
             trainer,
             pl_module,
             parameters,
             probe,
             memory_of=lambda landscape: landscape.memory(self.num_probes, len(partitions)),
+            coordinates=stepped if in_these else None,
         )
-        stage = self._stage.now(sum_over_ranks(trainer))
-        report = replace(report, settings={**report.settings, "stage": stage})
+        stage = {"stage": self._stage.now(sum_over_ranks(trainer))}
+        others = {} if in_these or stepped.is_identity else {"optimizer_coordinates": stepped.name}
+        report = replace(report, settings={**report.settings, **stage, **others})
         self.last_report = report
         seconds, overhead = self.cost(pl_module)
         cost = {quantities.PROBE_SECONDS.tag: seconds, quantities.PROBE_OVERHEAD.tag: overhead}
         scalars = {**scalars_of(report), **cost}
         self.record(trainer, scalars, columns_of(report), list(report.per_tensor), report=report)
+
+    def _stepped_in(
+        self, trainer: Trainer, pl_module: LightningModule, parameters: Sequence[nn.Parameter]
+    ) -> OptimizerCoordinates:
+        """Find the coordinates of the optimizers, for vectors of the landscape."""
+        measured = list(trainable_parameters(pl_module, parameters).values())
+        return OptimizerCoordinates(trainer.optimizers, measured)
 
     def _matrices(
         self, pl_module: LightningModule, parameters: Sequence[nn.Parameter]

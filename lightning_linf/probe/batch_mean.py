@@ -28,6 +28,7 @@ class BatchMean:
     def __init__(self, function: FunctionalModule, ranks: Ranks) -> None:
         self._function = function
         self._ranks = ranks
+        self.total_weight = 0.0  # of all batches of all ranks, once a mean was taken
 
     def of(
         self,
@@ -56,6 +57,7 @@ class BatchMean:
             return weight, loss
 
         weight, loss = self._ranks.add(add_batches)
+        self.total_weight = weight
         return Mean(self._ranks.sum(sums).div_(weight), loss / weight)
 
     def weight(self, index: int) -> float:

@@ -190,6 +190,11 @@ class Landscape:
         return len(self._function.batches)
 
     @property
+    def num_samples(self) -> float:
+        """Weight of all batches of all ranks: by default their samples; 0 before the first pass."""
+        return self._mean.total_weight
+
+    @property
     def probes_per_pass(self) -> int:
         """How many products :meth:`hvp` forms in one pass over the batches."""
         if self.num_batches == 1:
