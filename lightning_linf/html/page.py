@@ -75,7 +75,7 @@ def _content(run_name: str, step: int, text: ReportText) -> str:
         for name, *cells in text.rows
     )
     return (
-        _paragraphs(f"At step {step:,}, the last whole measurement.", kind="muted")
+        _paragraphs(f"At step {payload.counted(step):,}, the last whole measurement.", kind="muted")
         + _paragraphs(*text.header)
         + f'<div class="scroll" tabindex="0" role="region" aria-label="{run_name}: table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -90,21 +90,17 @@ def _paragraphs(*lines: str, kind: str = "text") -> str:
 
 def _data(runs: Sequence[Run]) -> dict[str, Any]:
     """Collect what the panels would ask TensorBoard's server for."""
-    listed = [
-        {
-            "name": run.name,
+    listed = {
+        run.name: {
             "scalars": sorted(run.scalars),
-            "tables": {tag: table.metadata.to_json() for tag, table in run.tables.items()},
+            "own": {},
+            "tables": {tag: table.metadata for tag, table in run.tables.items()},
             "report": run.report is not None,
         }
         for run in runs
-    ]
+    }
     return {
-        "runs": {
-            "runs": listed,
-            "notes": [note for run in runs for note in run.notes],
-            "vocabulary": payload.vocabulary(),
-        },
+        "runs": payload.listing(listed, [note for run in runs for note in run.notes]),
         "scalars": {
             run.name: {"curves": payload.curves(run.scalars, most=MAX_STEPS)} for run in runs
         },
