@@ -1,14 +1,16 @@
-"""How long do server and page take for 100 layers and 10,000 measured steps?
+"""How long do server and page take for many layers, steps and runs, and how much memory?
 
-    python benchmarks/panels.py                     # two minutes, 0.2 GB on disk
-    python benchmarks/panels.py --layers 30 --steps 1000
+    python benchmarks/panels.py                     # 100 layers, 10,000 steps: two minutes, 0.2 GB
+    python benchmarks/panels.py --layers 148 --steps 1000 --runs 20
+    python benchmarks/panels.py --layers 148 --steps 10 --runs 1000
 
-Writes one run as the monitors would that measure at every step, has TensorBoard read it, with
-either reader, and looks at it with Chromium. Server times are medians over requests, page times are
-of one loading.
+Writes one run as the monitors would that measure at every step, copies it, has TensorBoard read all
+of them, with either reader, and looks at them with Chromium. Server times are medians over
+requests, page times are of one loading.
 """
 
 import argparse
+import shutil
 import statistics
 import sys
 import tempfile
@@ -66,6 +68,7 @@ def write_run(folder: Path, num_layers: int, num_steps: int) -> None:
         write_record(writer, Record(step, TAG, {}, names, columns, whole))
         for number, tag in enumerate(curves):
             writer.add_scalar(tag, float(level[number % len(level), 0]) * (1 + number), step)
+        writer.add_scalar("train_loss", float(level[0, 0]), step)
     writer.close()
 
 
@@ -79,10 +82,18 @@ def median_ms(action: Callable[[], object]) -> float:
     return 1e3 * statistics.median(seconds)
 
 
-def measure_server(board: TensorBoard, started: float, last_step: int) -> None:
+def memory_mb(process: int) -> float:
+    """Give the memory of a process and of those that it has started."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    status = Path(f"/proc/{process}/status").read_text()
+    own = int(status.partition("VmRSS:")[2].split()[0]) / 1e3
+    return own + sum(memory_mb(int(child)) for child in children)
+
+
+def measure_server(board: TensorBoard, started: float, last_step: int, num_runs: int) -> None:
     """Print how long it takes to read all, and to answer."""
-    table = {"run": "run", "tag": TAG}
-    board.wait_for_runs(1)
+    table = {"run": f"run{num_runs - 1}", "tag": TAG}
+    board.wait_for_runs(num_runs, seconds=600)
     while True:
         begin = time.perf_counter()
         status, layers = board.get("layers", **table, column="density")
@@ -96,14 +107,15 @@ def measure_server(board: TensorBoard, started: float, last_step: int) -> None:
     answers = {
         "layers again": lambda: board.get("layers", **table, column="gini"),
         "fan": lambda: board.get("fan", **table, column="log10_quantiles", row=0),
-        "scalars": lambda: board.get("scalars", run="run"),
+        "scalars": lambda: board.get("scalars", run=table["run"]),
         "runs": lambda: board.get("runs"),
     }
     for name, action in answers.items():
         print(f"  {name} {median_ms(action):.0f} ms")
+    print(f"  memory of TensorBoard {memory_mb(board.process):.0f} MB")
 
 
-def measure_page(board: TensorBoard, page: Page) -> None:
+def measure_page(board: TensorBoard, page: Page, num_runs: int) -> None:
     """Print how long the page takes to draw, and to answer its controls."""
     page.send("Page.addScriptToEvaluateOnNewDocument", source=WATCH)
     page.size(1280)
@@ -128,6 +140,17 @@ def measure_page(board: TensorBoard, page: Page) -> None:
     page.run("new Promise((done) => setTimeout(done, 500))")
     page.wait(READY)
     print(f"  drawing the map anew blocks for {page.run('window.longest'):.0f} ms (0: under 50)")
+    if num_runs > 1:
+        page.run("window.longest = 0")
+        begin = time.perf_counter()
+        page.run("[...document.querySelectorAll('.picker button')][0].click()")  # All
+        page.wait("document.querySelector('main[aria-busy]')")
+        page.wait(READY)
+        print(f"  all {num_runs} runs drawn after {time.perf_counter() - begin:.2f} s", end="")
+        print(f", longest time without an answer {page.run('window.longest'):.0f} ms")
+    page.send("HeapProfiler.collectGarbage")
+    heap = page.send("Runtime.getHeapUsage")["usedSize"]
+    print(f"  memory of the page's JavaScript {heap / 1e6:.0f} MB")
 
 
 def main() -> None:
@@ -135,13 +158,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--layers", type=int, default=100)
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--runs", type=int, default=1)
     choices = parser.parse_args()
     heading()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_run(folder / "runs" / "run", choices.layers, choices.steps)
-        size = sum(file.stat().st_size for file in (folder / "runs" / "run").iterdir())
-        print(f"{choices.layers} layers, {choices.steps:,} steps: {size / 1e6:.0f} MB of events")
+        first = folder / "runs" / "run0"
+        write_run(first, choices.layers, choices.steps)
+        for number in range(1, choices.runs):
+            shutil.copytree(first, folder / "runs" / f"run{number}")
+        size = choices.runs * sum(file.stat().st_size for file in first.iterdir())
+        print(f"{choices.runs:,} runs, {choices.layers} layers, {choices.steps:,} steps:", end=" ")
+        print(f"{size / 1e6:.0f} MB of events")
         for load_fast in ("true", "false"):
             print(f"--load_fast={load_fast}")
             started = time.perf_counter()
@@ -150,8 +178,8 @@ def main() -> None:
                 tensorboard(folder / "runs", log, load_fast=load_fast) as board,
                 chromium(folder) as page,
             ):
-                measure_server(board, started, choices.steps - 1)
-                measure_page(board, page)
+                measure_server(board, started, choices.steps, choices.runs)
+                measure_page(board, page, choices.runs)
 
 
 if __name__ == "__main__":

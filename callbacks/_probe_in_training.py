@@ -43,7 +43,8 @@ def probe_in_training(
             matrices=matrices,
             num_probes=num_probes,
             noise=measure_noise(landscape, partitions) if with_noise else None,
-            last_step=last_step.change(landscape),
+            # Its change is one of the parameters, whatever the coordinates are.
+            last_step=last_step.change(landscape) if landscape.reparameterization is None else None,
             seed=seed,
             on_hvps=on_hvps,
         )

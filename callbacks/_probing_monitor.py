@@ -28,6 +28,7 @@ from lightning_linf.callbacks._trainer import logged_step
 from lightning_linf.callbacks._training_landscape import TrainingLandscape
 from lightning_linf.callbacks.monitor import GeometryMonitor, OnError
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.offload import Offload
 from lightning_linf.probe import Landscape, ProbeMemory
 from lightning_linf.probe.functional_module import Mode
@@ -171,6 +172,7 @@ class ProbingMonitor(GeometryMonitor):
         parameters: Collection[nn.Parameter],
         probe: Callable[[Landscape], _T],
         memory_of: Callable[[Landscape], ProbeMemory],
+        coordinates: LinearMap | None = None,
     ) -> _T:
         """Call ``probe`` with the landscape of the step, as often as memory makes necessary.
 
@@ -180,9 +182,10 @@ class ProbingMonitor(GeometryMonitor):
             parameters: Of the landscape.
             probe: What is done with it.
             memory_of: What that takes.
+            coordinates: Of the landscape; None for those of the parameters.
         """
         return self._landscape.visit(
-            trainer, pl_module, self._batches, parameters, probe, memory_of
+            trainer, pl_module, self._batches, parameters, probe, memory_of, coordinates
         )
 
     def parameters_of(self, trainer: Trainer, pl_module: LightningModule) -> Sequence[nn.Parameter]:

@@ -16,6 +16,7 @@ from lightning_linf.callbacks._trainer import sum_over_ranks
 from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
 from lightning_linf.errors import RefusedLossError
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.offload import Offload
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe import Landscape, ProbeError, ProbeMemory
@@ -71,6 +72,7 @@ class TrainingLandscape:
         parameters: Collection[nn.Parameter],
         probe: Callable[[Landscape], _T],
         memory_of: Callable[[Landscape], ProbeMemory],
+        coordinates: LinearMap | None = None,
     ) -> _T:
         """Call ``probe`` with a landscape, again with smaller parts if memory runs out.
 
@@ -87,7 +89,7 @@ class TrainingLandscape:
             Exception: What ``probe`` raises, if smaller parts are of no help.
         """
         ranks = Ranks(sum_over_ranks(trainer), module.device)
-        make = partial(self._make, trainer, module, batches, parameters)
+        make = partial(self._make, trainer, module, batches, parameters, coordinates)
         if not self._is_checked:
             ranks.together(self._refuse_again)
         if not self._is_planned:
@@ -144,6 +146,7 @@ class TrainingLandscape:
         module: LightningModule,
         batches: Collection[KeptBatch],
         parameters: Collection[nn.Parameter],
+        coordinates: LinearMap | None,
         num_parts: int,
         offload: Offload | None,
     ) -> Landscape:
@@ -161,6 +164,7 @@ class TrainingLandscape:
             mode=self._mode,
             seed=self._seed,
             reduce=sum_over_ranks(trainer),
+            reparameterization=coordinates,
             matmul_precision=self._matmul_precision,
             offload=offload,
             whole_parameters=self._whole_parameters,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -13,9 +13,11 @@ from typing_extensions import override
 
 from lightning_linf import quantities
 from lightning_linf.argument_checks import (
+    check_choice,
     check_whole,
     check_words,
 )
+from lightning_linf.callbacks._optimizer_coordinates import OptimizerCoordinates
 from lightning_linf.callbacks._probe_in_training import probe_in_training
 from lightning_linf.callbacks._probing_monitor import ProbingMonitor
 from lightning_linf.callbacks._trainer import sum_over_ranks
@@ -26,6 +28,7 @@ from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.offload import Offload
 from lightning_linf.functional.spectral import MatrixSplit
 from lightning_linf.partition import Partition
+from lightning_linf.partition.pieces import trainable_parameters
 from lightning_linf.partition.structure import check_structure
 from lightning_linf.partition_names import SPECTRAL, FusedQKV, MeasuredName, PartitionName
 from lightning_linf.probe.functional_module import Mode
@@ -35,6 +38,8 @@ from lightning_linf.recorder.stage import TrainingStage
 from lightning_linf.recorder.training import training_settings
 from lightning_linf.report import GeometryReport
 from lightning_linf.report.scalars import columns_of, scalars_of
+
+MeasuredIn = Literal["parameters", "optimizer"]
 
 
 class LinfSmoothnessMonitor(ProbingMonitor):
@@ -106,6 +111,10 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         offload: "cpu" lets vectors that no product needs wait on the CPU, as there.
         whole_parameters: Of a sharded module gather all on every rank, which is faster for a model
             that is small beside the memory (:class:`~lightning_linf.probe.Landscape`).
+        coordinates: "parameters", or "optimizer" for those in which the optimizers step: phi, if
+            they are :class:`~lightning_linf.optim.Reparameterized`, as after a swap to a rotated
+            geometry. The blocks of partitions are then those of phi, and the secant smoothness is
+            left out. The report names the coordinates, and those of the optimizer if they differ.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -142,6 +151,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         matmul_precision: MatmulPrecision = "highest",
         offload: Offload | None = None,
         whole_parameters: bool = False,
+        coordinates: MeasuredIn = "parameters",
     ) -> None:
         super().__init__(
             every_n_steps,
@@ -161,6 +171,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         check_words(caller, "partitions", partitions, get_args(MeasuredName), remedy)
         check_structure(caller, output_dims, fused_qkv)
         check_whole(caller, "num_probes", num_probes, 4, "16 give a relative error of about 0.1.")
+        check_choice(caller, "coordinates", coordinates, get_args(MeasuredIn))
         self.partitions: list[PartitionName] = list(
             dict.fromkeys(name for name in partitions if name != SPECTRAL)
         )
@@ -168,6 +179,7 @@ class LinfSmoothnessMonitor(ProbingMonitor):
         self.output_dims = output_dims
         self.fused_qkv: FusedQKV | None = fused_qkv
         self.num_probes = num_probes
+        self.coordinates: MeasuredIn = coordinates
         self.last_report: GeometryReport | None = None
         self._stage = TrainingStage()
 
@@ -231,22 +243,36 @@ class LinfSmoothnessMonitor(ProbingMonitor):
             with_noise=not noise_is_logged,
             seed=self.seed,
         )
+        stepped = ranks.together(lambda: self._stepped_in(trainer, pl_module, parameters))
+        in_these = self.coordinates == "optimizer" and not stepped.is_identity
         report = self.visit(
             trainer,
             pl_module,
             parameters,
             probe,
             memory_of=lambda landscape: landscape.memory(self.num_probes, len(partitions)),
+            coordinates=stepped if in_these else None,
         )
-        stage = self._stage.now(sum_over_ranks(trainer))
-        about = training_settings(pl_module, trainer.optimizers)
-        report = replace(report, settings={**report.settings, **about, "stage": stage})
+        others = {} if in_these or stepped.is_identity else {"optimizer_coordinates": stepped.name}
+        about = {
+            "stage": self._stage.now(sum_over_ranks(trainer)),
+            **training_settings(pl_module, trainer.optimizers),
+            **others,
+        }
+        report = replace(report, settings={**report.settings, **about})
         self.last_report = report
         seconds, overhead = self.cost(pl_module)
         cost = {quantities.PROBE_SECONDS.tag: seconds, quantities.PROBE_OVERHEAD.tag: overhead}
         scalars = {**scalars_of(report), **cost}
         columns = {name: torch.tensor(rows) for name, rows in columns_of(report).items()}
         self.record(trainer, scalars, columns, list(report.per_tensor), report=report)
+
+    def _stepped_in(
+        self, trainer: Trainer, pl_module: LightningModule, parameters: Sequence[nn.Parameter]
+    ) -> OptimizerCoordinates:
+        """Find the coordinates of the optimizers, for vectors of the landscape."""
+        measured = list(trainable_parameters(pl_module, parameters).values())
+        return OptimizerCoordinates(trainer.optimizers, measured)
 
     def _matrices(
         self, pl_module: LightningModule, parameters: Sequence[nn.Parameter]

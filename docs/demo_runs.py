@@ -2,7 +2,7 @@
 
     python docs/demo_runs.py runs/demo
 
-A minute or two on two CPU cores: a network of 16k parameters predicts the next character, with
+A few minutes on two CPU cores: a network of 16k parameters predicts the next character, with
 Adam, with Adam in rotated coordinates and with SGD.
 """
 
@@ -13,12 +13,14 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_linf import Geometry, GeometryMixin
 from lightning_linf.callbacks import (
+    EdgeMonitor,
     GradientHeterogeneityMonitor,
     GradientNoiseMonitor,
     LinfSmoothnessMonitor,
@@ -81,7 +83,7 @@ def characters() -> TensorDataset:
 
 
 def train(name: str, folder: Path, max_steps: int, every: int) -> None:
-    """Train one of ``OPTIMIZERS`` with all three monitors."""
+    """Train one of ``OPTIMIZERS`` with all monitors, in the coordinates in which it steps."""
     geometry, lr = OPTIMIZERS[name]
     lightning.seed_everything(0, verbose=False)
     trainer = lightning.Trainer(
@@ -93,8 +95,14 @@ def train(name: str, folder: Path, max_steps: int, every: int) -> None:
             GradientNoiseMonitor(every_n_steps=every),
             # Without a limit, under which the clock would choose the steps.
             LinfSmoothnessMonitor(
-                every, partitions=["row", "tensor"], num_batches=4, max_overhead=None
+                every,
+                partitions=["row", "tensor"],
+                num_batches=4,
+                max_overhead=None,
+                coordinates="optimizer",
             ),
+            EdgeMonitor(every, num_batches=4, max_overhead=None),
+            LearningRateMonitor(),
         ],
         accelerator="cpu",
         log_every_n_steps=every,

@@ -20,13 +20,16 @@ sys.path.insert(0, str(DOCS.parent / "tests"))  # whose browser and TensorBoard 
 from support.chromium import READY, Page, chromium  # noqa: E402  # found there
 from support.tensorboard_process import tensorboard  # noqa: E402
 
-PANELS = ("verdict", "smoothness", "heatmap", "bars", "fan")
+PANELS = (
+    *("verdict", "loss", "learning-rate", "edge", "best-step", "noise"),
+    *("smoothness", "heatmap", "bars", "layer", "fan"),
+)
 WIDTHS = {"wide": 1280, "narrow": 600}
 
 
 def save(png: bytes, path: Path) -> None:
     """Write it as small as PNG can be."""
-    image = Image.open(BytesIO(png)).convert("RGB")
+    image = Image.open(BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     image.save(path, optimize=True)
     print(f"{path}: {image.width} x {image.height}, {path.stat().st_size / 1000:.0f} kB")
 
@@ -64,11 +67,11 @@ def take_tab(page: Page, address: str, path: Path) -> None:
     """Take the tab as it stands in TensorBoard, in light colours, a value under the cursor."""
     frame = "document.querySelector('iframe').contentDocument"
     page.prefer("light")
-    page.size(1280, 860)
+    page.size(1280, 1340)
     page.open(f"{address}#geometry")
     page.wait(f"document.querySelector('iframe') && {frame}.querySelector('#fan canvas')")
     page.wait(f"!{frame}.querySelector('main[aria-busy]')")
-    page.move(1010, 600)
+    page.move(1010, 1050)
     save(page.screenshot(), path)
 
 

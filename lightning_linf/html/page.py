@@ -57,7 +57,7 @@ def make_page(runs: Sequence[Run]) -> str:
 def _report(run: Run) -> str:
     name = html.escape(run.name)
     if run.report is not None:
-        when = f"At step {run.report_step:,}, the last whole measurement."
+        when = f"At step {payload.counted(run.report_step):,}, the last whole measurement."
         content = paragraphs(when, kind="muted") + words(run.report, name)
     else:
         content = paragraphs(
@@ -69,22 +69,17 @@ def _report(run: Run) -> str:
 
 def _data(runs: Sequence[Run]) -> dict[str, Any]:
     """Collect what the panels would ask TensorBoard's server for."""
-    listed = [
-        {
-            "name": run.name,
+    listed = {
+        run.name: {
             "scalars": sorted(run.scalars),
             "own": own_scalars(run.own),
-            "tables": {tag: table.metadata.to_json() for tag, table in run.tables.items()},
+            "tables": {tag: table.metadata for tag, table in run.tables.items()},
             "report": run.report is not None,
         }
         for run in runs
-    ]
+    }
     return {
-        "runs": {
-            "runs": listed,
-            "notes": [note for run in runs for note in run.notes],
-            "vocabulary": payload.vocabulary(),
-        },
+        "runs": payload.listing(listed, [note for run in runs for note in run.notes]),
         "scalars": {
             run.name: {"curves": payload.curves({**run.scalars, **run.own}, most=MAX_STEPS)}
             for run in runs

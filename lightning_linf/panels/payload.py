@@ -1,12 +1,18 @@
-"""What the panels read, as JSON; long trainings are thinned to what a screen can show."""
+"""What the panels read, as JSON; long trainings are thinned to what a screen can show.
 
+Records and event files count optimizer steps from 0, as Lightning's loggers do; here they count
+from 1, as ``every_n_steps`` does.
+"""
+
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lightning_linf import json_numbers
-from lightning_linf.panels.table import Table, thin
+from lightning_linf.panels.table import Metadata, Table, thin
 from lightning_linf.partition_names import GEOMETRY_OF
 from lightning_linf.quantities import ALL, PREFIX
 from lightning_linf.quantity import PartitionScalar
@@ -22,6 +28,7 @@ def vocabulary() -> dict[str, Any]:
         "prefix": PREFIX,
         "quantities": {
             quantity.name: {
+                "meaning": quantity.meaning,
                 "unit": quantity.unit,
                 "monitor": quantity.monitors[0].name,
                 "by_partition": isinstance(quantity, PartitionScalar),
@@ -35,23 +42,48 @@ def vocabulary() -> dict[str, Any]:
     }
 
 
-def curves(scalars: Mapping[str, Iterable[tuple[int, float]]], most: int = MAX_STEPS) -> Any:
-    """Give the steps and values of scalars by tag; of two points of one step, the later one."""
-    result = {}
-    for tag, points in scalars.items():
-        last = sorted(dict(points).items())
-        kept = [last[i] for i in thin(len(last), most)]
-        result[tag] = {
-            "steps": [step for step, _ in kept],
-            "values": [_encode(value) for _, value in kept],
-            "num_steps": len(last),
-        }
-    return result
+def curves(scalars: Mapping[str, Iterable[Sequence[float]]], most: int = MAX_STEPS) -> Any:
+    """Give the steps and values of scalars by tag; of two points of one step, the later one.
+
+    Args:
+        scalars: By tag, the points (step, value), or (step, value, time) with the time in seconds.
+        most: Points of each.
+
+    Returns:
+        By tag: ``steps``, ``values``, ``num_steps`` before thinning, ``seconds`` since the first
+        point of all if there are times, and ``not_finite_since``, the step of the first of the last
+        values if these are NaN or infinite, else None.
+    """
+    points = {tag: list(each) for tag, each in scalars.items()}
+    start = min(
+        (time for each in points.values() for _, _, *times in each for time in times), default=0.0
+    )
+    return {tag: _curve(each, start, most) for tag, each in points.items()}
+
+
+def _curve(points: Iterable[Sequence[float]], start: float, most: int) -> Any:
+    last = sorted({int(step): rest for step, *rest in points}.items())
+    kept = [last[i] for i in thin(len(last), most)]
+    finite = max((i for i, (_, rest) in enumerate(last) if math.isfinite(rest[0])), default=-1)
+    curve = {
+        "steps": [counted(step) for step, _ in kept],
+        "values": [_encode(rest[0]) for _, rest in kept],
+        "num_steps": len(last),
+        "not_finite_since": counted(last[finite + 1][0]) if finite + 1 < len(last) else None,
+    }
+    if all(len(rest) > 1 for _, rest in kept):
+        curve["seconds"] = [round(rest[1] - start, 1) for _, rest in kept]
+    return curve
+
+
+def counted(step: int) -> int:
+    """Turn the index of an optimizer step, from 0 on, into its number as a user counts, from 1."""
+    return step + 1
 
 
 def report(step: int, text: ReportText) -> Any:
     """Give the text of a report that was measured at a step."""
-    return {"step": step, **vars(text)}
+    return {"step": counted(step), **vars(text)}
 
 
 def layers(table: Table, column: str) -> Any:
@@ -82,7 +114,11 @@ def fan(table: Table, column: str, row: int) -> Any:
 
 def _matrix(table: Table, values: Any) -> Any:
     rows = [_row(row) for row in values]
-    return {"steps": table.steps, "values": rows, "num_steps": table.num_steps}
+    return {
+        "steps": [counted(step) for step in table.steps],
+        "values": rows,
+        "num_steps": table.num_steps,
+    }
 
 
 def _row(values: Any) -> Sequence[float | str]:
@@ -94,3 +130,38 @@ def _row(values: Any) -> Sequence[float | str]:
 def _encode(value: float) -> float | str:
     """Shorten to what can be seen."""
     return json_numbers.encode(float(f"{value:.6g}"))
+
+
+def listing(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str]) -> Any:
+    """List runs with what each holds, before anything of it is read.
+
+    Args:
+        runs: By name: ``scalars`` and ``own`` as the panels get them, ``tables`` with the metadata
+            of each, and whatever else the page is to know.
+        notes: On what was left out.
+
+    Returns:
+        JSON in which runs of one model share the metadata of their tables: a run has their numbers.
+    """
+    numbers: dict[str, int] = {}  # by content
+    by_identity: dict[int, int] = {}  # runs mostly share the object itself
+    known: list[Any] = []
+
+    def number(metadata: Metadata) -> int:
+        if id(metadata) not in by_identity:
+            content = json.dumps(metadata.to_json())
+            if content not in numbers:
+                numbers[content] = len(known)
+                known.append(metadata.to_json())
+            by_identity[id(metadata)] = numbers[content]
+        return by_identity[id(metadata)]
+
+    listed = [
+        {
+            "name": name,
+            **run,
+            "tables": {tag: number(metadata) for tag, metadata in run["tables"].items()},
+        }
+        for name, run in runs.items()
+    ]
+    return {"runs": listed, "layouts": known, "notes": list(notes), "vocabulary": vocabulary()}

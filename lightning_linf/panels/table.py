@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ class Metadata:
         return f"{tag}{_SERIES}{digest[:8]}"
 
     @classmethod
+    @lru_cache(maxsize=256)  # runs of one model share them, and are listed again and again
     def from_event(cls, content: bytes) -> "Metadata":
         """Read the metadata of a tensor event.
 

@@ -32,6 +32,7 @@ class BatchMean:
     def __init__(self, function: FunctionalModule, ranks: Ranks) -> None:
         self._function = function
         self._ranks = ranks
+        self.total_weight = 0.0  # of all batches of all ranks, once a mean was taken
 
     def of(
         self,
@@ -59,6 +60,7 @@ class BatchMean:
             return weight, loss
 
         weight, loss = self._ranks.add(add_batches)
+        self.total_weight = weight
         if self._function.sharded is None:  # otherwise they are added up where they are made
             sums = self._ranks.sum(sums)
         return Mean(sums.div_(weight), loss / weight)

@@ -215,6 +215,11 @@ class Landscape:
         return self._function.num_passes
 
     @property
+    def num_samples(self) -> float:
+        """Weight of all batches of all ranks: by default their samples; 0 before the first pass."""
+        return self._mean.total_weight
+
+    @property
     def probes_per_pass(self) -> int:
         """How many products :meth:`hvp` forms in one pass over the batches."""
         if self.num_batches == 1:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -294,8 +295,11 @@ def measure_landscape(
             "matmul_precision": landscape.matmul_precision,
             "seed": seed,
             "num_batches": landscape.num_batches,
+            "num_samples": landscape.num_samples,
             "num_probes": num_probes,
             "coordinates": "parameters" if coordinates is None else repr(coordinates),
+            "dtype": str(vector.dtype).removeprefix("torch."),
+            "version": version("lightning-linf"),
         },
         num_hvps=landscape.num_hvps - hvps_before,
         seconds=time.perf_counter() - begin,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lightning_linf.report.advice import advise
 from lightning_linf.report.interval import Interval
 from lightning_linf.report.measurement import Measurement
+from lightning_linf.report.settings import coordinates_of, settings_of
 from lightning_linf.report.verdict import judge
 
 # What the choice of M batches adds to the (1,1)-norm falls like 1/M at the fastest and like
@@ -24,6 +25,8 @@ class ReportText:
     A terminal and an HTML page show all of it, so that the same run reads the same everywhere.
     """
 
+    coordinates: str  # in which it was measured
+    settings: str  # with what, in one line
     header: list[str]
     headings: list[str]  # of the table's columns
     rows: list[list[str]]  # by partition, from many blocks to few
@@ -47,6 +50,8 @@ def describe(measured: Measurement, keep: float = 0.9) -> ReportText:
     columns = {"partition": marked, **smoothness, **steps}
     verdict = judge(measured)
     return ReportText(
+        coordinates=coordinates_of(measured),
+        settings=settings_of(measured),
         header=list(_header(measured)),
         headings=list(columns),
         rows=[*map(list, zip(*columns.values(), strict=True)), *_spectral_row(measured, columns)],
@@ -98,13 +103,11 @@ def fine_to_coarse(measured: Measurement) -> list[str]:
 
 def _header(measured: Measurement) -> Iterator[str]:
     one_one = with_error(measured.one_one_norm_per_param, measured.one_one_norm_relative_error)
-    coordinates = measured.settings.get("coordinates", "parameters")
-    if coordinates == "parameters":
-        coordinates = "the parameters"
     yield (
         f"Geometry of the loss at one point, d = {measured.num_params:,}, in the coordinates of "
-        f"{coordinates}"
+        f"{coordinates_of(measured)}"
     )
+    yield settings_of(measured)
     yield (
         f"loss {number(measured.loss)}, gradient density {number(measured.density)}, lambda_max "
         f"{around_lambda_max(measured)}, (1,1)-norm/d {one_one}"

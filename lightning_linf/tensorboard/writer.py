@@ -50,6 +50,7 @@ def write_record(writer: Any, record: Record) -> None:
         values.append(Summary.Value(tag=tag, histo=_histogram(record.histogram)))
     # This opens a new file if the writer has been closed, as Lightning's is after training.
     writer._get_file_writer().add_summary(Summary(value=values), record.step)
+    writer.flush()  # now, for an open page, and not with the next full buffer or after two minutes
 
 
 def _histogram(histogram: LogHistogram) -> Any:

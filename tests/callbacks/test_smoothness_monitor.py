@@ -13,6 +13,8 @@ from lightning_linf.callbacks import (
 )
 from lightning_linf.callbacks import _budget as budget_module
 from lightning_linf.callbacks import _probe_in_training as probe_module
+from lightning_linf.optim import Reparameterized
+from lightning_linf.reparam import Rotation
 
 pytestmark = pytest.mark.filterwarnings(*IGNORED_WARNINGS)
 
@@ -56,6 +58,48 @@ def test_secant_smoothness_is_that_of_the_step_just_made(tmp_path):
         assert entry[f"secant/{name}"] == pytest.approx(float(value) / 6, rel=1e-4)
     assert monitor.last_report.secant["global"] == pytest.approx(6 * entry["secant/global"])
     assert monitor._last_step._before == {}
+
+
+class Rotated(Quadratic):
+    """Its optimizer steps a rotation of the parameters, which it lists in another order."""
+
+    def configure_optimizers(self):
+        return Reparameterized(
+            [self.phi, self.theta], lambda p: torch.optim.SGD(p, 0.01), Rotation(seed=3)
+        )
+
+
+def test_coordinates_of_the_optimizer_are_those_in_which_it_steps(tmp_path):
+    monitors = [
+        LinfSmoothnessMonitor(1, num_probes=64, on_error="raise", coordinates=where, name=where[0])
+        for where in ("optimizer", "parameters")
+    ]
+    fit(Rotated(), monitors, tmp_path)
+    rotated, plain = (monitor.last_report for monitor in monitors)
+    vectors = torch.eye(6)  # of the optimizer's order: first two of phi, then four of theta
+    rotation = Rotation(seed=3).bind([torch.Size([2]), torch.Size([4])])
+    dense = torch.stack([rotation.apply(one) for one in vectors], dim=1)
+    hessian = dense.T @ torch.diag(torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 10.0])) @ dense
+    assert rotated.one_one_norm == pytest.approx(float(hessian.abs().sum()), rel=1e-5)
+    assert plain.one_one_norm == pytest.approx(13.0, rel=1e-6)
+    assert rotated.one_one_norm > 1.5 * plain.one_one_norm
+    assert rotated.lambda_max == pytest.approx(plain.lambda_max, rel=1e-5)
+    assert (rotated.secant, plain.secant is None) == (None, False)
+    name = repr(Rotation(seed=3))
+    assert rotated.settings["coordinates"] == f"the optimizer, {name}"
+    assert plain.settings["coordinates"] == "parameters"
+    assert plain.settings["optimizer_coordinates"] == name
+    assert f"in the coordinates of the optimizer, {name}" in " ".join(str(rotated).split())
+    assert f"The optimizer steps in {name}." in " ".join(str(plain).split())
+
+
+def test_an_optimizer_that_steps_the_parameters_has_their_coordinates(tmp_path):
+    monitor = LinfSmoothnessMonitor(1, coordinates="optimizer", on_error="raise")
+    fit(Quadratic(), [monitor], tmp_path)
+    assert monitor.last_report.settings["coordinates"] == "parameters"
+    assert "optimizer_coordinates" not in monitor.last_report.settings
+    with pytest.raises(ValueError, match="expected `coordinates`"):
+        LinfSmoothnessMonitor(1, coordinates="rotated")
 
 
 def test_noise_needs_several_batches_and_leaves_its_tags_to_the_noise_monitor(tmp_path):

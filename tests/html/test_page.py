@@ -85,7 +85,7 @@ def test_page_holds_the_report_of_the_last_measurement(trained):
         assert run.report_step == monitor.history[-1]["step"]
         page = make_page([run])
         shown = texts(page)
-        at = shown.index(f"At step {run.report_step:,}, the last whole measurement.")
+        at = shown.index(f"At step {run.report_step + 1:,}, the last whole measurement.")
         assert shown[at + 1 :] == [
             *text.header,
             *text.headings,
@@ -403,6 +403,6 @@ def test_report_draws_every_panel_and_asks_nobody(trained, tmp_path):
         for card, run in zip(cards, load([trained[0]]), strict=True):
             assert run.name in card
             last = [*run.scalars[quantities.ADVANTAGE_LOWER.of("coordinate")]][-1]
-            assert f"at step {last[0]}" in card
+            assert f"at step {last[0] + 1}" in card
         assert page.complaints == []
         assert [url for url in page.requests if not url.startswith("file:")] == []

@@ -3,85 +3,14 @@
 import csv
 import io
 import json
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from support.chromium import chromium, needs_chromium
+from support.chromium import needs_chromium
+from support.page_modules import STATE, load, make_app
 
-from lightning_linf.panels.files import STATIC
-from lightning_linf.panels.payload import vocabulary
 from lightning_linf.report.text import NOT_CONVERGED
 
 pytestmark = [pytest.mark.slow, needs_chromium]
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """Serve files and say nothing."""
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A page of the static folder's origin, whose modules it can import."""
-    with (
-        ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=STATIC)) as server,
-        chromium(tmp_path_factory.mktemp("downloads")) as page,
-    ):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        page.address = f"http://127.0.0.1:{server.server_port}/"
-        yield page
-        server.shutdown()
-
-
-@pytest.fixture
-def page(browser):
-    browser.size(1280)
-    browser.complaints.clear()
-    browser.open(browser.address + "vendor/manifest.json")
-    browser.wait("document.readyState === 'complete' && location.pathname.length > 1")
-    styles = [browser.address + name for name in ("vendor/uPlot.min.css", "style.css")]
-    browser.run(f"""document.body.replaceChildren();
-        document.documentElement.dataset.theme = "light";
-        Promise.all({styles}.map((href) => new Promise((onload) => {{
-            const link = document.createElement("link");
-            document.head.append(Object.assign(link, {{ rel: "stylesheet", href, onload }}));
-        }})))""")
-    yield browser
-    assert browser.complaints == []
-
-
-def load(page, module, code):
-    """Run code with the exports of a module as `m`."""
-    return page.run(f'(async () => {{ const m = await import("/{module}.js"); {code} }})()')
-
-
-def make_app(page, steps=(1, 2, 3), values=((1, 2), (3, 4), (5, 6))):
-    """Show the app on a source that a test can change, as `app` and `source`."""
-    data = {"steps": steps, "values": values, "num_steps": len(steps)}
-    column = {"name": "density", "width": 1, "label": "density", "unit": "", "levels": []}
-    table = {"tensors": ["body.weight", "head"], "whole": False, "columns": [column]}
-    scalars = ["geometry/advantage_lower/coordinate", "geometry/advantage_upper/coordinate"]
-    run = {"name": "run", "scalars": scalars, "tables": {"geometry/a": table}, "changed": 1}
-    load(
-        page,
-        "panels/app",
-        f"""
-        const curve = {{ steps: {json.dumps(steps)}, values: [1, 2, 3], num_steps: 3 }};
-        window.source = {{
-            run: {json.dumps(run)},
-            runs: async () => ({{
-                runs: [window.source.run], notes: [], vocabulary: {json.dumps(vocabulary())}
-            }}),
-            scalars: async (run) => new Map({json.dumps(scalars)}.map((tag) => [tag, curve])),
-            layers: async () => ({json.dumps(data)}),
-        }};
-        window.app = new m.App(document.body, window.source);
-        """,
-    )
 
 
 def test_an_error_at_a_reload_keeps_what_is_drawn(page):
@@ -91,7 +20,7 @@ def test_an_error_at_a_reload_keeps_what_is_drawn(page):
     page.wait("document.querySelector('#heatmap canvas')")
     page.run("window.good = source.runs; source.runs = async () => { throw new Error('gone'); }")
     page.run("app.reload()")
-    assert page.run("document.querySelector('.notes').textContent") == (
+    assert page.run("document.querySelector('.notes .first').textContent") == (
         "The data cannot be read: gone"
     )
     assert not page.run("document.querySelector('.layout').hidden")
@@ -163,9 +92,9 @@ def test_a_logarithm_has_no_colour_for_zero_and_below(page):
     places = load(
         page,
         "panels/layers",
-        """const choice = new m.LayerChoice();
+        f"""const choice = new m.LayerChoice({STATE});
         choice.log = true;
-        const { place } = choice.position([0, 1, 10, 100]);
+        const {{ place }} = choice.position([0, 1, 10, 100]);
         return [0, -1, 1, 10, 100].map((value) => String(place(value)));""",
     )
     assert places[:2] == ["NaN", "NaN"]
@@ -178,9 +107,10 @@ def test_a_log_chart_of_equal_values_is_drawn(page, value):
         page,
         "drawing/chart",
         f"""const parent = document.body.appendChild(document.createElement("div"));
-        const lines = [{{ steps: [1, 2], values: [{value}, {value}] }}];
+        const lines = [{{ x: [1, 2], values: [{value}, {value}] }}];
+        const axis = {{ kind: "step", zoom: () => null, setZoom() {{}} }};
         const curves = [{{ label: "a", color: "#2563eb", lines }}];
-        const plot = m.drawChart(parent, {{ curves, log: true, label: "l", unit: "u" }});
+        const plot = m.drawChart(parent, {{ curves, axis, log: true, label: "l", unit: "u" }});
         await new Promise(requestAnimationFrame);
         return [plot.scales.y.min, plot.scales.y.max];""",
     )
@@ -188,13 +118,19 @@ def test_a_log_chart_of_equal_values_is_drawn(page, value):
 
 
 TWO_CHARTS = """
+    window.zoom = null;
+    const setZoom = (range) => {
+        window.zoom = range?.map(Math.round);
+        for (const plot of [first, second]) plot.setData(plot.data);
+    };
+    const axis = { kind: "step", zoom: () => window.zoom, setZoom };
     const [first, second] = [[1, 2, 3, 4], [2, 4]].map((steps) => {
         const parent = document.body.appendChild(document.createElement("div"));
         const curves = [
-            { label: "a", color: "#2563eb", lines: [{ steps, values: steps }] },
-            { label: "b", color: "#e0570b", lines: [{ steps: [1, 4], values: [10, 40] }] },
+            { label: "a", color: "#2563eb", lines: [{ x: steps, values: steps }] },
+            { label: "b", color: "#e0570b", lines: [{ x: [1, 4], values: [10, 40] }] },
         ];
-        return m.drawChart(parent, { curves, log: false, label: "l", unit: "u" });
+        return m.drawChart(parent, { curves, axis, log: false, label: "l", unit: "u" });
     });
     await new Promise(requestAnimationFrame);
 """
@@ -207,7 +143,8 @@ def test_charts_share_cursor_and_zoom(page):
     page.move(box["x"] + 0.4 * box["width"], y)
     tips = "[...document.querySelectorAll('.tip')].map((tip) => tip.textContent)"
     # Each shows its own step next to the cursor, and of each curve the value measured closest to it
-    assert page.run(tips) == ["step 2a2b10", "step 2a2b10"]
+    # with its step, where that is another.
+    assert page.run(tips) == ["step 2a2b10 (step 1)", "step 2a2b10 (step 1)"]
     page.move(box["x"] + 0.3 * box["width"], y)
     button = {"button": "left", "clickCount": 1, "y": y}
     page.send("Input.dispatchMouseEvent", type="mousePressed", x=box["x"] + 2, **button)

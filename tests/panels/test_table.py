@@ -20,8 +20,8 @@ def test_long_runs_are_thinned_to_first_last_and_between():
     shown = payload.layers(table.thinned(payload.MAX_STEPS), "density")
     assert shown["num_steps"] == 10_000
     assert len(shown["steps"]) == len(set(shown["steps"])) == payload.MAX_STEPS
-    assert (shown["steps"][0], shown["steps"][-1]) == (0, 9_999)
-    assert [row[0] for row in shown["values"]] == shown["steps"]
+    assert (shown["steps"][0], shown["steps"][-1]) == (1, 10_000)  # counted from 1
+    assert [row[0] + 1 for row in shown["values"]] == shown["steps"]
     gaps = np.diff(shown["steps"])
     assert gaps.max() - gaps.min() <= 1
     curves = payload.curves({"x": [(step, 1.0) for step in range(2000)]})

@@ -282,7 +282,7 @@ def test_a_long_run_is_thinned_as_if_all_of_it_had_been_read(tmp_path, write):
     curve = json.loads(data)["scalars"]["run"]["curves"][quantities.DENSITY.tag]
     points = sorted(dict(zip(steps, (0.001 * i for i in range(len(steps))), strict=True)).items())
     kept = [points[i] for i in thin(len(points), MAX_STEPS)]
-    assert curve["steps"] == [step for step, _ in kept]
+    assert curve["steps"] == [step + 1 for step, _ in kept]
     assert curve["values"] == pytest.approx([value for _, value in kept])
     assert curve["num_steps"] == len(points)
 
@@ -376,7 +376,7 @@ def test_a_tensor_that_claims_more_than_it_holds_is_left_out(tmp_path, kind):
 
     status, layers = Plugin(tmp_path).request("/layers", run="run", tag=TAG, column="density")
     assert status == 200
-    assert layers["steps"] == [1]
+    assert layers["steps"] == [2]
     assert layers["note"] == "1 broken record left out"
 
 

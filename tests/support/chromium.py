@@ -30,7 +30,7 @@ TIMEOUT_SECONDS = 20
 # True of the page once all panels are drawn.
 READY = (
     "document.querySelector('main:not([aria-busy])')"
-    " && document.querySelectorAll('.panel canvas').length >= 5"
+    " && document.querySelectorAll('.panel canvas').length >= 6"
 )
 
 

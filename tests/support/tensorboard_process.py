@@ -16,8 +16,9 @@ TIMEOUT_SECONDS = 60
 class TensorBoard:
     """Its address, and what it answers."""
 
-    def __init__(self, address):
+    def __init__(self, address, process):
         self.address = address
+        self.process = process
         self.plugin = f"{address}data/plugin/geometry/"
         self.entry = f"{address}data/plugin_entry.html?name=geometry"
 
@@ -30,11 +31,11 @@ class TensorBoard:
             with error:
                 return error.code, json.load(error)
 
-    def wait_for_runs(self, number):
+    def wait_for_runs(self, number, seconds=TIMEOUT_SECONDS):
         """Wait until its reader has found them: it reads while it already answers."""
-        end = time.monotonic() + TIMEOUT_SECONDS
+        end = time.monotonic() + seconds
         while len(runs := self.get("runs")[1]["runs"]) < number:
-            assert time.monotonic() < end, runs
+            assert time.monotonic() < end, f"{len(runs)} of {number} runs"
             time.sleep(0.1)
         return runs
 
@@ -47,7 +48,7 @@ def tensorboard(logdir, log, *, load_fast):
     with open(log, "wb") as file:
         process = subprocess.Popen([*command, *flags], stdout=file, stderr=file)
     try:
-        yield TensorBoard(_address(process, log))
+        yield TensorBoard(_address(process, log), process.pid)
     finally:
         process.terminate()
         process.wait()

@@ -47,25 +47,31 @@ def test_routes_give_what_the_monitors_measured(trained):
     (run,) = listed["runs"]  # without the one that has no geometry data
     assert run["name"] == "a"
     assert set(run["tables"]) == {m.record_tag for m in (heterogeneity, noise, smoothness)}
-    assert run["tables"][TAG]["tensors"] == heterogeneity.history[0]["tensor_names"]
+    assert (
+        listed["layouts"][run["tables"][TAG]]["tensors"] == heterogeneity.history[0]["tensor_names"]
+    )
 
     _, curves = plugin.request("/scalars", run="a")
-    assert sorted(curves["curves"]) == run["scalars"]
+    assert run["own"] == {"loss": ["train_loss"], "learning_rate": []}
+    assert sorted(curves["curves"]) == [*run["scalars"], "train_loss"]
     curve = curves["curves"][quantities.LAMBDA_MAX.tag]
-    assert curve["steps"] == [one["step"] for one in smoothness.history] == [3, 7]
+    assert curve["steps"] == [one["step"] + 1 for one in smoothness.history] == [4, 8]
     assert curve["values"] == pytest.approx(
         [one["lambda_max"] for one in smoothness.history], rel=1e-5
     )
 
+    assert 0 < curve["seconds"][0] < curve["seconds"][1] < 600
+    assert curve["not_finite_since"] is None
+
     _, layers = plugin.request("/layers", run="a", tag=TAG, column="gini")
-    assert layers["steps"] == [1, 3, 5, 7]
+    assert layers["steps"] == [2, 4, 6, 8]  # counted from 1, as every_n_steps=2 counts
     assert layers["note"] is None
     measured = [one["per_tensor"]["gini"].tolist() for one in heterogeneity.history]
     np.testing.assert_allclose(layers["values"], measured, rtol=1e-5)
 
     _, report = plugin.request("/report", run="a")
     assert run["report"]
-    assert report == {"step": 7, **vars(describe(smoothness.last_report))}
+    assert report == {"step": 8, **vars(describe(smoothness.last_report))}
 
     rows = len(heterogeneity.history[0]["tensor_names"])
     _, fan = plugin.request("/fan", run="a", tag=TAG, column="log10_quantiles", row=rows)
@@ -78,7 +84,6 @@ def test_routes_give_what_the_monitors_measured(trained):
     ("route", "query", "status", "error"),
     [
         ("/scalars", {"run": "none"}, 404, "no such data"),
-        ("/scalars", {"run": "other"}, 404, "no such data"),
         ("/scalars", {"run": "../a"}, 404, "no such data"),
         ("/scalars", {}, 400, "expected an argument `run`"),
         ("/report", {"run": "none"}, 404, "no such data"),
@@ -196,7 +201,7 @@ def test_a_report_that_cannot_be_read_gives_its_place_to_the_one_before(tmp_path
     assert listed["notes"] == []
     for run in broken:
         status, report = plugin.request("/report", run=run)
-        assert (status, report["step"]) == (200, 1)
+        assert (status, report["step"]) == (200, 2)
         assert report["verdict"] == make_report().verdict
     status, answer = plugin.request("/report", run="none")
     assert status == 400
@@ -212,7 +217,7 @@ def test_no_event_in_a_reports_place_can_stop_the_tab(tmp_path, tensor):
     write_event(tmp_path / "a", b"", tensor, tag=SHOWN_REPORT, step=2)
     plugin = Plugin(tmp_path)
     assert plugin.request("/runs")[1]["notes"] == []
-    assert plugin.request("/report", run="a")[1]["step"] == 1
+    assert plugin.request("/report", run="a")[1]["step"] == 2
 
 
 def test_numbers_never_stand_at_names_of_other_parameters(tmp_path):
@@ -221,9 +226,9 @@ def test_numbers_never_stand_at_names_of_other_parameters(tmp_path):
     _, listed = plugin.request("/runs")
     (run,) = listed["runs"]
     assert list(run["tables"]) == [TAG]
-    assert run["tables"][TAG]["tensors"] == ["c", "d", "e"]
+    assert listed["layouts"][run["tables"][TAG]]["tensors"] == ["c", "d", "e"]
     _, layers = plugin.request("/layers", run="a", tag=TAG, column="density")
-    assert (layers["steps"], layers["values"]) == ([3], [[5, 6, 7]])
+    assert (layers["steps"], layers["values"]) == ([4], [[5, 6, 7]])
     left_out = f"a: {TAG}: records of other parameters left out, the last at step "
     assert listed["notes"] == [f"{left_out}1", f"{left_out}2"]
 
@@ -280,7 +285,7 @@ def test_a_table_is_read_again_only_when_something_was_added(tmp_path, monkeypat
     write_record(writer, entry(1, [3.0, 4.0]))
     writer.close()
     plugin.reload()
-    assert plugin.request("/layers", **query)[1]["steps"] == [0, 1]
+    assert plugin.request("/layers", **query)[1]["steps"] == [1, 2]
     assert len(reads) == 2
 
 

@@ -24,7 +24,7 @@ pytestmark = [
     needs_chromium,
     *(pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS),
 ]
-PANELS = ["verdict", "smoothness", "heatmap", "bars", "fan"]
+PANELS = ["verdict", "loss", "noise", "smoothness", "heatmap", "bars", "layer", "fan"]
 RUNS = ["shared/first", "shared/second"]  # shown without the folder
 
 
@@ -120,7 +120,7 @@ def test_each_panel_draws(page):
         # Curves are two pixels wide; the key of the map is 2 % of its canvas.
         least = {"heatmap": 0.1, "bars": 0.05}.get(panel, 0.001)
         assert coverage(page, panel) > least, panel
-    assert page.run("document.querySelectorAll('[role=alert], .nothing').length") == 0
+    assert page.run("document.querySelectorAll('.panel:not([hidden]) .nothing').length") == 0
     assert page.run("document.querySelector('.notes').hidden")
 
 
@@ -134,7 +134,7 @@ def test_verdict_is_that_of_the_events(page, histories):
     expected = [
         [
             run,
-            one["step"],
+            one["step"] + 1,
             *(
                 one[f"{name}/coordinate"]
                 for name in (
@@ -156,7 +156,7 @@ def test_verdict_is_that_of_the_events(page, histories):
     for run, card in zip(RUNS, cards, strict=True):
         last = histories[1][run][2][-1]
         assert card.startswith(run.removeprefix("shared/"))
-        assert f"at step {last['step']}" in card
+        assert f"at step {last['step'] + 1}" in card
         assert f"{last['advantage_lower/coordinate']:.3g}".rstrip("0").rstrip(".") in card
         assert f"\n{histories[2][run].verdict_status.upper()}\n" in card  # as a badge
         assert histories[2][run].verdict in card
@@ -174,7 +174,7 @@ def test_each_card_unfolds_to_the_report_of_the_last_measurement(page, histories
     for run, shown in zip(RUNS, cards, strict=True):
         text = histories[2][run]
         cells = (cell for row in text.rows for cell in row)
-        step = histories[1][run][2][-1]["step"]
+        step = histories[1][run][2][-1]["step"] + 1
         expected = [*text.header, *text.headings, *cells, *text.legend]
         assert shown == [f"Report at step {step}", *expected]
 
@@ -204,10 +204,10 @@ def test_layers_are_those_of_the_events(page, histories):
     heterogeneity = histories[1][RUNS[0]][0]
     heading, rows = numbers(page, "heatmap")
     assert heading == ["step", *heterogeneity[0]["tensor_names"]]
-    expected = [[one["step"], *one["per_tensor"]["density"].tolist()] for one in heterogeneity]
+    expected = [[one["step"] + 1, *one["per_tensor"]["density"].tolist()] for one in heterogeneity]
     np.testing.assert_allclose(rows, expected, rtol=1e-5)
     cells = table(page, "bars")
-    assert cells[0] == ["layer", f"step {heterogeneity[-1]['step']}"]
+    assert cells[0] == ["layer", f"step {heterogeneity[-1]['step'] + 1}"]
     shown = [float(value) for _, value in cells[1:]]
     np.testing.assert_allclose(shown, heterogeneity[-1]["per_tensor"]["density"], rtol=6e-3)
 
@@ -215,7 +215,7 @@ def test_layers_are_those_of_the_events(page, histories):
 def test_fan_is_that_of_the_events(page, histories):
     heading, rows = numbers(page, "fan")
     assert heading == ["step", "1 %", "5 %", "25 %", "50 %", "75 %", "95 %", "99 %"]
-    medians = [[one["step"], one["median_log10_grad"]] for one in histories[1][RUNS[0]][0]]
+    medians = [[one["step"] + 1, one["median_log10_grad"]] for one in histories[1][RUNS[0]][0]]
     np.testing.assert_allclose([[row[0], row[4]] for row in rows], medians, rtol=1e-5)
 
 
@@ -231,11 +231,11 @@ def test_runs_can_be_searched_and_hidden(page):
         search.value = "SEC";
         search.dispatchEvent(new Event("input"));
     })()""")
-    assert page.run("[...document.querySelectorAll('.runs span')].map((s) => s.textContent)") == [
+    assert page.run("[...document.querySelectorAll('.runs .cut')].map((s) => s.textContent)") == [
         "second"
     ]
     page.run("document.querySelectorAll('.picker button')[1].click()")  # None
-    page.wait("document.querySelectorAll('.nothing').length === 5")
+    page.wait("document.querySelectorAll('.panel:not([hidden]) .nothing').length === 6")
 
 
 def test_slider_and_map_choose_the_step_of_the_bars(page, histories):
@@ -245,7 +245,9 @@ def test_slider_and_map_choose_the_step_of_the_bars(page, histories):
         slider.value = "1";
         slider.dispatchEvent(new Event("input"));
     })()""")
-    assert page.run("document.querySelector('#bars output').textContent") == str(history[1]["step"])
+    assert page.run("document.querySelector('#bars output').textContent") == str(
+        history[1]["step"] + 1
+    )
     cells = table(page, "bars")
     shown = [float(value) for _, value in cells[1:]]
     np.testing.assert_allclose(shown, history[1]["per_tensor"]["density"], rtol=6e-3)
@@ -253,11 +255,11 @@ def test_slider_and_map_choose_the_step_of_the_bars(page, histories):
     box = page.run("document.querySelector('#heatmap canvas').getBoundingClientRect().toJSON()")
     page.move(box["x"] + box["width"] - 5, box["y"] + 50, click=True)
     assert page.run("document.querySelector('#bars output').textContent") == str(
-        history[-1]["step"]
+        history[-1]["step"] + 1
     )
     tip = page.run("document.querySelector('#heatmap .tip').textContent")
     name = history[0]["tensor_names"][1]  # the second row: 30 pixels of key, rows of 14
-    assert tip.startswith(f"{name}, step {history[-1]['step']}")
+    assert tip.startswith(f"{name}, step {history[-1]['step'] + 1}")
     value = history[-1]["per_tensor"]["density"][1].item()
     assert float(tip.split()[-1]) == pytest.approx(value, rel=6e-3)
 
@@ -286,14 +288,17 @@ def test_scales_and_smoothing_change_the_picture(page):
     log = page.run(picture)
     click(page, "smoothness", "log axis")
     page.wait(f"{picture} !== {json.dumps(log)}")
-    linear = page.run(picture)
-    assert page.run("document.querySelector('#smoothness output').textContent") == "off"
+    # Bounds and estimates are not smoothed, a training's own loss is.
+    assert page.run("document.querySelectorAll('input[type=range]').length") == 2
+    picture = "document.querySelector('#loss canvas').toDataURL()"
+    raw = page.run(picture)
+    assert page.run("document.querySelector('#loss output').textContent") == "off"
     page.run("""(() => {
-        const slider = document.querySelector("#smoothness input[type=range]");
+        const slider = document.querySelector("#loss input[type=range]");
         slider.value = "0.9";
         slider.dispatchEvent(new Event("input"));
     })()""")
-    page.wait(f"{picture} !== {json.dumps(linear)}")
+    page.wait(f"{picture} !== {json.dumps(raw)}")
 
 
 def test_table_stands_in_for_the_chart_which_keeps_its_width(page):
@@ -319,7 +324,7 @@ def test_keyboard_reads_values_aloud(page, histories):
     page.run("document.querySelector('#verdict .chart').focus()")
     page.press("ArrowRight")
     said = page.wait("document.querySelector('#verdict [aria-live]').textContent")
-    assert said.startswith(f"step {history[0]['step']}")
+    assert said.startswith(f"step {history[0]['step'] + 1}")
     assert "first" in said
     page.run("document.querySelector('#heatmap canvas').focus()")
     page.press("ArrowUp")
@@ -376,14 +381,14 @@ def test_tab_follows_tensorboards_theme_and_reload(browser, tmp_path):
         browser.prefer("light")
         browser.open(f"{board.address}#geometry")
         browser.wait(f"document.querySelector('iframe') && {frame}.querySelector('#bars canvas')")
-        assert browser.run(step) == "10"
+        assert browser.run(step) == "11"  # counted from 1
         assert browser.run(f"{frame}.documentElement.dataset.theme") == "light"
         browser.run("document.body.classList.add('dark-mode')")
         browser.wait(f"{frame}.documentElement.dataset.theme === 'dark'")
         write_record(writer, entry(2000, [3.0, 4.0]))
         writer.close()
         end = time.monotonic() + 30
-        while browser.run(step) != "2,000":  # TensorBoard's reader needs a moment, too
+        while browser.run(step) != "2,001":  # TensorBoard's reader needs a moment, too
             assert time.monotonic() < end
             browser.run("document.querySelector('app-header-reload button').click()")
             time.sleep(0.5)
@@ -411,11 +416,11 @@ def test_corrupt_data_are_noted_and_the_rest_is_shown(browser, tmp_path, load_fa
         browser.complaints.clear()
         browser.open(board.entry)
         browser.wait("document.querySelectorAll('.notes li').length === 2")
-        notes = browser.run("document.querySelector('.notes').textContent")
+        notes = browser.run("document.querySelector('.notes ul').textContent")
         assert "later: geometry/heterogeneity_per_tensor left out: schema 3 is newer" in notes
         assert "torn: geometry/heterogeneity_per_tensor left out: broken metadata" in notes
         assert browser.run(
-            "[...document.querySelectorAll('.runs span')].map((s) => s.textContent)"
+            "[...document.querySelectorAll('.runs .cut')].map((s) => s.textContent)"
         ) == ["good"]
         browser.wait("document.querySelector('#heatmap canvas')")
         assert "1 broken record left out" in browser.run(
@@ -432,9 +437,9 @@ def test_either_reader_keeps_series_of_other_parameters_apart(tmp_path, load_fas
         while len((listed := board.get("runs")[1])["notes"]) < 2:  # it answers while it reads
             assert time.monotonic() < end, listed
             time.sleep(0.1)
-        assert listed["runs"][0]["tables"][TAG]["tensors"] == ["c", "d", "e"]
+        assert listed["layouts"][listed["runs"][0]["tables"][TAG]]["tensors"] == ["c", "d", "e"]
         _, layers = board.get("layers", run="a", tag=TAG, column="density")
-        assert (layers["steps"], layers["values"]) == ([3], [[5, 6, 7]])
+        assert (layers["steps"], layers["values"]) == ([4], [[5, 6, 7]])
 
 
 def test_empty_folder_says_how_to_get_data(browser, tmp_path):

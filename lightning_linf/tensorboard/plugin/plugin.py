@@ -83,7 +83,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard has no type
         return Respond(request, path.read_bytes(), _TYPES[path.suffix])
 
     def _read_runs(self, ctx: Any, experiment: str, query: _Query) -> Any:
-        return {**self._source.runs(ctx, experiment), "vocabulary": payload.vocabulary()}
+        return self._source.runs(ctx, experiment)
 
     def _read_scalars(self, ctx: Any, experiment: str, query: _Query) -> Any:
         return self._source.scalars(ctx, experiment, query["run"])

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from tensorboard.data.provider import RunTagFilter
 
 from lightning_linf.panels import payload
+from lightning_linf.panels.own_scalars import own_scalars
 from lightning_linf.panels.table import REPORT, SHOWN_REPORT, Metadata, Table, stack, tag_of_record
 from lightning_linf.quantities import PREFIX
 from lightning_linf.report import ReportText, text_of
@@ -29,8 +30,9 @@ _Result = tuple[Table, str | None]  # a table, and a note if some of its records
 class _Run:
     """What the page is told of a run before it asks for numbers."""
 
-    tables: dict[str, Any] = field(default_factory=dict)  # by tag, the names of rows and columns
+    tables: dict[str, Metadata] = field(default_factory=dict)  # by tag
     scalars: list[str] = field(default_factory=list)  # tags
+    own: dict[str, list[str]] = field(default_factory=dict)  # by kind, tags of the training's own
     report: bool = False  # whether there is one to ask for
     changed: float = 0.0  # when the last event was written
 
@@ -54,28 +56,35 @@ class Source:
             notes += [f"{run}: {note}" for note in notes_of_run]
             for tag, (_, series, metadata) in present.items():
                 entry = found.setdefault(run, _Run())
-                entry.tables[tag] = metadata.to_json()
+                entry.tables[tag] = metadata
                 entry.changed = max(entry.changed, series.max_wall_time)
             if SHOWN_REPORT in by_tag:
                 found.setdefault(run, _Run()).report = True
         for run, by_tag in scalars.items():
-            for tag, series in sorted(by_tag.items()):
-                if tag.startswith(PREFIX):
-                    entry = found.setdefault(run, _Run())
-                    entry.scalars.append(tag)
-                    entry.changed = max(entry.changed, series.max_wall_time)
-        runs = [{"name": run, **vars(found[run])} for run in sorted(found)]
-        return {"runs": runs, "notes": notes}
+            ours, own = _shown(by_tag)
+            if ours or run in found:
+                entry = found.setdefault(run, _Run())
+                entry.scalars, entry.own = ours, own
+                shown = [*ours, *(tag for tags in own.values() for tag in tags)]
+                times = [by_tag[tag].max_wall_time for tag in shown]
+                entry.changed = max([entry.changed, *times])
+        return payload.listing({run: vars(found[run]) for run in sorted(found)}, notes)
 
     def scalars(self, ctx: Any, experiment: str, run: str) -> Any:
-        """Read all geometry scalars of a run; KeyError if it has none."""
+        """Read all curves of a run: those of its geometry, and its own that stand beside them.
+
+        Raises:
+            KeyError: If it has none.
+            ValueError: If TensorBoard's reader fails on its data.
+        """
         listed = self._provider.list_scalars(
             ctx,
             experiment_id=experiment,
             plugin_name="scalars",
             run_tag_filter=RunTagFilter(runs=[run]),
         )
-        names = [tag for tag in listed[run] if tag.startswith(PREFIX)]
+        ours, own = _shown(listed[run])
+        names = [*ours, *(tag for tags in own.values() for tag in tags)]
         if not names:
             raise KeyError(run)
         try:
@@ -93,7 +102,7 @@ class Source:
                 "or none. `lightning-linf report` leaves it out"
             ) from error
         points = {
-            tag: [(datum.step, datum.value) for datum in data]
+            tag: [(datum.step, datum.value, datum.wall_time) for datum in data]
             for tag, data in read.get(run, {}).items()
         }
         return {"curves": payload.curves(points)}
@@ -169,6 +178,12 @@ class Source:
                 run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
             )
         return read[run][tag]
+
+
+def _shown(tags: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Give the tags of scalars of this package, and by kind those of the training's own."""
+    ours = sorted(tag for tag in tags if tag.startswith(PREFIX))
+    return ours, own_scalars(tag for tag in tags if not tag.startswith(PREFIX))
 
 
 def _present(by_tag: Mapping[str, Any]) -> tuple[dict[str, tuple[str, Any, Metadata]], list[str]]:

@@ -6,8 +6,9 @@ import { format } from "./numbers.js";
 
 const VALUE_WIDTH = 52; // room for the number behind a bar
 
-// The axis spans all steps, so that bars can be compared while the slider moves.
-export function drawBars({ names, values, log, range, width, color, label }) {
+// The axis spans all steps, so that bars can be compared while the slider moves. `other` are values
+// to compare with: pale bars in `otherColor` below the others, or null.
+export function drawBars({ names, values, other, log, range, width, color, otherColor, label }) {
   const height = rowHeight(names.length);
   const [canvas, context] = makeCanvas(width, names.length * height + AXIS_HEIGHT, label);
   const gutter = gutterFor(context, names, width);
@@ -19,18 +20,25 @@ export function drawBars({ names, values, log, range, width, color, label }) {
   drawGrid(context, [from, to], place, names.length * height, log);
   context.textAlign = "left";
   context.textBaseline = "middle";
+  const thick = Math.max(1, height - (height > 5 ? 3 : 1));
+  const zero = place(log ? from : Math.min(Math.max(0, from), to));
+  const boxOf = (value, top, share) => {
+    if (!Number.isFinite(value) || (log && !(value > 0))) return null;
+    const end = place(value);
+    return [Math.min(zero, end), top, Math.max(1, Math.abs(end - zero)), share * thick];
+  };
   values.forEach((value, row) => {
     const y = row * height;
-    if (Number.isFinite(value) && (!log || value > 0)) {
-      const [zero, end] = [place(log ? from : Math.min(Math.max(0, from), to)), place(value)];
-      context.fillStyle = color;
-      const thick = Math.max(1, height - (height > 5 ? 3 : 1));
-      context.fillRect(
-        Math.min(zero, end),
-        y + (height - thick) / 2,
-        Math.max(1, Math.abs(end - zero)),
-        thick,
-      );
+    const top = y + (height - thick) / 2;
+    const box = boxOf(value, top, other ? 0.55 : 1);
+    context.fillStyle = color;
+    if (box) context.fillRect(...box);
+    const second = other && boxOf(other[row], top + 0.6 * thick, 0.4);
+    if (second) {
+      context.fillStyle = otherColor;
+      context.globalAlpha = 0.5;
+      context.fillRect(...second);
+      context.globalAlpha = 1;
     }
     if (height >= 9) {
       context.fillStyle = cssColor("--muted");

@@ -36,7 +36,25 @@ const VIRIDIS = [
 
 const isDark = () => document.documentElement.dataset.theme === "dark";
 
-export const paletteColor = (index) => (isDark() ? DARK : LIGHT)[index % LIGHT.length];
+// The first eight are chosen by hand; further ones go round the circle of hues by the golden angle,
+// in three kinds of lightness, so that each differs from those before it.
+export function paletteColor(index) {
+  if (index < LIGHT.length) return (isDark() ? DARK : LIGHT)[index];
+  const lightness = (isDark() ? [0.65, 0.8, 0.55] : [0.42, 0.3, 0.54])[index % 3];
+  return fromHsl((342 + index * 137.508) % 360, 0.9, lightness);
+}
+
+function fromHsl(hue, saturation, lightness) {
+  const size = saturation * Math.min(lightness, 1 - lightness);
+  const channel = (shift) => {
+    const k = (shift + hue / 30) % 12;
+    const value = lightness - size * Math.max(-1, Math.min(k - 3, 9 - k, 1));
+    return Math.round(255 * value)
+      .toString(16)
+      .padStart(2, "0");
+  };
+  return `#${channel(0)}${channel(8)}${channel(4)}`;
+}
 
 export const dashOf = (index) => DASHES[index % DASHES.length];
 

@@ -8,7 +8,7 @@ export function element(tag, attributes = {}, ...children) {
     else if (value !== false && value !== null && value !== undefined)
       node.setAttribute(name, value);
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
+  node.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
   return node;
 }
 
@@ -35,20 +35,49 @@ export function swatch(color) {
   return mark;
 }
 
+const SHORT = 24; // letters for which there is always room
+
+// A long name that is cut in its middle where there is no room: its ends tell names apart.
+export function cutName(text) {
+  if (text.length <= SHORT) return element("span", { class: "cut" }, text);
+  const parts = [text.slice(0, -SHORT / 2), text.slice(-SHORT / 2)];
+  return element(
+    "span",
+    { class: "cut", title: text },
+    ...parts.map((part) => element("span", {}, part)),
+  );
+}
+
 // Fills a select with [value, text] pairs and returns its value: `chosen`, if it is among them.
 export function fillSelect(select, options, chosen) {
-  select.replaceChildren(
-    ...options.map(([value, text]) =>
-      element("option", { value, selected: value === chosen }, text),
-    ),
-  );
+  const is = JSON.stringify(options);
+  if (select.dataset.options !== is) {
+    // What is the same stays, with its open list.
+    select.dataset.options = is;
+    select.replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
+  }
+  if (options.some(([value]) => value === chosen)) select.value = chosen;
   return select.value;
+}
+
+// Boxes of which one is chosen, in a frame with a name.
+export function choice(legend, name, options, chosen, changed) {
+  const box = ([value, text]) => {
+    const attributes = { type: "radio", name, value, checked: value === chosen };
+    const input = element("input", { ...attributes, change: () => changed(value) });
+    return element("label", { class: "chip" }, input, text);
+  };
+  return element(
+    "fieldset",
+    { class: "chips" },
+    element("legend", {}, legend),
+    ...options.map(box),
+  );
 }
 
 // A table that scrolls by itself; the first cell of a row is its name.
 export function tableOf(label, headings, rows) {
-  const cell = (text, index) =>
-    element(index ? "td" : "th", index ? {} : { scope: "row" }, text);
+  const cell = (text, index) => element(index ? "td" : "th", index ? {} : { scope: "row" }, text);
   return element(
     "div",
     { class: "scroll", tabindex: "0", role: "region", "aria-label": label },

@@ -70,11 +70,12 @@ export function edges(steps, left, right) {
 }
 
 // `position` maps a value to [0, 1]; cells without a value show the background.
-export function drawCells(context, { steps, values }, rows, borders, height, position) {
-  steps.forEach((_, column) => {
+// `values` are by column and row.
+export function drawCells(context, values, borders, height, position) {
+  values.forEach((cells, column) => {
     const [from, to] = [Math.floor(borders[column]), Math.floor(borders[column + 1])];
-    rows.forEach((row, index) => {
-      const at = position(values[column][row]);
+    cells.forEach((value, index) => {
+      const at = position(value);
       if (Number.isNaN(at)) return;
       context.fillStyle = mapColor(at);
       const top = Math.floor(index * height);

@@ -23,6 +23,23 @@ export function formatStep(step) {
   return step.toLocaleString("en");
 }
 
+// "2 d 3 h", "1 h 5 min", "2 min 30 s", "4.5 s": the two largest units.
+export function formatDuration(seconds) {
+  if (seconds < 60) return `${Number(seconds.toFixed(seconds < 10 ? 1 : 0))} s`;
+  const units = [
+    ["d", 86400],
+    ["h", 3600],
+    ["min", 60],
+    ["s", 1],
+  ];
+  const first = units.findIndex(([, size]) => seconds >= size);
+  const [[large, most], [small, least]] = units.slice(first, first + 2);
+  const rounded = Math.round(seconds / least) * least;
+  if (rounded !== seconds) return formatDuration(rounded); // which may reach the next unit
+  const rest = (seconds % most) / least;
+  return `${Math.floor(seconds / most)} ${large}${rest ? ` ${rest} ${small}` : ""}`;
+}
+
 // Exponential moving average as TensorBoard's, without its bias at the start.
 export function smooth(values, weight) {
   if (weight === 0) return values;
@@ -34,6 +51,13 @@ export function smooth(values, weight) {
     mass = weight * mass + (1 - weight);
     return last / mass;
   });
+}
+
+// The middle one of the finite values; NaN without any.
+export function median(values) {
+  const finite = values.filter(Number.isFinite).sort((a, b) => a - b);
+  const half = finite.length / 2;
+  return finite.length ? (finite[Math.floor(half)] + finite[Math.ceil(half) - 1]) / 2 : NaN;
 }
 
 export function finiteRange(values) {

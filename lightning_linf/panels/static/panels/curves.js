@@ -1,117 +1,101 @@
-// Holds what the panels of curves share: controls for partitions, log axis and smoothing, and the
-// colours, labels and table rows of curves.
+// Holds what the panels of curves share: which curves are shown and on what axis, and their colours,
+// labels and table rows.
 
 import { dashOf, paletteColor } from "../drawing/color.js";
-import { element, field, toggle } from "../drawing/dom.js";
-import { notConverged, partitionLabel, tagOf } from "./names.js";
-import { smooth } from "../drawing/numbers.js";
+import { element, toggle } from "../drawing/dom.js";
 
+// Boxes that choose among curves, and a button for the axis. `log` is how the axis is at first.
 export class CurveControls {
-  constructor(changed) {
-    this.log = true;
-    this.weight = 0;
-    this.chosen = null; // partitions; null as long as the user has not chosen
-    this.chips = element("fieldset", { class: "chips" }, element("legend", {}, "Geometry"));
-    this.changed = changed;
+  constructor(state, panel, legend, log, changed) {
+    Object.assign(this, { state, changed });
+    this.keys = `${panel}.curves`;
+    this.log = state.is(`${panel}.log`, log);
+    this.chips = element("fieldset", { class: "chips" }, element("legend", {}, legend));
     const scale = toggle("log axis", this.log, (is) => {
       this.log = is;
+      state.setIs(`${panel}.log`, is, log);
       changed();
     });
-    const output = element("output", {}, "off");
-    const slider = element("input", {
-      type: "range",
-      min: "0",
-      max: "0.99",
-      step: "0.01",
-      value: "0",
-    });
-    slider.addEventListener("input", () => {
-      this.weight = Number(slider.value);
-      output.textContent = this.weight ? this.weight.toFixed(2) : "off";
-      changed();
-    });
-    const smoothing = field("Smoothing", slider);
-    smoothing.append(output);
-    this.nodes = [this.chips, scale, smoothing];
+    this.nodes = [this.chips, scale];
   }
 
-  // Offers partitions and returns those that are chosen, at first the ones in `standard`.
-  choose(partitions, standard) {
-    const chosen = partitions.filter((name) => (this.chosen ?? standard).includes(name));
-    const boxes = partitions.map((name) => {
-      const box = element("input", {
-        type: "checkbox",
-        checked: chosen.includes(name),
-        value: name,
-      });
-      box.addEventListener("change", () => {
-        const now = new Set(chosen);
-        if (box.checked) now.add(name);
-        else now.delete(name);
-        this.chosen = [...now];
-        this.changed();
-      });
-      return element("label", { class: "chip" }, box, partitionLabel(name));
-    });
+  // Offers [key, label] pairs and returns the keys that are chosen, at first those in `standard`.
+  choose(offered, standard) {
+    const wanted = this.state.getList(this.keys) ?? standard;
+    const chosen = offered.map(([key]) => key).filter((key) => wanted.includes(key));
+    const change = () => {
+      const boxes = [...this.chips.querySelectorAll("input")];
+      this.state.setList(
+        this.keys,
+        boxes.filter((box) => box.checked).map((box) => box.value),
+      );
+      this.changed();
+    };
+    const chip = ([value, label]) => {
+      const checked = chosen.includes(value);
+      const box = element("input", { type: "checkbox", checked, value, change });
+      return element("label", { class: "chip" }, box, label);
+    };
     const focused = this.chips.contains(document.activeElement)
       ? document.activeElement.value
       : null;
-    this.chips.replaceChildren(this.chips.firstChild, ...boxes);
+    this.chips.replaceChildren(this.chips.firstChild, ...offered.map(chip));
     if (focused) this.chips.querySelector(`[value="${CSS.escape(focused)}"]`)?.focus();
-    this.chips.hidden = partitions.length < 2;
+    this.chips.hidden = offered.length < 2;
     return chosen;
-  }
-
-  line(curve, width) {
-    return { steps: curve.steps, values: smooth(curve.values, this.weight), width };
   }
 }
 
-// One run: a colour for each partition. Several: a colour for each run, dashes for partitions.
-export function styleOf(view, run, partitions, partition) {
-  const number = partitions.indexOf(partition);
-  if (view.runs.length === 1) return { color: paletteColor(number), dash: [] };
-  return { color: view.colorOf(run.name), dash: dashOf(number) };
+// A line of a chart, on the page's axis; none where the axis is the time, which was not recorded.
+export function lineOf(view, { steps, seconds, values }, width) {
+  const x = view.axis.kind === "time" ? seconds : steps;
+  return x ? [{ x, values, width }] : [];
+}
+
+// An interval between two curves, and a line inside of it, if there is one.
+export function intervalOf(view, lower, upper, inside = null) {
+  const lines = [...lineOf(view, lower, inside ? 0 : 1), ...lineOf(view, upper, 0)];
+  if (lines.length < 2) return null;
+  return {
+    lines: [...lines, ...(inside ? lineOf(view, inside, 2.5) : [])],
+    fills: [[1, 0, 0.14]],
+    bars: [[1, 0]],
+  };
+}
+
+// One run: a colour for each curve. Several: a colour for each run, dashes for curves.
+export function styleOf(view, run, keys, key) {
+  const number = keys.indexOf(key);
+  if (view.runs.length === 1) return { run: run.name, color: paletteColor(number), dash: [] };
+  return { run: run.name, color: view.colorOf(run.name), dash: dashOf(number) };
 }
 
 // What tells a curve apart from the others that are shown.
-export function labelOf(view, run, chosen, partition) {
-  if (view.runs.length === 1) return partitionLabel(partition);
-  return chosen.length === 1 ? run.label : `${run.label} · ${partitionLabel(partition)}`;
+export function labelOf(view, run, chosen, key, label) {
+  if (view.runs.length === 1) return label(key);
+  return chosen.length === 1 ? run.label : `${run.label} · ${label(key)}`;
 }
 
-// A mark beside a bracket that has not converged when it was last measured, as in the report; or
-// beside a ratio of it to others, if one of these has not.
-export function markOf(all, others = []) {
-  const isOpen = (index, name) => all[index].get(tagOf("converged", name))?.values.at(-1) === 0;
-  return (run, name, index) => ([name, ...others].some((one) => isOpen(index, one)) ? " *" : "");
-}
-
-// What the mark means, if any bracket has it.
-export function noteOfMarks(view, partitions, mark) {
-  const has = (run, index) => partitions.some((name) => mark(run, name, index));
-  return view.runs.some(has) ? notConverged() : "";
-}
-
-export function legendOf(view, partitions, chosen, ink, mark = () => "") {
-  const styled = (partition) => styleOf(view, view.runs[0], partitions, partition);
+// `mark(run, key, index)` is added to the labels of what is marked.
+export function legendOf(view, keys, chosen, label, ink, mark = () => "") {
+  const styled = (key) => styleOf(view, view.runs[0], keys, key);
   if (view.runs.length === 1) {
-    return chosen.map((name) => ({
-      label: partitionLabel(name) + mark(view.runs[0], name, 0),
-      color: styled(name).color,
+    return chosen.map((key) => ({
+      label: label(key) + mark(view.runs[0], key, 0),
+      color: styled(key).color,
     }));
   }
   const ofRun = (run, index) =>
-    chosen.some((name) => mark(run, name, index)) ? `${run.label} *` : run.label;
+    chosen.some((key) => mark(run, key, index)) ? `${run.label} *` : run.label;
   return [
-    ...view.runs.map((run, index) => ({ label: ofRun(run, index), color: view.colorOf(run.name) })),
+    ...view.runs.map((run, index) => ({
+      run: run.name,
+      label: ofRun(run, index),
+      color: view.colorOf(run.name),
+    })),
     ...(chosen.length < 2
       ? []
-      : chosen.map((name) => ({
-          label: partitionLabel(name),
-          color: ink,
-          dash: styled(name).dash,
-        }))),
+      : chosen.map((key) => ({ label: label(key), color: ink, dash: styled(key).dash }))),
   ];
 }
 

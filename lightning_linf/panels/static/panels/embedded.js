@@ -5,6 +5,8 @@ import { toCurves, toMatrix } from "./server.js";
 export class Embedded {
   constructor(data) {
     this.data = data;
+    const curves = Object.values(data.scalars).flatMap(({ curves }) => Object.values(curves));
+    this.hasTimes = curves.some(({ seconds }) => seconds);
   }
 
   async runs() {
@@ -23,7 +25,10 @@ export class Embedded {
     return toMatrix(this.data.tables[run][tag][column]);
   }
 
+  // Quantiles come by row, and a column of single numbers as one matrix of all rows.
   async fan(run, tag, column, row) {
-    return toMatrix(this.data.tables[run][tag][column][row]);
+    const found = this.data.tables[run][tag][column];
+    if (Array.isArray(found)) return toMatrix(found[row]);
+    return toMatrix({ ...found, values: found.values.map((values) => [values[row]]) });
   }
 }

@@ -1,4 +1,4 @@
-// Asks TensorBoard, in whose frame the page may stand, when data were reloaded and for the theme.
+// Speaks with TensorBoard, in whose frame the page may stand: about reloads, theme and address.
 
 const HELLO = "experimental.bootstrap";
 const RELOADED = "experimental.DataReloaded";
@@ -16,20 +16,47 @@ export function onReload(reload) {
   window.parent.postMessage(HELLO, window.location.origin, [port2]);
 }
 
-// Returns the body of the page around this one, or null without one or if it has another origin,
-// whose pages a browser does not let scripts look into.
-function hostBody() {
+// Returns the page around this one, or null without one or if it has another origin, whose pages a
+// browser does not let scripts look into.
+function hostPage() {
   try {
-    return window.parent === window ? null : window.parent.document.body;
+    return window.parent === window ? null : window.parent.document && window.parent;
   } catch {
     return null;
   }
 }
 
+// The part of the address after "#": TensorBoard's begins with the name of the tab, and keeps words
+// for a plugin under names that begin with "p.geometry."; a page by itself has it for its own.
+export function addressPlace(owner = hostPage() ?? window) {
+  const prefix = owner === window ? "" : "p.geometry.";
+  const split = () => owner.location.hash.slice(1).split("&").filter(Boolean);
+  const isOurs = (part) => part.startsWith(prefix) && part.includes("=");
+  return {
+    read: () =>
+      new Map(
+        split()
+          .filter(isOurs)
+          .map((part) => part.slice(prefix.length).split("=", 2).map(decodeURIComponent)),
+      ),
+    write: (words) => {
+      const ours = [...words].map((pair) => prefix + pair.map(encodeURIComponent).join("="));
+      const hash = [...split().filter((part) => !isOurs(part)), ...ours].join("&");
+      try {
+        // The page may have a base, so "#" alone would be another address.
+        const { pathname, search } = owner.location;
+        owner.history.replaceState(owner.history.state, "", `${pathname}${search}#${hash}`);
+      } catch {
+        // A page that was written into a frame has no address of its own.
+      }
+    },
+  };
+}
+
 // Follows the theme that TensorBoard marks its body with, or the system's for a page by itself.
 export function followTheme(changed) {
   const system = window.matchMedia("(prefers-color-scheme: dark)");
-  const host = hostBody();
+  const host = hostPage()?.document.body;
   const apply = () => {
     const dark = host ? host.classList.contains("dark-mode") : system.matches;
     const theme = dark ? "dark" : "light";

@@ -2,8 +2,10 @@
 
 import { App } from "./app.js";
 import { element } from "../drawing/dom.js";
-import { followTheme, onReload } from "./host.js";
+import { addressPlace, followTheme, onReload } from "./host.js";
+import { poll } from "./poll.js";
 import { Server } from "./server.js";
+import { State } from "./state.js";
 
 const FILES = new URL("..", import.meta.url);
 
@@ -17,8 +19,12 @@ export async function render() {
     });
   await Promise.all(["vendor/uPlot.min.css", "style.css"].map(loaded));
   document.head.append(element("meta", { name: "viewport", content: "width=device-width" }));
-  const app = new App(document.body, new Server(new URL("..", FILES)));
+  const heading = element("h1", {}, document.title);
+  document.body.append(element("header", { class: "visually-hidden" }, heading));
+  const state = new State(addressPlace());
+  const app = new App(document.body, new Server(new URL("..", FILES)), state);
   followTheme(() => app.repaint());
   onReload(() => app.reload());
   await app.reload();
+  poll(() => app.reload());
 }

@@ -1,9 +1,13 @@
-// Panel 5 shows one quantity of every layer at one step, as bars.
+// Panel 5 shows one quantity of every layer at one step, as bars, and beside it another step or
+// another run.
 
 import { drawBars } from "../drawing/bars.js";
-import { element, field } from "../drawing/dom.js";
-import { LayerPanel } from "./layers.js";
+import { element, field, fillSelect } from "../drawing/dom.js";
 import { formatStep } from "../drawing/numbers.js";
+import { LayerPanel, closest } from "./layers.js";
+import { rowValues } from "./layer_rows.js";
+
+const [STEP, RUN] = ["step:", "run:"]; // what stands beside begins with
 
 export class Bars extends LayerPanel {
   constructor(choice) {
@@ -13,28 +17,103 @@ export class Bars extends LayerPanel {
     const control = field("Step", this.slider);
     control.classList.add("grow");
     control.append(this.output);
-    this.controls.append(control);
+    this.beside = element("select", { change: ({ target }) => this.setBeside(target.value) });
+    const click = () => this.setBeside(STEP + this.step());
+    const pin = element("button", { type: "button", click }, "Pin this step");
+    this.controls.append(control, field("Beside", this.beside), pin);
     this.slider.addEventListener("input", () =>
-      choice.setStep(this.chosen.data.steps[Number(this.slider.value)]),
+      choice.setStep(this.chosen.steps[Number(this.slider.value)]),
     );
   }
 
+  setBeside(word) {
+    this.state.set("layers.beside", word, "");
+    return this.redraw();
+  }
+
+  step() {
+    return this.chosen.steps[this.choice.indexOf(this.chosen.steps)];
+  }
+
+  // Reads what stands beside the chosen step: another one of the run, or the same one of another.
+  async prepare(view, chosen) {
+    const { run, tag, column, rows, data } = chosen;
+    const has = (other) => other.tables[tag]?.columns.some(({ name }) => name === column.name);
+    const others = view.runs.filter((other) => other.name !== run.name && has(other));
+    const wanted = this.state.get("layers.beside", "");
+    const pinned = wanted.startsWith(STEP) ? Number(wanted.slice(STEP.length)) : null;
+    const word = fillSelect(
+      this.beside,
+      [
+        ["", "nothing"],
+        ...(pinned === null ? [] : [[wanted, `step ${formatStep(pinned)}`]]),
+        ...others.map((other) => [RUN + other.name, other.label]),
+      ],
+      wanted,
+    );
+    chosen.beside = null;
+    if (word.startsWith(STEP)) {
+      const at = closest(data.steps, pinned);
+      const values = () => rowValues(rows, data.values[at]);
+      chosen.beside = { label: `step ${formatStep(data.steps[at])}`, values };
+    } else if (word.startsWith(RUN)) {
+      chosen.beside = await this.otherRun(
+        view,
+        chosen,
+        others.find(({ name }) => RUN + name === word),
+      );
+    }
+  }
+
+  async otherRun(view, { run, tag, column, rows }, other) {
+    const data = await view.source.layers(other.name, tag, column.name);
+    const [names, theirs] = [run.tables[tag].tensors, other.tables[tag].tensors];
+    const places = new Map(theirs.map((name, i) => [name, i]));
+    const at = (step) => closest(data.steps, step);
+    const values = (step) => {
+      const read = data.values[at(step)] ?? [];
+      return rowValues(
+        rows,
+        names.map((name) => read[places.get(name)] ?? NaN),
+      );
+    };
+    const color = view.colorOf(other.name);
+    const label = (step) => `${other.label}, step ${formatStep(data.steps[at(step)] ?? 0)}`;
+    return {
+      color,
+      values,
+      label: label(this.choice.state.get("layers.step") ?? data.steps.at(-1)),
+    };
+  }
+
+  legendOf({ run, column, beside }) {
+    if (!beside) return null;
+    const color = this.view.colorOf(run.name);
+    return [
+      { label: `${run.label} · ${column.label}, step ${formatStep(this.step())}`, color },
+      { label: beside.label, color: beside.color ?? color, dash: [2, 2] },
+    ];
+  }
+
   paint() {
-    const { data, names, rows, column } = this.chosen;
-    const index = this.choice.indexOf(data.steps);
-    this.slider.max = String(data.steps.length - 1);
+    const { steps, values, names, rows, column, beside } = this.chosen;
+    const index = this.choice.indexOf(steps);
+    this.slider.max = String(steps.length - 1);
     this.slider.value = String(index);
-    this.slider.setAttribute("aria-valuetext", `step ${formatStep(data.steps[index])}`);
-    this.output.textContent = formatStep(data.steps[index]);
-    const everything = data.values.flatMap((values) => rows.map((row) => values[row]));
+    this.slider.setAttribute("aria-valuetext", `step ${formatStep(steps[index])}`);
+    this.output.textContent = formatStep(steps[index]);
+    const other = beside?.values(steps[index]) ?? null;
+    const color = this.view.colorOf(this.chosen.run.name);
     const canvas = drawBars({
       names,
-      values: rows.map((row) => data.values[index][row]),
+      values: values[index],
+      other,
       log: this.choice.log,
-      range: this.choice.position(everything),
+      range: this.choice.position([...values.flat(), ...(other ?? [])]),
       width: Math.max(240, this.body.clientWidth),
-      color: this.view.colorOf(this.chosen.run.name),
-      label: `${column.label} of ${rows.length} layers at step ${formatStep(data.steps[index])}`,
+      color,
+      otherColor: beside?.color ?? color,
+      label: `${column.label} of ${rows.length} layers at step ${formatStep(steps[index])}`,
     });
     this.body.replaceChildren(canvas);
     return [canvas];
@@ -42,17 +121,19 @@ export class Bars extends LayerPanel {
 
   showStep() {
     if (!this.drawn?.canvases.length) return;
+    if (this.chosen.beside) return void this.redraw();
     this.drawn.canvases = this.paint();
     this.drawn.table = this.rows();
     this.fillTable();
   }
 
   rows() {
-    const { data, names, rows } = this.chosen;
-    const index = this.choice.indexOf(data.steps);
+    const { steps, values, names, beside } = this.chosen;
+    const index = this.choice.indexOf(steps);
+    const other = beside?.values(steps[index]);
     return {
-      columns: ["layer", `step ${formatStep(data.steps[index])}`],
-      rows: names.map((name, i) => [name, data.values[index][rows[i]]]),
+      columns: ["layer", `step ${formatStep(steps[index])}`, ...(other ? [beside.label] : [])],
+      rows: names.map((name, i) => [name, values[index][i], ...(other ? [other[i]] : [])]),
     };
   }
 }

@@ -22,30 +22,37 @@ export class HeatMap extends LayerPanel {
       choice,
       "heatmap",
       "Layers over steps",
-      "One row for each layer, one column for each measured step. Choose a column to see it as bars.",
+      "One row for each layer, one column for each measured step. A click chooses the step of the bars and the layer of the curves; on the name of a block it unfolds it.",
     );
   }
 
+  // Columns outside of the page's zoom are left out.
   paint() {
-    const { data, names, rows, column } = this.chosen;
+    const zoom = this.view.axis.kind === "step" ? this.view.axis.zoom() : null;
+    const all = this.chosen;
+    const inside = [...all.steps.keys()].filter(
+      (i) => !zoom || (all.steps[i] >= zoom[0] && all.steps[i] <= zoom[1]),
+    );
+    const shown = inside.length ? inside : [...all.steps.keys()];
+    this.steps = shown.map((i) => all.steps[i]);
+    this.values = shown.map((i) => all.values[i]);
+    const { names, rows, column } = all;
     const height = rowHeight(rows.length);
     const width = Math.max(240, this.body.clientWidth);
     const [canvas, context] = makeCanvas(
       width,
       KEY_HEIGHT + rows.length * height + AXIS_HEIGHT,
-      `${column.label}: ${rows.length} layers by ${data.steps.length} steps. Arrow keys read values.`,
+      `${column.label}: ${rows.length} layers by ${this.steps.length} steps. Arrow keys read values.`,
     );
     const gutter = gutterFor(context, names, width);
-    const borders = edges(data.steps, gutter, width - 1);
-    const { low, high, place } = this.choice.position(
-      data.values.flatMap((values) => rows.map((row) => values[row])),
-    );
+    const borders = edges(this.steps, gutter, width - 1);
+    const { low, high, place } = this.choice.position(this.values.flat());
     drawKey(context, low, high, this.choice.log, gutter);
     context.translate(0, KEY_HEIGHT);
     drawNames(context, names, height, gutter);
-    drawCells(context, data, rows, borders, height, place);
-    drawSteps(context, data.steps, borders, rows.length * height);
-    Object.assign(this, { borders, height, cell: [rows.length - 1, data.steps.length - 1] });
+    drawCells(context, this.values, borders, height, place);
+    drawSteps(context, this.steps, borders, rows.length * height);
+    Object.assign(this, { borders, height, cell: [rows.length - 1, this.steps.length - 1] });
     this.tip = element("div", { class: "tip", hidden: true });
     this.live = element("div", { class: "visually-hidden", "aria-live": "polite" });
     this.cursor = element("i", { class: "column" });
@@ -54,21 +61,35 @@ export class HeatMap extends LayerPanel {
     this.body.replaceChildren(frame, this.live);
     canvas.tabIndex = 0;
     if (hadFocus) canvas.focus({ preventScroll: true });
+    this.listen(canvas);
+    this.showStep();
+    return [canvas];
+  }
+
+  listen(canvas) {
     canvas.addEventListener("pointermove", (event) => this.point(event));
     canvas.addEventListener("pointerleave", () => {
       this.tip.hidden = true;
     });
     canvas.addEventListener("click", (event) => {
-      if (this.point(event)) this.choice.setStep(data.steps[this.cell[1]]);
+      const row = this.rowAt(event);
+      if (this.point(event)) this.choice.setStep(this.steps[this.cell[1]]);
+      if (row) this.choice.choose(row);
     });
     canvas.addEventListener("keydown", (event) => this.move(event));
-    this.showStep();
-    return [canvas];
+  }
+
+  showZoom() {
+    this.repaint();
+  }
+
+  rowAt({ offsetY }) {
+    return this.chosen.rows[Math.floor((offsetY - KEY_HEIGHT) / this.height)];
   }
 
   showStep() {
     if (!this.borders) return;
-    const index = this.choice.indexOf(this.chosen.data.steps);
+    const index = this.choice.indexOf(this.steps);
     this.cursor.style.left = `${this.borders[index]}px`;
     this.cursor.style.width = `${Math.max(2, this.borders[index + 1] - this.borders[index])}px`;
     this.cursor.style.top = `${KEY_HEIGHT}px`;
@@ -92,13 +113,16 @@ export class HeatMap extends LayerPanel {
     const [row, column] =
       { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ??
       [];
-    if (event.key === "Enter") this.choice.setStep(this.chosen.data.steps[this.cell[1]]);
+    if (event.key === "Enter") {
+      this.choice.setStep(this.steps[this.cell[1]]);
+      this.choice.choose(this.chosen.rows[this.cell[0]]);
+    }
     if (row === undefined) return;
     event.preventDefault();
     const clamp = (value, most) => Math.min(most, Math.max(0, value));
     this.cell = [
       clamp(this.cell[0] + row, this.chosen.rows.length - 1),
-      clamp(this.cell[1] + column, this.chosen.data.steps.length - 1),
+      clamp(this.cell[1] + column, this.steps.length - 1),
     ];
     this.showCell();
     this.live.textContent = this.tip.textContent;
@@ -106,11 +130,10 @@ export class HeatMap extends LayerPanel {
 
   showCell() {
     const [row, column] = this.cell;
-    const { data, rows, names } = this.chosen;
     this.tip.replaceChildren(
-      element("div", {}, `${names[row]}, step ${formatStep(data.steps[column])}`),
+      element("div", {}, `${this.chosen.names[row]}, step ${formatStep(this.steps[column])}`),
       " ",
-      element("strong", {}, format(data.values[column][rows[row]])),
+      element("strong", {}, format(this.values[column][row])),
     );
     this.tip.hidden = false;
     const isRight = this.borders[column] > this.body.clientWidth / 2;
@@ -122,10 +145,7 @@ export class HeatMap extends LayerPanel {
   }
 
   rows() {
-    const { data, names, rows } = this.chosen;
-    return {
-      columns: ["step", ...names],
-      rows: data.steps.map((step, i) => [step, ...rows.map((row) => data.values[i][row])]),
-    };
+    const { steps, values, names } = this.chosen;
+    return { columns: ["step", ...names], rows: steps.map((step, i) => [step, ...values[i]]) };
   }
 }

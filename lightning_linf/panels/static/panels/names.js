@@ -16,6 +16,12 @@ function quantityOf(name) {
 // What the mark * beside a bracket means, in the words of the report.
 export const notConverged = () => known.not_converged;
 
+// A column of a later version, or of a user's own monitor, goes by its name alone.
+export const isKnown = (name) => name in known.quantities;
+
+// What a quantity is, in the sentence of the registry.
+export const meaningOf = (name) => quantityOf(name).meaning;
+
 export const unitOf = (name) => quantityOf(name).unit;
 
 export const monitorOf = (name) => quantityOf(name).monitor;

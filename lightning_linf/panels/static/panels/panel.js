@@ -1,22 +1,25 @@
 // Makes the frame of a panel, with its title, explanation, controls and downloads, around the chart
 // or table that it shows.
 
-import { element, tableOf, toggle } from "../drawing/dom.js";
+import { cutName, element, tableOf, toggle } from "../drawing/dom.js";
 import { saveCsv, savePng } from "../drawing/download.js";
 import { format, formatStep } from "../drawing/numbers.js";
+import { Help } from "./help.js";
 
 const MAX_ROWS = 200; // of a table on the page; a CSV file has all
+export const MOST_RUNS = 6; // that are told apart by cards and a legend
 
 export class Panel {
   // <section class="panel" id="fan">
-  //   <header><h2>title</h2> <div class="tools">Table, CSV and PNG</div></header>
+  //   <header><h2>title</h2> <div class="tools">?, Table, CSV and PNG</div></header>
   //   <p class="about">about</p>
   //   <div class="lead">what comes before the controls</div>
   //   <div class="controls"></div> <ul class="legend"></ul>
   //   <div class="body">the chart</div> <div class="table">the table in its place</div>
   //   <p class="footnote"></p>
   // </section>
-  constructor(name, title, about) {
+  constructor(state, name, title, about) {
+    this.state = state;
     this.name = name;
     this.title = title;
     this.drawn = null;
@@ -28,6 +31,7 @@ export class Panel {
     this.legend = element("ul", { class: "legend" });
     this.footnote = element("p", { class: "footnote" });
     this.table = element("div", { class: "table", hidden: true });
+    this.help = new Help(title);
     const tableButton = toggle("Table", false, (is) => {
       this.showsTable = is;
       this.fillTable();
@@ -45,7 +49,7 @@ export class Panel {
         "header",
         {},
         element("h2", { id: `${name}-title` }, title),
-        element("div", { class: "tools" }, tableButton, csv, png),
+        element("div", { class: "tools" }, this.help.node, tableButton, csv, png),
       ),
       element("p", { class: "about" }, about),
       this.lead,
@@ -58,7 +62,8 @@ export class Panel {
   }
 
   // Panels override this: it reads what `view` has selected, draws it into `this.body` and returns
-  // { table: { columns, rows }, legend, canvases, note }, or null if `view.isOld()` by then.
+  // { table: { columns, rows }, legend, canvases, note, quantities }, or null if `view.isOld()` by
+  // then. An entry of the legend that stands for a run has its name as `run`.
   async draw(view) {
     throw new Error(`${this.name} draws nothing`);
   }
@@ -74,7 +79,8 @@ export class Panel {
       this.drawn = drawn;
       this.footnote.textContent = drawn.note ?? "";
       this.footnote.hidden = !drawn.note;
-      this.legend.replaceChildren(...drawn.legend.map(legendItem));
+      this.help.explain(drawn.quantities ?? []);
+      this.legend.replaceChildren(...this.legendItems(drawn.legend));
       this.fillTable();
     } catch (error) {
       if (isOld()) return;
@@ -91,8 +97,26 @@ export class Panel {
     return this.update(this.view);
   }
 
+  // The runs of a long legend are told apart by the table of verdicts and the list of runs.
+  legendItems(legend) {
+    const isLong = legend.filter(({ run }) => run).length > MOST_RUNS;
+    return legend.filter(({ run }) => !(isLong && run)).map((item) => legendItem(item, this.view));
+  }
+
+  // Shows the zoom of the page, which has changed.
+  showZoom() {
+    const plot = this.body.plot;
+    plot?.setData(plot.data);
+  }
+
+  // Lets the curves of a run stand out; those of none for null.
+  emphasize(run) {
+    this.body.plot?.emphasize(run);
+  }
+
   // Draws a message instead of a chart.
   nothing(text) {
+    this.body.plot = null;
     this.lead.replaceChildren();
     this.body.replaceChildren(element("p", { class: "nothing" }, text));
     return { table: { columns: [], rows: [] }, legend: [], canvases: [], note: "" };
@@ -107,6 +131,7 @@ export class Panel {
     const { columns, rows } = this.drawn.table;
     const shown = (value, index) => {
       if (columns[index] === "step") return formatStep(value);
+      if (columns[index] === "run") return cutName(value);
       return typeof value === "number" ? format(value) : value;
     };
     const cells = rows.slice(0, MAX_ROWS).map((row) => row.map(shown));
@@ -131,10 +156,14 @@ export class Panel {
   }
 }
 
-function legendItem({ label, color, dash = [] }) {
+function legendItem({ label, color, dash = [], run = null }, view) {
   const mark = element("i", { "aria-hidden": "true" });
   mark.style.borderTop = `3px ${dash.length ? (dash[0] < 4 ? "dotted" : "dashed") : "solid"} ${color}`;
-  return element("li", {}, mark, label);
+  const hover = run && {
+    pointerenter: () => view.emphasize(run),
+    pointerleave: () => view.emphasize(null),
+  };
+  return element("li", hover || {}, mark, cutName(label));
 }
 
 // Says how many of the steps of the longest curve are shown, if not all. Curves that were not

@@ -1,17 +1,19 @@
 // Lets the user choose which runs are shown, by a search field and a box for each run.
 
 import { paletteColor } from "../drawing/color.js";
-import { element, swatch } from "../drawing/dom.js";
+import { cutName, element, swatch } from "../drawing/dom.js";
 import { shorten } from "./names.js";
 
 const FIRST_SHOWN = 6; // of many runs; more are shown on demand
 
 export class Picker {
-  constructor(changed) {
-    this.changed = changed;
+  // `changed` is called after a choice, `pointed` with the run under the pointer, or with null.
+  constructor(state, changed, pointed) {
+    Object.assign(this, { state, changed, pointed });
     this.runs = [];
-    this.shown = new Set();
-    this.known = new Set();
+    this.chosen = state.getList("runs"); // by the user
+    this.shown = new Set(this.chosen);
+    this.numbers = new Map(); // of runs, as they were found: a run keeps its colour
     this.search = element("input", {
       type: "search",
       placeholder: "Search runs",
@@ -42,8 +44,9 @@ export class Picker {
     const labels = shorten(runs.map(({ name }) => name));
     this.runs = runs.map((run, index) => ({ ...run, label: labels[index] }));
     for (const { name } of runs) {
-      if (!this.known.has(name) && this.shown.size < FIRST_SHOWN) this.shown.add(name);
-      this.known.add(name);
+      if (this.numbers.has(name)) continue;
+      this.numbers.set(name, this.numbers.size);
+      if (!this.chosen && this.shown.size < FIRST_SHOWN) this.shown.add(name);
     }
     this.draw();
   }
@@ -53,7 +56,7 @@ export class Picker {
   }
 
   colorOf(run) {
-    return paletteColor(this.runs.findIndex(({ name }) => name === run));
+    return paletteColor(this.numbers.get(run));
   }
 
   found() {
@@ -63,13 +66,19 @@ export class Picker {
 
   setAll(is) {
     for (const { name } of this.found()) this.shown[is ? "add" : "delete"](name);
+    this.keep();
     this.draw();
-    this.changed();
   }
 
   toggle(name, is) {
     this.shown[is ? "add" : "delete"](name);
     this.count.textContent = this.summary();
+    this.keep();
+  }
+
+  keep() {
+    this.chosen = this.selected().map(({ name }) => name);
+    this.state.setList("runs", this.chosen);
     this.changed();
   }
 
@@ -78,22 +87,28 @@ export class Picker {
   }
 
   draw() {
+    const focused = this.list.contains(document.activeElement) && document.activeElement.value;
     this.list.replaceChildren(
       ...this.found().map(({ name, label }) => {
         const box = element("input", {
           type: "checkbox",
+          value: name,
           checked: this.shown.has(name),
           change: (event) => this.toggle(name, event.target.checked),
         });
         box.style.accentColor = this.colorOf(name);
-        const text = element("span", {}, label);
+        const point = {
+          pointerenter: () => this.pointed(name),
+          pointerleave: () => this.pointed(null),
+        };
         return element(
           "li",
-          {},
-          element("label", { title: name }, box, swatch(this.colorOf(name)), text),
+          point,
+          element("label", { title: name }, box, swatch(this.colorOf(name)), cutName(label)),
         );
       }),
     );
+    if (focused) this.list.querySelector(`[value="${CSS.escape(focused)}"]`)?.focus();
     this.count.textContent = this.summary();
   }
 }

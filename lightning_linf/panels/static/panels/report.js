@@ -2,9 +2,11 @@
 
 import { App } from "./app.js";
 import { Embedded } from "./embedded.js";
-import { followTheme } from "./host.js";
+import { addressPlace, followTheme } from "./host.js";
+import { State } from "./state.js";
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const app = new App(document.getElementById("panels"), new Embedded(data));
+const state = new State(addressPlace(window));
+const app = new App(document.getElementById("panels"), new Embedded(data), state);
 followTheme(() => app.repaint());
 app.reload();

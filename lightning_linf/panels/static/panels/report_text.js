@@ -5,19 +5,37 @@ import { formatStep } from "../drawing/numbers.js";
 
 const lines = (kind, texts) => texts.map((text) => element("p", { class: kind }, text));
 
-// Verdict and advice, and what they rest on, folded.
-export function reportText(report) {
+// Verdict and advice, with what was measured, and what they rest on, folded. `unfolding` holds what
+// the fold starts with.
+export function reportText(run, report, hasFailed, unfolding) {
   if (report.error) return lines("muted", [report.error]);
   return [
-    ...lines("answer", [report.verdict]),
-    ...lines("advice", [report.advice]),
+    ...(hasFailed ? [] : lines("answer", [report.verdict])),
+    ...(hasFailed ? [] : lines("advice", [report.advice])),
+    ...lines("muted settings", [report.settings]),
     element(
       "details",
-      {},
+      unfolding,
       element("summary", {}, `Report at step ${formatStep(report.step)}`),
       ...lines("text", report.header),
-      tableOf("Report: table", report.headings, report.rows),
+      tableOf(`Report of ${run}: table`, report.headings, report.rows),
       ...lines("muted", report.legend),
     ),
   ];
+}
+
+// What stands beside a label where a run was measured in other coordinates than its parameters'.
+// The card has the map in full.
+export function coordinatesOf(report) {
+  const coordinates = report?.coordinates ?? "the parameters";
+  if (coordinates === "the parameters") return "";
+  return coordinates.startsWith("the optimizer")
+    ? " in the optimizer's coordinates"
+    : ` in ${coordinates}`;
+}
+
+export function failureText({ tag, since }, last) {
+  const what = `${tag} is not a finite number since step ${formatStep(since)}, so there is no verdict.`;
+  const before = last ? ` What is measured is of step ${formatStep(last.step)}.` : "";
+  return lines("answer", [what + before]);
 }

@@ -1,32 +1,39 @@
 // Gives the panels the data of the running TensorBoard, and fetches each part once until something
-// is added to a run.
+// is added to that run.
 
 import { fromJson } from "../drawing/numbers.js";
 
 export class Server {
+  hasTimes = true;
+
   constructor(base) {
     this.base = base;
-    this.kept = new Map();
-    this.listed = "";
+    this.kept = new Map(); // by run, when it was last added to, and answers by address
   }
 
   get(route, query) {
     const url = new URL(route, this.base);
     url.search = new URLSearchParams(query);
-    if (!this.kept.has(url.href)) {
+    const answers = this.kept.get(query.run)?.answers ?? new Map();
+    if (!answers.has(url.href)) {
       const answer = read(url);
-      answer.catch(() => this.kept.delete(url.href));
-      this.kept.set(url.href, answer);
+      answer.catch(() => answers.delete(url.href));
+      answers.set(url.href, answer);
     }
-    return this.kept.get(url.href);
+    return answers.get(url.href);
   }
 
   // Asks every time, as the list says of each run when something was last added to it.
   async runs() {
     const answer = await read(new URL("runs", this.base));
-    const listed = JSON.stringify(answer);
-    if (listed !== this.listed) this.kept.clear();
-    this.listed = listed;
+    const former = this.kept;
+    this.kept = new Map();
+    for (const run of answer.runs) {
+      const known = former.get(run.name);
+      const state = JSON.stringify(run);
+      const isSame = known?.state === state;
+      this.kept.set(run.name, isSame ? known : { state, answers: new Map() });
+    }
     return answer;
   }
 

@@ -1,18 +1,12 @@
 // Panel 2 compares the smoothness of runs along l-infinity, along l2 and under partitions between.
 
 import { drawChart } from "../drawing/chart.js";
-import {
-  CurveControls,
-  labelOf,
-  legendOf,
-  markOf,
-  noteOfMarks,
-  rowsOf,
-  styleOf,
-} from "./curves.js";
-import { cssColor, element } from "../drawing/dom.js";
-import { monitorOf, partitionsIn, tagOf, withoutPrefix } from "./names.js";
+import { choice, cssColor } from "../drawing/dom.js";
+import { markOf, noteOfMarks } from "./brackets.js";
+import { CurveControls, intervalOf, labelOf, legendOf, lineOf, rowsOf, styleOf } from "./curves.js";
+import { monitorOf, partitionLabel, partitionsIn, tagOf, withoutPrefix } from "./names.js";
 import { Panel, thinned } from "./panel.js";
+import { coordinatesOf } from "./report_text.js";
 
 const ABOUT = {
   H:
@@ -21,40 +15,36 @@ const ABOUT = {
     "All but λ_max are estimates. Lower is smoother.",
   N:
     "N(Φ)/d is the largest curvature that one step can meet, in loss per parameter squared. The " +
-    "area lies between two ends: a step was found that meets the lower one, and the upper one is " +
+    "bar lies between two ends: a step was found that meets the lower one, and the upper one is " +
     "too low for at most 0.25 % of seeds. N(Φ) is at most H(Φ), but an estimate of H(Φ) may fall " +
     "below it; for SGD both are λ_max. Lower is smoother.",
 };
+const QUANTITIES = {
+  H: ["one_one_norm_per_param", "smoothness_upper", "lambda_max"],
+  N: ["operator_norm_lower", "operator_norm_upper", "lambda_max"],
+};
 
 export class Smoothness extends Panel {
-  constructor() {
-    super("smoothness", "Smoothness: l-infinity against l2", ABOUT.H);
-    this.kind = "H";
-    this.curveControls = new CurveControls(() => this.redraw());
-    const kinds = element(
-      "fieldset",
-      { class: "chips" },
-      element("legend", {}, "Measure"),
-      ...Object.entries({ H: "H(Φ)/d", N: "N(Φ)/d" }).map(([kind, text]) =>
-        element(
-          "label",
-          { class: "chip" },
-          element("input", {
-            type: "radio",
-            name: "smoothness-kind",
-            value: kind,
-            checked: kind === this.kind,
-            change: () => this.setKind(kind),
-          }),
-          text,
-        ),
-      ),
+  constructor(state) {
+    const kind = state.get("smoothness.kind", "H") === "N" ? "N" : "H";
+    super(state, "smoothness", "Smoothness: l-infinity against l2", ABOUT[kind]);
+    this.kind = kind;
+    this.curveControls = new CurveControls(state, "smoothness", "Geometry", true, () =>
+      this.redraw(),
     );
-    this.controls.append(kinds, ...this.curveControls.nodes);
+    const kinds = [
+      ["H", "H(Φ)/d"],
+      ["N", "N(Φ)/d"],
+    ];
+    this.controls.append(
+      choice("Measure", "smoothness-kind", kinds, kind, (chosen) => this.setKind(chosen)),
+      ...this.curveControls.nodes,
+    );
   }
 
   setKind(kind) {
     this.kind = kind;
+    this.state.set("smoothness.kind", kind, "H");
     this.node.querySelector(".about").textContent = ABOUT[kind];
     this.redraw();
   }
@@ -64,8 +54,10 @@ export class Smoothness extends Panel {
     const hasGlobal = view.runs.some((run) => run.scalars.includes(tagOf("lambda_max")));
     const partitions = hasGlobal ? [...measured, "global"] : measured;
     const standard = view.runs.length === 1 ? partitions : ["coordinate", "global"];
-    const chosen = this.curveControls.choose(partitions, standard);
+    const offered = partitions.map((name) => [name, partitionLabel(name)]);
+    const chosen = this.curveControls.choose(offered, standard);
     const all = await Promise.all(view.runs.map((run) => view.scalars(run)));
+    const reports = await Promise.all(view.runs.map((run) => view.report(run)));
     if (view.isOld()) return null;
     if (!partitions.length) {
       return this.nothing(
@@ -74,21 +66,15 @@ export class Smoothness extends Panel {
     }
     const curves = view.runs.flatMap((run, index) =>
       chosen.flatMap((name) => {
-        const ends = this.ends(all[index], name);
-        return ends.length === 0
-          ? []
-          : [
-              {
-                label: labelOf(view, run, chosen, name),
-                ...styleOf(view, run, partitions, name),
-                lines: ends.map((curve) => this.curveControls.line(curve, ends.length > 1 ? 1 : 2)),
-                fills: ends.length > 1 ? [[1, 0, 0.22]] : [],
-              },
-            ];
+        const drawn = this.shape(view, all[index], name);
+        const label = labelOf(view, run, chosen, name, partitionLabel);
+        const style = styleOf(view, run, partitions, name);
+        return drawn ? [{ ...drawn, ...style, label: label + coordinatesOf(reports[index]) }] : [];
       }),
     );
     const plot = drawChart(this.body, {
       curves,
+      axis: view.axis,
       log: this.curveControls.log,
       label: "Smoothness by step",
       unit: `${this.kind}(Φ)/d`,
@@ -96,8 +82,9 @@ export class Smoothness extends Panel {
     const mark = this.kind === "N" ? markOf(all) : () => "";
     return {
       table: this.rows(view, chosen, all),
-      legend: legendOf(view, partitions, chosen, cssColor("--text"), mark),
+      legend: legendOf(view, partitions, chosen, partitionLabel, cssColor("--text"), mark),
       canvases: [plot.ctx.canvas],
+      quantities: QUANTITIES[this.kind],
       note:
         thinned(
           all.map((scalars) => scalars.get(tagOf("lambda_max"))),
@@ -106,10 +93,13 @@ export class Smoothness extends Panel {
     };
   }
 
-  // The curve, or both ends; none if a run has not measured it.
-  ends(scalars, name) {
-    const tags = this.tags(name).map((tag) => scalars.get(tag));
-    return tags.every(Boolean) ? tags : [];
+  // One curve, or the interval between two ends; null if a run has not measured it.
+  shape(view, scalars, name) {
+    const curves = this.tags(name).map((tag) => scalars.get(tag));
+    if (!curves.every(Boolean)) return null;
+    if (curves.length > 1) return intervalOf(view, ...curves);
+    const lines = lineOf(view, curves[0], 2);
+    return lines.length ? { lines } : null;
   }
 
   tags(name) {

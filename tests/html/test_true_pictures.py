@@ -1,0 +1,235 @@
+"""No chart, tooltip or card says what was not measured."""
+
+import json
+
+import pytest
+from support.chromium import needs_chromium
+from support.page_modules import load, make_app
+
+pytestmark = [pytest.mark.slow, needs_chromium]
+
+CHART = """
+    const parent = document.body.appendChild(document.createElement("div"));
+    parent.style.width = "900px";
+    window.zoom = null;
+    const axis = { kind: "step", zoom: () => window.zoom, setZoom() {} };
+    const draw = (curves, options = {}) => {
+        const all = { curves, axis, log: false, label: "l", unit: "u", ...options };
+        window.plot = m.drawChart(parent, all);
+    };
+    const line = (label, x, values) =>
+        ({ run: label, label, color: "#2563eb", dash: [], lines: [{ x, values, width: 2 }] });
+    const interval = (x, lower, upper) => ({
+        ...{ run: "a", label: "a", color: "#2563eb", dash: [] },
+        lines: [{ x, values: lower, width: 0 }, { x, values: upper, width: 0 }],
+        fills: [[1, 0, 0.14]],
+        bars: [[1, 0]],
+    });
+"""
+TIP = "[...document.querySelectorAll('.tip > div')].map((line) => line.textContent)"
+
+
+def hover(page, x):
+    """Move the pointer to a step of the chart."""
+    box = page.run("plot.over.getBoundingClientRect().toJSON()")
+    page.move(box["x"] + page.run(f"plot.valToPos({x}, 'x')") - 1, box["y"] + 40)
+
+
+def coloured(page, x, low, high):
+    """Whether there is ink of the curve at a step between two values, and in how many pixels."""
+    return page.run(f"""(() => {{
+        const at = (value) => Math.round(plot.valToPos(value, "y", true));
+        const left = Math.round(plot.valToPos({x}, "x", true));
+        const [top, bottom] = [at({high}), at({low})];
+        const {{ data }} = plot.ctx.getImageData(left, top, 1, Math.max(1, bottom - top));
+        let count = 0;
+        for (let i = 0; i < data.length; i += 4)
+            if (data[i + 2] > 180 && data[i] < 120 && data[i + 3] > 150) count++;
+        return count / (data.length / 4);
+    }})()""")
+
+
+def test_a_run_has_no_value_before_its_first_step_and_after_its_last(page):
+    load(
+        page,
+        "drawing/chart",
+        CHART + "draw([line('early', [1, 5], [1, 2]), line('all', [1, 5, 9, 13], [1, 2, 3, 4])]);",
+    )
+    hover(page, 13)
+    assert page.run(TIP) == ["early–", "all4"]
+    hover(page, 5)
+    assert page.run(TIP) == ["early2", "all2"]
+
+
+def test_a_value_that_is_not_finite_is_a_gap_and_called_so(page):
+    values = "[1, NaN, 1, 1]"
+    load(page, "drawing/chart", CHART + f"draw([line('a', [0, 10, 20, 30], {values})]);")
+    hover(page, 10)
+    assert page.run(TIP) == ["anot finite"]
+    assert coloured(page, 5, 0.98, 1.02) == 0  # no line leads over it
+    assert coloured(page, 25, 0.98, 1.02) > 0
+
+
+def test_a_value_of_another_step_is_shown_with_its_step(page):
+    load(
+        page,
+        "drawing/chart",
+        CHART + "draw([line('a', [0, 8], [1, 2]), line('b', [0, 6, 8], [1, 2, 3])]);",
+    )
+    hover(page, 6)
+    assert page.run(TIP) == ["a2 (step 8)", "b2"]
+
+
+@pytest.mark.parametrize(("upper", "reaches_top"), [(3.0, False), (float("inf"), True)])
+def test_an_interval_is_a_bar_at_what_was_measured(page, upper, reaches_top):
+    upper = "Infinity" if reaches_top else upper
+    load(
+        page,
+        "drawing/chart",
+        CHART + f"""draw([interval([7], [1], [{upper}]), line("b", [7], [5])]);""",
+    )
+    assert coloured(page, 7, 1.2, 2.8) > 0.9  # one measurement is a bar
+    assert (coloured(page, 7, 3.3, 4.5) > 0.9) == reaches_top
+    assert page.run("[plot.scales.x.min, plot.scales.x.max]") == [6, 8]
+
+
+def test_between_measurements_an_interval_is_pale_and_at_them_it_is_not(page):
+    load(
+        page,
+        "drawing/chart",
+        CHART + """draw([interval([1, 9], [1, 1], [3, 3]), line("b", [0, 10], [0, 4])]);""",
+    )
+    assert coloured(page, 9, 1.2, 2.8) > 0.9
+    assert coloured(page, 6, 1.2, 2.3) == 0
+
+
+def test_steps_have_whole_numbers(page):
+    load(page, "drawing/chart", CHART + "draw([line('a', [1, 2, 3], [1, 2, 3])]);")
+    ticks = page.run("plot.axes[0]._values")
+    assert [tick for tick in ticks if tick] == ["1", "2", "3"]
+    load(page, "drawing/chart", CHART + "draw([line('a', [30], [1])]);")
+    assert [tick for tick in page.run("plot.axes[0]._values") if tick] == ["29", "30", "31"]
+
+
+def test_seconds_read_as_clocks_do(page):
+    seconds = [0, 4.53, 59, 60, 150, 3599.9, 3600, 90_000, 1_000_000]
+    texts = load(page, "drawing/numbers", f"return {json.dumps(seconds)}.map(m.formatDuration);")
+    expected = ["0 s", "4.5 s", "59 s", "1 min", "2 min 30 s", "1 h", "1 h", "1 d 1 h", "11 d 14 h"]
+    assert texts == expected
+
+
+def test_colours_of_many_runs_differ(page):
+    for theme in ("light", "dark"):
+        page.run(f"document.documentElement.dataset.theme = '{theme}'")
+        colors = load(page, "drawing/color", "return [...Array(40).keys()].map(m.paletteColor);")
+        parts = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors]
+        distances = [
+            sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5
+            for i, one in enumerate(parts)
+            for other in parts[:i]
+        ]
+        assert min(distances) > 11  # of 441 between black and white
+
+
+def test_the_fan_keeps_what_it_shows_by_name(page):
+    make_app(page)
+    page.run("""{
+        const levels = [0.25, 0.5, 0.75];
+        const quantiles = { name: "log10_quantiles", width: 3, label: "q", unit: "", levels };
+        const layout = (tensors) => ({ tensors, whole: true, columns: [quantiles] });
+        const layouts = [layout(["a", "b"]), layout(["a", "b", "c", "d"])];
+        const run = (name, table) => ({ ...source.run, name, tables: { "geometry/a": table } });
+        const answer = source.runs;
+        const runs = [run("small", 0), run("large", 1)];
+        source.runs = async () => ({ ...(await answer()), layouts, runs });
+        window.asked = [];
+        source.fan = async (name, tag, column, row) => {
+            window.asked.push([name, row]);
+            return { steps: [1, 2], values: [[1, 2, 3], [2, 3, 4]], num_steps: 2 };
+        };
+        app.reload();
+    }""")
+    page.wait("document.querySelector('#fan canvas')")
+    page.run("""{
+        const select = document.querySelector("#fan select");
+        select.value = "large";
+        select.dispatchEvent(new Event("change"));
+    }""")
+    page.wait(
+        "asked.length > 1 && document.querySelector('#fan .legend').textContent.includes('large')"
+    )
+    assert page.run("asked") == [["small", 2], ["large", 4]]  # the last row is all parameters
+    assert "large · all parameters" in page.run(
+        "document.querySelector('#fan .legend').textContent"
+    )
+
+
+def test_a_loss_that_is_not_finite_takes_the_place_of_the_verdict(page):
+    make_app(page)
+    page.run("""{
+        source.run.own = { loss: ["train_loss"] };
+        source.run.report = true;
+        source.report = async () => ({
+            ...{ step: 3, verdict: "Favours", verdict_status: "favours adam", advice: "Use" },
+            ...{ settings: "Measured so", coordinates: "the parameters", header: [] },
+            ...{ headings: [], rows: [], legend: [] },
+        });
+        const read = source.scalars;
+        const values = [1, 2, NaN, NaN];
+        const loss = { steps: [1, 2, 3, 4], values, num_steps: 4, not_finite_since: 3 };
+        source.scalars = async (run) => new Map([...(await read(run)), ["train_loss", loss]]);
+        app.reload();
+    }""")
+    card = page.wait("document.querySelector('article.verdict')?.innerText")
+    assert "NOT FINITE SINCE STEP 3" in card
+    assert "train_loss is not a finite number since step 3" in card
+    assert "favours" not in card.lower()
+    assert "Measured so" in card
+
+
+ROWS = """
+    const names = ["embed.w", "h.0.a", "h.0.b", "h.10.a", "h.2.a", "h.2.b", "head"];
+    const values = [3, 1, 9, 2, 8, 4, NaN];
+    const valueOf = (i) => values[i];
+    const options = { words: [""], order: "depth", grouped: false, unfolded: [], valueOf };
+    const rows = (changes) => m.arrange(names, { ...options, ...changes });
+    const shown = (changes) => rows(changes).map(({ name }) => name);
+"""
+
+
+def test_layers_are_sorted_and_grouped(page):
+    def shown(changes):
+        return load(page, "panels/layer_rows", f"{ROWS} return shown({changes});")
+
+    in_order = ["embed.w", "h.0.a", "h.0.b", "h.10.a", "h.2.a", "h.2.b", "head"]
+    assert shown("{}") == in_order
+    assert shown("{ order: 'name' }") == sorted(
+        in_order,
+        key=lambda n: (
+            n[:2] != "em",
+            "head" in n,
+            [int(p) if p.isdigit() else 0 for p in n.split(".")],
+            n,
+        ),
+    )
+    assert shown("{ order: 'value' }") == [
+        "h.0.b",
+        "h.2.a",
+        "h.2.b",
+        "embed.w",
+        "h.10.a",
+        "h.0.a",
+        "head",
+    ]
+    assert shown("{ words: ['h.', 'a'] }") == ["h.0.a", "h.10.a", "h.2.a"]
+    folded = ["embed.w", "▸ h.0 (2)", "h.10.a", "▸ h.2 (2)", "head"]
+    assert shown("{ grouped: true }") == folded
+    assert shown("{ grouped: true, unfolded: ['h.2'], order: 'value' }") == [
+        *("▾ h.2 (2)", "h.2.a", "h.2.b", "▸ h.0 (2)", "embed.w", "h.10.a", "head"),
+    ]
+    medians = load(
+        page,
+        "panels/layer_rows",
+        f"{ROWS} return m.rowValues(rows({{ grouped: true }}), values).slice(0, 4);",
+    )
+    assert medians == [3, 5, 2, 6]
