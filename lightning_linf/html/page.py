@@ -80,7 +80,7 @@ def _content(run_name: str, step: int, text: ReportText) -> str:
         + f'<div class="scroll" tabindex="0" role="region" aria-label="{run_name}: table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         + _paragraphs(*text.legend, kind="muted")
-        + _paragraphs(text.verdict, text.advice)
+        + _paragraphs(text.verdict, text.shares)
     )
 
 

@@ -61,6 +61,9 @@ class Options:
     seeds: int = 0
     """Further runs of each optimizer at its best rate; at their ends the geometry is measured. From
     2 on they show how much is chance."""
+    rounding: int = 0
+    """How many of these runs are repeated with every initial weight moved to the next number that
+    its type has. What that changes, rounding can change, and so another machine."""
     points: int = 1
     """Measurements of the geometry on each of these runs, evenly spread, the last at its end."""
     batch_sizes: tuple[int, ...] = ()
@@ -72,7 +75,9 @@ class Options:
 
     def check(self, config: TrainingConfig) -> None:
         """Refuse settings with which no comparison can be made."""
-        lowest = {"widen": 0, "sweep_seeds": 1, "seeds": 0, "points": 1, "jobs": 1}
+        lowest = {
+            "widen": 0, "sweep_seeds": 1, "seeds": 0, "rounding": 0, "points": 1, "jobs": 1,
+        }  # fmt: skip
         is_one_device = config.devices * config.num_nodes == 1
         refuse_unless(self, (
             *((name, getattr(self, name) >= least, f"at least {least}", "Give a larger number.")
@@ -81,6 +86,8 @@ class Options:
             ("jobs", is_one_device or (self.jobs == 1 and self.budget == math.inf),
              "1, and no budget, on several devices",
              "Leave --jobs and --budget out, or use one device."),
+            ("rounding", self.rounding <= self.seeds, f"at most seeds={self.seeds}",
+             "Lower it, or raise --seeds."),
             ("seeds", self.seeds == 0 or config.strategy != "fsdp2",
              "0 beside fsdp2, whose shards are not measured here", "Choose --strategy ddp."),
         ))  # fmt: skip
@@ -93,11 +100,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results: runs of the sweep, and those with other seeds, by variant."""
+    """The results: runs of the sweep, those with other seeds, and these shaken, by variant."""
 
     config: TrainingConfig
     sweep: Mapping[Variant, Sequence[Rate]]
     seeds: Mapping[Variant, Sequence[Outcome]]
+    shaken: Mapping[Variant, Sequence[Outcome]]
 
 
 def shorter(presets: Mapping[str, Callable[[], ConfigT]]) -> dict[str, Callable[[], ConfigT]]:
@@ -188,7 +196,8 @@ def compare(
     seeds: Mapping[Variant, Sequence[Outcome]] = {}
     if options.seeds:
         seeds = _other_seeds(config, runs, swept, measured, options)
-    comparison = Comparison(config, swept, seeds)
+    shaken = _shaken(config, runs, swept, options) if options.rounding else {}
+    comparison = Comparison(config, swept, seeds, shaken)
     record = _record(comparison, options, runs.data_id)
     path = Path(config.runs_dir, config.name, "comparison.json")
     write_json(path, record)
@@ -213,21 +222,57 @@ def _other_seeds(
     """
     partitions = tuple({variant.partition: None for variant in measured})
     rotations = tuple({v.rotation: None for v in measured if v.partition == "coordinate"})
-    first = config.seed + options.sweep_seeds
-    pairs = [(variant, first + i) for variant in swept for i in range(options.seeds)]
-    made = [
-        Run(
-            replace(chosen(config, variant, best(swept[variant]).lr), seed=seed),
+
+    def measuring(variant: Variant, config: TrainingConfig) -> Run:
+        return Run(
+            config,
             partitions if variant == ADAM else (variant.partition,),
             tuple(filter(None, rotations)) if variant == ADAM else (),
             options.points,
         )
+
+    return _at_best(config, runs, swept, options, options.seeds, measuring)
+
+
+def _shaken(
+    config: TrainingConfig,
+    runs: Runs,
+    swept: Mapping[Variant, Sequence[Rate]],
+    options: Options,
+) -> dict[Variant, list[Outcome]]:
+    """Repeat the first of these runs, shaken and not measured."""
+
+    def shaken(variant: Variant, config: TrainingConfig) -> Run:
+        return Run(config, is_shaken=True)
+
+    return _at_best(config, runs, swept, options, options.rounding, shaken)
+
+
+def _at_best(
+    config: TrainingConfig,
+    runs: Runs,
+    swept: Mapping[Variant, Sequence[Rate]],
+    options: Options,
+    num_seeds: int,
+    make: Callable[[Variant, TrainingConfig], Run],
+) -> dict[Variant, list[Outcome]]:
+    """Make runs of every variant at its best rate, with seeds that the sweep did not have."""
+    first = config.seed + options.sweep_seeds
+    pairs = [(variant, first + i) for variant in swept for i in range(num_seeds)]
+    made = [
+        make(variant, replace(chosen(config, variant, best(swept[variant]).lr), seed=seed))
         for variant, seed in pairs
     ]
     results: dict[Variant, list[Outcome]] = {variant: [] for variant in swept}
     for (variant, _), outcome in zip(pairs, runs.finish(made), strict=True):
         results[variant].append(outcome)
     return results
+
+
+def _is_end(swept: Mapping[Variant, Sequence[Rate]], variant: Variant) -> bool:
+    """Whether the variant's rate, or that of the one whose rate it takes, is an end."""
+    rates = swept[variant.same_rate_as or variant]
+    return is_end(best(rates), rates)
 
 
 def _record(comparison: Comparison, options: Options, data_id: str) -> dict[str, Any]:
@@ -245,9 +290,10 @@ def _record(comparison: Comparison, options: Options, data_id: str) -> dict[str,
                 "partition": variant.partition,
                 "rotation": variant.rotation and "{} {:g}".format(*variant.rotation),
                 "lr": best(rates).lr,
-                "is_end": is_end(best(rates), rates),
+                "is_end": _is_end(comparison.sweep, variant),
                 "sweep": [asdict(rate) for rate in rates],
                 "seeds": [asdict(outcome) for outcome in comparison.seeds.get(variant, ())],
+                "shaken": [asdict(outcome) for outcome in comparison.shaken.get(variant, ())],
             }
             for variant, rates in comparison.sweep.items()
         ],

@@ -5,12 +5,12 @@ import { formatStep } from "../drawing/numbers.js";
 
 const lines = (kind, texts) => texts.map((text) => element("p", { class: kind }, text));
 
-// Verdict and advice, and what they rest on, folded.
+// The verdict and the shares, and what they rest on, folded.
 export function reportText(report) {
   if (report.error) return lines("muted", [report.error]);
   return [
     ...lines("answer", [report.verdict]),
-    ...lines("advice", [report.advice]),
+    ...lines("shares", [report.shares]),
     element(
       "details",
       {},

@@ -5,7 +5,7 @@ import pytest
 import support.recipes  # noqa: F401  # makes recipes/ importable, or skips this file
 from scipy.stats import spearmanr
 
-from prediction import ranks
+from comparison import ranks
 
 
 def test_spearman_is_that_of_scipy_also_with_ties_and_infinite_losses():

@@ -1,4 +1,4 @@
-"""Rank correlations within a task, and how often chance alone would give as much."""
+"""Rank correlations within a seed, and how often chance alone would give as much."""
 
 import itertools
 import math
@@ -9,6 +9,12 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 Values = npt.NDArray[np.float64]
+FINEST_FIRST = (
+    "spectral", "coordinate", "row", "head", "tensor", "coordinate rotated", "global",
+)  # fmt: skip
+"""The guess "finer is better", which needs no measurement, the best first: Muon's matrices, as its
+repute has it, then fine blocks, then coarse ones. Adam's blocks in rotated coordinates are as fine,
+but follow nothing in the network, so that only one block is worse."""
 _MOST_EXACT = 200_000  # arrangements of all tasks together that are all counted
 _NUM_DRAWS = 100_000
 _ROUNDING = 1e-9
