@@ -67,8 +67,10 @@ QUADRATIC = Study(
 )
 GPT2 = Study(
     "GPT-2",
-    "The preset tiny: 370k parameters, on the sources of Python's standard library.",
-    "gpt2.py compare --name gpt2 --variants control --batch-size 8 --micro-batch 8 "
+    "The preset tiny with a vocabulary of 1024 tokens and so 174k parameters, on the sources of "
+    "Python's standard library.",
+    "gpt2.py compare --name gpt2 --variants control --vocab-size 1024 --batch-size 8 "
+    "--micro-batch 8 --max-steps 200 "
     f"--num-probes 8 --sweep-seeds 2 --seeds 3 --rounding 1 {_CPU}",
     "gpt2",
     "gpt2",
