@@ -67,10 +67,8 @@ QUADRATIC = Study(
 )
 GPT2 = Study(
     "GPT-2",
-    "The preset tiny with a vocabulary of 1024 tokens and so 174k parameters, on the sources of "
-    "Python's standard library.",
-    "gpt2.py compare --name gpt2 --variants control --vocab-size 1024 --batch-size 8 "
-    "--micro-batch 8 --max-steps 200 "
+    "The preset tiny: 370k parameters, on the sources of Python's standard library.",
+    "gpt2.py compare --name gpt2 --variants control --batch-size 16 --micro-batch 8 "
     f"--num-probes 8 --sweep-seeds 2 --seeds 3 --rounding 1 {_CPU}",
     "gpt2",
     "gpt2",
@@ -116,8 +114,8 @@ _PREFACE = (
     "**Geometry.** H(Φ) is that of the optimizer's own partition Φ in its own coordinates: the "
     "(1,1)-norm for Adam, d λ_max for AdaSGD and SGD, an upper bound of it for blocks. At the end "
     "of each run it also tells where the optimizer went, so all of them are measured at the end of "
-    "Adam's runs, too. It is that of the loss on one batch, whose (1,1)-norm is above that of all "
-    "data.",
+    "Adam's runs, too. It is that of the loss on one micro-batch, whose (1,1)-norm is above that "
+    "of all data.",
     "Batches of 64, weaker rotations and more kinds of blocks, which this page once had, are left "
     "out: with tuned rates they take longer than they tell. `compare --variants all` and "
     "`--batch-sizes` run them.",
@@ -225,7 +223,8 @@ def _comparison(name: str, record: Mapping[str, Any]) -> Iterator[str]:
     config, options = record["config"], record["options"]
     clip, first, num_swept = config["gradient_clip_val"], config["seed"], options["sweep_seeds"]
     clipping = (
-        f"Gradients whose norm is above {clip:g} are scaled down to it"
+        f"Gradients whose norm is above {clip:g} are scaled down to it; where all are, SGD is "
+        "normalized, too"
         if clip
         else "Gradients are not clipped"
     )

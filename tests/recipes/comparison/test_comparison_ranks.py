@@ -19,6 +19,15 @@ def test_spearman_is_that_of_scipy_also_with_ties_and_infinite_losses():
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+def test_of_many_optimizers_orders_are_drawn_and_that_found_counts():
+    best, draw = np.arange(10.0)[None], np.random.default_rng(0)
+    assert ranks.permutation_p([(best, -best)]) == 1 / (1 + ranks._NUM_DRAWS)
+    some = draw.normal(size=(1, 10))
+    p = ranks.permutation_p([(best, some)])
+    expected = spearmanr(best[0], -some[0], alternative="greater").pvalue  # by Student's t
+    assert p == pytest.approx(expected, abs=0.02)
+
+
 def test_spearman_by_hand():
     rho = ranks.spearman(np.array([[3.0, 2.0, 2.0]]), np.array([[0.1, 0.2, 0.3]]))
     assert rho == pytest.approx([np.sqrt(0.75)])  # ranks 3, 1.5, 1.5 against 3, 2, 1
