@@ -110,7 +110,10 @@ _PREFACE = (
     "**Chance.** Optimizers are compared within a seed, and n is the number of seeds: seeds of one "
     "optimizer are no further optimizers. An interval is Student's, of differences by seed, and "
     "each holds for itself: of twenty, one misses by chance. It includes what rounding does, which "
-    "differs from seed to seed. Spearman's rho is 1 where a smaller H(Φ) always ends lower.",
+    "differs from seed to seed. Shaken runs begin with every initial weight moved to the next "
+    "number of its type, as by rounding; where several seeds have one, an optimizer is called "
+    "above or below Adam only if the runs show it shaken and not. Spearman's rho is 1 where a "
+    "smaller H(Φ) always ends lower.",
     "**Geometry.** H(Φ) is that of the optimizer's own partition Φ in its own coordinates: the "
     "(1,1)-norm for Adam, d λ_max for AdaSGD and SGD, an upper bound of it for blocks. At the end "
     "of each run it also tells where the optimizer went, so all of them are measured at the end of "

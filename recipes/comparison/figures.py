@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from comparison.records import Record, label, losses, own_smoothness, smoothness_at, why_not
+from comparison.records import Record, above, label, own_smoothness, smoothness_at, why_not
 
 _MARKERS = "osD^vP*X<>hp"
 _DPI = 110
@@ -46,10 +46,10 @@ def draw_comparison(record: Record, path: Path) -> None:
     for i, variant in enumerate(shown):
         style = {"linestyle": "none", "marker": _MARKERS[i % len(_MARKERS)], "color": f"C{i % 10}"}
         for which, fill in (("seeds", "full"), ("shaken", "none")):
-            differences = _above(variant, adam, which)
+            differences = above(variant, adam, which)
             by_optimizer.plot([i] * len(differences), differences, fillstyle=fill, **style)
         for axes, read in zip(others, _readers(adam), strict=True):
-            axes.plot(read(variant), _above(variant, adam, "seeds"), **style)
+            axes.plot(read(variant), above(variant, adam, "seeds"), **style)
     by_optimizer.set_xticks(range(len(shown)), map(label, shown), rotation=25, ha="right")
     by_optimizer.set_ylabel("training loss less Adam's, by seed")
     for axes, where in zip(others, ("where the run ended", "where Adam's run ended"), strict=True):
@@ -65,12 +65,6 @@ def draw_comparison(record: Record, path: Path) -> None:
 
 def _readers(adam: Record) -> tuple[Callable[[Record], list[float]], ...]:
     return own_smoothness, lambda variant: smoothness_at(adam, variant)
-
-
-def _above(variant: Record, adam: Record, which: str) -> list[float]:
-    """Subtract Adam's loss with the same seed, of runs that are both shaken or both not."""
-    pairs = zip(losses(variant, which), losses(adam, which), strict=True)
-    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -48,9 +48,10 @@ def why_not(variant: Record) -> str | None:
     return None
 
 
-def above(variant: Record, other: Record) -> list[float]:
-    """Subtract the training losses of two variants, seed by seed; none may have diverged."""
-    return [a - b for a, b in zip(losses(variant), losses(other), strict=True)]
+def above(variant: Record, other: Record, which: str = "seeds") -> list[float]:
+    """Subtract the training losses of two variants, seed by seed, where neither diverged."""
+    pairs = zip(losses(variant, which), losses(other, which), strict=True)
+    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 def ends(variant: Record, quantity: str) -> list[Any]:

@@ -77,18 +77,25 @@ def seeds_sentences(record: Record) -> list[str]:
 
 
 def _against(adam: Record, others: Sequence[Record]) -> str:
-    """Say whose training loss is above Adam's, or below, by more than chance."""
-    parts: dict[str, list[str]] = {"above Adam's": [], "below Adam's": [], "not told apart": []}
+    """Say whose training loss is above Adam's, or below, by more than chance.
+
+    Where several seeds were run again with shaken weights, both must show it.
+    """
+    parts: dict[str, list[str]] = {"Above Adam's": [], "Below Adam's": [], "Not told apart": []}
     for variant in others:
-        difference = paired(above(variant, adam))
-        side = "above Adam's" if difference.mean > 0 else "below Adam's"
-        parts[side if difference.is_told_apart else "not told apart"].append(
-            f"{label(variant)} {difference}"
+        found = [paired(above(variant, adam))]
+        shaken = above(variant, adam, "shaken")
+        found += [paired(shaken)] if len(shaken) > 1 else []
+        signs = {each.mean > 0 for each in found}
+        is_shown = len(signs) == 1 and all(each.is_told_apart for each in found)
+        side = "Above Adam's" if found[0].mean > 0 else "Below Adam's"
+        parts[side if is_shown else "Not told apart"].append(
+            f"{label(variant)} {', shaken '.join(map(str, found))}"
         )
-    listed = "; ".join(f"{side}: {', '.join(names)}" for side, names in parts.items() if names)
+    listed = " ".join(f"{side}: {'; '.join(names)}." for side, names in parts.items() if names)
     return (
         "Training loss less that of Adam with the same seed, mean over "
-        f"{_seeds(adam)} (95 % interval): {listed or 'nothing to compare'}."
+        f"{_seeds(adam)} (95 % interval). {listed or 'There is nothing to compare.'}"
     )
 
 
@@ -117,7 +124,7 @@ def rank_sentences(variants: Sequence[Record], adam: Record | None) -> list[str]
     one point for all geometries.
     """
     if len(variants) < _FEWEST:
-        return [f"Of {len(variants)} optimizers there is no order to tell."]
+        return [f"There are too few optimizers to rank them: {len(variants)}."]
     texts = [_rank_sentence("H(Phi) where each run ended", variants, own_smoothness)]
     if adam is not None and why_not(adam) is None:
         there = _rank_sentence(

@@ -24,7 +24,7 @@ def test_the_page_is_written_from_the_records(comparison, tmp_path, monkeypatch)
     assert f"    python recipes/{paper.GPT2.command}\n" in page
     words = " ".join(page.split())
     assert "3 steps of 4 samples, the first 1 of them with a rising rate. Gradients whose" in words
-    assert "norm is above 1 are scaled down to it." in words
+    assert "norm is above 1 are scaled down to it; where all are, SGD is" in words
     assert "mean over seeds 0 to 0; the best in bold." in words
     assert "with seeds 1 to 1 (n = 1)" in words
     assert "| sgd | global, l2 | **0.01: " in page

@@ -43,11 +43,11 @@ def test_the_sentences_of_other_seeds_say_what_came_out():
     )
     # Of differences 1 and 1.01, and of 2 and 2.25: t of one degree of freedom is 12.706.
     assert (
-        "mean over n = 2 seeds (95 % interval): above Adam's: rotated Adam +1.005 (+0.941 to"
+        "mean over n = 2 seeds (95 % interval). Above Adam's: rotated Adam +1.005 (+0.941 to"
         in (against)
     )
     assert "SGD +2.125 (+0.537 to +3.713)" in against
-    assert "; not told apart: blockwise Adam (tensor) +0.125 (-4.640 to +4.890)." in against
+    assert " Not told apart: blockwise Adam (tensor) +0.125 (-4.640 to +4.890)." in against
     assert "1.5 for Adam (1 to 2 by seed), 5.5 for rotated Adam (5 to 6)." in norms
     assert "differ by 1e-05 at most, in the mean over n = 2 seeds by 5e-06." in unmoved
     # Seed 0: H 1 5 3 0.5 and losses 1 2 1.5 3, with ranks 2 4 3 1 and 1 3 2 4: 1 - 6 * 12 / 60.
@@ -63,6 +63,20 @@ def test_the_sentences_of_other_seeds_say_what_came_out():
     assert "rotated SGD diverged once." in rounding
 
 
+def test_shaken_runs_must_show_the_same():
+    def against(*shaken):
+        adam = (variants.ADAM, 0.1, (1.0, 1.25), (1.0, 2.0), (1.0, 1.25))
+        rotated = (variants.ROTATED_ADAM, 0.1, (2.0, 2.26), (5.0, 6.0), shaken)
+        return sentences.seeds_sentences(record_of(adam, rotated))[0]
+
+    shown = "rotated Adam +1.005 (+0.941 to +1.069), shaken"
+    assert f"Above Adam's: {shown} +1.005 (" in against(2.0, 2.26)
+    assert f"Not told apart: {shown} +1.100 (-0.171 to +2.371)." in against(2.0, 2.45)
+    assert f"Not told apart: {shown} -0.505 (-0.569 to -0.441)." in against(0.5, 0.74)
+    # Of one seed that is left, shaken runs show nothing.
+    assert "Above Adam's: rotated Adam +1.005 (+0.941 to +1.069)." in against(2.0, None)
+
+
 def test_nothing_is_concluded_of_a_rate_at_an_end_or_of_what_diverged():
     found = record_of(*entries(sgd=(3.0, None)), ends=(variants.ROTATED_ADAM,))
     text = "\n".join(sentences.seeds_sentences(found))
@@ -71,10 +85,10 @@ def test_nothing_is_concluded_of_a_rate_at_an_end_or_of_what_diverged():
     assert "rotated Adam +" not in text
     assert "(1,1)-norm" not in text
     assert "with and without rotation" not in text
-    assert "Of 2 optimizers there is no order to tell." in text
+    assert "There are too few optimizers to rank them: 2." in text
     assert tables.seeds_rows(found)[3][3] == "1/2 diverged"
     alone = record_of((variants.SGD, 1.0, (1.0, 2.0), (1.0, 2.0), ()))
-    assert sentences.seeds_sentences(alone) == ["Of 1 optimizers there is no order to tell."]
+    assert sentences.seeds_sentences(alone) == ["There are too few optimizers to rank them: 1."]
 
 
 def test_without_adams_runs_nothing_is_compared_with_them():
