@@ -51,6 +51,7 @@ def main(args: Sequence[str], folder: Path = FOLDER) -> None:
         deadline = time.monotonic() + 60 * choices.budget
         ledger.forget_changed(TASKS, CONTENDERS, say)
         make(ledger, path, TASKS, CONTENDERS, choices.jobs, deadline)
+        ledger = ledgers.read(path)  # which keeps fewer digits, so that the pages follow from it
     for name, lines in (
         ("prediction-protocol.md", protocol()),
         ("prediction.md", page(ledger, TASKS, CONTENDERS)),

@@ -51,7 +51,7 @@ def measure(argv: Sequence[str]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_TEXT_WIDTH)
-    console.print(ReportView(describe(report, options.keep)))
+    console.print(ReportView(describe(report)))
     if options.output is not None:
         console.print(f"Report: {options.output}", highlight=False, markup=False, soft_wrap=True)
 
@@ -165,12 +165,6 @@ def make_parser() -> ArgumentParser:
     add("--seed", type=int, default=0, help="Of the probes, and of a shuffled dataloader.")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (say) or mps.")
     add(
-        "--keep",
-        type=float,
-        default=0.9,
-        help="Share of Adam's decrease in one step that a coarser partition has to reach.",
-    )
-    add(
         "--output",
         metavar="FILE.json",
         type=str | None,
@@ -193,7 +187,6 @@ def _check(options: Namespace) -> None:
         ("num_batches", options.num_batches >= 1, "at least 1"),
         ("num_noise_batches", options.num_noise_batches in (0, max(2, options.num_noise_batches)),
          "0 or at least 2"),
-        ("keep", 0 < options.keep <= 1, "in (0, 1]. 0.9 is 90 %"),
         ("output", output.parent.is_dir(), "in a folder that exists"),
     ):  # fmt: skip
         if not is_right:

@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lightning-linf report",
         description="Write the geometry of runs as one HTML file, which needs no other file and no "
-        "server: the panels of the TensorBoard plugin, a table and advice in words.",
+        "server: the panels of the TensorBoard plugin, a table and a verdict in words.",
         epilog="Reads geometry.jsonl, which the monitors write beside any logger, and where that "
         "holds no record TensorBoard's event files. Links to folders are followed.",
     )

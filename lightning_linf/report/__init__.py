@@ -1,6 +1,5 @@
-"""What one measurement of a loss landscape found, as data: its advice, its text, its JSON."""
+"""What one measurement of a loss landscape found, as data: its verdict, its text, its JSON."""
 
-from lightning_linf.report.advice import Advice as Advice
 from lightning_linf.report.edge import EdgeReport as EdgeReport
 from lightning_linf.report.edge import StepReport as StepReport
 from lightning_linf.report.interval import Interval as Interval

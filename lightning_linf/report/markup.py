@@ -33,7 +33,7 @@ def words(text: ReportText, label: str) -> str:
         + f'<div class="scroll" tabindex="0" role="region" aria-label="{label}: table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         + paragraphs(*text.legend, kind="muted")
-        + paragraphs(text.verdict, text.advice)
+        + paragraphs(text.verdict, text.shares)
     )
 
 

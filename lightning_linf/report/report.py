@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 
-from lightning_linf.report import advice, encoding, files
+from lightning_linf.report import encoding, files
 from lightning_linf.report.frame import Rows, columns_by
 from lightning_linf.report.markup import in_notebook
 from lightning_linf.report.measurement import Measurement
+from lightning_linf.report.shares import shares_sentence
 from lightning_linf.report.terminal import ReportView
 from lightning_linf.report.text import ReportText, describe
 from lightning_linf.report.verdict import Status, judge
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _SCHEMA = 1
-# In the JSON for its readers, and not read back.
+# In the JSON for its readers, and not read back; "advice" is of earlier versions.
 _COMPUTED = (
-    *("schema", "advantage", "decrease", "step_advantage", "verdict", "verdict_status", "advice"),
+    *("schema", "advantage", "decrease", "step_advantage", "verdict", "verdict_status", "shares"),
+    "advice",
 )
 _TEXT_WIDTH = 100
 
@@ -52,24 +54,12 @@ class GeometryReport(Measurement):
         """The verdict in one or two words; :class:`~lightning_linf.report.Verdict` lists them."""
         return judge(self).status
 
-    def recommend(self, keep: float = 0.9) -> advice.Advice:
-        """Find the coarsest partition whose step both measures show to reach a share of Adam's.
-
-        No test shows yet that such a share tells how training ends.
-
-        Args:
-            keep: Share of the decrease of Adam's step.
-
-        Raises:
-            ValueError: If ``keep`` is not in (0, 1].
-        """
-        return advice.advise(self, keep)
-
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain JSON types; inf and NaN become strings.
 
         What follows from the measured numbers is included, for readers in other languages: the
-        advantages, the decreases, the verdict with its status, and the advice.
+        advantages, the decreases, the verdict with its status, and the shares of Adam's decrease
+        in one step.
         """
         computed = {
             "advantage": self.advantage,
@@ -77,7 +67,7 @@ class GeometryReport(Measurement):
             "step_advantage": self.step_advantage,
             "verdict": self.verdict,
             "verdict_status": self.verdict_status,
-            "advice": self.recommend().sentence,
+            "shares": shares_sentence(self),
         }
         return {"schema": _SCHEMA, **encoding.encode(self), **encoding.encode(computed)}
 

@@ -39,7 +39,7 @@ class ReportView:
         yield from (Text(line, style="dim") for line in text.legend)
         yield Text()
         yield Text(text.verdict)
-        yield Text(text.advice)
+        yield Text(text.shares)
 
     def _table(self, columns: Sequence[int]) -> Table:
         table = Table(box=_HEAD_LINE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from lightning_linf.report.advice import advise
 from lightning_linf.report.interval import Interval
 from lightning_linf.report.measurement import Measurement
 from lightning_linf.report.settings import coordinates_of, settings_of
+from lightning_linf.report.shares import shares_sentence
 from lightning_linf.report.verdict import judge
 
 # What the choice of M batches adds to the (1,1)-norm falls like 1/M at the fastest and like
@@ -34,16 +34,11 @@ class ReportText:
     legend: list[str]  # what the columns are
     verdict: str
     verdict_status: str  # the same in one or two words
-    advice: str
+    shares: str  # of Adam's decrease in one step, by partition
 
 
-def describe(measured: Measurement, keep: float = 0.9) -> ReportText:
-    """Put a measurement in words.
-
-    Args:
-        measured: What to describe.
-        keep: The share of Adam's decrease in one step that a coarser partition has to reach.
-    """
+def describe(measured: Measurement) -> ReportText:
+    """Put a measurement in words."""
     names = fine_to_coarse(measured)
     smoothness, steps = _smoothness_columns(measured, names), _step_columns(measured, names)
     marked = [name if measured.smoothness[name].converged else f"{name} *" for name in names]
@@ -59,7 +54,7 @@ def describe(measured: Measurement, keep: float = 0.9) -> ReportText:
         legend=list(_legend(measured)),
         verdict=verdict.sentence,
         verdict_status=verdict.status,
-        advice=advise(measured, keep).sentence,
+        shares=shares_sentence(measured),
     )
 
 

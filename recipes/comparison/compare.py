@@ -7,19 +7,22 @@ run is kept as `runs_dir/name/*.json`, so an interrupted comparison goes on wher
 With --seeds, every optimizer also trains at its best rate with seeds that the sweep did not have.
 Where these runs end, the geometry is measured in the coordinates that the optimizer saw. Where
 Adam's runs end, the geometries of all optimizers are measured, so that they compare at one point.
+With --rounding, some of these runs are repeated from weights that differ as rounding does. Nothing
+is concluded of an optimizer whose best rate is an end of those tried: --widen adds rates.
+
 All results are written to `runs_dir/name/comparison.json`, with a figure beside it.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from command_line import parse
 from comparison.figures import draw_comparison
+from comparison.options import Options
 from comparison.records import write_json
 from comparison.runs import Runs, say
 from comparison.sentences import comparison_sentence, seeds_sentences
@@ -28,7 +31,6 @@ from comparison.sweep import Rate, best, chosen, is_end, sweep
 from comparison.tables import comparison_table, seeds_table
 from comparison.variants import ADAM, CHOICES, FEW, Variant
 from comparison.versions import versions
-from settings import refuse_unless
 from training.config import ConfigT, Prepare, TrainingConfig
 
 ABOUT = (
@@ -39,65 +41,17 @@ ABOUT = (
 )
 NUM_STEPS = 250
 _MOST_WARMUP_STEPS = 25
-_CHOSEN_HERE: dict[str, Any] = {
-    "optimizer": "adamw", "partition": None, "rotation": None, "rotation_strength": 1.0,
-    "swap_at": 0, "weight_decay": 0.0, "resume": None,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Options:
-    """Settings of a comparison beside those of its runs."""
-
-    variants: Literal["few", "control", "all"] = "few"
-    """few: five optimizers. control adds rotated SGD at the rate of SGD; all adds weaker rotations
-    and more kinds of blocks, and takes twice as long."""
-    widen: int = 0
-    """How many learning rates may be added to the three of an optimizer, each beyond the best one
-    while that is the largest or the smallest. More find a better rate and take longer."""
-    sweep_seeds: int = 1
-    """Runs with each learning rate; the best rate has the least mean training loss. More cost more,
-    and let less chance into the choice."""
-    seeds: int = 0
-    """Further runs of each optimizer at its best rate; at their ends the geometry is measured. From
-    2 on they show how much is chance."""
-    points: int = 1
-    """Measurements of the geometry on each of these runs, evenly spread, the last at its end."""
-    batch_sizes: tuple[int, ...] = ()
-    """Batch sizes to compare at, one after the other; if none is given, that of the runs."""
-    jobs: int = 1
-    """Runs that go on at a time and share the cores, or the one GPU and its memory."""
-    budget: float = math.inf
-    """Minutes after which no further run is started; the same command goes on with the rest."""
-
-    def check(self, config: TrainingConfig) -> None:
-        """Refuse settings with which no comparison can be made."""
-        lowest = {"widen": 0, "sweep_seeds": 1, "seeds": 0, "points": 1, "jobs": 1}
-        is_one_device = config.devices * config.num_nodes == 1
-        refuse_unless(self, (
-            *((name, getattr(self, name) >= least, f"at least {least}", "Give a larger number.")
-              for name, least in lowest.items()),
-            ("budget", self.budget > 0, "minutes above 0", "Leave it out for no limit."),
-            ("jobs", is_one_device or (self.jobs == 1 and self.budget == math.inf),
-             "1, and no budget, on several devices",
-             "Leave --jobs and --budget out, or use one device."),
-            ("seeds", self.seeds == 0 or config.strategy != "fsdp2",
-             "0 beside fsdp2, whose shards are not measured here", "Choose --strategy ddp."),
-        ))  # fmt: skip
-        remedy = "A comparison sets it itself: leave it out."
-        refuse_unless(config, (
-            (name, getattr(config, name) == value, f"{value!r} in a comparison", remedy)
-            for name, value in _CHOSEN_HERE.items()
-        ))  # fmt: skip
+_DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results: runs of the sweep, and those with other seeds, by variant."""
+    """The results: runs of the sweep, those with other seeds, and these shaken, by variant."""
 
     config: TrainingConfig
     sweep: Mapping[Variant, Sequence[Rate]]
     seeds: Mapping[Variant, Sequence[Outcome]]
+    shaken: Mapping[Variant, Sequence[Outcome]]
 
 
 def shorter(presets: Mapping[str, Callable[[], ConfigT]]) -> dict[str, Callable[[], ConfigT]]:
@@ -147,7 +101,7 @@ def main(
     config: TrainingConfig,
     prepare: Prepare,
     variants: Sequence[Variant] = FEW,
-    options: Options = Options(),  # frozen
+    options: Options = _DEFAULTS,
     measured: Sequence[Variant] = (),
 ) -> list[Comparison]:
     """Make the runs that were not made before, and print the results, for every batch size.
@@ -188,7 +142,8 @@ def compare(
     seeds: Mapping[Variant, Sequence[Outcome]] = {}
     if options.seeds:
         seeds = _other_seeds(config, runs, swept, measured, options)
-    comparison = Comparison(config, swept, seeds)
+    shaken = _shaken(config, runs, swept, options) if options.rounding else {}
+    comparison = Comparison(config, swept, seeds, shaken)
     record = _record(comparison, options, runs.data_id)
     path = Path(config.runs_dir, config.name, "comparison.json")
     write_json(path, record)
@@ -213,21 +168,57 @@ def _other_seeds(
     """
     partitions = tuple({variant.partition: None for variant in measured})
     rotations = tuple({v.rotation: None for v in measured if v.partition == "coordinate"})
-    first = config.seed + options.sweep_seeds
-    pairs = [(variant, first + i) for variant in swept for i in range(options.seeds)]
-    made = [
-        Run(
-            replace(chosen(config, variant, best(swept[variant]).lr), seed=seed),
+
+    def measuring(variant: Variant, config: TrainingConfig) -> Run:
+        return Run(
+            config,
             partitions if variant == ADAM else (variant.partition,),
             tuple(filter(None, rotations)) if variant == ADAM else (),
             options.points,
         )
+
+    return _at_best(config, runs, swept, options, options.seeds, measuring)
+
+
+def _shaken(
+    config: TrainingConfig,
+    runs: Runs,
+    swept: Mapping[Variant, Sequence[Rate]],
+    options: Options,
+) -> dict[Variant, list[Outcome]]:
+    """Repeat the first of these runs, shaken and not measured."""
+
+    def shaken(variant: Variant, config: TrainingConfig) -> Run:
+        return Run(config, is_shaken=True)
+
+    return _at_best(config, runs, swept, options, options.rounding, shaken)
+
+
+def _at_best(
+    config: TrainingConfig,
+    runs: Runs,
+    swept: Mapping[Variant, Sequence[Rate]],
+    options: Options,
+    num_seeds: int,
+    make: Callable[[Variant, TrainingConfig], Run],
+) -> dict[Variant, list[Outcome]]:
+    """Make runs of every variant at its best rate, with seeds that the sweep did not have."""
+    first = config.seed + options.sweep_seeds
+    pairs = [(variant, first + i) for variant in swept for i in range(num_seeds)]
+    made = [
+        make(variant, replace(chosen(config, variant, best(swept[variant]).lr), seed=seed))
         for variant, seed in pairs
     ]
     results: dict[Variant, list[Outcome]] = {variant: [] for variant in swept}
     for (variant, _), outcome in zip(pairs, runs.finish(made), strict=True):
         results[variant].append(outcome)
     return results
+
+
+def _is_end(swept: Mapping[Variant, Sequence[Rate]], variant: Variant) -> bool:
+    """Whether the variant's rate, or that of the one whose rate it takes, is an end."""
+    rates = swept[variant.same_rate_as or variant]
+    return is_end(best(rates), rates)
 
 
 def _record(comparison: Comparison, options: Options, data_id: str) -> dict[str, Any]:
@@ -245,9 +236,10 @@ def _record(comparison: Comparison, options: Options, data_id: str) -> dict[str,
                 "partition": variant.partition,
                 "rotation": variant.rotation and "{} {:g}".format(*variant.rotation),
                 "lr": best(rates).lr,
-                "is_end": is_end(best(rates), rates),
+                "is_end": _is_end(comparison.sweep, variant),
                 "sweep": [asdict(rate) for rate in rates],
                 "seeds": [asdict(outcome) for outcome in comparison.seeds.get(variant, ())],
+                "shaken": [asdict(outcome) for outcome in comparison.shaken.get(variant, ())],
             }
             for variant, rates in comparison.sweep.items()
         ],

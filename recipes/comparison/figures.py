@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from comparison.records import Record, ends, losses, own_smoothness, smoothness_at
+from comparison.records import Record, above, label, own_smoothness, smoothness_at, why_not
 
 _MARKERS = "osD^vP*X<>hp"
 _DPI = 110
@@ -31,48 +31,40 @@ def draw_quadratic(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_comparison(record: Record, path: Path) -> None:
-    """Draw the final training loss of every seed against the geometry of the loss.
+    """Draw by how much each optimizer's training loss is above Adam's with the same seed.
 
-    Each panel has one measure of it: where the run ended, and in the last one where Adam's did.
+    One panel has the optimizers side by side, with hollow markers where the initial weights were
+    moved by rounding; the others show the same against H(Phi), where the run ended and where Adam's
+    run did. An optimizer of which nothing is concluded is left out, and without Adam all is.
     """
-    found = {(v["optimizer"], v["geometry"]): v for v in record["variants"]}
-    adam = found.get(("adam", "coordinate"))
-    quantities: list[tuple[Callable[[Record], list[Any]], str]] = [
-        (lambda variant: ends(variant, "one_one_norm_per_param"), "(1,1)-norm / d"),
-        (lambda variant: ends(variant, "lambda_max"), "lambda_max"),
-        (own_smoothness, "H(Phi) / d of the optimizer's Phi"),
-    ]
-    if adam is not None and None not in losses(adam):
-        there = "the same where Adam ended"
-        quantities.append((lambda v: _finite(smoothness_at(adam, v), losses(v)), there))
-    figure = Figure(figsize=(2 + 2.9 * len(quantities), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(quantities), sharey=True)
-    for axes, (read, label) in zip(panels, quantities, strict=True):
-        for i, variant in enumerate(record["variants"]):
-            axes.plot(
-                read(variant),
-                _finite(losses(variant), losses(variant)),
-                linestyle="none",
-                marker=_MARKERS[i % len(_MARKERS)],
-                color=f"C{i % 10}",
-                fillstyle="none" if i >= 10 else "full",
-                label=f"{variant['optimizer']} ({variant['geometry']})",
-            )
-        axes.set(xscale="log", xlabel=label)
+    shown = [variant for variant in record["variants"] if why_not(variant) is None]
+    adam = next((variant for variant in shown if variant["geometry"] == "coordinate"), None)
+    if adam is None:
+        return
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    by_optimizer, *others = figure.subplots(1, 3, sharey=True)
+    for i, variant in enumerate(shown):
+        style = {"linestyle": "none", "marker": _MARKERS[i % len(_MARKERS)], "color": f"C{i % 10}"}
+        for which, fill in (("seeds", "full"), ("shaken", "none")):
+            differences = above(variant, adam, which)
+            by_optimizer.plot([i] * len(differences), differences, fillstyle=fill, **style)
+        for axes, read in zip(others, _readers(adam), strict=True):
+            axes.plot(read(variant), above(variant, adam, "seeds"), **style)
+    by_optimizer.set_xticks(range(len(shown)), map(label, shown), rotation=25, ha="right")
+    by_optimizer.set_ylabel("training loss less Adam's, by seed")
+    for axes, where in zip(others, ("where the run ended", "where Adam's run ended"), strict=True):
+        axes.set(xscale="log", xlabel=f"H(Phi) / d, {where}")
         # On less than a decade the default labels 2, 3, 4 and 6, which overlap.
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    for axes in (by_optimizer, *others):
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("training loss at the end")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize="x-small")
     _save(figure, path)
 
 
-def _finite(values: Sequence[Any], losses: Sequence[Any]) -> list[Any]:
-    """Keep the values of seeds that did not diverge."""
-    return [value for value, loss in zip(values, losses, strict=True) if loss is not None]
+def _readers(adam: Record) -> tuple[Callable[[Record], list[float]], ...]:
+    return own_smoothness, lambda variant: smoothness_at(adam, variant)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -21,8 +21,6 @@ from lightning_linf.optim import Reparameterized
 from lightning_linf.probe import Landscape, measure_landscape
 from lightning_linf.probe.partitions import choose_partitions
 
-_SHARE = 0.9  # of Adam's decrease in one step, that a coarser partition has to reach
-
 
 @dataclass(eq=False)
 class OwnGeometry(Callback):
@@ -129,5 +127,4 @@ def _row(report: GeometryReport) -> dict[str, Any]:
             name: [block.lower / d, block.operator_upper / d]
             for name, block in report.smoothness.items()
         },
-        "recommended": report.recommend(_SHARE).partition or "none",
     }

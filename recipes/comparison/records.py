@@ -22,9 +22,36 @@ def write_json(path: Path, content: Any, allow_nan: bool = False) -> None:
     write_atomically(path, text, "name: expected the file of results")
 
 
-def losses(variant: Record) -> list[Any]:
-    """Read the training loss of every seed, None where it diverged."""
-    return [outcome["train_loss"] for outcome in variant["seeds"]]
+def losses(variant: Record, which: str = "seeds") -> list[Any]:
+    """Read the training loss of every seed, or of every one "shaken", None where it diverged."""
+    return [outcome["train_loss"] for outcome in variant[which]]
+
+
+def label(variant: Record) -> str:
+    """Name a variant in a sentence."""
+    words = {"coordinate": "Adam", "coordinate, rotated": "rotated Adam"}
+    if variant["optimizer"] == "adam":
+        return words.get(variant["geometry"], f"Adam ({variant['geometry']})")
+    if variant["optimizer"] == "blockwise_adam":
+        return f"blockwise Adam ({variant['geometry']})"
+    name = {"adasgd": "AdaSGD", "sgd": "SGD"}[variant["optimizer"]]
+    return f"rotated {name}" if variant["rotation"] else name
+
+
+def why_not(variant: Record) -> str | None:
+    """Say why nothing is concluded of a variant; None if something may be."""
+    if variant["is_end"]:
+        return f"the best rate of {label(variant)}, {variant['lr']:g}, is an end of those tried"
+    ended = losses(variant)
+    if None in ended:
+        return f"{label(variant)} diverged with {ended.count(None)} of {len(ended)} seeds"
+    return None
+
+
+def above(variant: Record, other: Record, which: str = "seeds") -> list[float]:
+    """Subtract the training losses of two variants, seed by seed, where neither diverged."""
+    pairs = zip(losses(variant, which), losses(other, which), strict=True)
+    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 def ends(variant: Record, quantity: str) -> list[Any]:

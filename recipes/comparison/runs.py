@@ -96,7 +96,7 @@ def say(what: RenderableType) -> None:
 def _path(run: Run, data_id: str) -> Path:
     """Name the file of a run by a hash of all that its outcome depends on."""
     choices = {k: v for k, v in asdict(run.config).items() if k not in _PLACES}
-    measured = [run.partitions, run.rotations, run.num_points]
+    measured = [run.partitions, run.rotations, run.num_points, run.is_shaken]
     what = [data_id, choices, measured, torch.__version__, _code(getfile(type(run.config)))]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     name = run.label.replace(", ", "-").replace(" ", "-")

@@ -1,46 +1,52 @@
-"""What a comparison says in words about its runs, for or against the theory."""
+"""What a comparison says in words about its runs, for or against the theory.
 
-import math
+Runs are compared within a seed. Nothing is concluded of an optimizer whose best learning rate is an
+end of those tried, or that diverged; that is said instead.
+"""
+
 import statistics
-import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
-from scipy.stats import bootstrap, spearmanr
 
-from comparison.records import Record, ends, losses, own_smoothness, smoothness_at
-from comparison.sweep import Rate, best
-from comparison.tables import deviation_text, mean_text
+from comparison.paired import paired
+from comparison.ranks import FINEST_FIRST, permutation_p, spearman
+from comparison.records import (
+    Record,
+    above,
+    ends,
+    label,
+    losses,
+    own_smoothness,
+    smoothness_at,
+    why_not,
+)
+from comparison.single_run import loss_text
+from comparison.sweep import Rate, best, is_end
+from comparison.tables import mean_text
 from comparison.variants import ADAM, ROTATED_ADAM, ROTATED_SGD, SGD, Variant
 
-_LEVEL = 0.01  # nats; a smaller difference of single runs may be chance
-_FEWEST_GROUPS = 3  # of optimizers, to rank them
-_NUM_RESAMPLES = 2000
+_FEWEST = 3  # optimizers, to rank them
 
 
 def comparison_sentence(results: Mapping[Variant, Sequence[Rate]], num_steps: int) -> str:
-    """Say whether Adam is ahead of Adam in rotated coordinates."""
+    """Give the losses of Adam and of Adam in rotated coordinates in the sweep."""
     if not {ADAM, ROTATED_ADAM} <= results.keys():
         return "Adam and rotated Adam were not both run."
-    chosen = best(results[ADAM])
-    adam, rotated = chosen.train_loss, best(results[ROTATED_ADAM]).train_loss
-    if adam is None or rotated is None:
+    adam, rotated = (best(results[variant]) for variant in (ADAM, ROTATED_ADAM))
+    if adam.train_loss is None or rotated.train_loss is None:
         return "Adam and rotated Adam cannot be compared: one of them diverged at every rate."
-    ahead = rotated - adam
-    verdict = (
-        f"ahead of rotated Adam by {ahead:.3f}"
-        if ahead > _LEVEL
-        else f"behind rotated Adam by {-ahead:.3f}"
-        if ahead < -_LEVEL
-        else f"level with rotated Adam, within {_LEVEL}"
-    )
-    num_seeds = len(chosen.outcomes)
+    if any(is_end(best(results[variant]), results[variant]) for variant in (ADAM, ROTATED_ADAM)):
+        return (
+            "Adam and rotated Adam cannot be compared: the best rate of one of them is an end of "
+            "those tried. --widen adds more."
+        )
+    num_seeds = len(adam.outcomes)
     seeds = "one seed" if num_seeds == 1 else f"mean of {num_seeds} seeds"
     return (
-        f"Adam is {verdict} in training loss ({adam:.3f} against {rotated:.3f}, each at its best "
-        f"of the rates tried, {seeds}) after {num_steps} steps."
+        f"After {num_steps} steps, training loss at the best of the rates tried, {seeds}: Adam "
+        f"{loss_text(adam.train_loss)}, rotated Adam {loss_text(rotated.train_loss)}. The same "
+        "seeds chose the rates; others (--seeds) tell how much is chance."
     )
 
 
@@ -51,159 +57,129 @@ def seeds_sentences(record: Record) -> list[str]:
         found.get((variant.optimizer, variant.geometry))
         for variant in (ADAM, ROTATED_ADAM, SGD, ROTATED_SGD)
     )
-    texts = []
-    if adam and rotated:
-        texts.append(_ahead(adam, rotated))
-        norms = [ends(variant, "one_one_norm_per_param") for variant in (adam, rotated)]
-        texts.append(
-            "(1,1)-norm / d in the optimizer's own coordinates: "
-            f"{mean_text(norms[0])} for Adam ({_range(norms[0])}), "
-            f"{mean_text(norms[1])} for rotated Adam ({_range(norms[1])})."
-        )
-    if sgd and rotated_sgd:
+    texts = [f"No conclusion: {why}." for v in record["variants"] if (why := why_not(v))]
+    may_conclude = [variant for variant in record["variants"] if why_not(variant) is None]
+    if adam in may_conclude:
+        assert adam is not None
+        texts.append(_against(adam, [v for v in may_conclude if v is not adam]))
+        if rotated in may_conclude:
+            assert rotated is not None
+            texts.append(_norms(adam, rotated))
+    if sgd in may_conclude and rotated_sgd in may_conclude:
+        assert sgd is not None
+        assert rotated_sgd is not None
         texts.append(_unmoved(sgd, rotated_sgd))
-    texts += rank_sentences(record, adam)
-    if adam:
-        texts.append(recommendation_sentence(record, adam))
+    # Rotated SGD is SGD again.
+    texts += rank_sentences([v for v in may_conclude if v is not rotated_sgd], adam)
+    if any(variant["shaken"] for variant in record["variants"]):
+        texts.append(_rounding(record["variants"]))
     return texts
 
 
-def rank_sentences(record: Record, adam: Record | None) -> list[str]:
-    """Say in four ways how well the smoothness H(Phi) ranks the training losses.
+def _against(adam: Record, others: Sequence[Record]) -> str:
+    """Say whose training loss is above Adam's, or below, by more than chance.
 
-    H(Phi) is measured where each run ended, and where Adam's run of the same seed ended, which is
-    one point for all geometries. Each is compared with and without SGD, because the size of SGD's
-    step, unlike that of the others, follows the size of the gradient. Rotated SGD is left out: it
-    is SGD again.
+    Where several seeds were run again with shaken weights, both must show it.
     """
-    texts = []
-    reference = None if adam is None or None in losses(adam) else adam
-    for only_adaptive in (True, False):
-        variants = [
-            variant
-            for variant in record["variants"]
-            if not (variant["optimizer"] == "sgd" and (only_adaptive or variant["rotation"]))
-            and None not in losses(variant)
-        ]
-        which = "without SGD" if only_adaptive else "all"
-        own = [_pairs(own_smoothness(variant), variant) for variant in variants]
-        texts.append(_rank_sentence("at the end of each run", which, own))
-        if reference is not None:
-            there = [_pairs(smoothness_at(reference, variant), variant) for variant in variants]
-            texts.append(_rank_sentence("at the end of Adam's run", which, there))
-    return texts
-
-
-def _pairs(smoothness: Sequence[float], variant: Record) -> list[tuple[float, float]]:
-    return list(zip(smoothness, losses(variant), strict=True))
-
-
-def _rank_sentence(where: str, which: str, groups: Sequence[Sequence[tuple[float, float]]]) -> str:
-    what = f"Spearman's rho of H(Phi) {where} and the training loss ({which}"
-    if len(groups) < _FEWEST_GROUPS:
-        return f"{what}): {len(groups)} optimizers, too few."
-    rho, lower, upper = rank_correlation(groups)
+    parts: dict[str, list[str]] = {"Above Adam's": [], "Below Adam's": [], "Not told apart": []}
+    for variant in others:
+        found = [paired(above(variant, adam))]
+        shaken = above(variant, adam, "shaken")
+        found += [paired(shaken)] if len(shaken) > 1 else []
+        signs = {each.mean > 0 for each in found}
+        is_shown = len(signs) == 1 and all(each.is_told_apart for each in found)
+        side = "Above Adam's" if found[0].mean > 0 else "Below Adam's"
+        parts[side if is_shown else "Not told apart"].append(
+            f"{label(variant)} {', shaken '.join(map(str, found))}"
+        )
+    listed = " ".join(f"{side}: {'; '.join(names)}." for side, names in parts.items() if names)
     return (
-        f"{what}, {len(groups)} optimizers, {sum(map(len, groups))} runs): {rho:.2f}, 95 % "
-        f"interval {lower:.2f} to {upper:.2f} over resampled optimizers."
+        "Training loss less that of Adam with the same seed, mean over "
+        f"{_seeds(adam)} (95 % interval). {listed or 'There is nothing to compare.'}"
     )
 
 
-def rank_correlation(groups: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float, float]:
-    """Correlate the ranks of two quantities, and give a 95 % interval by resampling.
-
-    Seeds of one optimizer are not independent optimizers, so a resample draws whole groups.
-
-    Args:
-        groups: The pairs of each optimizer. Shape (optimizers, seeds, 2), at least 2 optimizers.
-
-    Returns:
-        Spearman's rho and the two ends of the interval; NaN if a quantity does not vary.
-    """
-    pairs = np.asarray(groups)
-
-    def rho(chosen: npt.NDArray[np.int64]) -> float:
-        return float(spearmanr(*pairs[chosen].reshape(-1, 2).T).statistic)
-
-    everyone = np.arange(len(pairs))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about resamples of one run alone, which have no rho
-        resampled = bootstrap(
-            (everyone,), rho, n_resamples=_NUM_RESAMPLES, vectorized=False, method="percentile",
-            rng=np.random.default_rng(0),
-        ).bootstrap_distribution  # fmt: skip
-        lower, upper = np.nanquantile(resampled, [0.025, 0.975])
-        return rho(everyone), float(lower), float(upper)
-
-
-def recommendation_sentence(record: Record, adam: Record) -> str:
-    """Say which partition `recommend` named where Adam's runs ended, and how it trained."""
-    chosen = Counter(str(name) for name in ends(adam, "recommended"))
-    by_partition = {
-        variant["partition"]: variant
-        for variant in record["variants"]
-        if variant["optimizer"] in ("blockwise_adam", "adasgd")
-    } | {"coordinate": adam}
-    texts = []
-    for name, count in chosen.most_common():
-        text = f"{name} on {count} of {chosen.total()}"
-        if name in by_partition and name != "coordinate":
-            differences = _differences(by_partition[name], adam)
-            text += f", where training ends {_signed(differences)} above Adam"
-        texts.append(text)
+def _norms(adam: Record, rotated: Record) -> str:
+    norms = [ends(variant, "one_one_norm_per_param") for variant in (adam, rotated)]
     return (
-        "Coarsest partition that both measures show to reach 90 % of Adam's decrease in one step, "
-        f"at the end of Adam's runs: {'; '.join(texts) or 'none'}. "
-        f"Blockwise Adam against Adam: {_blockwise(record, adam)}."
-    )
-
-
-def _ahead(adam: Record, rotated: Record) -> str:
-    differences = _differences(rotated, adam)
-    if not differences:
-        return "Adam and rotated Adam cannot be compared: runs of one of them diverged."
-    spreads = [deviation_text(losses(variant)) for variant in (adam, rotated)]
-    mean = statistics.fmean(differences)
-    side = "ahead of" if mean > 0 else "behind"
-    return (
-        f"Adam is {side} rotated Adam by {abs(mean):.3f} in training loss, mean of "
-        f"{len(differences)} seeds ({_range(differences)} by seed); standard deviation of each "
-        f"over seeds: {spreads[0]} and {spreads[1]}."
+        "(1,1)-norm / d in the optimizer's own coordinates, where its runs ended: "
+        f"{mean_text(norms[0])} for Adam ({_range(norms[0])} by seed), {mean_text(norms[1])} for "
+        f"rotated Adam ({_range(norms[1])})."
     )
 
 
 def _unmoved(sgd: Record, rotated: Record) -> str:
-    differences = [abs(difference) for difference in _differences(rotated, sgd)]
-    if not differences:
-        return "SGD and rotated SGD cannot be compared: runs of one of them diverged."
+    differences = above(rotated, sgd)
     return (
-        f"SGD with and without rotation, same seeds and rate: the training losses differ by "
-        f"{max(differences):.2g} at most."
+        "SGD with and without rotation, same seeds and rate: the training losses differ by "
+        f"{max(map(abs, differences)):.2g} at most, in the mean over {_seeds(sgd)} by "
+        f"{abs(statistics.fmean(differences)):.2g}."
     )
 
 
-def _blockwise(record: Record, adam: Record) -> str:
-    """Write how much higher the training loss of each blockwise optimizer is than Adam's."""
-    return ", ".join(
-        f"{variant['geometry']} {_signed(_differences(variant, adam))}"
-        for variant in record["variants"]
-        if variant["optimizer"] in ("blockwise_adam", "adasgd")
+def rank_sentences(variants: Sequence[Record], adam: Record | None) -> list[str]:
+    """Say how well the smoothness H(Phi) orders the optimizers within a seed, beside a free guess.
+
+    H(Phi) is measured where each run ended, and where Adam's run of the same seed ended, which is
+    one point for all geometries.
+    """
+    if len(variants) < _FEWEST:
+        return [f"There are too few optimizers to rank them: {len(variants)}."]
+    texts = [_rank_sentence("H(Phi) where each run ended", variants, own_smoothness)]
+    if adam is not None and why_not(adam) is None:
+        there = _rank_sentence(
+            "H(Phi) where Adam's run ended", variants, lambda v: smoothness_at(adam, v)
+        )
+        texts.append(there)
+    free = _rank_sentence('The guess "finer is better"', variants, _coarseness)
+    texts.append(
+        f"{free} It needs no measurement; H(Phi) and N(Phi) of finer blocks are smaller on any "
+        "loss."
+    )
+    return texts
+
+
+def _coarseness(variant: Record) -> list[float]:
+    rotated = variant["rotation"] and variant["partition"] == "coordinate"
+    name = f"{variant['partition']} rotated" if rotated else variant["partition"]
+    return [float(FINEST_FIRST.index(name))] * len(variant["seeds"])
+
+
+def _rank_sentence(
+    what: str, variants: Sequence[Record], read: Callable[[Record], Sequence[float]]
+) -> str:
+    predicted = -np.array([read(variant) for variant in variants], dtype=np.float64).T
+    ended = np.array([losses(variant) for variant in variants], dtype=np.float64).T
+    rhos = spearman(predicted, ended)  # by seed
+    return (
+        f"{what} and the training loss: Spearman's rho within a seed {rhos.mean():.2f}, mean over "
+        f"{_seeds(variants[0])} ({_range([float(rho) for rho in rhos])} by seed; p = "
+        f"{permutation_p([(predicted, ended)]):.2g} over the orders of {len(variants)} optimizers)."
     )
 
 
-def _differences(variant: Record, other: Record) -> list[float]:
-    """Subtract the training losses, seed by seed; empty if one of them diverged."""
-    pairs = list(zip(variant["seeds"], other["seeds"], strict=True))
-    losses = [(a["train_loss"], b["train_loss"]) for a, b in pairs]
-    return [] if any(None in pair for pair in losses) else [a - b for a, b in losses]
+def _rounding(variants: Sequence[Record]) -> str:
+    """Say what the smallest change of the initial weights does to final losses and their means."""
+    texts = []
+    for variant in variants:
+        pairs = list(zip(losses(variant), losses(variant, "shaken"), strict=False))
+        if any(None in pair for pair in pairs):
+            texts.append(f"{label(variant)} diverged once")
+            continue
+        changes = [b - a for a, b in pairs]
+        moved = abs(statistics.fmean(changes))
+        texts.append(f"{label(variant)} {max(map(abs, changes)):.2g} ({moved:.2g})")
+    num_seeds = len(variants[0]["shaken"])
+    return (
+        "What rounding does, and so another machine or number of threads: where every initial "
+        "weight is moved to the next number of its type, final losses change by at most, and in "
+        f"brackets their mean over n = {num_seeds} by: {', '.join(texts)}."
+    )
+
+
+def _seeds(variant: Record) -> str:
+    return f"n = {len(variant['seeds'])} seeds"
 
 
 def _range(values: Sequence[float]) -> str:
     return f"{min(values):.3g} to {max(values):.3g}" if values else "-"
-
-
-def _signed(differences: Sequence[float]) -> str:
-    if not differences:
-        return "(diverged)"
-    mean = statistics.fmean(differences)
-    return f"{mean:+.3f}" if math.isfinite(mean) else "(diverged)"

@@ -7,7 +7,8 @@ from typing import Any
 from rich.box import HORIZONTALS
 from rich.table import Table
 
-from comparison.records import Record, ends, own_smoothness
+from comparison.paired import paired
+from comparison.records import Record, above, ends, losses, own_smoothness, why_not
 from comparison.single_run import loss_text
 from comparison.sweep import Rate, best, is_end
 from comparison.variants import Variant
@@ -44,26 +45,40 @@ def seeds_table(record: Record) -> Table:
         ("optimizer", "left"), ("geometry", "left"), ("train loss", "right"),
         ("(1,1)-\nnorm/d", "right"), ("lambda\nmax", "right"), ("H(Phi)\n/ d", "right"),
     ))  # fmt: skip
-    for optimizer, geometry, train_loss, _, *measured in seeds_rows(record):
+    for optimizer, geometry, _, train_loss, _, _, _, *measured in seeds_rows(record):
         table.add_row(optimizer, geometry, train_loss, *measured)
     table.caption = "± sd over seeds; geometry: mean, in the coordinates that the optimizer saw"
     return table
 
 
 def seeds_rows(record: Record) -> list[list[str]]:
-    """Write the cells of :func:`seeds_table`, and the validation loss, for which it has no room."""
+    """Write the cells of :func:`seeds_table`, and those for which it has no room.
+
+    These are the rate, with a star where it is an end of those tried; the training loss less that
+    of Adam with the same seed; the validation loss; and the share of steps that were clipped.
+    """
+    adam = next((v for v in record["variants"] if v["geometry"] == "coordinate"), None)
     return [
         [
             variant["optimizer"],
             variant["geometry"],
-            _spread([outcome["train_loss"] for outcome in variant["seeds"]]),
+            f"{variant['lr']:g}{' *' if variant['is_end'] else ''}",
+            _spread(losses(variant)),
+            _above(variant, adam),
             _spread([outcome["val_loss"] for outcome in variant["seeds"]]).split(" ±")[0],
+            f"{statistics.fmean(o['clipped_share'] for o in variant['seeds']):.0%}",
             mean_text(ends(variant, "one_one_norm_per_param")),
             mean_text(ends(variant, "lambda_max")),
             mean_text(own_smoothness(variant)),
         ]
         for variant in record["variants"]
     ]
+
+
+def _above(variant: Record, adam: Record | None) -> str:
+    if adam is None or variant is adam or why_not(adam) or why_not(variant):
+        return "-"
+    return str(paired(above(variant, adam)))
 
 
 def _table(title: str, columns: Sequence[tuple[str, Any]]) -> Table:
@@ -79,12 +94,9 @@ def _spread(losses: Sequence[float | None]) -> str:
     finite = [loss for loss in losses if loss is not None]
     if len(finite) < len(losses) or not finite:
         return f"{len(losses) - len(finite)}/{len(losses)} diverged"
-    return f"{statistics.fmean(finite):.3f} ±{deviation_text(finite)}"
-
-
-def deviation_text(values: Sequence[float]) -> str:
-    """Write a standard deviation, which a single value does not have."""
-    return f"{statistics.stdev(values):.3f}" if len(values) > 1 else "?"
+    # A single value has no deviation.
+    deviation = f"{statistics.stdev(finite):.3f}" if len(finite) > 1 else "?"
+    return f"{statistics.fmean(finite):.3f} ±{deviation}"
 
 
 def mean_text(values: Sequence[float]) -> str:

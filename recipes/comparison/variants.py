@@ -46,18 +46,18 @@ def _rotated_adam(scope: str, strength: float = 1.0) -> Variant:
     words += [scope] if scope != "global" else []
     words += [f"{strength:g}"] if strength != 1 else []
     choices = {"optimizer": "adam", "rotation": scope, "rotation_strength": strength}
-    return Variant("adam", " ".join(words), choices, (1, 2, 4))
+    return Variant("adam", " ".join(words), choices, _FACTORS)
 
 
 def _blockwise_adam(partition: str) -> Variant:
     choices = {"optimizer": "blockwise_adam", "partition": partition}
-    return Variant("blockwise_adam", partition, choices, _FACTORS)
+    return Variant("blockwise_adam", partition, choices, (1, 2, 4))
 
 
 ADAM = Variant("adam", "coordinate", {"optimizer": "adam"}, _FACTORS)
 ROTATED_ADAM = _rotated_adam("global")
 ADASGD = Variant("adasgd", "global", {"optimizer": "adasgd"}, (1.5, 3, 6))
-SGD = Variant("sgd", "global, l2", {"optimizer": "sgd"}, (150, 300, 600))
+SGD = Variant("sgd", "global, l2", {"optimizer": "sgd"}, (75, 150, 300))
 # It equals SGD up to rounding, so a sweep of its own would tell nothing.
 ROTATED_SGD = Variant(
     "sgd", "global, l2, rotated", {"optimizer": "sgd", "rotation": "global"}, same_rate_as=SGD

@@ -100,5 +100,5 @@ def always(partition: str) -> Advisor:
 
 
 def tool(ended: Ended, seed: int) -> str:
-    """Give what the tool advised there (`GeometryReport.recommend`)."""
+    """Give what the tool advised there (`both_measures.coarsest`)."""
     return ended.advised[seed]

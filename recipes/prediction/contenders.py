@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from comparison.ranks import FINEST_FIRST
 from lightning_linf import Geometry
 from lightning_linf.partition import hidden_matrices
 
@@ -41,10 +42,8 @@ CONTENDERS = (
     Contender("Signum", Geometry("signum"), "coordinate", 0.25),
     Contender("Muon", Geometry("muon"), "spectral", 1.0),
 )
-FINER_IS_BETTER = ("spectral", "coordinate", "row", "tensor", "coordinate rotated", "global")
-"""The null model, the best first: Muon's matrices, as its repute has it, then fine blocks, then
-coarse ones. Adam's blocks in rotated coordinates are as fine, but follow nothing in the network, so
-that only one block is worse."""
+FINER_IS_BETTER = tuple(name for name in FINEST_FIRST if name in {c.reads for c in CONTENDERS})
+"""The null model, the best first."""
 
 
 def contender(name: str) -> Contender:

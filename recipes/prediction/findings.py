@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
+from comparison.ranks import Values, permutation_p, sign_flip_p, spearman
 from prediction.contenders import FINER_IS_BETTER, Contender
 from prediction.ledger import (
     MEASURED_CONTENDER,
@@ -16,7 +17,6 @@ from prediction.ledger import (
     measured_runs,
 )
 from prediction.quantities import QUANTITIES
-from prediction.ranks import Values, permutation_p, sign_flip_p, spearman
 from prediction.tasks import Half, Task
 from prediction.training import Measured, Trained
 
@@ -36,7 +36,7 @@ class Ended:
         losses: Final losses, inf where a run diverged. Shape (seeds, optimizers).
         values: By quantity and geometry, a number for each seed.
         larger_is_better: By quantity.
-        advised: What the tool advises, for each seed.
+        advised: What the tool advised, for each seed.
     """
 
     task: str

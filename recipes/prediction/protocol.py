@@ -134,8 +134,10 @@ def _how_it_is_judged() -> Iterator[str]:
         "not Adam; if there is none, nothing is advised. A case is a task and a seed. Advice is "
         "right if the loss of the advised optimizer is below AdaSGD's by at least "
         f"{_percent(training.KEEP)} of what Adam's is. The goal: right in {_percent(GOAL_KEPT)} of "
-        "the advised cases on the testing half. Beside it stand what the tool advises now "
-        f"(`recommend({training.KEEP:g})`), and the same partition everywhere."
+        "the advised cases on the testing half. Beside it stand what the tool advised "
+        f"when the test was made (`recommend({training.KEEP:g})`: the coarsest partition that both "
+        "measures, with their errors, show to reach that share of Adam's decrease in one step), "
+        "and the same partition everywhere."
     )
 
 

@@ -17,6 +17,7 @@ from lightning_linf.probe import Landscape, measure_landscape
 from lightning_linf.probe.noise import measure_noise
 from lightning_linf.probe.partitions import choose_partitions
 from lightning_linf.probe.spectral import split_matrices
+from prediction.both_measures import coarsest
 from prediction.contenders import contender
 from prediction.quantities import QUANTITIES, Reading
 from prediction.tasks import Batch, Task, task
@@ -53,7 +54,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured: by quantity, a number for each geometry; and what the tool advises."""
+    """What was measured: by quantity, a number for each geometry; and what the tool advised."""
 
     values: Mapping[str, Mapping[str, float]]
     advised: str
@@ -142,7 +143,7 @@ def _measure(run: Run) -> Measured:
             quantity.name: {name: quantity.read(reading) for name, reading in readings.items()}
             for quantity in QUANTITIES
         },
-        advised=plain.recommend(KEEP).partition or "coordinate",
+        advised=coarsest(plain, KEEP) or "coordinate",
         seconds=time.process_time() - started,
     )
 

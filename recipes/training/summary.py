@@ -14,6 +14,7 @@ from rich.table import Table
 
 from lightning_linf import GeometryReport
 from lightning_linf.callbacks import LinfSmoothnessMonitor
+from lightning_linf.report.text import describe
 from training.config import TrainingConfig
 from training.losses import LossHistory
 
@@ -114,7 +115,8 @@ def geometry_sentence(smoothness: Rows, report: GeometryReport | None) -> str:
     step = smoothness[-1]["step"]
     if report is None:  # the history is in checkpoints, and reports are not
         return f"The last measurement is that of step {step}, before this training was resumed."
-    return f"At step {step}: {report.verdict} {report.recommend().sentence}"
+    text = describe(report)
+    return f"At step {step}: {text.verdict} {text.shares}"
 
 
 def measure_command(checkpoint: Path, model: str, data: str) -> str:

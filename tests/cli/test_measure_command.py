@@ -1,6 +1,5 @@
 """`lightning-linf measure`: what is measured, what is printed, and wrong arguments."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from support.users_project import (
 )
 
 from lightning_linf import measure_geometry, probe
-from lightning_linf.cli import main, measure
+from lightning_linf.cli import main
 from lightning_linf.functional import offload
 from lightning_linf.probe import ProbeError
 
@@ -84,25 +83,6 @@ def test_what_is_printed_is_the_report_and_where_it_was_saved(capsys):
         "Report: run.json",
     ]
     assert err == ""
-
-
-def test_keep_chooses_the_advice(capsys, monkeypatch):
-    report, _, _ = run(capsys, *USUAL)
-    adam = dataclasses.replace(  # favours it, and all is known of it
-        report,
-        dual_norm=report.dual_norm | {"coordinate": 2 * report.dual_norm["coordinate"]},
-        step_advantage_relative_error=dict.fromkeys(report.smoothness, 0.0),
-        smoothness={
-            name: dataclasses.replace(block, lower_increase=0.0, operator_upper_residual=0.0)
-            for name, block in report.smoothness.items()
-        },
-    )
-    monkeypatch.setattr(measure, "_measure", lambda options, classes: adam)
-    assert adam.recommend(0.01).partition == "global" != adam.recommend(0.9).partition
-    for flags, keep, other in (([], 0.9, 0.01), (["--keep=0.01"], 0.01, 0.9)):
-        words = " ".join(run(capsys, *USUAL, *flags)[1].split())
-        assert adam.recommend(keep).sentence in words
-        assert adam.recommend(other).sentence not in words
 
 
 def test_a_terminal_shows_progress(capsys, monkeypatch):
@@ -247,7 +227,6 @@ REFUSALS = {
     "num_batches": ([*USUAL, "--num_batches", "0"], "--num_batches at least 1, got 0"),
     "one for noise": ([*USUAL, "--num_noise_batches=1"], "--num_noise_batches 0 or at least 2"),
     "less for noise": ([*USUAL, "--num_noise_batches=-3"], "--num_noise_batches 0 or at least 2"),
-    "keep": ([*USUAL, "--keep", "0"], "--keep in (0, 1]. 0.9 is 90 %, got 0.0"),
     "device": ([*USUAL, "--device", "gpu0"], "--device to be auto, cpu, cuda, cuda:1 (say) or mps"),
     "no such device": ([*USUAL, "--device", "cuda:99"], "--device cuda:99: "),
     "output a folder": ([*USUAL, "--output", "."], "--output to be a file, got the folder"),

@@ -92,7 +92,7 @@ def test_page_holds_the_report_of_the_last_measurement(trained):
             *(cell for row in text.rows for cell in row),
             *text.legend,
             text.verdict,
-            text.advice,
+            text.shares,
         ]
 
 

@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_takes_the_place_of_the_verdict(page):
         source.run.own = { loss: ["train_loss"] };
         source.run.report = true;
         source.report = async () => ({
-            ...{ step: 3, verdict: "Favours", verdict_status: "favours adam", advice: "Use" },
+            ...{ step: 3, verdict: "Favours", verdict_status: "favours adam", shares: "Of it" },
             ...{ settings: "Measured so", coordinates: "the parameters", header: [] },
             ...{ headings: [], rows: [], legend: [] },
         });

@@ -88,13 +88,17 @@ def test_the_best_rate_is_found_and_an_end_is_told():
 def test_the_sentences_say_what_came_out(values, text):
     found = [
         {
+            "t": norm,
             "one_one_norm_per_param": norm,
-            "best": {method.name: {"loss": value} for method in quadratic.METHODS},
+            "best": {m.name: {"loss": value, "is_end": False} for m in quadratic.METHODS},
         }
         for norm, value in zip((0.1, 0.2, 0.3), values, strict=True)
     ]
     control = {"best": {method.name: {"loss": 3.0} for method in quadratic.METHODS}}
     assert any(sentence.startswith(text) for sentence in quadratic.sentences(found, control))
+    found[1]["best"]["SGD"]["is_end"] = True
+    ends = [sentence for sentence in quadratic.sentences(found, control) if " an end " in sentence]
+    assert ends == ["SGD: no conclusion, the best rate is an end at t = 0.2."]
 
 
 def test_table_record_and_figure(config, capsys):

@@ -12,6 +12,7 @@ from support.short_run import IGNORED_WARNINGS, train_into
 
 from lightning_linf import record
 from lightning_linf.html.page import make_page
+from lightning_linf.report.shares import shares_sentence
 from lightning_linf.report.text import describe
 from lightning_linf.runs.load import load
 
@@ -53,29 +54,29 @@ def in_tab(folder, monitor):
     status, answer = Plugin(folder).request("/report", run="a")
     assert status == 200
     assert answer["verdict_status"] == monitor.last_report.verdict_status
-    return f"{answer['verdict']} {answer['advice']}"
+    return f"{answer['verdict']} {answer['shares']}"
 
 
 def in_json(folder, monitor):
     content = json.loads(monitor.last_report.to_json())
     assert content["verdict_status"] == monitor.last_report.verdict_status
-    return f"{content['verdict']} {content['advice']}"
+    return f"{content['verdict']} {content['shares']}"
 
 
 def in_records(folder, monitor):
     *_, last = (folder / "a" / record.FILE_NAME).read_text(encoding="utf-8").splitlines()
     content = json.loads(last)["report"]
     assert content["verdict_status"] == monitor.last_report.verdict_status
-    return f"{content['verdict']} {content['advice']}"
+    return f"{content['verdict']} {content['shares']}"
 
 
 @pytest.mark.parametrize("read", [in_terminal, in_page, in_recipe, in_tab, in_json, in_records])
-def test_verdict_and_advice_are_the_same_sentences_in(trained, read):
+def test_verdict_and_shares_are_the_same_sentences_in(trained, read):
     found = words(read(*trained))  # a terminal breaks lines
     report = trained[1].last_report
     assert report.verdict in found
     assert report.verdict.lower().startswith(report.verdict_status)  # so the page says it, too
-    assert report.recommend().sentence in found
+    assert shares_sentence(report) in found
 
 
 def test_header_cells_and_legend_are_the_same_in_terminal_page_and_tab(trained):

@@ -164,7 +164,7 @@ def test_verdict_is_that_of_the_events(page, histories):
         for label, name in (("Adam", "coordinate"), ("row", "row")):
             mark = " *" if is_open[name] or is_open["global"] else ""
             assert f"\n{label}{mark}\n" in card
-        assert histories[2][run].advice in card
+        assert histories[2][run].shares in card
 
 
 def test_each_card_unfolds_to_the_report_of_the_last_measurement(page, histories):

@@ -146,6 +146,8 @@ def test_what_a_comparison_chooses_itself_is_refused(comparison, changes, messag
         ({"budget": 0.0}, {}, "budget: expected minutes above 0"),
         ({"jobs": 2}, {"devices": 2}, "jobs: expected 1, and no budget, on several devices"),
         ({"budget": 9.0}, {"devices": 2}, "jobs: expected 1, and no budget, on several devices"),
+        ({"rounding": -1}, {}, "rounding: expected at least 0"),
+        ({"rounding": 2, "seeds": 1}, {}, "rounding: expected at most seeds=1, got 2. Lower it"),
         ({"seeds": 1}, {"strategy": "fsdp2"}, "seeds: expected 0 beside fsdp2"),
     ],
 )
@@ -162,17 +164,21 @@ def test_other_seeds_train_at_the_best_rate_and_tell_their_own_geometry(comparis
     chosen[0] = dataclasses.replace(chosen[0], factors=(0.01, 1.0))
     chosen[1] = dataclasses.replace(chosen[1], factors=(100.0,))
     chosen[2] = dataclasses.replace(chosen[2], same_rate_as=chosen[1])
-    options = compare.Options(seeds=1, points=2)
+    options = compare.Options(seeds=1, rounding=1, points=2)
     (result,) = compare.main(comparison, gpt2.prepare, chosen, options)
     output = capsys.readouterr().out
     assert "adam, lr 0.01, seed 1: train" in output
     assert "sgd rotated global, lr 1, seed 0: train" in output
     assert "At the best rate, other seeds (1), and the geometry" in output
     assert "SGD with and without rotation, same seeds and rate: the training losses" in output
+    assert "sgd, lr 1, seed 1, shaken: train" in output
     folder = Path(comparison.runs_dir, comparison.name)
     record = json.loads((folder / "comparison.json").read_text())
-    assert (folder / "comparison.png").read_bytes()[:4] == b"\x89PNG"
-    assert record["variants"][0]["lr"] == 0.01
+    assert (record["variants"][0]["lr"], record["variants"][0]["is_end"]) == (0.01, True)
+    for variant, outcomes in result.shaken.items():
+        (shaken,), (plain,) = outcomes, result.seeds[variant]
+        assert (shaken.seed, shaken.geometry) == (1, ())
+        assert shaken.train_loss == pytest.approx(plain.train_loss, rel=1e-4)
     for outcomes in result.seeds.values():
         ((seed, steps),) = [(o.seed, [row["step"] for row in o.geometry]) for o in outcomes]
         assert (seed, steps) == (1, [1, 3])
@@ -180,7 +186,7 @@ def test_other_seeds_train_at_the_best_rate_and_tell_their_own_geometry(comparis
     assert [set(outcome.geometry[1]["rotated"]) for outcome in by_variant.values()] == [
         {"global 1"}, set(), set(), set(),
     ]  # fmt: skip
-    assert "(without SGD): 2 optimizers, too few." in output
+    assert "No conclusion: the best rate of Adam, 0.01, is an end of those tried." in output
     plain, turned = (by_variant[v].geometry[0] for v in chosen[1:3])
     # One step of SGD leads both to the same point, where a rotation keeps the largest eigenvalue
     # and not the (1,1)-norm.

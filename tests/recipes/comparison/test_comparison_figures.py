@@ -3,26 +3,34 @@ from support.comparisons import record_of
 from comparison import figures, variants
 
 
-def test_the_figure_leaves_out_what_diverged(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
-    entries = [
-        (variants.ADAM, 0.1, (1.0, 1.25), (1.0, 2.0), "tensor"),
-        (variants.ROTATED_ADAM, 0.1, (None, 2.5), (5.0, 6.0), "coordinate"),
-    ]
-    figures.draw_comparison(record_of(*entries), tmp_path)
-    entries[0] = (variants.ADAM, 0.1, (1.0, None), (1.0, 2.0), "tensor")
-    figures.draw_comparison(record_of(*entries), tmp_path)
-    points = [
+def drawn(monkeypatch, record):
+    kept = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    figures.draw_comparison(record, None)
+    return [
         [[list(zip(*line.get_data(), strict=True)) for line in axes.lines] for axes in figure.axes]
-        for figure in drawn
+        for figure in kept
     ]
-    assert points[0] == [
-        [[(1.0, 1.0), (2.0, 1.25)], [(6.0, 2.5)]],
-        [[(2.0, 1.0), (4.0, 1.25)], [(12.0, 2.5)]],
-        [[(1.0, 1.0), (2.0, 1.25)], [(6.0, 2.5)]],
-        [[(1.0, 1.0), (2.0, 1.25)], [(9.0, 2.5)]],  # at Adam's end, of the same seed
-    ]
-    assert points[1] == [
-        [[(1.0, 1.0)], [(6.0, 2.5)]], [[(2.0, 1.0)], [(12.0, 2.5)]], [[(1.0, 1.0)], [(6.0, 2.5)]],
+
+
+def test_the_figure_shows_differences_within_a_seed(monkeypatch):
+    record = record_of(
+        (variants.ADAM, 0.1, (1.0, 1.25), (1.0, 2.0), (1.5,)),
+        (variants.ROTATED_ADAM, 0.1, (2.0, 2.5), (5.0, 6.0), (3.0,)),
+        (variants.ADASGD, 0.1, (2.0, 2.0), (5.0, 6.0), (3.0,)),
+        ends=(variants.ADASGD,),  # left out
+    )
+    record["variants"][0]["shaken"].append({"train_loss": None})
+    record["variants"][1]["shaken"].append({"train_loss": 1.0})
+    ((by_optimizer, own, there),) = drawn(monkeypatch, record)
+    assert by_optimizer == [
+        [(0, 0.0), (0, 0.0)], [(0, 0.0)],
+        [(1, 1.0), (1, 1.25)], [(1, 1.5)],
     ]  # fmt: skip
+    assert own == [[(1.0, 0.0), (2.0, 0.0)], [(5.0, 1.0), (6.0, 1.25)]]
+    assert there == [[(1.0, 0.0), (2.0, 0.0)], [(9.0, 1.0), (9.0, 1.25)]]  # at Adam's ends
+
+
+def test_there_is_no_figure_without_adam(monkeypatch):
+    entry = (variants.ADAM, 0.1, (1.0, None), (1.0, 2.0), ())
+    assert drawn(monkeypatch, record_of(entry)) == []

@@ -35,7 +35,7 @@ def test_the_best_rate_is_that_of_the_least_mean_over_the_seeds_of_the_sweep(
         [("sgd", 0.2, 3), ("sgd", 0.2, 4)],
     ]
     pair = {variants.ADAM: result.sweep[adam], variants.ROTATED_ADAM: result.sweep[adam]}
-    assert "of the rates tried, mean of 2 seeds)" in sentences.comparison_sentence(pair, 3)
+    assert "of the rates tried, mean of 2 seeds: Adam" in sentences.comparison_sentence(pair, 3)
 
 
 def test_rates_are_added_beyond_an_end_until_it_is_none_or_enough(comparison, monkeypatch):

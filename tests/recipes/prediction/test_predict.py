@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import shutil
 import time
 
 import numpy as np
@@ -235,6 +236,14 @@ def test_wrong_flags_are_refused(tmp_path, capsys):
         with pytest.raises(SystemExit):
             predict.main(flags, tmp_path)
         assert "expected --jobs of at least 1 and a --budget above 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_committed_pages_are_those_of_the_committed_runs(tmp_path):
+    shutil.copy(predict.FOLDER / "prediction.json", tmp_path)
+    predict.main(["--page"], tmp_path)
+    for name in ("prediction.md", "prediction-protocol.md"):
+        assert (tmp_path / name).read_text() == (predict.FOLDER / name).read_text()
 
 
 def test_pages_are_written_without_a_run(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from support.recipes import RECIPES
 from support.reports import trained_gpt2
 
 import gpt2
+from lightning_linf.report.shares import shares_sentence
 from training import summary
 from training.losses import LossHistory
 
@@ -25,7 +26,7 @@ def rows(along=1.25, error=0.5, step=99):
 def test_the_sentence_is_that_of_the_report():
     measured, found = rows()[0], trained_gpt2()
     sentence = summary.geometry_sentence(measured, found)
-    assert sentence == f"At step 99: {found.verdict} {found.recommend().sentence}"
+    assert sentence == f"At step 99: {found.verdict} {shares_sentence(found)}"
     assert "step 99, before this training was resumed" in summary.geometry_sentence(measured, None)
 
 

@@ -5,13 +5,13 @@ import { formatStep } from "../drawing/numbers.js";
 
 const lines = (kind, texts) => texts.map((text) => element("p", { class: kind }, text));
 
-// Verdict and advice, with what was measured, and what they rest on, folded. `unfolding` holds what
+// Verdict and shares, with what was measured, and what they rest on, folded. `unfolding` holds what
 // the fold starts with.
 export function reportText(run, report, hasFailed, unfolding) {
   if (report.error) return lines("muted", [report.error]);
   return [
     ...(hasFailed ? [] : lines("answer", [report.verdict])),
-    ...(hasFailed ? [] : lines("advice", [report.advice])),
+    ...(hasFailed ? [] : lines("shares", [report.shares])),
     ...lines("muted settings", [report.settings]),
     element(
       "details",

@@ -5,7 +5,7 @@ import pytest
 import support.recipes  # noqa: F401  # makes recipes/ importable, or skips this file
 from scipy.stats import spearmanr
 
-from prediction import ranks
+from comparison import ranks
 
 
 def test_spearman_is_that_of_scipy_also_with_ties_and_infinite_losses():
@@ -17,6 +17,15 @@ def test_spearman_is_that_of_scipy_also_with_ties_and_infinite_losses():
     finite = np.where(np.isinf(losses), 1e6, losses)
     expected = [spearmanr(p, -loss).statistic for p, loss in zip(predicted, finite, strict=True)]
     np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_of_many_optimizers_orders_are_drawn_and_that_found_counts():
+    best, draw = np.arange(10.0)[None], np.random.default_rng(0)
+    assert ranks.permutation_p([(best, -best)]) == 1 / (1 + ranks._NUM_DRAWS)
+    some = draw.normal(size=(1, 10))
+    p = ranks.permutation_p([(best, some)])
+    expected = spearmanr(best[0], -some[0], alternative="greater").pvalue  # by Student's t
+    assert p == pytest.approx(expected, abs=0.02)
 
 
 def test_spearman_by_hand():
