@@ -132,7 +132,7 @@ class FunctionalModule:
     @property
     def kept_bytes(self) -> int:
         """What is kept of sharded tensors, beside the copies made of it."""
-        stretches = 0 if self.sharded is None else self.sharded.nbytes
+        stretches = 0 if self.sharded is None else self.sharded.nbytes(self.parameters)
         return stretches + sum(tensor.nbytes for tensor in self._whole.values())
 
     def free_copies(self) -> None:

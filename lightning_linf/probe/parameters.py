@@ -166,10 +166,12 @@ class ParameterVector:
 
         If not ``always``, one that has its dtype already is given as it is, without a graph.
         """
+        return tensor.detach().to(self.dtype_of(tensor), copy=always)
+
+    def dtype_of(self, tensor: Tensor) -> torch.dtype:
+        """Give the dtype in which a parameter or a buffer is probed."""
         is_narrow = tensor.is_floating_point() and tensor.dtype.itemsize < self.dtype.itemsize
-        return tensor.detach().to(
-            self.dtype if self.widen and is_narrow else tensor.dtype, copy=always
-        )
+        return self.dtype if self.widen and is_narrow else tensor.dtype
 
 
 def is_stretch(tensor: Tensor, cut: range, shape: torch.Size) -> bool:

@@ -66,10 +66,9 @@ class ShardedParameters:
             self._stretches.append(stretch_of(p, cut).clone())
         vector.shards = self.shards
 
-    @property
-    def nbytes(self) -> int:
-        """What the stretches take, beside the copies that are made of them."""
-        return sum(stretch.nbytes for stretch in self._stretches)
+    def nbytes(self, vector: ParameterVector) -> int:
+        """What the stretches take of which there are copies in another dtype beside them."""
+        return sum(s.nbytes for s in self._stretches if vector.dtype_of(s) != s.dtype)
 
     @property
     def gathered(self) -> set[int]:

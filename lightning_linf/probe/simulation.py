@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_linf.errors import ProbeError, RestoreError
 from lightning_linf.probe.autograd_graph import GradientRoots, gradients_of
 from lightning_linf.probe.batch_copy import tensors_of
+from lightning_linf.probe.early_sums import add_up_early
 from lightning_linf.probe.functional_module import FunctionalModule
 
 _log = logging.getLogger("torch._subclasses.fake_tensor")
@@ -54,7 +56,7 @@ def graph_memory(function: FunctionalModule, index: int) -> GraphMemory:
     Raises:
         ProbeError: If the module needs values to run: ``.item()``, a Python ``if`` on a tensor.
     """
-    shapes = ShapesAlone(function.parameters.device)
+    shapes, sharded = ShapesAlone(function.parameters.device), function.sharded
     try:
         parameters, loss = function.evaluate(index, under=shapes)
         with shapes:
@@ -62,11 +64,14 @@ def graph_memory(function: FunctionalModule, index: int) -> GraphMemory:
             forward = shapes.peak + function.kept_bytes
             gradients = gradients_of(loss, parameters)
             roots, build = GradientRoots(gradients), shapes.peak
+            if sharded is not None:
+                add_up_early(gradients, sharded.wholes)
             del gradients, loss
             held = shapes.alive
             vectors, sums = ([torch.empty_like(p) for p in parameters] for _ in range(2))
             shapes.peak = before = shapes.alive
-            roots.add_products(parameters, vectors, sums, 1.0, retain_graph=True)
+            with nullcontext() if sharded is None else sharded.adding_to(sums):
+                roots.add_products(parameters, vectors, sums, 1.0, retain_graph=True)
             return GraphMemory(forward, build, held, shapes.peak - before)
     except RestoreError:
         raise
