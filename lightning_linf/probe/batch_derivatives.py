@@ -54,18 +54,21 @@ class BatchDerivatives:
         """Bind the reparameterization to the present parameters; it may not fit them.
 
         Raises:
-            ProbeError: If the parameters are sharded, and are not to be whole.
+            ProbeError: If vectors are shards, and it is a map of whole vectors.
         """
         given, vector = self._reparameterization, self._function.parameters
-        if given is not None and self._function.divides_vectors:
+        is_whole = given is not None and not isinstance(given, Reparameterization)
+        if is_whole and self._function.divides_vectors:
             raise ProbeError(
-                "Landscape: expected whole parameters for a `reparameterization`, got a module "
-                "that is sharded over ranks. Use whole_parameters=True."
+                "Landscape: expected a Reparameterization, such as Rotation(), of a module that is "
+                f"sharded over ranks, got {type(given).__name__}, which maps whole vectors. Use "
+                "whole_parameters=True."
             )
         self._map: LinearMap | None
         if isinstance(given, Reparameterization):
             given.selects(vector.names, len(vector.names))  # refuses what matches no name
-            self._map = given.bind(vector.shapes, vector.names)
+            bound, sharded = given.bind(vector.shapes, vector.names), self._function.sharded
+            self._map = bound if sharded is None else bound.on_shards(sharded.holdings)
         else:
             self._map = given
 

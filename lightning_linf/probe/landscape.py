@@ -18,6 +18,7 @@ from lightning_linf.argument_checks import (
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.full_precision import MatmulPrecision
+from lightning_linf.functional.holdings import Holdings
 from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.offload import Offload, offloading
@@ -163,15 +164,15 @@ class Landscape:
         self._loss: float | None = None
 
     def __enter__(self) -> Self:
-        def enter() -> None:
-            self._function.enter()
+        def share() -> None:
+            self._function.share(self.ranks)
             self._derivatives.bind()
 
         self._loss = None
         self.ranks.start()
         try:
-            self.ranks.together(enter)
-            self.ranks.together(partial(self._function.share, self.ranks))
+            self.ranks.together(self._function.enter)
+            self.ranks.together(share)
         except BaseException:
             self._function.leave()
             raise
@@ -208,6 +209,12 @@ class Landscape:
         """
         is_told_all = shards_of_vectors() is not None
         return Ranks(None, self.parameters.device) if is_told_all else self.ranks
+
+    @property
+    def holdings(self) -> Holdings | None:
+        """What ranks hold of vectors, for maps of shards; None where vectors are whole."""
+        sharded = self._function.sharded
+        return None if sharded is None else sharded.holdings
 
     @property
     def num_batches(self) -> int:

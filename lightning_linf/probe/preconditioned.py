@@ -43,13 +43,15 @@ class PreconditionedHessian:
     ) -> None:
         self._products = products
         vector = landscape.parameters
-        self._maps = landscape.ranks.together(
+        maps = landscape.ranks.together(
             lambda: [
                 optimizer.coordinates(vector.originals)
                 for optimizer in optimizers
                 if isinstance(optimizer, Reparameterized)
             ]
         )
+        holdings = landscape.holdings
+        self._maps = maps if holdings is None else [each.on_shards(holdings) for each in maps]
         steps = landscape.ranks.together(lambda: linear_steps(optimizers))
         squares = [steps[p].rates / steps[p].threshold for p in vector.originals]
         is_whole = shards_of_vectors() is None

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_linf.distributed.all_to_all import all_to_all_over
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_sharded
 from lightning_linf.distributed.stretches import StretchExchange, max_over_ranks
 from lightning_linf.functional.dtypes import wide_dtype
+from lightning_linf.functional.holdings import Holdings
 from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.functional.vector_shards import VectorShards, sharing_vectors
 from lightning_linf.probe.gathered_at_use import GatheredAtUse
@@ -57,6 +59,7 @@ class ShardedParameters:
             max_over_ranks=partial(max_over_ranks, device=device),
         )
         self.shards = division(vector.sizes)
+        self.holdings = Holdings.of_shards(self.shards, all_to_all_over(None, device.type))
         self.wholes = GatheredAtUse([p.shape for p in self._originals], exchange)
         self._stretches = []
         cuts = division([p.numel() for p in self._originals]).stretches()

@@ -128,7 +128,7 @@ def test_every_number_of_a_report_is_that_of_the_joined_batch(tmp_path):
 
     def on_rank(rank):
         shard(module)
-        return measure([parts[rank]], reduce=sum_over_ranks, whole_parameters=True)
+        return measure([parts[rank]], reduce=sum_over_ranks)
 
     results = in_two_processes(on_rank, tmp_path)
     expected = measure([(x, y)])
@@ -166,7 +166,7 @@ def test_the_edge_of_a_sharded_optimizer_is_that_of_a_whole_one(tmp_path, kind):
 
     def on_rank(rank):
         shard(module)
-        return measure(reduce=sum_over_ranks, whole_parameters=True)
+        return measure(reduce=sum_over_ranks)
 
     results = in_two_processes(on_rank, tmp_path)
     expected = measure()
@@ -235,8 +235,8 @@ def monitors():
     options = {"on_error": "raise", "max_overhead": None}
     return [
         GradientHeterogeneityMonitor(2, on_error="raise"),
-        LinfSmoothnessMonitor(2, num_probes=8, whole_parameters=True, **options),
-        EdgeMonitor(2, whole_parameters=True, **options),
+        LinfSmoothnessMonitor(2, num_probes=8, **options),
+        EdgeMonitor(2, **options),
     ]
 
 

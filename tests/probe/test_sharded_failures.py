@@ -130,7 +130,8 @@ def test_heads_counted_by_ranks_are_explained(tmp_path):
 def test_a_reparameterization_of_shards_is_refused(tmp_path):
     def on_rank(rank):
         module, x = make()
-        return outcome(lambda: Landscape(module, [x], loss=loss, reparameterization=Rotation()))
+        whole = Rotation().bind([(4, 6)])
+        return outcome(lambda: Landscape(module, [x], loss=loss, reparameterization=whole))
 
     for kind, message in in_two_processes(on_rank, tmp_path):
         assert kind == "ProbeError"
