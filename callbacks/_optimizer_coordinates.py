@@ -1,11 +1,13 @@
 """The coordinates in which a trainer's optimizers step, as one map of all their parameters."""
 
 from collections.abc import Sequence
+from copy import copy
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_linf.functional.linear_map import LinearMap
+from lightning_linf.functional.holdings import Holdings
+from lightning_linf.functional.linear_map import ShardableMap
 from lightning_linf.optim import Reparameterized
 
 
@@ -24,12 +26,18 @@ class OptimizerCoordinates:
     def __init__(self, optimizers: Sequence[Optimizer], parameters: Sequence[nn.Parameter]) -> None:
         mapped = [each for each in optimizers if isinstance(each, Reparameterized)]
         self.name = " and ".join(repr(each.reparameterization) for each in mapped)
-        self._maps: list[LinearMap] = [each.coordinates(parameters) for each in mapped]
+        self._maps: list[ShardableMap] = [each.coordinates(parameters) for each in mapped]
 
     @property
     def is_identity(self) -> bool:
         """Whether all optimizers step the parameters themselves."""
         return not self._maps
+
+    def on_shards(self, holdings: Holdings) -> "OptimizerCoordinates":
+        """Give the same map of vectors of which each rank holds a shard."""
+        result = copy(self)
+        result._maps = [each.on_shards(holdings) for each in self._maps]
+        return result
 
     def apply(self, vector: Tensor) -> Tensor:
         """Multiply with A. Shapes: (d,) -> (d,)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_linf.callbacks._kept_batch import KeptBatch
 from lightning_linf.callbacks._memory_plan import MemoryPlan
 from lightning_linf.callbacks._trainer import sum_over_ranks
+from lightning_linf.distributed.heartbeat import phase
 from lightning_linf.distributed.ranks import Ranks, is_out_of_memory
 from lightning_linf.errors import RefusedLossError
 from lightning_linf.functional.full_precision import MatmulPrecision
@@ -133,7 +134,7 @@ class TrainingLandscape:
 
     def _check(self, landscape: Landscape) -> None:
         try:
-            with landscape:
+            with landscape, phase("check of the loss"):
                 self._remark = landscape.check()
         except RefusedLossError as error:
             self._refusal = str(error)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Optional, TypeVar
 
 import torch
@@ -63,14 +64,30 @@ class Ranks:
         """
         if self._reduce is None:
             return values
+        return self._send(partial(self._reduce, values))
+
+    def exchange(self, send: Callable[[], _T]) -> _T:
+        """Call ``send``, a collective operation, once all ranks have told that they come to it.
+
+        Within :meth:`together`, where one of them may have failed on the way. What is sent, and the
+        memory for what comes, should be there before, since ``send`` must not fail on one rank.
+
+        Raises:
+            ProbeError: As :meth:`agree`.
+            RankLostError: If ``send`` fails.
+        """
+        self.agree(None)
+        return self._send(send)
+
+    def _send(self, send: Callable[[], _T]) -> _T:
         HERE.arrive()
         try:
-            total = self._reduce(values)
+            result = send()
         except (RuntimeError, MemoryError) as error:
             self.all_know = True
             raise _lost(error) from error
         HERE.move()
-        return total
+        return result
 
     def together(self, work: Callable[[], _T]) -> _T:
         """Call ``work``, which may fail on one rank alone; if it does, raise on all ranks.

@@ -1,6 +1,7 @@
 """Whole parameters from the stretches that ranks hold, differentiable any number of times."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,15 +20,19 @@ class StretchExchange:
         rank: Of this process.
         num_ranks: How many share a whole: all of the default process group.
         device: From which ranks send.
-        before: Called before each exchange, with all memory for it at hand. It may raise; then it
-            must do so on all ranks.
+        together: Calls each exchange, for which all memory is at hand by then. It may raise; then
+            it must do so on all ranks.
     """
 
     def __init__(
-        self, rank: int, num_ranks: int, device: torch.device, before: Callable[[], object]
+        self,
+        rank: int,
+        num_ranks: int,
+        device: torch.device,
+        together: Callable[[Callable[[], None]], None],
     ) -> None:
         self.rank, self.num_ranks = rank, num_ranks
-        self._device, self._before = device, before
+        self._device, self._together = device, together
 
     def join(self, stretch: Tensor, size: int) -> Tensor:
         """Give the whole of all stretches. Its storage may be longer. Shape: (size,)."""
@@ -36,8 +41,7 @@ class StretchExchange:
             return stretch.new_empty(most * self.num_ranks)[:size]
         sent = _padded(stretch.to(self._device), most)
         received = sent.new_empty(most * self.num_ranks)
-        self._before()
-        _gather(received, sent)
+        self._together(partial(_gather, received, sent))
         return received.to(stretch.device)[:size]
 
     def add_up(self, wholes: Tensor) -> Tensor:
@@ -52,8 +56,7 @@ class StretchExchange:
             sent = torch.nn.functional.pad(sent, (0, most * self.num_ranks - size))
         sent = sent.reshape(rows, self.num_ranks, most).transpose(0, 1).reshape(-1)
         received = sent.new_empty(rows * most)
-        self._before()
-        _add_up(received, sent)
+        self._together(partial(_add_up, received, sent))
         return received.to(wholes.device).view(rows, most)[:, :num_local]
 
 

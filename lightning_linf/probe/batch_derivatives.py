@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.full_precision import MatmulPrecision, float32_precision
 from lightning_linf.functional.in_pieces import sum_in_pieces
-from lightning_linf.functional.linear_map import LinearMap
+from lightning_linf.functional.linear_map import LinearMap, ShardableMap
 from lightning_linf.probe.autograd_graph import (
     GradientRoots,
     add_gradients,
@@ -57,20 +57,22 @@ class BatchDerivatives:
             ProbeError: If vectors are shards, and it is a map of whole vectors.
         """
         given, vector = self._reparameterization, self._function.parameters
-        is_whole = given is not None and not isinstance(given, Reparameterization)
-        if is_whole and self._function.divides_vectors:
-            raise ProbeError(
-                "Landscape: expected a Reparameterization, such as Rotation(), of a module that is "
-                f"sharded over ranks, got {type(given).__name__}, which maps whole vectors. Use "
-                "whole_parameters=True."
-            )
         self._map: LinearMap | None
         if isinstance(given, Reparameterization):
             given.selects(vector.names, len(vector.names))  # refuses what matches no name
-            bound, sharded = given.bind(vector.shapes, vector.names), self._function.sharded
-            self._map = bound if sharded is None else bound.on_shards(sharded.holdings)
+            self._map = given.bind(vector.shapes, vector.names)
         else:
             self._map = given
+        if self._map is None or not self._function.divides_vectors:
+            return
+        if not isinstance(self._map, ShardableMap):
+            raise ProbeError(
+                "Landscape: expected a map with `on_shards`, such as Rotation(), of a module that "
+                f"is sharded over ranks, got {type(given).__name__}, which maps whole vectors. Use "
+                "whole_parameters=True."
+            )
+        if self._function.sharded is not None:
+            self._map = self._map.on_shards(self._function.sharded.holdings)
 
     def forget(self) -> None:
         """Free the graph that is kept where there is one batch alone.

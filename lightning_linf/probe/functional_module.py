@@ -68,7 +68,7 @@ class FunctionalModule:
         self._whole_parameters = whole_parameters
         reshard(module)
         self.has_sharded = has_sharded(module)
-        self._is_tensor_parallel = is_tensor_parallel(module)
+        self.is_tensor_parallel = is_tensor_parallel(module)
         self.parameters = ParameterVector(module, chosen)
         self._loss_function = find_loss_function(module, loss)
         self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
@@ -172,6 +172,19 @@ class FunctionalModule:
                 require_no_loss_in_training(error, self.module, partial(evaluate, "train"))
             raise
 
+    def loss_in_parallel(self, index: int) -> float:
+        """Evaluate the loss of a batch as training does, by shards and the hooks that join them."""
+        assert self._state is not None
+        self._state.rewind()
+        self._set_mode(self.mode)
+        batch = move_data_to_device(
+            copy_batch(self.batches[index], clone_tensor), self.parameters.device
+        )
+        with self._trainer_state.unchanged(), torch.no_grad():
+            loss = self._loss_function(batch, self._batch_indices[index])
+        reshard(self.module)
+        return float(loss.full_tensor() if is_sharded(loss) else loss)
+
     def _evaluate(
         self,
         index: int,
@@ -211,7 +224,7 @@ class FunctionalModule:
         is_plain = isinstance(error, (RuntimeError, AttributeError, TypeError, ValueError))
         if not is_plain or isinstance(error, (ProbeError, RestoreError)):
             return
-        if is_out_of_memory(error) or not self._is_tensor_parallel:
+        if is_out_of_memory(error) or not self.is_tensor_parallel:
             return
         raise ProbeError(
             "probe: expected a module that runs with whole parameters as on one device, once the "

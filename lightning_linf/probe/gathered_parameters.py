@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lightning_linf.probe.fully_shard import reshard
+from lightning_linf.probe.parallel_modules import reshard
 
 
 def free_gathered(module: nn.Module) -> None:

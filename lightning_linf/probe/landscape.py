@@ -15,6 +15,7 @@ from lightning_linf.argument_checks import (
     check_positive,
     check_whole,
 )
+from lightning_linf.distributed.heartbeat import phase
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.full_precision import MatmulPrecision
@@ -30,6 +31,7 @@ from lightning_linf.probe.each_batch import visit_curvatures, visit_gradients
 from lightning_linf.probe.functional_module import FunctionalModule, Mode
 from lightning_linf.probe.loss_check import check_loss
 from lightning_linf.probe.memory_by_phase import Plan, ProbeMemory
+from lightning_linf.probe.parallel_loss import require_parallel_loss
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.simulation import largest_graph
 from lightning_linf.probe.wrappers import unwrap
@@ -172,7 +174,8 @@ class Landscape:
         self.ranks.start()
         try:
             self.ranks.together(self._function.enter)
-            self.ranks.together(share)
+            with phase("gathering parameters"):
+                self.ranks.together(share)
         except BaseException:
             self._function.leave()
             raise
@@ -256,6 +259,8 @@ class Landscape:
         def check() -> str | None:
             self._derivatives.forget()
             ranks = alone if shards is None else self.ranks
+            if self._function.is_tensor_parallel and self.mode == "eval":
+                require_parallel_loss(self._function)
             remark = check_loss(evaluate, self.parameters, ranks)
             self._function.free_copies()
             return remark

@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import RefusedLossError, RestoreError
 from lightning_linf.functional.in_pieces import largest_magnitude, sum_in_pieces
-from lightning_linf.functional.random import derive_seed, normal
+from lightning_linf.functional.random import derive_seed
+from lightning_linf.functional.random_vectors import normal_vector
 from lightning_linf.functional.vector_shards import max_over_shards, sum_over_shards
 from lightning_linf.probe.autograd_graph import (
     GradientRoots,
@@ -233,9 +234,8 @@ class _Trial:
 
     def _draw(self, name: str) -> Tensor:
         vector = self._vector
-        ranks = () if vector.shards is None else (vector.shards.rank,)
-        seed = derive_seed("guard", name, *ranks)
-        return normal(vector.num_local, seed=seed, dtype=vector.dtype, device=vector.device)
+        seed = derive_seed("guard", name)
+        return normal_vector(vector.num_params, seed=seed, like=vector.like)
 
     def _scaled(self, values: Tensor) -> Tensor:
         """Multiply by the size of each parameter, in place."""

@@ -139,6 +139,8 @@ def measure_geometry(
     module = unwrap("measure_geometry", module)
     batches = list_batches("measure_geometry", "batches", batches)
     check_callable("measure_geometry", "on_hvps", on_hvps)
+    check_whole("measure_geometry", "num_probes", num_probes, 4)
+    check_whole("measure_geometry", "max_hvps", max_hvps, 1, or_none=True)
     check_structure("measure_geometry", output_dims, fused_qkv)
     if isinstance(partitions, (str, Partition)):
         raise ValueError(
@@ -222,8 +224,6 @@ def measure_landscape(
         ProbeError: If a number is not finite, and what :class:`Landscape` raises.
     """
     begin, hvps_before = time.perf_counter(), landscape.num_hvps
-    check_whole("measure_geometry", "num_probes", num_probes, 4)
-    check_whole("measure_geometry", "max_hvps", max_hvps, 1, or_none=True)
     coordinates = landscape.reparameterization
     if last_step is not None and coordinates is not None:
         raise ValueError(

@@ -27,7 +27,8 @@ def reshard(module: nn.Module) -> None:
 def gather_sharded(places: Iterable[tuple[Any, Any, Tensor]]) -> dict[int, Tensor]:
     """Gather every sharded tensor; give the whole ones by the identity of the sharded ones.
 
-    All ranks must call this; one whose memory runs out inside leaves the others waiting.
+    All ranks must call this, in :meth:`~lightning_linf.distributed.ranks.Ranks.together`, so that
+    one whose memory runs out is an error on all.
 
     Args:
         places: Container, key and tensor of every place that holds a parameter or a buffer.

@@ -47,26 +47,37 @@ class ShardedParameters:
             if isinstance(tensor, nn.Parameter) and is_sharded(tensor) and id(tensor) not in chosen
         }
         self._originals = [*vector.originals, *frozen.values()]
-        everyone = partial(ranks.agree, None)
         exchange = StretchExchange(
-            ranks.rank, torch.distributed.get_world_size(), device, before=everyone
+            ranks.rank, torch.distributed.get_world_size(), device, together=ranks.exchange
         )
+
+        def sum_over_ranks(values: Tensor) -> Tensor:
+            ranks.agree(None)  # in the midst of an estimate, where one may have failed
+            return ranks.sum(values)
+
+        def largest_over_ranks(values: Tensor) -> Tensor:
+            return ranks.exchange(partial(max_over_ranks, values, device))
+
+        all_to_all = all_to_all_over(None, device.type)
+
+        def exchange_parts(values: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+            return ranks.exchange(partial(all_to_all, values, sent, received))
+
         division = partial(
             VectorShards,
             rank=exchange.rank,
             num_ranks=exchange.num_ranks,
-            sum_over_ranks=ranks.sum,
-            max_over_ranks=partial(max_over_ranks, device=device),
+            sum_over_ranks=sum_over_ranks,
+            max_over_ranks=largest_over_ranks,
         )
         self.shards = division(vector.sizes)
-        self.holdings = Holdings.of_shards(self.shards, all_to_all_over(None, device.type))
+        self.holdings = Holdings.of_shards(self.shards, exchange_parts)
         self.wholes = GatheredAtUse([p.shape for p in self._originals], exchange)
         self._stretches = []
         cuts = division([p.numel() for p in self._originals]).stretches()
         for p, cut in zip(self._originals, cuts, strict=True):
             torch.empty(2 * p.numel(), dtype=p.dtype, device=p.device)  # if there is no memory
-            everyone()
-            self._stretches.append(stretch_of(p, cut).clone())
+            self._stretches.append(ranks.exchange(partial(stretch_of, p, cut)).clone())
         vector.shards = self.shards
 
     def nbytes(self, vector: ParameterVector) -> int:

@@ -69,7 +69,8 @@ def make_trainer(config: TrainingConfig, callbacks: Sequence[Callback], **option
     warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")  # the recipes' data is
     warnings.filterwarnings("ignore", ".*dirpath has changed.*")  # a resumed run has its own folder
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # inside Lightning
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
+    for name in ("pytorch", "fabric"):  # by whichever was imported last
+        logging.getLogger(f"lightning.{name}.utilities.rank_zero").addFilter(_is_no_advert)
     if not config.is_plain_adamw:
         geometry = Geometry(
             config.optimizer,

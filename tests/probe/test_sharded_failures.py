@@ -9,7 +9,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lightning_linf import Rotation
 from lightning_linf.probe import Landscape
 
 pytestmark = pytest.mark.slow  # each test forks two processes
@@ -127,11 +126,43 @@ def test_heads_counted_by_ranks_are_explained(tmp_path):
         assert "view(batch, length, -1, head_dim)" in message
 
 
-def test_a_reparameterization_of_shards_is_refused(tmp_path):
+def test_heads_counted_by_ranks_that_happen_to_fit_are_refused(tmp_path):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer, self.num_heads = nn.Linear(4, 8), nn.Linear(8, 4), 4
+
+        def forward(self, x):  # (batch, length, 4): with whole weights length is twice as large
+            heads = self.inner(x).view(len(x), -1, self.num_heads, 2).transpose(1, 2)
+            mixed = (heads @ heads.mT).softmax(-1) @ heads
+            return self.outer(mixed.transpose(1, 2).reshape(len(x), x.shape[1], -1))
+
+    def on_rank(rank):
+        torch.manual_seed(0)
+        module, x = Attention(), torch.randn(3, 5, 4)
+        mesh = init_device_mesh("cpu", (2,))
+        plan = {"inner": ColwiseParallel(), "outer": RowwiseParallel()}
+        parallelize_module(module, mesh, plan).num_heads = 2
+        with Landscape(module, [x], loss=loss) as landscape:
+            refused = outcome(landscape.check)
+        return refused
+
+    for kind, message in in_two_processes(on_rank, tmp_path):
+        assert kind == "RefusedLossError"
+        assert "that the module has on the shards of tensor parallelism" in message
+
+
+def test_a_map_of_whole_vectors_is_refused(tmp_path):
+    class Doubling:
+        def apply(self, vector):
+            return 2 * vector
+
+        apply_transpose = apply
+
     def on_rank(rank):
         module, x = make()
-        whole = Rotation().bind([(4, 6)])
-        return outcome(lambda: Landscape(module, [x], loss=loss, reparameterization=whole))
+        doubling = Doubling()
+        return outcome(lambda: Landscape(module, [x], loss=loss, reparameterization=doubling))
 
     for kind, message in in_two_processes(on_rank, tmp_path):
         assert kind == "ProbeError"

@@ -100,7 +100,7 @@ def test_a_comparison_by_batch_size_measures_the_geometry_of_other_seeds(config,
     for size in (2, 4):
         folder = Path(config.runs_dir, f"test-batch{size}")
         record = json.loads((folder / "comparison.json").read_text())
-        assert (folder / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+        assert not (folder / "comparison.png").exists()  # of one rate each nothing is concluded
         assert record["config"]["batch_size"] == size
         for variant in record["variants"]:
             (outcome,) = variant["seeds"]

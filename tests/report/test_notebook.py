@@ -44,7 +44,7 @@ def test_a_notebook_shows_the_text_of_the_report():
     report = full_report()
     text, page = describe(report), Cells(report._repr_html_())
     assert page.rows == [text.headings, *text.rows]
-    for line in (*text.header, *text.legend, text.verdict, text.advice):
+    for line in (*text.header, *text.legend, text.verdict, text.shares):
         assert line in page.text
 
 
