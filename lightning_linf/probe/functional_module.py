@@ -180,8 +180,8 @@ class FunctionalModule:
         batch = move_data_to_device(
             copy_batch(self.batches[index], clone_tensor), self.parameters.device
         )
-        with self._trainer_state.unchanged(), torch.no_grad():
-            loss = self._loss_function(batch, self._batch_indices[index])
+        with self._trainer_state.unchanged():
+            loss = self._loss_function(batch, self._batch_indices[index]).detach()
         reshard(self.module)
         return float(loss.full_tensor() if is_sharded(loss) else loss)
 
