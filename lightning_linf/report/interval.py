@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+_MOST_WIDE = 1_000
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -30,6 +32,15 @@ class Interval:
 def is_unknown(interval: Interval) -> bool:
     """Whether an end is NaN."""
     return math.isnan(interval.lower) or math.isnan(interval.upper)
+
+
+def of_ratio(interval: Interval) -> str:
+    """Write the interval of a ratio; one that is wider than any use by what it leaves open."""
+    if is_unknown(interval):
+        return "unknown"
+    if 0 < _MOST_WIDE * interval.lower < interval.upper:
+        return f"unknown to a factor of {_MOST_WIDE:,}"
+    return str(interval)
 
 
 def divide(dividend: float, divisor: float) -> float:

@@ -1,6 +1,6 @@
 """What each partition leaves of Adam's decrease in one step, in words."""
 
-from lightning_linf.report.interval import Interval, is_unknown
+from lightning_linf.report.interval import of_ratio
 from lightning_linf.report.measurement import Measurement
 
 
@@ -17,7 +17,7 @@ def shares_sentence(measured: Measurement) -> str:
     bounds = measured.decrease_over("coordinate")
     coarse_first = sorted(bounds, key=lambda name: measured.smoothness[name].num_blocks)
     listed = "; ".join(
-        f"{name} {_words(measured.step_share(name))}, {_words(bounds[name])}"
+        f"{name} {of_ratio(measured.step_share(name))}, {of_ratio(bounds[name])}"
         for name in coarse_first
         if name != "coordinate"
     )
@@ -25,7 +25,3 @@ def shares_sentence(measured: Measurement) -> str:
         "Share of Adam's decrease in one step, by the curvature along each step, and by the "
         f"largest that it can meet: {listed}."
     )
-
-
-def _words(share: Interval) -> str:
-    return "unknown" if is_unknown(share) else str(share)

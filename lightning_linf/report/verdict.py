@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_linf.report.interval import Interval, is_unknown
+from lightning_linf.report.interval import Interval, is_unknown, of_ratio
 from lightning_linf.report.measurement import Measurement
 
 Status = Literal[
@@ -96,5 +96,7 @@ def _evidence(measured: Measurement, bracket: Interval, step: Interval) -> str:
 
 
 def _with_bounds(value: float, bounds: Interval) -> str:
-    where = "error over batches unknown" if is_unknown(bounds) else f"{bounds} over batches"
+    where = (
+        "error over batches unknown" if is_unknown(bounds) else f"{of_ratio(bounds)} over batches"
+    )
     return f"{value:.3g} ({where})"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from support.reports import DUAL_NORM, SMOOTHNESS, favouring_adam, make_report
 
+from lightning_linf.report.interval import Interval, of_ratio
 from lightning_linf.report.shares import shares_sentence
 
 CURVATURE = {"coordinate": 4.0, "tensor": 5.0, "global": 40.0}
@@ -47,3 +48,9 @@ def test_errors_of_both_steps_add_up():
 def test_what_is_not_known_is_said_to_be_unknown(report, words):
     assert words in shares_sentence(report)
     assert "nan" not in shares_sentence(report)
+
+
+def test_an_interval_that_says_nothing_is_not_written_in_digits():
+    assert of_ratio(Interval(1e-9, 1e8)) == "unknown to a factor of 1,000"
+    assert of_ratio(Interval(0.01, 9.0)) == "0.01 to 9"
+    assert of_ratio(Interval(math.nan, 1.0)) == "unknown"
