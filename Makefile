@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
-.PHONY: gpt2 paper test test-all test-kernels test-oldest test-zoo coverage lint types wheel clean
+.PHONY: gpt2 paper test test-all test-kernels test-loggers test-oldest test-zoo coverage lint types wheel clean
 
 gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
 	$(BIN)/python recipes/gpt2.py $(ARGS)
@@ -23,6 +23,9 @@ test-all: $(VENV)/dev.stamp  ## the slow ones too; those marked gpu where there 
 KERNEL_TESTS ?= tests/kernels
 test-kernels: $(VENV)/dev.stamp $(VENV)/kernels.stamp  ## Triton's kernels, interpreted on the CPU
 	TRITON_INTERPRET=1 $(BIN)/python $(PYTEST) $(KERNEL_TESTS) $(ARGS)
+
+test-loggers: $(VENV)/dev.stamp $(VENV)/loggers.stamp  ## W&B, MLflow and Comet, without a network
+	$(BIN)/python $(PYTEST) -m 'not zoo' tests/callbacks/test_services.py $(ARGS)
 
 test-zoo: $(VENV)/zoo.stamp  ## networks of transformers and torch_geometric; timm's where it is installed
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m zoo tests/suite/test_zoo.py $(ARGS)

@@ -24,7 +24,7 @@ class DiagonalLandscape:
     """A quadratic whose product takes no more than the product itself."""
 
     mode, matmul_precision, reparameterization, probes_per_pass = "eval", "highest", None, 1
-    num_hvps, num_batches = 0, 1
+    num_hvps, num_batches, num_samples = 0, 1, 1.0
 
     def __init__(self, module):
         self.parameters = HereVector(module)

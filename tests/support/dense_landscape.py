@@ -59,7 +59,7 @@ class DenseLandscape:
         reduce = None if shards is None else shards.sum_over_ranks
         self.ranks = Ranks(reduce, torch.device("cpu"))
         self.batch_ranks = Ranks(None, torch.device("cpu"))
-        self.num_hvps, self.num_batches = 0, len(weights)
+        self.num_hvps, self.num_batches, self.num_samples = 0, len(weights), float(sum(weights))
         self.whole_hessian = self._mean(hessians)
 
     def _mean(self, values, chosen=None):
