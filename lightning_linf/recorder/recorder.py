@@ -51,7 +51,7 @@ class GeometryRecorder:
     its own batches; numbers are those of all, and the first process writes.
 
     For transformers' Trainer there is
-    :class:`~lightning_linf.recorder.transformers.GeometryCallback`.
+    ``lightning_linf.recorder.transformers.GeometryCallback``.
 
     Args:
         logdir: Folder of this run. Records of an earlier training in it, from the step on that is
