@@ -47,7 +47,7 @@ def records(path):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.torchrun
 def test_a_restarted_training_is_the_uninterrupted_one_and_has_each_record_once(tmp_path):
     ours, said = torchrun(tmp_path / "mortal", "5")
     immortal = tmp_path / "immortal"

@@ -21,7 +21,6 @@ import gpt2
 from lightning_linf.record import Reader
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),  # Lightning's own
 ]
 
@@ -61,6 +60,7 @@ def recorded(path):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "devices"), [("ddp", 2), ("fsdp2", 4)])
 def test_several_devices_print_the_table_of_one(alone, tmp_path, monkeypatch, strategy, devices):
     def on_rank(rank):
@@ -136,6 +136,7 @@ def free_port():
     raise RuntimeError("expected a free port in 20000 to 30000, got none in 100 tries")
 
 
+@pytest.mark.torchrun
 def test_two_nodes_print_the_table_of_one_and_the_first_writes_the_files(
     alone, tmp_path, monkeypatch
 ):
