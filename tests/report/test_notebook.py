@@ -137,7 +137,13 @@ def test_plot_draws_the_brackets_at_their_places_and_writes_any_format():
 )
 def test_plot_leaves_out_what_has_no_place_on_its_axes(report):
     pytest.importorskip("matplotlib")
-    report.plot().savefig(BytesIO(), format="png")
+    figure = report.plot()
+    figure.savefig(BytesIO(), format="png")
+    drawn = [x for axes in figure.axes for line in axes.lines for x in line.get_xdata()]
+    assert all(math.isfinite(x) and x > 0 for x in drawn)
+    dots = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
+    known = report.step_advantage.values()
+    assert len(dots) == sum(math.isfinite(value) and value > 0 for value in known)
 
 
 def test_a_partition_shows_its_blocks_in_a_notebook_and_in_pandas():
