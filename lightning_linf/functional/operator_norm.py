@@ -94,7 +94,8 @@ def operator_norm(
         shares: How much the rows of each block add to the norm, estimated, in any unit. Shape (B,).
             The better the estimates are, the lower is the first certificate. None: the blocks'
             sizes.
-        max_hvps: Budget of products, at least ``LEAST_BUDGET``.
+        max_hvps: Budget of products, at least ``LEAST_BUDGET``. It is spent in rounds of
+            ``ROUND_HVPS``, and each round more leaves the bracket as it is or narrows it.
         tol: Relative distance of two ends at which to stop.
         seed: Seed of the random vectors.
 
@@ -201,12 +202,17 @@ class _Search:
         self.hvp, self.blocks, self.seed = hvp, blocks, seed
         self.like = start.new_empty(0)
         self.given: Tensor | None = set_aside(given)
-        self.left, self.unused, self.num_rounds = max_hvps, FAILURE, 0
+        self.max_hvps = self.left = max_hvps
+        self.unused, self.num_rounds = FAILURE, 0
         self.best, self.adaptive = _Best(0.0, 0.0, set_aside(start)), 0.0
         self.upper, self.residual = float("inf"), 0.0
         self.scale = given.new_empty(0)  # S^(-1/2) by block, behind the upper end; set aside
         self.columns: list[Tensor] = []  # where the ascent of Lambda goes on; set aside
         self.rank = min(RANK, blocks.num_blocks)
+
+    def _derive_seed(self, purpose: str) -> int:
+        """Give a seed by the products used, so that a larger budget begins as a smaller one did."""
+        return derive_seed(purpose, self.seed, self.max_hvps - self.left)
 
     def best_direction(self) -> Tensor:
         """Give the direction of the lower end of N. Shape: (d,)."""
@@ -227,7 +233,7 @@ class _Search:
     def _lower_upper_end(self, size: int) -> Tensor:
         """Ascend, and try the weights that this leads to. Gives where N may be larger. (d,)."""
         direction, device = set_aside(self._next_direction()), self.like.device
-        seed = derive_seed("operator_norm", self.seed, self.left)
+        seed = self._derive_seed("operator_norm")
         certificate = min(CERTIFICATE_HVPS, max(LEAST_CERTIFICATE, size - LONE_ASCENT_HVPS))
         ascent = size - certificate - 2 * LEAST_ASCENT  # one of N before, one after
         if ascent >= LEAST_STEPS * self.rank:
@@ -259,7 +265,7 @@ class _Search:
 
     def _other_direction(self) -> Tensor:
         """Choose at random where else an ascent of N starts. Shape: (d,)."""
-        seed = derive_seed("other", self.seed, self.left)
+        seed = self._derive_seed("other")
         if self.columns and seed % 2:
             return self._combined(normal(len(self.columns), seed=seed))
         return self._random(seed)

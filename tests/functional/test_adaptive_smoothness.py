@@ -46,7 +46,7 @@ def test_ends_hold_the_exact_program_and_many_products_reach_it(name, kind):
         assert least * (1 - ROUNDING) <= result.upper
     # Three columns miss most where the solution has a high rank, as of matrices without structure.
     assert result.adaptive_lower >= 0.85 * least
-    assert result.upper <= 1.3 * most
+    assert result.upper <= 1.4 * most
 
 
 @pytest.mark.parametrize("kind", ALL_PARTITIONS)

@@ -4,6 +4,7 @@ Of the upper end only its relaxation has a theorem, and the eigenvalue behind it
 iteration's: it can miss. What is allowed for that is said at each test.
 """
 
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from support.networks import operator_norm_by_restarts, partition_of
 
 from lightning_linf.functional import block_norm, dual_block_norm, operator_norm
 from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
+from lightning_linf.functional.operator_norm import ROUND_HVPS
 
 ROUNDING = 1e-9  # of float64 products and sums
 GROTHENDIECK = 1.783  # largest gap of the relaxation, and with one sign of the eigenvalues:
@@ -317,6 +319,19 @@ def test_budget_is_kept_and_the_ends_are_in_order(kind):
         result = operator_norm(hvp, start, partition, max_hvps=max_hvps)
         assert result.num_hvps == len(vectors) <= max_hvps
         assert 0 < result.lower <= result.adaptive_lower <= result.upper < math.inf
+
+
+@pytest.mark.parametrize("name", ["indefinite", "two-sided", "heavy-tailed"])
+def test_more_rounds_never_widen_the_bracket(name):
+    matrix, start, partition = MATRICES[name](40), normal(40), partition_of(range(40))
+    results = [
+        operator_norm(matrix.mv, start, partition, max_hvps=rounds * ROUND_HVPS, tol=0.0)
+        for rounds in (1, 2, 3)
+    ]
+    for fewer, more in itertools.pairwise(results):
+        assert more.lower >= fewer.lower
+        assert more.adaptive_lower >= fewer.adaptive_lower
+        assert more.upper <= fewer.upper
 
 
 def test_lower_end_never_falls_with_the_budget_of_its_first_ascent():
