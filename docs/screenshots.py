@@ -27,7 +27,7 @@ PANELS = (
 WIDTHS = {"wide": 1280, "narrow": 600}
 # Those of panels.md: by panel the theme, and what is chosen on the page.
 PICTURES = {
-    "verdict": ("light", ""),
+    "verdict": ("light", "runs=adam"),
     "loss": ("light", "loss.smooth=0.6"),
     "learning-rate": ("light", ""),
     "edge": ("light", ""),
@@ -37,7 +37,7 @@ PICTURES = {
     "smoothness": ("dark", ""),
     "heatmap": ("dark", "layers.run=adam&layers.unfolded=blocks.0&layers.grouped=true"),
     "bars": ("light", "layers.run=adam&layers.beside=run%3Asgd&layers.order=value"),
-    "layer": ("light", "layer=head.weight&x=time"),
+    "layer": ("light", "layer=head.weight"),
     "fan": ("dark", "fan.run=adam"),
 }
 
@@ -111,7 +111,7 @@ def take_layers(page: Page, address: str, path: Path) -> None:
     page.wait(READY)
     page.size(1280, page.run("document.documentElement.scrollHeight"))
     box = page.run("document.querySelector('#heatmap canvas').getBoundingClientRect().toJSON()")
-    page.move(box["x"] + 0.55 * box["width"], box["y"] + 130)
+    page.move(box["x"] + 0.45 * box["width"], box["y"] + 130)
     save(page.screenshot(clip=box_of(page, ".layers")), path)
 
 
