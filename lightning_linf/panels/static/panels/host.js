@@ -54,14 +54,17 @@ export function addressPlace(owner = hostPage() ?? window) {
   };
 }
 
+let colorScale; // of the page around this one
+
 // The colour of a run in TensorBoard's tab SCALARS, or null where its page does not tell. (The tab
 // TIME SERIES has others, which stand nowhere but in its rows, while they are shown.)
 export function colorInHost(run) {
   try {
-    const color = hostPage()?.document.createElement("tf-color-scale").runsColorScale(run);
+    colorScale ??= hostPage()?.document.createElement("tf-color-scale").runsColorScale;
+    const color = colorScale?.(run);
     return /^#[0-9a-f]{6}$/i.test(color) ? color.toLowerCase() : null;
   } catch {
-    return null; // it has no such element, or has not read this run yet
+    return null; // it has not read this run yet
   }
 }
 
