@@ -119,6 +119,7 @@ export class Bars extends LayerPanel {
       width: Math.max(240, this.body.clientWidth),
       color,
       otherColor: beside?.color ?? color,
+      caption: `step ${step}`,
       label: `${column.label} of ${rows.length} layers at step ${step}`,
     });
     this.body.replaceChildren(canvas);
