@@ -1,0 +1,100 @@
+"""What pages take from `docs/results.md` and `results/prediction.md`, by the name of its place."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+_STUDIES = ("GPT-2", "ResNet-18")
+_OTHERS = {
+    "Adam, rotated": ("adam", "coordinate, rotated"),
+    "blockwise Adam, `tensor`": ("blockwise_adam", "tensor"),
+    "AdaSGD": ("adasgd", "global"),
+    "SGD with momentum": ("sgd", "global, l2"),
+}
+
+
+def compared() -> str:
+    """Write the training losses less Adam's, and norms of Hessians, of both networks."""
+    rows = [["Adam", *("–" for _ in _STUDIES), *(_row(s, *_ADAM)[8] for s in _STUDIES)]]
+    for name, key in _OTHERS.items():
+        found = [_row(study, *key) for study in _STUDIES]
+        rows.append([name, *(row[5] for row in found), *(row[8] for row in found)])
+    titles = (
+        "optimizer",
+        *(f"{study}: loss less Adam's (95 %)" for study in _STUDIES),
+        *(f"{study}: (1,1)-norm/d at its end" for study in _STUDIES),
+    )
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def quadratic() -> str:
+    """Copy what a rotation of a quadratic did to each optimizer."""
+    return "\n".join(f"- {line}" for line in _bullets("A rotated quadratic"))
+
+
+def rho_where_run_ended() -> str:
+    """Give the rank correlations of H(Φ) at each run's end with its loss."""
+    return _rho("H(Phi) where each run ended")
+
+
+def rho_where_adam_ended() -> str:
+    """Give the rank correlations of H(Φ) at the end of Adam's runs with the losses."""
+    return _rho("H(Phi) where Adam's run ended")
+
+
+def rho_finer() -> str:
+    """Give those of the guess that needs no measurement."""
+    return _rho('The guess "finer is better"')
+
+
+def sgd_rotated() -> str:
+    """Give by how much a rotation moved SGD's mean loss at most, in the order of the networks."""
+    found = [_bullet(study, "SGD with and without rotation") for study in _STUDIES]
+    return " and ".join(re.findall(r"by ([\d.e+-]+)\.$", line)[0] for line in found)
+
+
+def prediction() -> str:
+    """Copy what may be concluded of predictions."""
+    page = (HERE / "results" / "prediction.md").read_text(encoding="utf-8")
+    section = page.split("## What may and may not be concluded\n")[1].split("\n## ")[0]
+    return section.strip()
+
+
+_ADAM = ("adam", "coordinate")
+
+
+def _section(title: str) -> str:
+    page = (HERE / "results.md").read_text(encoding="utf-8")
+    return page.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def _bullets(title: str) -> list[str]:
+    return re.findall(r"^- (.+)$", _section(title), re.MULTILINE)
+
+
+def _bullet(title: str, start: str) -> str:
+    (line,) = (line for line in _bullets(title) if line.startswith(start))
+    return line
+
+
+def _row(title: str, optimizer: str, geometry: str) -> list[str]:
+    """Give the cells of an optimizer in the table of results, whose first is empty."""
+    start = f"| {optimizer} | {geometry} | "
+    *_, line = (x for x in _section(title).splitlines() if x.startswith(start))
+    return [cell.strip() for cell in line.split("|")]
+
+
+def _rho(start: str) -> str:
+    found = [_bullet(study, start) for study in _STUDIES]
+    return " and ".join(re.findall(r"within a seed (-?[\d.]+)", line)[0] for line in found)
+
+
+PLACES: dict[str, Callable[[], str]] = {
+    made.__name__.replace("_", " "): made
+    for made in (
+        compared, quadratic, rho_where_run_ended, rho_where_adam_ended, rho_finer, sgd_rotated,
+        prediction,
+    )
+}  # fmt: skip
