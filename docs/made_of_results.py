@@ -165,6 +165,16 @@ def one_one_norm_too_narrow() -> str:
     return f"{each} HVPs"
 
 
+def groups_of_16() -> str:
+    """Give by how much the error grew, at most, where 16 coordinates share a multiplier."""
+    return percent(max(read.errors_of_groups()[16]) - 1)
+
+
+def groups_of_256() -> str:
+    """Give the same where 256 do."""
+    return percent(max(read.errors_of_groups()[256]) - 1)
+
+
 def block_bounds() -> str:
     """Write the error of the bound of H by network and partition, at 16 probes."""
     titles = ("network", "Φ", "bias", "RMSE", "stated error", "plain: bias", "plain: RMSE")
@@ -246,9 +256,9 @@ PLACES: dict[str, Callable[[], str]] = {
             brackets, adaptive_smoothness, adaptive_within_ten, adaptive_worst, advantage,
             pairs_at_worst, pairs_along_late, pairs_along_early, gap_along_late, brackets_exact,
             global_most, spectra, errors_by_probes, errors_at_16, one_one_norm_over_best,
-            one_one_norm_covered, one_one_norm_too_narrow, block_bounds, tf32_most,
-            tf32_upper_ends, edges_settled, edges_reached, stable_rates_early, stable_rates_late,
-            product_cost,
+            one_one_norm_covered, one_one_norm_too_narrow, groups_of_16, groups_of_256,
+            block_bounds, tf32_most, tf32_upper_ends, edges_settled, edges_reached,
+            stable_rates_early, stable_rates_late, product_cost,
         )
     },
     **made_of_trainings.PLACES,

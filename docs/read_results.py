@@ -197,6 +197,18 @@ def bounds_of_blocks() -> Iterator[tuple[str, ...]]:
             yield (case, *found.groups())
 
 
+def errors_of_groups() -> dict[int, list[float]]:
+    """Give by group size the RMSE of each network over that of its line without groups."""
+    row = re.compile(r"^ +\d+ groups of +(\d+): bias \S+ rmse (\S+)", re.MULTILINE)
+    ratios: dict[int, list[float]] = {}
+    alone = 0.0
+    for found in row.finditer(text_of("one_one_norm_groups.txt")):
+        size, rmse = int(found[1]), float(found[2])
+        alone = rmse if size == 1 else alone
+        ratios.setdefault(size, []).append(rmse / alone)
+    return ratios
+
+
 def largest_differences() -> dict[str, float]:
     """Give by quantity the largest difference that TF32 made over all networks, in %."""
     _, table = text_of("matmul_precision.txt").split("Largest difference over all networks")
