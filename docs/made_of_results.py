@@ -198,6 +198,34 @@ def tf32_upper_ends() -> str:
     return f"{max(found):.0f} %"
 
 
+def small_networks() -> str:
+    """Write the constants of Adam's and of SGD's geometry beside each other, and what follows."""
+    titles = (
+        "network", "d", "d λ_max / (1,1)-norm", "d λ_max / N(`coordinate`)", "density",
+        "advantage at worst", "along the steps",
+    )  # fmt: skip
+    rows = []
+    for name, found in read.reports().items():
+        top = found["lambda_max"]
+        least, most = (found[f"N/d {end}/coordinate"] for end in ("upper", "lower"))
+        rows.append([
+            name, f"{found['d']:,.0f}", f"{top / found['(1,1)-norm/d']:.2g}",
+            f"{top / least:.2g} – {top / most:.2g}", f"{found['density']:.2g}",
+            f"{found['advantage lower/coordinate']:.2g} – "
+            f"{found['advantage upper/coordinate']:.2g}",
+            f"{found['advantage along g/coordinate']:.2g}",
+        ])  # fmt: skip
+    return table(titles, rows)
+
+
+def gpt2_constants() -> str:
+    """Give how many times as large N(global) is as N(coordinate), of the most products."""
+    budgets, lines = read.brackets()
+    adam, sgd = lines[len(budgets) - 1], lines[-1]
+    least, most = float(sgd.lower) / float(adam.upper), float(sgd.upper) / float(adam.lower)
+    return f"{least:.0f} to {most:.0f}"
+
+
 def edges_settled() -> str:
     """Give the mean edges, at the end, of runs that reached it."""
     found = [edge for reached, edge in read.edges() if reached != "never"]
@@ -258,7 +286,7 @@ PLACES: dict[str, Callable[[], str]] = {
             global_most, spectra, errors_by_probes, errors_at_16, one_one_norm_over_best,
             one_one_norm_covered, one_one_norm_too_narrow, groups_of_16, groups_of_256,
             block_bounds, tf32_most, tf32_upper_ends, edges_settled, edges_reached,
-            stable_rates_early, stable_rates_late, product_cost,
+            stable_rates_early, stable_rates_late, product_cost, small_networks, gpt2_constants,
         )
     },
     **made_of_trainings.PLACES,

@@ -6,20 +6,28 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 _STUDIES = ("GPT-2", "ResNet-18")
+# By the words of a table, and by those of the sentence that says what is shown.
 _OTHERS = {
-    "Adam, rotated": ("adam", "coordinate, rotated"),
-    "blockwise Adam, `tensor`": ("blockwise_adam", "tensor"),
-    "AdaSGD": ("adasgd", "global"),
-    "SGD with momentum": ("sgd", "global, l2"),
+    ("adam", "coordinate, rotated"): "rotated Adam",
+    ("blockwise_adam", "tensor"): "blockwise Adam (tensor)",
+    ("adasgd", "global"): "AdaSGD",
+    ("sgd", "global, l2"): "SGD",
 }
+_SHOWN = {"Above": "above Adam", "Below": "below Adam", "Not told apart": "not told apart"}
 
 
 def compared() -> str:
-    """Write the training losses less Adam's, and norms of Hessians, of both networks."""
-    rows = [["Adam", *("–" for _ in _STUDIES), *(_row(s, *_ADAM)[8] for s in _STUDIES)]]
-    for name, key in _OTHERS.items():
+    """Write what both networks show of the losses, and norms of Hessians."""
+    rows = [
+        ["Adam", *("–" for _ in _STUDIES), *(_row(s, "adam", "coordinate")[8] for s in _STUDIES)]
+    ]
+    for key, name in _OTHERS.items():
         found = [_row(study, *key) for study in _STUDIES]
-        rows.append([name, *(row[5] for row in found), *(row[8] for row in found)])
+        cells = (
+            f"{row[5]}: {_SHOWN[shown(study)[name]]}"
+            for study, row in zip(_STUDIES, found, strict=True)
+        )
+        rows.append([name, *cells, *(row[8] for row in found)])
     titles = (
         "optimizer",
         *(f"{study}: loss less Adam's (95 %)" for study in _STUDIES),
@@ -27,6 +35,17 @@ def compared() -> str:
     )
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(study: str) -> dict[str, str]:
+    """Tell for each optimizer which words the page has for its loss beside Adam's."""
+    line = _bullet(study, "Training loss less that of Adam")
+    found = re.findall(r"(Above|Below|Not told apart)(?: Adam's)?: (.*?)\.(?= [AN]|$)", line)
+    return {
+        re.split(r" [+-]\d", each)[0]: words
+        for words, listed in found
+        for each in listed.split("; ")
+    }
 
 
 def quadratic() -> str:
@@ -49,6 +68,12 @@ def rho_finer() -> str:
     return _rho('The guess "finer is better"')
 
 
+def p_values(start: str) -> list[float]:
+    """Give the p of both networks' rank correlations of a sentence that begins so."""
+    found = [_bullet(study, start) for study in _STUDIES]
+    return [float(re.findall(r"p = ([\d.]+)", line)[0]) for line in found]
+
+
 def sgd_rotated() -> str:
     """Give by how much a rotation moved SGD's mean loss at most, in the order of the networks."""
     found = [_bullet(study, "SGD with and without rotation") for study in _STUDIES]
@@ -60,9 +85,6 @@ def prediction() -> str:
     page = (HERE / "results" / "prediction.md").read_text(encoding="utf-8")
     section = page.split("## What may and may not be concluded\n")[1].split("\n## ")[0]
     return section.strip()
-
-
-_ADAM = ("adam", "coordinate")
 
 
 def _section(title: str) -> str:

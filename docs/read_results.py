@@ -218,6 +218,18 @@ def largest_differences() -> dict[str, float]:
     }
 
 
+def reports() -> dict[str, dict[str, float]]:
+    """Give by network the quantities of its report, in full precision."""
+    networks: dict[str, dict[str, float]] = {}
+    values: dict[str, float] = {}
+    for line in text_of("matmul_precision.txt").split("Largest difference")[0].splitlines():
+        if found := re.match(r"(\w+), ([\d,]+) parameters", line):
+            values = networks[found[1]] = {"d": float(found[2].replace(",", ""))}
+        elif found := re.match(r"(\S.*?) {2,}(\S+) +\S+ +\S+ %", line):
+            values[found[1]] = float(found[2])
+    return networks
+
+
 def edges() -> list[tuple[str, float]]:
     """Give the step at which each run reached the edge, or "never", and its edge at the end."""
     row = re.compile(r"^\S.*? +[\d.]+ +(never|\d+) +([\d.]+) \([\d.]+ to [\d.]+\)", re.MULTILINE)
