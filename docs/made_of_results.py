@@ -218,6 +218,15 @@ def small_networks() -> str:
     return table(titles, rows)
 
 
+def norm_over_upper_end() -> str:
+    """Give how many times as large the (1,1)-norm is as the upper end of N, of six networks."""
+    budgets, lines = read.brackets()
+    ratios = [float(lines[0].bound) / float(lines[len(budgets) - 1].upper)]
+    for found in read.reports().values():
+        ratios.append(found["(1,1)-norm/d"] / found["N/d upper/coordinate"])
+    return f"{min(ratios):.1f} to {max(ratios):.1f}"
+
+
 def gpt2_constants() -> str:
     """Give how many times as large N(global) is as N(coordinate), of the most products."""
     budgets, lines = read.brackets()
@@ -287,6 +296,7 @@ PLACES: dict[str, Callable[[], str]] = {
             one_one_norm_covered, one_one_norm_too_narrow, groups_of_16, groups_of_256,
             block_bounds, tf32_most, tf32_upper_ends, edges_settled, edges_reached,
             stable_rates_early, stable_rates_late, product_cost, small_networks, gpt2_constants,
+            norm_over_upper_end,
         )
     },
     **made_of_trainings.PLACES,

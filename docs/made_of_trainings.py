@@ -80,6 +80,15 @@ def sgd_rotated() -> str:
     return " and ".join(re.findall(r"by ([\d.e+-]+)\.$", line)[0] for line in found)
 
 
+def norms_of_rotated_sgd() -> str:
+    """Give the (1,1)-norms over d where SGD ended, without and with a rotation."""
+    pairs = (
+        " to ".join(_row(study, "sgd", f"global, l2{turned}")[8] for turned in ("", ", rotated"))
+        for study in _STUDIES
+    )
+    return " and from ".join(pairs)
+
+
 def prediction() -> str:
     """Copy what may be concluded of predictions."""
     page = (HERE / "results" / "prediction.md").read_text(encoding="utf-8")
@@ -117,6 +126,6 @@ PLACES: dict[str, Callable[[], str]] = {
     made.__name__.replace("_", " "): made
     for made in (
         compared, quadratic, rho_where_run_ended, rho_where_adam_ended, rho_finer, sgd_rotated,
-        prediction,
+        norms_of_rotated_sgd, prediction,
     )
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Pages say what results say: tables and figures are made of them, and what they name is there."""
 
+import math
 import re
 from importlib import import_module
 from pathlib import Path
@@ -54,6 +55,38 @@ def test_no_line_of_prose_begins_with_a_place(tables):
     assert tables.lines_cut_short("a\n<!-- made: one -->1<!-- end --> b")
     for page in tables.pages():
         assert tables.lines_cut_short(page.read_text(encoding="utf-8")) == [], page.name
+
+
+def test_what_the_page_of_the_theory_says_in_words_is_what_came_out(tables):
+    """If one of these fails after new trainings, rewrite the sentence in docs/theory.md."""
+    made = import_module("made_of_trainings")
+    shown = {study: made.shown(study) for study in ("GPT-2", "ResNet-18")}
+    # "rotated Adam is told apart from Adam on neither network"
+    assert {words["rotated Adam"] for words in shown.values()} == {"Not told apart"}
+    # "With five optimizers none of these has a p below 0.05."
+    for start in ("H(Phi) where each", "H(Phi) where Adam's", 'The guess "finer'):
+        assert min(made.p_values(start)) >= 0.05
+    # "A rotated quadratic: held."
+    lines = dict(line.removeprefix("- ").split(": ", 1) for line in made.quadratic().splitlines())
+    assert all(said.startswith("rises") for name, said in lines.items() if name[:4] == "Adam")
+    assert all(said.startswith("stays") for name, said in lines.items() if name[:3] == "SGD")
+    # "the rotation took the (1,1)-norm over d from ... to ...", upwards
+    for before, after in re.findall(r"([\d.]+) to ([\d.]+)", made.norms_of_rotated_sgd()):
+        assert float(after) > 2 * float(before)
+    # "Prediction: missed."
+    assert "The goal is missed" in made.prediction()
+    assert "no better than" in made.prediction()
+
+
+def test_what_pages_say_of_predicting_one_step_is_what_came_out(tables):
+    read = import_module("read_results")
+    # "at initialisation, where the curvature along the gradient is negative, it is undefined"
+    first = [line for line in read.advantages() if line.step == 0]
+    assert all(math.isnan(line.along) for line in first)
+    # "ahead on some and behind on others"
+    networks = read.reports().values()
+    assert any(found["advantage lower/coordinate"] > 1 for found in networks)
+    assert any(found["advantage upper/coordinate"] < 1 for found in networks)
 
 
 @pytest.mark.parametrize("page", OURS)
