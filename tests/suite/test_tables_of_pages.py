@@ -36,7 +36,7 @@ def test_every_place_says_what_the_results_say(tables):
 def test_every_place_is_used_and_unknown_ones_are_refused(tables):
     used = {name for page in tables.pages() for name in tables.names(page.read_text("utf-8"))}
     assert used == set(tables.PLACES)
-    with pytest.raises(ValueError, match="expected one of .*, got 'nothing'"):
+    with pytest.raises(ValueError, match="got 'nothing'"):
         tables.filled("a <!-- made: nothing --><!-- end -->")
 
 
