@@ -117,6 +117,12 @@ def spectra() -> str:
     return table(["largest eigenvalues", "HVPs", "upper end below the truth"], rows)
 
 
+def spectra_products() -> str:
+    """Give how many products the largest eigenvalue took in these cases."""
+    found = [round(float(products)) for _, products, _, _ in read.spectra()]
+    return f"{min(found)} to {max(found)}"
+
+
 def errors_by_probes() -> str:
     """Write the error of the (1,1)-norm by number of probes, against the plain and the median."""
     lines = read.one_one_norm()
@@ -292,7 +298,7 @@ PLACES: dict[str, Callable[[], str]] = {
         for made in (
             brackets, adaptive_smoothness, adaptive_within_ten, adaptive_worst, advantage,
             pairs_at_worst, pairs_along_late, pairs_along_early, gap_along_late, brackets_exact,
-            global_most, spectra, errors_by_probes, errors_at_16, one_one_norm_over_best,
+            global_most, spectra, spectra_products, errors_by_probes, errors_at_16, one_one_norm_over_best,
             one_one_norm_covered, one_one_norm_too_narrow, groups_of_16, groups_of_256,
             block_bounds, tf32_most, tf32_upper_ends, edges_settled, edges_reached,
             stable_rates_early, stable_rates_late, product_cost, small_networks, gpt2_constants,
