@@ -1,8 +1,9 @@
 """What pages take from `docs/results.md` and `results/prediction.md`, by the name of its place."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
+
+from in_markdown import by_name, table
 
 HERE = Path(__file__).resolve().parent
 _STUDIES = ("GPT-2", "ResNet-18")
@@ -33,8 +34,7 @@ def compared() -> str:
         *(f"{study}: loss less Adam's (95 %)" for study in _STUDIES),
         *(f"{study}: (1,1)-norm/d at its end" for study in _STUDIES),
     )
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(titles, rows)
 
 
 def shown(study: str) -> dict[str, str]:
@@ -122,10 +122,13 @@ def _rho(start: str) -> str:
     return " and ".join(re.findall(r"within a seed (-?[\d.]+)", line)[0] for line in found)
 
 
-PLACES: dict[str, Callable[[], str]] = {
-    made.__name__.replace("_", " "): made
-    for made in (
-        compared, quadratic, rho_where_run_ended, rho_where_adam_ended, rho_finer, sgd_rotated,
-        norms_of_rotated_sgd, prediction,
-    )
-}  # fmt: skip
+PLACES = by_name(
+    compared,
+    quadratic,
+    rho_where_run_ended,
+    rho_where_adam_ended,
+    rho_finer,
+    sgd_rotated,
+    norms_of_rotated_sgd,
+    prediction,
+)

@@ -1,20 +1,23 @@
 """Fill in what pages take from results: `python docs/write_tables.py`.
 
-A place in a page is `<!-- made: NAME -->...<!-- end -->`, where NAME is a function in
-`docs/made_of_results.py`: within a line what it gives stands between both, else on lines of its
-own. So no table, and no figure of such a place, is typed.
+A place in a page is `<!-- made: NAME -->...<!-- end -->`, where NAME is that of a function in one
+of `docs/made_of_*.py`, with spaces. What it gives stands between both, within a line or on lines of
+its own. So no table, and no figure of such a place, is typed.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from made_of_results import PLACES
+import made_of_bounds
+import made_of_results
+import made_of_trainings
 
 HERE = Path(__file__).resolve().parent
+PLACES = made_of_bounds.PLACES | made_of_results.PLACES | made_of_trainings.PLACES
 _PLACE = re.compile(r"<!-- made: ([\w ]+) -->(.*?)<!-- end -->", re.DOTALL)
 # Markdown takes a line that begins with a comment for HTML, and ends the paragraph.
-_AT_START = re.compile(r"^ *<!-- (?:made|end)\b.*\S.*-->.*\S", re.MULTILINE)
+_AT_START = re.compile(r" *<!--.*?-->(?=.*\S)")
 
 
 def pages() -> Iterator[Path]:
