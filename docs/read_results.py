@@ -30,13 +30,15 @@ class Bracket(NamedTuple):
 def brackets() -> tuple[list[int], list[Bracket]]:
     """Give the budgets, and for each partition a line for each of them."""
     text = text_of("brackets.txt")
-    (asked,) = re.findall(r"--hvps ([\d ]+)\n", text)
+    asked = re.search(r"--hvps((?: \d+)+)", text)
+    if asked is None:
+        raise ValueError("read_results: expected the command with --hvps in brackets.txt.")
     row = re.compile(
         rf"^(\w+) +([\d,]+) +\d+ +{_NUMBER} +{_NUMBER} +{_NUMBER} *(?:{_NUMBER} +{_NUMBER})? *$",
         re.MULTILINE,
     )
     lines = [Bracket(*found.group(1, 2, 3, 4), found[6] or "") for found in row.finditer(text)]
-    return [int(budget) for budget in asked.split()], lines
+    return [int(budget) for budget in asked[1].split()], lines
 
 
 class Adaptive(NamedTuple):
