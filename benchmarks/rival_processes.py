@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from stopwatch import ROOT
 
-# What is installed for each, without its dependencies: the rest of what they import is here.
+# What is installed for each, but for wandb without dependencies, which could replace torch: what
+# else they import is here already.
 REQUIREMENTS: dict[str, list[str]] = {
     "curvlinops": [
         "curvlinops-for-pytorch==3.0.1", "backpack-for-pytorch==1.7.1", "einops", "einconv",
@@ -25,11 +26,7 @@ REQUIREMENTS: dict[str, list[str]] = {
         "cockpit-for-pytorch==1.0.2", "backpack-for-pytorch==1.7.1", "einops", "unfoldNd",
         "json-tricks", "seaborn", "setuptools==80.9.0",  # the last with pkg_resources
     ],
-    "wandb.watch": [
-        "wandb==0.31.0", "click", "gitpython", "gitdb", "smmap", "platformdirs", "protobuf",
-        "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "sentry-sdk",
-        "urllib3", "certifi", "requests", "charset-normalizer", "idna",
-    ],
+    "wandb.watch": ["wandb==0.31.0"],
     "Adam-mini": ["adam-mini==1.1.1"],
 }  # fmt: skip
 ENVIRONMENTS = ROOT / "build" / "rivals"
@@ -52,8 +49,9 @@ def environment(name: str, limit: float) -> str:
     (packages,) = folder.glob("lib/python*/site-packages")
     here = sysconfig.get_paths()["purelib"]
     (packages / "beside.pth").write_text(here + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    _run([*pip, *REQUIREMENTS[name]], limit)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    alone = [] if name == "wandb.watch" else ["--no-deps"]
+    _run([*pip, *alone, *REQUIREMENTS[name]], limit)
     done.write_text(" ".join(REQUIREMENTS[name]))
     return str(python)
 
