@@ -15,6 +15,16 @@ sys.path.insert(0, str(HERE.parent / "benchmarks"))
 from rivals import Result, Row, result_path  # noqa: E402  # the line above lets it be found
 
 RESULTS = HERE.parent / "benchmarks" / "results"
+NAMES = {  # of what is no package
+    "gradient": "one gradient",
+    "exact": "the whole Hessian, float64",
+    "torch.func": "torch.func, by hand",
+    "step alone": "nothing",
+    "2-norms": "2-norms alone, by hand",
+    "AdamW, fused": "AdamW, fused (torch)",
+    "BlockwiseAdam, row": "BlockwiseAdam, row (ours)",
+    "BlockwiseAdam, head": "BlockwiseAdam, head (ours)",
+}
 PAGES = ("compared.md", "choose.md")
 SECTION = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
@@ -31,10 +41,10 @@ def conditions() -> str:
 
 def products() -> str:
     """Products with a Hessian, of each package."""
-    rows = rivals("products")
+    rows = [row for row in rivals("products") if row.name != "exact"]
     return table(
         ("", "time, in gradients", "memory, MiB", "error"),
-        [(row.label, over(row, rows[0]), mebibytes(row), error(row)) for row in rows],
+        [(named(row), over(row, rows[0]), mebibytes(row), error(row)) for row in rows],
     )
 
 
@@ -46,7 +56,7 @@ def eigenvalues() -> str:
         ("", "largest absolute eigenvalue", "difference from the exact one", "time, in ours"),
         [
             (
-                row.label,
+                named(row),
                 " to ".join(f"{end:.5g}" for end in row.value or []) or failed(row),
                 "" if row.error is None else f"{100 * row.error:+.4f} %",
                 over(row, ours),
@@ -61,7 +71,7 @@ def watching() -> str:
     rows = rivals("watching")
     return table(
         ("looked at in every step by", "time of a step", "beyond a step alone, ms"),
-        [(row.label, over(row, rows[0]), beyond(row, rows[0])) for row in rows],
+        [(named(row), over(row, rows[0]), beyond(row, rows[0])) for row in rows],
     )
 
 
@@ -70,13 +80,18 @@ def steps() -> str:
     rows = rivals("steps")
     return table(
         ("", "time, in steps of fused AdamW", "memory while it steps, MiB"),
-        [(row.label, over(row, rows[0]), mebibytes(row)) for row in rows],
+        [(named(row), over(row, rows[0]), mebibytes(row)) for row in rows],
     )
 
 
 def rivals(part: str) -> list[Row]:
     """Give the rows of a part."""
     return Result.load(result_path("cpu")).parts[part]
+
+
+def named(row: Row) -> str:
+    """Give the package with its version, or say what else it is."""
+    return NAMES.get(row.name, row.label)
 
 
 def over(row: Row, base: Row) -> str:
