@@ -102,14 +102,7 @@ def train_mlp() -> Network:
         *(nn.Linear(64, 48), nn.LayerNorm(48), nn.GELU()),
         *(nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 10)),
     ).double()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-
-    def loss(batch_size: int = 64) -> Tensor:
-        chosen = torch.randint(len(images), (batch_size,))
-        return F.cross_entropy(model(images[chosen]), labels[chosen])
-
-    _train(optimizer, loss, num_steps=300)
-    return partial(loss, 256), model
+    return _train_on(images, labels, model)
 
 
 def train_conv() -> Network:
@@ -122,13 +115,17 @@ def train_conv() -> Network:
         *(nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.GELU()),
         *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 10)),
     ).double()
+    loss, _ = _train_on(images, labels, model)
+    model.eval()
+    return loss, model
 
+
+def _train_on(images: Tensor, labels: Tensor, model: nn.Module) -> Network:
     def loss(batch_size: int = 64) -> Tensor:
         chosen = torch.randint(len(images), (batch_size,))
         return F.cross_entropy(model(images[chosen]), labels[chosen])
 
     _train(torch.optim.Adam(model.parameters(), lr=3e-3), loss, num_steps=300)
-    model.eval()
     return partial(loss, 256), model
 
 
