@@ -73,10 +73,11 @@ class Competitor:
         self.label, self._limit = name, limit
         python = environment(name, limit)
         self._errors = tempfile.TemporaryFile("w+")
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # of its files
         self._process = subprocess.Popen(
             [python, str(WORKER), part, name, device, size],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": self._folder.name},
         )  # fmt: skip
 
     def start(self) -> None:
@@ -112,6 +113,7 @@ class Competitor:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
+        self._folder.cleanup()
 
 
 class Competitors:
