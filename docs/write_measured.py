@@ -34,7 +34,7 @@ def conditions() -> str:
     result = Result.load(result_path("cpu"))
     return (
         f"Measured on {result.date} by `python benchmarks/rivals.py --save` with torch "
-        f"{result.versions} on {result.place}, commit {result.commit}: medians of "
+        f"{result.versions}\non {result.place}, commit {result.commit}: medians of "
         f"{result.rounds} rounds."
     )
 
@@ -135,7 +135,7 @@ def edges() -> str:
     rows = [(f"{step:,}", f"{min(each):.2f} to {max(each):.2f}") for step, each in ratios.items()]
     return (
         f"Of {len(runs)} full-batch runs {len(means)} reached the edge, and settled at a mean of "
-        f"{min(means):.2f} to {max(means):.2f}. The largest stable rate as measured, over the one "
+        f"{min(means):.2f} to {max(means):.2f}.\nThe largest stable rate as measured, over the one "
         f"found by trying, of {len(next(iter(ratios.values())))} optimizers:\n\n"
         + table(("after steps", "measured over tried"), rows)
     )
