@@ -1,6 +1,6 @@
 """Any torch optimizer, run in other coordinates."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -261,13 +261,14 @@ class Reparameterized(Optimizer):
             result.update(mapped.transposed(values, mapped.inverse, squared))
         return result
 
-    def coordinates(self, parameters: Sequence[Tensor]) -> Coordinates:
+    def coordinates(self, parameters: Iterable[Tensor]) -> Coordinates:
         """Give the map for one vector: these parameters, flattened and joined in this order.
 
         Raises:
             ValueError: If the map needs a parameter that is not among them.
         """
-        return Coordinates(parameters, [(each.thetas, each.whole_map) for each in self._mapped])
+        parts = [(each.thetas, each.whole_map) for each in self._mapped]
+        return Coordinates(list(parameters), parts)
 
     def _map_new_groups(self) -> None:
         """Map groups that were added since: some callbacks append to ``param_groups`` directly."""
