@@ -15,6 +15,7 @@ import griffe
 _ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`(~?)([\w.]+)`")
 _MATH = re.compile(r":math:`([^`]*)`")
 _DISPLAYED = re.compile(r"^\.\. math::(.*\n(?:[ \t]+\S.*(?:\n|\Z))*)", re.MULTILINE)
+_SOURCE = re.compile(r"^Source:\n((?:[ \t]+\S.*(?:\n|\Z)|\n(?=[ \t]))+)", re.MULTILINE)
 _COMMENT = re.compile(r"#\s*(.+)$")
 
 
@@ -37,6 +38,7 @@ def as_markdown(text: str, where: griffe.Object) -> str:
     text = _DISPLAYED.sub(lambda match: _formula(match[1]), text)
     text = _MATH.sub(lambda match: f"${' '.join(match[1].split())}$", text)
     text = _ROLE.sub(lambda match: _reference(match[1], match[2], where), text)
+    text = _SOURCE.sub(lambda match: f"**Source:**\n\n{dedent(match[1])}", text)
     return re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)  # a section of griffe's
 
 

@@ -5,11 +5,10 @@ import re
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 
 # What `pymdownx.arithmatex` makes of $...$ and $$...$$ where it is generic.
-_FORMULA = re.compile(
-    r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL
-)
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -18,5 +17,12 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def _as_mathml(match: re.Match[str]) -> str:
-    display = "block" if match[2] == "[" else "inline"
-    return convert(html.unescape(match[3]).strip(), display=display)
+    formula = html.unescape(match[3]).strip()
+    # The converter knows this environment, which GitHub draws, by another name.
+    formula = formula.replace("{aligned}", "{split}")
+    mathml = convert(formula, display="block" if match[2] == "[" else "inline")
+    if "\\" in mathml or "<mi>&</mi>" in mathml:  # it lets pass what it does not know
+        raise PluginError(
+            f"expected a formula that latex2mathml knows, got {formula!r}. Rewrite it."
+        )
+    return mathml
