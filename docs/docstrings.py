@@ -16,6 +16,7 @@ _ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`(~?)([\w.]+)`")
 _MATH = re.compile(r":math:`([^`]*)`")
 _DISPLAYED = re.compile(r"^\.\. math::(.*\n(?:[ \t]+\S.*(?:\n|\Z))*)", re.MULTILINE)
 _SOURCE = re.compile(r"^Source:\n((?:[ \t]+\S.*(?:\n|\Z)|\n(?=[ \t]))+)", re.MULTILINE)
+_SHORT = re.compile(r"(?:[A-Z]\w*\.)?\w+$")  # with the class of a method
 _COMMENT = re.compile(r"#\s*(.+)$")
 
 
@@ -50,7 +51,7 @@ def _formula(lines: str) -> str:
 
 
 def _reference(tilde: str, target: str, where: griffe.Object) -> str:
-    name = target.rpartition(".")[2] if tilde else target
+    name = _SHORT.search(target)[0] if tilde else target
     return f'<autoref optional identifier="{_path(target, where)}"><code>{name}</code></autoref>'
 
 
@@ -77,9 +78,18 @@ def _objects(parent: griffe.Object) -> Iterator[griffe.Object]:
 
 
 def _describe_by_comment(attribute: griffe.Object) -> None:
-    """Take the comment at the end of an attribute's line for its docstring."""
-    match = _COMMENT.search(attribute.source) if attribute.source else None
-    if match is not None and not match[1].startswith(("type:", "noqa")):
+    """Take the comment at the end of an attribute's line, or that above it, for its docstring."""
+    if attribute.lineno is None or attribute.endlineno is None:
+        return
+    lines = attribute.lines_collection[attribute.filepath]  # type: ignore[index]  # of one file
+    match = _COMMENT.search(lines[attribute.endlineno - 1])
+    words = [match[1]] if match is not None else []
+    above = attribute.lineno - 2
+    while not match and lines[above].strip().startswith("#"):
+        words.insert(0, lines[above].strip().removeprefix("#").strip())
+        above -= 1
+    text = " ".join(words)
+    if text and not text.startswith(("type:", "noqa")):
         attribute.docstring = griffe.Docstring(
-            match[1][0].upper() + match[1][1:], parent=attribute, parser="google"
+            text[0].upper() + text[1:], parent=attribute, parser="google"
         )
