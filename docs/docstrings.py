@@ -91,5 +91,7 @@ def _describe_by_comment(attribute: griffe.Object) -> None:
     text = " ".join(words)
     if text and not text.startswith(("type:", "noqa")):
         attribute.docstring = griffe.Docstring(
-            text[0].upper() + text[1:], parent=attribute, parser="google"
+            text[0].upper() + text[1:] if text[1:2].isalpha() else text,
+            parent=attribute,
+            parser="google",
         )
