@@ -54,10 +54,10 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/mypy recipes
 
-# The first is said by the theme to everybody, at every build.
+# The first variable silences what the theme says of its own future.
 MKDOCS := NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs
 docs: $(VENV)/docs.stamp  ## the documentation site, in build/site; anything wrong with it is an error
-	$(MKDOCS) build --quiet --strict
+	$(MKDOCS) build --strict
 
 docs-serve: $(VENV)/docs.stamp  ## the same while it is written, at http://127.0.0.1:8000
 	$(MKDOCS) serve
