@@ -20,9 +20,10 @@ def _as_mathml(match: re.Match[str]) -> str:
     formula = html.unescape(match[3]).strip()
     # The converter knows this environment, which GitHub draws, by another name.
     formula = formula.replace("{aligned}", "{split}")
-    mathml = convert(formula, display="block" if match[2] == "[" else "inline")
+    is_block = match[2] == "["
+    mathml = convert(formula, display="block" if is_block else "inline")
     if "\\" in mathml or "<mi>&</mi>" in mathml:  # it lets pass what it does not know
         raise PluginError(
             f"expected a formula that latex2mathml knows, got {formula!r}. Rewrite it."
         )
-    return mathml
+    return f'<div class="formula">{mathml}</div>' if is_block else mathml
