@@ -3,12 +3,18 @@
 import html
 import re
 from typing import Any
+from xml.etree import ElementTree
 
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
 # What `pymdownx.arithmatex` makes of $...$ and $$...$$ where it is generic.
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+
+_NAMESPACE = "http://www.w3.org/1998/Math/MathML"
+_LIMITS = {"msub": "munder", "msubsup": "munderover"}
+_LARGE = {"max", "min", "∏", "∑"}
+ElementTree.register_namespace("", _NAMESPACE)
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -26,4 +32,15 @@ def _as_mathml(match: re.Match[str]) -> str:
         raise PluginError(
             f"expected a formula that latex2mathml knows, got {formula!r}. Rewrite it."
         )
-    return f'<div class="formula">{mathml}</div>' if is_block else mathml
+    return f'<div class="formula">{_with_limits(mathml)}</div>' if is_block else mathml
+
+
+def _with_limits(mathml: str) -> str:
+    """Put what stands under a sum or a maximum below it, as formulas of their own line have it."""
+    formula = ElementTree.fromstring(mathml)
+    for element in formula.iter():
+        name = element.tag.removeprefix(f"{{{_NAMESPACE}}}")
+        if name in _LIMITS and element[0].text in _LARGE:
+            element.tag = f"{{{_NAMESPACE}}}{_LIMITS[name]}"
+            element[0].set("movablelimits", "true")  # but beside it in \textstyle
+    return ElementTree.tostring(formula, encoding="unicode")

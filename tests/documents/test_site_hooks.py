@@ -56,6 +56,7 @@ def test_formulas_become_mathml_and_unknown_ones_an_error(hook):
     aligned = r"\begin{aligned}a &amp;= b \\ c &amp;= d\end{aligned}"
     block = content(rf'<div class="arithmatex">\[{aligned}\]</div>')
     assert block.count("<mtr>") == 2
+    assert "<munder><mo" in content(r'<div class="arithmatex">\[\max_i x_i\]</div>')
     with pytest.raises(Exception, match="expected a formula that latex2mathml knows"):
         content(r'<span class="arithmatex">\(\nothing{x}\)</span>')
 

@@ -5,6 +5,7 @@ import warnings
 from functools import wraps
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from support.documents import fences, name_of
 from support.readers_names import readers_names
@@ -16,6 +17,7 @@ EXTRAS = re.compile(r"^\s*(?:from|import) (accelerate|matplotlib|pandas|transfor
 
 def run_blocks(page, folder, monkeypatch):
     """Run those of a page in one namespace, in an empty folder, and give the namespace."""
+    torch.manual_seed(0)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(Trainer, "__init__", _short(Trainer.__init__))
     names = readers_names(folder)
