@@ -49,6 +49,8 @@ def test_links_lead_to_files_and_anchors_that_exist(page):
         assert not link.startswith("/"), f"{link}: expected a path from the page"
         target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
         assert target.is_relative_to(ROOT), f"{link}: leads out of the repository"
+        if target.parent == ROOT / "docs" / "gallery" and target.suffix == ".html":
+            continue  # made when the site is built, which then follows the link
         assert target.exists(), f"{link}: no such file"
         if parts.fragment and target.suffix == ".md":
             assert unquote(parts.fragment) in anchors(target), f"{link}: no such heading"

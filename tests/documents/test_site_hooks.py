@@ -16,14 +16,14 @@ def hook(monkeypatch):
     return importlib.import_module
 
 
-def rewritten(hook, text, page="memory.md", repo_url=None):
+def rewritten(hook, text, page="memory.md", **extra):
     """Rewrite the links of a page of a site that has two pages and no file beside them."""
     from mkdocs.structure.files import File, Files
 
     names = ["memory.md", "results/prediction.md"]
     files = Files([File(name, "docs", "site", use_directory_urls=False) for name in names])
-    config = SimpleNamespace(repo_url=repo_url, config_file_path=str(ROOT / "mkdocs.yml"))
     page = SimpleNamespace(file=files.get_file_from_path(page))
+    config = SimpleNamespace(extra=extra)
     return hook("hook_links").on_page_markdown(text, page=page, config=config, files=files)
 
 
@@ -44,7 +44,8 @@ def test_link_to_a_file_that_the_site_has_not_becomes_its_name(hook, text, expec
 
 
 def test_link_to_a_file_that_the_site_has_not_leads_to_the_repository_if_that_is_known(hook):
-    text = rewritten(hook, "[a](../../Makefile#L1)", "results/prediction.md", "https://host/x/")
+    page, source = "results/prediction.md", "https://host/x"
+    text = rewritten(hook, "[a](../../Makefile#L1)", page, source=source)
     assert text == "[a](https://host/x/blob/main/Makefile#L1)"
 
 
