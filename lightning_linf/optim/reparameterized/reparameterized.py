@@ -30,7 +30,7 @@ class Reparameterized(Optimizer):
 
     .. math::
         \phi &\leftarrow A^{-1} \theta, \qquad g_\phi \leftarrow A^\top g_\theta \\
-        \phi' &\leftarrow \operatorname{inner\ step}(\phi, g_\phi) \\
+        \phi' &\leftarrow \text{inner step}(\phi, g_\phi) \\
         \theta &\leftarrow \theta + A (\phi' - \phi)
 
     The module's weights stay the weights :math:`\theta`: bit for bit the same before the first
