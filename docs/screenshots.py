@@ -44,9 +44,9 @@ PICTURES = {
 
 def save(png: bytes, path: Path) -> None:
     """Write it as small as PNG can be."""
-    # Of the methods, the one that keeps the colours of small marks.
-    method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-    image = Image.open(BytesIO(png)).convert("RGB").quantize(256, method, dither=dither)
+    image = Image.open(BytesIO(png)).convert("RGB")
+    # This method keeps the colours of small marks; k-means puts those of large areas right.
+    image = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
     image.save(path, optimize=True)
     print(f"{path}: {image.width} x {image.height}, {path.stat().st_size / 1000:.0f} kB")
 
