@@ -2,11 +2,12 @@
 
     python recipes/gallery.py               # as `make gallery`: trains what is not there yet
     python recipes/gallery.py --again vit   # trains a run anew: gpt2, gpt2-rotated, resnet, ...
-    python recipes/gallery.py --pictures    # and looks at the pages with Chromium
+    python recipes/gallery.py --only-pages  # makes the pages again, in seconds
 
 The records of finished runs are kept in docs/gallery/runs, so an interrupted call goes on with the
 run that it was at. From them docs/gallery/index.md and a page for each entry, docs/gallery/*.html,
-are made. A run repeats bit by bit on one machine, but for what the clock says.
+are made; docs/gallery_pictures.py takes their pictures. A run repeats bit by bit on one machine,
+but for what the clock says.
 """
 
 import argparse
@@ -19,21 +20,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--again", nargs="+", default=[], metavar="RUN", help="train these anew")
     parser.add_argument("--only-pages", action="store_true", help="train nothing")
-    parser.add_argument("--pictures", action="store_true", help="take them; needs Chromium")
     choices = parser.parse_args()
     if not choices.only_pages:
-        _train(choices.again)
+        train(choices.again)
     for page in pages.write_pages():
         print(f"Page: {page}, {page.stat().st_size / 1000:.0f} kB")
-    if choices.pictures:
-        from exhibits import pictures  # not at the top: it needs a browser's driver
-
-        pictures.take_all()
     words.INDEX.write_text(words.index(), encoding="utf-8")
     print(f"Written: {words.INDEX}")
 
 
-def _train(again: list[str]) -> None:
+def train(again: list[str]) -> None:
+    """Train what is not kept, and those named."""
     # Not at the top: pages need neither torch's recipes nor their libraries.
     from exhibits.entries import TRAININGS
     from exhibits.watch import is_kept, watch

@@ -17,11 +17,14 @@ PAGES = {
 }
 
 
+def page(name: str) -> str:
+    """Make a page as `lightning-linf report` would, from the records that are kept."""
+    return make_page(load([RUNS / run for run in PAGES[name]]))
+
+
 def write_pages(target: Path = GALLERY) -> list[Path]:
-    """Write each page as NAME.html into a folder, as `lightning-linf report` would."""
-    paths = []
-    for name, runs in PAGES.items():
-        path = target / f"{name}.html"
-        path.write_text(make_page(load([RUNS / run for run in runs])), encoding="utf-8")
-        paths.append(path)
+    """Write each page as NAME.html into a folder."""
+    paths = [target / f"{name}.html" for name in PAGES]
+    for path in paths:
+        path.write_text(page(path.stem), encoding="utf-8")
     return paths

@@ -1,0 +1,1 @@
+"""The index of the gallery: what is seen in each page, written from its records."""
