@@ -37,6 +37,12 @@ class Measured:
         content: dict[str, Any] = json.loads((self.folder / "config.json").read_text("utf-8"))
         return content
 
+    @cached_property
+    def num_params(self) -> int:
+        """How many parameters were trained."""
+        assert self.run.report is not None
+        return sum(int(row[1].replace(",", "")) for row in self.run.report.rows[:1])
+
     def curve(self, name: str) -> dict[int, float]:
         """Give the values by step, counted from 1: of a quantity, or of what training logged."""
         points = self.run.scalars.get(f"{PREFIX}{name}") or self.run.own[name]

@@ -1,0 +1,94 @@
+"""What is seen on the pages of the gallery, and what is normal of it."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from exhibits.measured import Measured, claim, number
+
+_LOWER, _UPPER = "advantage_lower/coordinate", "advantage_upper/coordinate"
+
+
+def gpt2(run: Measured) -> Iterator[str]:
+    """Curvature grows, the edge is far, and Adam's geometry is ahead once the warm-up is over."""
+    loss, curvature = run.curve("probe_loss"), run.curve("lambda_max")
+    stable, edge = run.curve("largest_stable_lr"), run.curve("edge")
+    lower, upper = run.curve(_LOWER), run.curve(_UPPER)
+    (first, *_, last), (early, *late) = loss, lower
+    yield claim(
+        f"While the loss of the measured batch falls from {number(loss[first])} to {number(loss[last])}, the largest curvature λ_max grows "
+        f"from {number(curvature[first])} to {number(curvature[last])}, and the largest stable learning rate shrinks "
+        f"from {number(stable[first])} to {number(stable[last])}. That is normal: curvature tends to grow until the "
+        "learning rate limits it ([Cohen et al.](https://arxiv.org/abs/2103.00065)).",
+        loss[last] < loss[first], curvature[last] > 10 * curvature[first],
+        stable[last] < stable[first] / 2,
+    )  # fmt: skip
+    yield claim(
+        f"Here it does not: `edge` is at most {number(max(edge.values()))}, far below 1, and the last steps are short, "
+        f"as the cosine has made them. At step {last} the best step would have been "
+        f"{number(run.last('best_step_multiple'))} times as long, by the batch of that step alone.",
+        max(edge.values()) < 0.5, run.last("best_step_multiple") > 3,
+    )  # fmt: skip
+    start = next(step for step in lower if all(lower[s] > 1 for s in lower if s >= step))
+    yield claim(
+        f"By the largest curvature that each can meet, one step of Adam's geometry lowers the loss "
+        f"{number(lower[early])} to {number(upper[early])} times as far as one of SGD's at step {early}, and "
+        f"{number(lower[last])} to {number(upper[last])} times at step {last}: ahead from step {start} on.",
+        upper[early] < 1, lower[last] > 1, start < last / 2,
+    )  # fmt: skip
+    yield claim(
+        f"The verdict of the last measurement is all the same \"{run.verdict()}\": a search for the largest curvature "
+        "is not at its end, which is what the star in the table says; with a larger `num_probes` it would go on. The "
+        f"noise scale of {number(run.last('noise_scale'))} sequences, far above the batch of "
+        f"{run.settings['batch_size']}, leaves the other measure, by the curvature along each step, without an "
+        "error. Both are normal for a small batch and a cheap measurement.",
+        "Not converged" in run.verdict(), run.last("converged/coordinate") == 0,
+        run.last("noise_scale") > 3 * run.settings["batch_size"],
+        run.last("step_advantage_relative_error/coordinate") == float("inf"),
+    )  # fmt: skip
+
+
+def rotated(plain: Measured, turned: Measured) -> Iterator[str]:
+    """In rotated coordinates l-infinity is less smooth, and Adam's advantage smaller."""
+    norms = [run.curve("one_one_norm_per_param") for run in (plain, turned)]
+    ratios = {step: norms[1][step] / norms[0][step] for step in norms[0]}
+    ends = [(run.last(_LOWER), run.last(_UPPER)) for run in (plain, turned)]
+    losses = [run.last("val_loss") for run in (plain, turned)]
+    last = max(norms[0])
+    yield claim(
+        "AdamW of both runs begins at the same weights; the second sees them in randomly rotated coordinates, and "
+        "each is measured in its own. A rotation changes neither the loss nor λ_max at a point, but it spreads what "
+        "curvature the coordinates had kept apart: at every step that was measured the (1,1)-norm, the smoothness "
+        f"along l-infinity, is larger in the rotated run, at step {last} {number(norms[1][last])} against "
+        f"{number(norms[0][last])}, over d. Of this the runs' different paths are a part.",
+        min(ratios.values()) > 1.5, norms[0].keys() == norms[1].keys(),
+    )  # fmt: skip
+    yield claim(
+        f"At step {last} Adam's step, by the largest curvature, lowers the loss {number(ends[0][0])} to "
+        f"{number(ends[0][1])} times as far as SGD's in the coordinates of the parameters, and {number(ends[1][0])} to "
+        f"{number(ends[1][1])} times in the rotated ones. That is what the "
+        "[paper](https://arxiv.org/abs/2410.08198) says of Adam: its geometry depends on the coordinates.",
+        ends[1][1] < ends[0][0],
+    )  # fmt: skip
+    edge = turned.curve("edge")
+    above = [step for step, value in edge.items() if value > 1]
+    yield claim(
+        f"The training does not follow: the rotated run ends at a validation loss of {number(losses[1])}, the other at "
+        f"{number(losses[0])}. One seed tells nothing of that; several do not tell the two apart either "
+        "([results](../results.md)). Not quite normal is step "
+        f"{above[0]}, where `edge` is {number(edge[above[0]])} in the rotated run: near the top of the "
+        f"learning rate, steps with that preconditioner would diverge; at the next measurement it is "
+        f"{number(edge[above[0] + turned.settings['smoothness_every']])}.",
+        losses[1] < losses[0], len(above) == 1, max(plain.curve("edge").values()) < 1,
+    )  # fmt: skip
+
+
+def resnet(run: Measured) -> Iterator[str]:
+    yield ""
+
+
+def vit(run: Measured) -> Iterator[str]:
+    yield ""
+
+
+def diverging(run: Measured) -> Iterator[str]:
+    yield ""
