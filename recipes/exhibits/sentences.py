@@ -83,7 +83,32 @@ def rotated(plain: Measured, turned: Measured) -> Iterator[str]:
 
 
 def resnet(run: Measured) -> Iterator[str]:
-    yield ""
+    """It fits its images: curvature falls with the loss, and the edge with the curvature."""
+    loss, curvature, edge = (run.curve(name) for name in ("probe_loss", "lambda_max", "edge"))
+    change, validation = run.curve("step_change"), run.curve("val_loss")
+    (first, *_, last), above = loss, [step for step, value in edge.items() if value > 1]
+    best = min(validation, key=validation.__getitem__)
+    yield claim(
+        f"The loss of the measured batch falls from {number(loss[first])} at step {first} to {number(loss[last])} at "
+        f"step {last}, and λ_max with it, from {number(curvature[first])} to {number(curvature[last])}: the opposite "
+        "of the GPT-2. That is normal for a network that comes to fit its data, as the curvature of a cross-entropy "
+        "vanishes with its errors.",
+        loss[last] < loss[first] / 100, curvature[last] < curvature[first] / 5,
+    )  # fmt: skip
+    yield claim(
+        f"`edge` is above 1 at steps {', '.join(map(str, above))}, {number(edge[first])} at the first, and "
+        f"{number(edge[last])} at the end. Yet every step that was measured lowered the loss of its batch: above 1 is "
+        "a warning and no sentence. It is of the steepest direction alone, would need many steps with the same "
+        "preconditioner, and is measured on the evaluation-mode network, whose BatchNorm has running statistics, "
+        "where training has those of the batch.",
+        above == list(edge)[: len(above)], len(above) >= 2, edge[last] < 0.1,
+        all(value < 0 for value in change.values()),
+    )  # fmt: skip
+    yield claim(
+        f"The validation loss is least at step {best}, {number(validation[best])}, and {number(validation[last])} at "
+        "the end. No panel of the geometry tells of that: all of them measure the loss of training batches.",
+        validation[last] > 1.1 * validation[best],
+    )  # fmt: skip
 
 
 def vit(run: Measured) -> Iterator[str]:
