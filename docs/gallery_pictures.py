@@ -15,8 +15,9 @@ from screenshots import save
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "recipes"))  # whose pages these are
 
-from exhibits import pages  # noqa: E402  # found there
 from support.chromium import READY, Page, chromium  # noqa: E402  # screenshots.py has found it
+
+from exhibits import pages  # noqa: E402  # found there
 
 WIDTH = 1100
 # By page, the panels that its picture begins and ends with.

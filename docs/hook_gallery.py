@@ -8,7 +8,7 @@ from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
-from exhibits import pages  # noqa: E402  # found there
+from exhibits import pages  # found there
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:

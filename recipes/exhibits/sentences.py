@@ -1,7 +1,6 @@
 """What is seen on the pages of the gallery, and what is normal of it."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 from exhibits.measured import Measured, claim, number
 
@@ -13,34 +12,39 @@ def gpt2(run: Measured) -> Iterator[str]:
     loss, curvature = run.curve("probe_loss"), run.curve("lambda_max")
     stable, edge = run.curve("largest_stable_lr"), run.curve("edge")
     lower, upper = run.curve(_LOWER), run.curve(_UPPER)
-    (first, *_, last), (early, *late) = loss, lower
+    (first, *_, last), (early, *_) = loss, lower
     yield claim(
-        f"While the loss of the measured batch falls from {number(loss[first])} to {number(loss[last])}, the largest curvature λ_max grows "
-        f"from {number(curvature[first])} to {number(curvature[last])}, and the largest stable learning rate shrinks "
-        f"from {number(stable[first])} to {number(stable[last])}. That is normal: curvature tends to grow until the "
-        "learning rate limits it ([Cohen et al.](https://arxiv.org/abs/2103.00065)).",
+        f"While the loss of the measured batch falls from {number(loss[first])} to "
+        f"{number(loss[last])}, the largest curvature λ_max grows from {number(curvature[first])} "
+        f"to {number(curvature[last])}, and the largest stable learning rate shrinks from "
+        f"{number(stable[first])} to {number(stable[last])}. That is normal: curvature tends to "
+        "grow until the learning rate limits it ([Cohen et "
+        "al.](https://arxiv.org/abs/2103.00065)).",
         loss[last] < loss[first], curvature[last] > 10 * curvature[first],
         stable[last] < stable[first] / 2,
     )  # fmt: skip
     yield claim(
-        f"Here it does not: `edge` is at most {number(max(edge.values()))}, far below 1, and the last steps are short, "
-        f"as the cosine has made them. At step {last} the best step would have been "
-        f"{number(run.last('best_step_multiple'))} times as long, by the batch of that step alone.",
+        f"Here it does not: `edge` is at most {number(max(edge.values()))}, far below 1, and the "
+        f"last steps are short, as the cosine has made them. At step {last} the best step would "
+        f"have been {number(run.last('best_step_multiple'))} times as long, by the batch of that "
+        "step alone.",
         max(edge.values()) < 0.5, run.last("best_step_multiple") > 3,
     )  # fmt: skip
     start = next(step for step in lower if all(lower[s] > 1 for s in lower if s >= step))
     yield claim(
-        f"By the largest curvature that each can meet, one step of Adam's geometry lowers the loss "
-        f"{number(lower[early])} to {number(upper[early])} times as far as one of SGD's at step {early}, and "
-        f"{number(lower[last])} to {number(upper[last])} times at step {last}: ahead from step {start} on.",
+        "By the largest curvature that each can meet, one step of Adam's geometry lowers the "
+        f"loss {number(lower[early])} to {number(upper[early])} times as far as one of SGD's at "
+        f"step {early}, and {number(lower[last])} to {number(upper[last])} times at step {last}: "
+        f"ahead from step {start} on.",
         upper[early] < 1, lower[last] > 1, start < last / 2,
     )  # fmt: skip
     yield claim(
-        f"The verdict of the last measurement is all the same \"{run.verdict()}\": a search for the largest curvature "
-        "is not at its end, which is what the star in the table says; with a larger `num_probes` it would go on. The "
-        f"noise scale of {number(run.last('noise_scale'))} sequences, far above the batch of "
-        f"{run.settings['batch_size']}, leaves the other measure, by the curvature along each step, without an "
-        "error. Both are normal for a small batch and a cheap measurement.",
+        f"The verdict of the last measurement is all the same \"{run.verdict()}\": a search for "
+        "the largest curvature is not at its end, which is what the star in the table says; with "
+        "a larger `num_probes` it would go on. The noise scale of "
+        f"{number(run.last('noise_scale'))} sequences, far above the batch of "
+        f"{run.settings['batch_size']}, leaves the other measure, by the curvature along each "
+        "step, without an error. Both are normal for a small batch and a cheap measurement.",
         "Not converged" in run.verdict(), run.last("converged/coordinate") == 0,
         run.last("noise_scale") > 3 * run.settings["batch_size"],
         run.last("step_advantage_relative_error/coordinate") == float("inf"),
@@ -55,29 +59,31 @@ def rotated(plain: Measured, turned: Measured) -> Iterator[str]:
     losses = [run.last("val_loss") for run in (plain, turned)]
     last = max(norms[0])
     yield claim(
-        "AdamW of both runs begins at the same weights; the second sees them in randomly rotated coordinates, and "
-        "each is measured in its own. A rotation changes neither the loss nor λ_max at a point, but it spreads what "
-        "curvature the coordinates had kept apart: at every step that was measured the (1,1)-norm, the smoothness "
-        f"along l-infinity, is larger in the rotated run, at step {last} {number(norms[1][last])} against "
+        "AdamW of both runs begins at the same weights; the second sees them in randomly rotated "
+        "coordinates, and each is measured in its own. A rotation changes neither the loss nor "
+        "λ_max at a point, but it spreads what curvature the coordinates had kept apart: at "
+        "every step that was measured the (1,1)-norm, the smoothness along l-infinity, is larger "
+        f"in the rotated run, at step {last} {number(norms[1][last])} against "
         f"{number(norms[0][last])}, over d. Of this the runs' different paths are a part.",
         min(ratios.values()) > 1.5, norms[0].keys() == norms[1].keys(),
     )  # fmt: skip
     yield claim(
-        f"At step {last} Adam's step, by the largest curvature, lowers the loss {number(ends[0][0])} to "
-        f"{number(ends[0][1])} times as far as SGD's in the coordinates of the parameters, and {number(ends[1][0])} to "
-        f"{number(ends[1][1])} times in the rotated ones. That is what the "
-        "[paper](https://arxiv.org/abs/2410.08198) says of Adam: its geometry depends on the coordinates.",
+        f"At step {last} Adam's step, by the largest curvature, lowers the loss "
+        f"{number(ends[0][0])} to {number(ends[0][1])} times as far as SGD's in the coordinates "
+        f"of the parameters, and {number(ends[1][0])} to {number(ends[1][1])} times in the "
+        "rotated ones. That is what the [paper](https://arxiv.org/abs/2410.08198) says of Adam: "
+        "its geometry depends on the coordinates.",
         ends[1][1] < ends[0][0],
     )  # fmt: skip
     edge = turned.curve("edge")
     above = [step for step, value in edge.items() if value > 1]
     yield claim(
-        f"The training does not follow: the rotated run ends at a validation loss of {number(losses[1])}, the other at "
-        f"{number(losses[0])}. One seed tells nothing of that; several do not tell the two apart either "
-        "([results](../results.md)). Not quite normal is step "
-        f"{above[0]}, where `edge` is {number(edge[above[0]])} in the rotated run: near the top of the "
-        f"learning rate, steps with that preconditioner would diverge; at the next measurement it is "
-        f"{number(edge[above[0] + turned.settings['smoothness_every']])}.",
+        "The training does not follow: the rotated run ends at a validation loss of "
+        f"{number(losses[1])}, the other at {number(losses[0])}. One seed tells nothing of that; "
+        "several do not tell the two apart either ([results](../results.md)). Not quite normal "
+        f"is step {above[0]}, where `edge` is {number(edge[above[0]])} in the rotated run: near "
+        "the top of the learning rate, steps with that preconditioner would diverge; at the next "
+        f"measurement it is {number(edge[above[0] + turned.settings['smoothness_every']])}.",
         losses[1] < losses[0], len(above) == 1, max(plain.curve("edge").values()) < 1,
     )  # fmt: skip
 
@@ -89,24 +95,27 @@ def resnet(run: Measured) -> Iterator[str]:
     (first, *_, last), above = loss, [step for step, value in edge.items() if value > 1]
     best = min(validation, key=validation.__getitem__)
     yield claim(
-        f"The loss of the measured batch falls from {number(loss[first])} at step {first} to {number(loss[last])} at "
-        f"step {last}, and λ_max with it, from {number(curvature[first])} to {number(curvature[last])}: the opposite "
-        "of the GPT-2. That is normal for a network that comes to fit its data, as the curvature of a cross-entropy "
-        "vanishes with its errors.",
+        f"The loss of the measured batch falls from {number(loss[first])} at step {first} to "
+        f"{number(loss[last])} at step {last}, and λ_max with it, from {number(curvature[first])} "
+        f"to {number(curvature[last])}: the opposite of the GPT-2. That is normal for a network "
+        "that comes to fit its data, as the curvature of a cross-entropy vanishes with its "
+        "errors.",
         loss[last] < loss[first] / 100, curvature[last] < curvature[first] / 5,
     )  # fmt: skip
     yield claim(
-        f"`edge` is above 1 at steps {', '.join(map(str, above))}, {number(edge[first])} at the first, and "
-        f"{number(edge[last])} at the end. Yet every step that was measured lowered the loss of its batch: above 1 is "
-        "a warning and no sentence. It is of the steepest direction alone, would need many steps with the same "
-        "preconditioner, and is measured on the evaluation-mode network, whose BatchNorm has running statistics, "
-        "where training has those of the batch.",
+        f"`edge` is above 1 at steps {', '.join(map(str, above))}, {number(edge[first])} at the "
+        f"first, and {number(edge[last])} at the end. Yet every step that was measured lowered "
+        "the loss of its batch: above 1 is a warning and no sentence. It is of the steepest "
+        "direction alone, would need many steps with the same preconditioner, and is measured on "
+        "the evaluation-mode network, whose BatchNorm has running statistics, where training has "
+        "those of the batch.",
         above == list(edge)[: len(above)], len(above) >= 2, edge[last] < 0.1,
         all(value < 0 for value in change.values()),
     )  # fmt: skip
     yield claim(
-        f"The validation loss is least at step {best}, {number(validation[best])}, and {number(validation[last])} at "
-        "the end. No panel of the geometry tells of that: all of them measure the loss of training batches.",
+        f"The validation loss is least at step {best}, {number(validation[best])}, and "
+        f"{number(validation[last])} at the end. No panel of the geometry tells of that: all of "
+        "them measure the loss of training batches.",
         validation[last] > 1.1 * validation[best],
     )  # fmt: skip
 

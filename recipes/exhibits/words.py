@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from exhibits import pages
-from exhibits.measured import Measured, claim, number
+from exhibits.measured import Measured
 from exhibits.sentences import diverging, gpt2, resnet, rotated, vit
 from prediction.markdown import paragraph
 
@@ -66,16 +66,18 @@ def _lines() -> Iterator[str]:
     steps = [run.settings["max_steps"] for run in runs.values()]
     yield "# Gallery"
     yield from paragraph(
-        "Finished trainings, each as the one HTML file that `lightning-linf report` writes of it, with the records of "
-        "all five monitors: GradientHeterogeneityMonitor, GradientNoiseMonitor, LinfSmoothnessMonitor, EdgeMonitor and "
-        "StepMonitor. What each panel shows is in [panels](../panels.md)."
+        "Finished trainings, each as the one HTML file that `lightning-linf report` writes of "
+        "it, with the records of all five monitors: GradientHeterogeneityMonitor, "
+        "GradientNoiseMonitor, LinfSmoothnessMonitor, EdgeMonitor and StepMonitor. What each "
+        "panel shows is in [panels](../panels.md)."
     )
     yield from paragraph(
-        f"The networks have {min(params):,} to {max(params):,} parameters and trained for {min(steps)} to "
-        f"{max(steps)} steps on one thread of a CPU, with one seed. So what stands here is true of these runs, and no "
-        "rule. It is written from their records in `docs/gallery/runs`: no figure is typed, and a sentence that the "
-        "records did not bear out would not be written. `make gallery` makes the pages, and "
-        "`python recipes/gallery.py --again RUN` trains a run anew."
+        f"The networks have {min(params):,} to {max(params):,} parameters and trained for "
+        f"{min(steps)} to {max(steps)} steps on one thread of a CPU, with one seed. So what "
+        "stands here is true of these runs, and no rule. It is written from their records in "
+        "`docs/gallery/runs`: no figure is typed, and a sentence that the records did not bear "
+        "out would not be written. `make gallery` makes the pages, and `python "
+        "recipes/gallery.py --again RUN` trains a run anew."
     )
     for name, entry in ENTRIES.items():
         yield from ("", f"## {entry.title}")
@@ -97,9 +99,11 @@ def _setting(run: Measured) -> str:
     schedule = (
         f"a learning rate that rises to {config['lr']:g} at the last step"
         if warmup == steps - 1
-        else f"a learning rate that rises to {config['lr']:g} in {warmup} steps and falls to a tenth of it by a cosine"
+        else f"a learning rate that rises to {config['lr']:g} in {warmup} steps and falls to a tenth of "
+        "it by a cosine"
     )
     return (
-        f"{run.num_params:,} parameters, {steps} steps of {config['batch_size']} samples, {name}{where}, {schedule}, "
-        f"{clipped}. Measured every {config['smoothness_every']} steps, on the batch of the step."
+        f"{run.num_params:,} parameters, {steps} steps of {config['batch_size']} samples, "
+        f"{name}{where}, {schedule}, {clipped}. Measured every {config['smoothness_every']} "
+        "steps, on the batch of the step."
     )
