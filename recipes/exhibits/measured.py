@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_linf import quantities
 from lightning_linf.panels.payload import counted
-from lightning_linf.quantities import PREFIX
 from lightning_linf.runs.load import Run, load
 
 
@@ -45,7 +45,7 @@ class Measured:
 
     def curve(self, name: str) -> dict[int, float]:
         """Give the values by step, counted from 1: of a quantity, or of what training logged."""
-        points = self.run.scalars.get(f"{PREFIX}{name}") or self.run.own[name]
+        points = self.run.scalars.get(f"{quantities.PREFIX}{name}") or self.run.own[name]
         return {counted(step): value for step, value, *_ in points}
 
     def finite(self, name: str) -> dict[int, float]:
@@ -55,6 +55,13 @@ class Measured:
     def last(self, name: str) -> float:
         """Give the last value."""
         return list(self.curve(name).values())[-1]
+
+    def by_tensor(self, column: str) -> dict[str, float]:
+        """Give a column of the last record of the gradient's heterogeneity."""
+        table = self.run.tables[quantities.HETEROGENEITY.record_tag]
+        names = table.metadata.tensors
+        values = table.values[-1, : len(names), table.metadata.slice_of(column).start]
+        return dict(zip(names, values.tolist(), strict=True))
 
     def verdict(self) -> str:
         """Give the first sentence of the last report's verdict."""

@@ -121,7 +121,42 @@ def resnet(run: Measured) -> Iterator[str]:
 
 
 def vit(run: Measured) -> Iterator[str]:
-    yield ""
+    """Queries, keys and values stand out among the layers, and one step went uphill."""
+    density = run.by_tensor("density")
+    joint = [name for name in density if ".in_proj_" in name]
+    least = sorted(density, key=density.__getitem__)[: len(joint)]
+    yield claim(
+        f"At the last step the {len(joint)} tensors of {len(density)} in which the gradient is "
+        f"least dense, {number(density[least[0]])} to {number(density[least[-1]])}, are the joint "
+        "weights and biases of queries, keys and values (`in_proj`) of both blocks. Of the "
+        "biases that is normal for any attention with a softmax: the loss does not depend on "
+        "those of the keys, a third of the entries, whose gradient is rounding alone.",
+        set(least) == set(joint), len(joint) == 2 * run.settings["n_layer"],
+    )  # fmt: skip
+    change, error = run.curve("step_change"), run.curve("step_change_error")
+    (uphill,) = (step for step, value in change.items() if value > 0)
+    edge, multiple = run.curve("edge"), run.curve("best_step_multiple")
+    yield claim(
+        f"`edge` is {number(min(edge.values()))} to {number(max(edge.values()))}: the learning "
+        f"rate is large and bearable. One of the {len(change)} measured steps, that of step "
+        f"{uphill}, raised the loss of its batch, by {number(change[uphill])} ± "
+        f"{number(error[uphill])}, and its best multiple is {number(multiple[uphill])}: it went "
+        "uphill, as momentum and noisy gradients let a step do. One such step is normal; if most "
+        "were so, the learning rate would be too large.",
+        max(edge.values()) < 1, max(edge.values()) > 0.5, multiple[uphill] < 0,
+    )  # fmt: skip
+    lower, upper = run.curve(_LOWER), run.curve(_UPPER)
+    first, *_, last = lower
+    yield claim(
+        f"By the largest curvature Adam's geometry is behind at step {first} "
+        f"({number(lower[first])} to {number(upper[first])}) and ahead at step {last} "
+        f"({number(lower[last])} to {number(upper[last])}), in the same order as in the GPT-2. "
+        f"The verdict is \"{run.verdict()}\", as a batch of {run.settings['batch_size']} images "
+        "leaves the gradient in the noise: the noise scale of the last step is infinite, which "
+        "is to say that its gradient cannot be told from noise.",
+        upper[first] < 1, lower[last] > 1, "Undecided" in run.verdict(),
+        run.last("noise_scale") == float("inf"),
+    )  # fmt: skip
 
 
 def diverging(run: Measured) -> Iterator[str]:
