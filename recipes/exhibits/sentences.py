@@ -141,8 +141,8 @@ def vit(run: Measured) -> Iterator[str]:
         f"rate is large and bearable. One of the {len(change)} measured steps, that of step "
         f"{uphill}, raised the loss of its batch, by {number(change[uphill])} ± "
         f"{number(error[uphill])}, and its best multiple is {number(multiple[uphill])}: it went "
-        "uphill, as momentum and noisy gradients let a step do. One such step is normal; if most "
-        "were so, the learning rate would be too large.",
+        "uphill, as momentum and noisy gradients let a step do. One such step in "
+        f"{len(change)} is no alarm.",
         max(edge.values()) < 1, max(edge.values()) > 0.5, multiple[uphill] < 0,
     )  # fmt: skip
     lower, upper = run.curve(_LOWER), run.curve(_UPPER)
