@@ -19,7 +19,7 @@ from support.chromium import READY, Page, chromium  # noqa: E402  # screenshots.
 
 from exhibits import pages  # noqa: E402  # found there
 
-WIDTH = 1100
+WIDTH = 1280
 # By page, the panels that its picture begins and ends with.
 SHOWN = {
     "gpt2": ("verdict", "verdict"),

@@ -1,6 +1,7 @@
 """What is seen on the pages of the gallery, and what is normal of it."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 from exhibits.measured import Measured, claim, number
 
@@ -160,4 +161,42 @@ def vit(run: Measured) -> Iterator[str]:
 
 
 def diverging(run: Measured) -> Iterator[str]:
-    yield ""
+    """The edge passes 1, the loss rises, and at last nothing is a number."""
+    edge, train = run.curve("edge"), run.curve("train_loss")
+    rate = run.curve("lr-SGD/pg1")
+    passed = next(step for step, value in edge.items() if value > 1)
+    before = [value for step, value in edge.items() if step < passed]
+    lost = next(step for step, value in train.items() if not math.isfinite(value))
+    last = max(run.finite("train_loss"))
+    early = [value for step, value in train.items() if step <= passed]
+    yield claim(
+        f"The learning rate rises from step to step. `edge` is at most {number(max(before))} in "
+        f"the first {len(before)} measurements, and {number(edge[passed])} at step {passed}, at a "
+        f"rate of about {number(rate[nearest(rate, passed)])}: from there on a step of this size "
+        f"makes itself larger. The training loss, at most {number(max(early))} until then, is "
+        f"{number(train[last])} at step {last} and no finite number from step {lost} on.",
+        max(before) < 1, edge[passed] > 1, train[last] > 10 * max(early), lost > passed,
+        all(not math.isfinite(value) for step, value in train.items() if step >= lost),
+    )  # fmt: skip
+    density, top = run.finite("density"), run.finite("top1_energy")
+    (first, *_, end) = density
+    yield claim(
+        f"The gradient tells the same: its density falls from {number(density[first])} at step "
+        f"{first} to {number(density[end])} at step {end}, where the largest 1 % of its entries "
+        f"hold {top[end]:.1%} of its square.",
+        density[end] < density[first] / 10, top[end] > 0.9,
+    )  # fmt: skip
+    measured = max(edge)
+    yield claim(
+        "What follows is as it should be: no monitor ends the training, each says once that it "
+        "cannot measure, and the page says from which step on the loss is not finite, with the "
+        f"last whole report, of step {measured}, below it. That report is of a point that is lost "
+        f"already, where `edge` is {number(edge[measured])}: what a measurement says of such a "
+        "point is no longer of use.",
+        measured < lost, run.run.report_step + 1 == measured,
+    )  # fmt: skip
+
+
+def nearest(values: Mapping[int, float], step: int) -> int:
+    """Find the last step up to another."""
+    return max(known for known in values if known <= step)
