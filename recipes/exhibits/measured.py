@@ -71,7 +71,8 @@ class Measured:
 
 def number(value: float) -> str:
     """Write with three digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    short = float(f"{value:.3g}")
+    return f"{short:,.0f}" if abs(short) >= 1000 else f"{short:.3g}"
 
 
 def claim(text: str, *conditions: bool) -> str:

@@ -1,7 +1,8 @@
 """What is seen on the pages of the gallery, and what is normal of it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from itertools import pairwise
 
 from exhibits.measured import Measured, claim, number
 
@@ -26,9 +27,9 @@ def gpt2(run: Measured) -> Iterator[str]:
     )  # fmt: skip
     yield claim(
         f"Here it does not: `edge` is at most {number(max(edge.values()))}, far below 1, and the "
-        f"last steps are short, as the cosine has made them. At step {last} the best step would "
-        f"have been {number(run.last('best_step_multiple'))} times as long, by the batch of that "
-        "step alone.",
+        "last steps are short, as the cosine has made them. To second order, and by the batch of "
+        f"that step alone, the best step {last} would have been "
+        f"{number(run.last('best_step_multiple'))} times as long.",
         max(edge.values()) < 0.5, run.last("best_step_multiple") > 3,
     )  # fmt: skip
     start = next(step for step in lower if all(lower[s] > 1 for s in lower if s >= step))
@@ -64,8 +65,8 @@ def rotated(plain: Measured, turned: Measured) -> Iterator[str]:
         "coordinates, and each is measured in its own. A rotation changes neither the loss nor "
         "λ_max at a point, but it spreads what curvature the coordinates had kept apart: at "
         "every step that was measured the (1,1)-norm, the smoothness along l-infinity, is larger "
-        f"in the rotated run, at step {last} {number(norms[1][last])} against "
-        f"{number(norms[0][last])}, over d. Of this the runs' different paths are a part.",
+        f"in the rotated run. Over d it is {number(norms[1][last])} against "
+        f"{number(norms[0][last])} at step {last}. Of this the runs' different paths are a part.",
         min(ratios.values()) > 1.5, norms[0].keys() == norms[1].keys(),
     )  # fmt: skip
     yield claim(
@@ -106,7 +107,7 @@ def resnet(run: Measured) -> Iterator[str]:
     yield claim(
         f"`edge` is above 1 at steps {', '.join(map(str, above))}, {number(edge[first])} at the "
         f"first, and {number(edge[last])} at the end. Yet every step that was measured lowered "
-        "the loss of its batch: above 1 is a warning and no sentence. It is of the steepest "
+        "the loss of its batch: above 1 is a warning, not a proof. It is of the steepest "
         "direction alone, would need many steps with the same preconditioner, and is measured on "
         "the evaluation-mode network, whose BatchNorm has running statistics, where training has "
         "those of the batch.",
@@ -161,21 +162,28 @@ def vit(run: Measured) -> Iterator[str]:
 
 
 def diverging(run: Measured) -> Iterator[str]:
-    """The edge passes 1, the loss rises, and at last nothing is a number."""
-    edge, train = run.curve("edge"), run.curve("train_loss")
-    rate = run.curve("lr-SGD/pg1")
-    passed = next(step for step, value in edge.items() if value > 1)
-    before = [value for step, value in edge.items() if step < passed]
+    """At the edge for a while, then off it, until nothing is a number."""
+    edge, loss = run.curve("edge"), run.curve("probe_loss")
+    train, rate = run.curve("train_loss"), run.curve("lr-SGD/pg1")
+    first = next(step for step, value in edge.items() if value > 1)
+    off = next(step for step, value in loss.items() if value > 2 * loss[min(loss)])
+    at_edge = [step for step in edge if first <= step < off]
+    escaping = [step for step in loss if step >= off]
     lost = next(step for step, value in train.items() if not math.isfinite(value))
-    last = max(run.finite("train_loss"))
-    early = [value for step, value in train.items() if step <= passed]
     yield claim(
-        f"The learning rate rises from step to step. `edge` is at most {number(max(before))} in "
-        f"the first {len(before)} measurements, and {number(edge[passed])} at step {passed}, at a "
-        f"rate of about {number(rate[nearest(rate, passed)])}: from there on a step of this size "
-        f"makes itself larger. The training loss, at most {number(max(early))} until then, is "
-        f"{number(train[last])} at step {last} and no finite number from step {lost} on.",
-        max(before) < 1, edge[passed] > 1, train[last] > 10 * max(early), lost > passed,
+        f"The learning rate rises from step to step. At step {first}, at a rate of "
+        f"{number(rate[first])}, `edge` is above 1 for the first time, and from there to step "
+        f"{at_edge[-1]} it is {number(min(edge[s] for s in at_edge))} to "
+        f"{number(max(edge[s] for s in at_edge))}, while the loss of the measured batch stays at "
+        f"{number(min(loss[s] for s in at_edge))} to {number(max(loss[s] for s in at_edge))}: for "
+        f"a while training can stay at the edge of stability. From step {off} on it does not: "
+        f"`edge` is {', '.join(number(edge[s]) for s in escaping[:3])}, the loss "
+        f"{', '.join(number(loss[s]) for s in escaping[:3])}, and {number(loss[escaping[-1]])} at "
+        f"step {escaping[-1]}. The training loss is no finite number from step {lost} on.",
+        max(edge[s] for s in edge if s < first) < 1, max(edge[s] for s in at_edge) > 1,
+        max(loss[s] for s in at_edge) < 1.1 * loss[min(loss)],
+        all(edge[s] > 2 for s in escaping[:3]), len(escaping) > 3,
+        all(loss[s] < loss[t] for s, t in pairwise(escaping)), lost > escaping[-1],
         all(not math.isfinite(value) for step, value in train.items() if step >= lost),
     )  # fmt: skip
     density, top = run.finite("density"), run.finite("top1_energy")
@@ -183,7 +191,7 @@ def diverging(run: Measured) -> Iterator[str]:
     yield claim(
         f"The gradient tells the same: its density falls from {number(density[first])} at step "
         f"{first} to {number(density[end])} at step {end}, where the largest 1 % of its entries "
-        f"hold {top[end]:.1%} of its square.",
+        f"hold {100 * top[end]:.1f} % of its square.",
         density[end] < density[first] / 10, top[end] > 0.9,
     )  # fmt: skip
     measured = max(edge)
@@ -195,8 +203,3 @@ def diverging(run: Measured) -> Iterator[str]:
         "point is no longer of use.",
         measured < lost, run.run.report_step + 1 == measured,
     )  # fmt: skip
-
-
-def nearest(values: Mapping[int, float], step: int) -> int:
-    """Find the last step up to another."""
-    return max(known for known in values if known <= step)

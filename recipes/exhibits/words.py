@@ -75,9 +75,10 @@ def _lines() -> Iterator[str]:
         f"The networks have {min(params):,} to {max(params):,} parameters and trained for "
         f"{min(steps)} to {max(steps)} steps on one thread of a CPU, with one seed. So what "
         "stands here is true of these runs, and no rule. It is written from their records in "
-        "`docs/gallery/runs`: no figure is typed, and a sentence that the records did not bear "
-        "out would not be written. `make gallery` makes the pages, and `python "
-        "recipes/gallery.py --again RUN` trains a run anew."
+        "`docs/gallery/runs`: no figure is typed, and a sentence that the records do not bear "
+        "out is not written. The pages are part of this site, and not of the repository, where "
+        "`make gallery` makes them from the records in seconds; `python recipes/gallery.py "
+        "--again RUN` trains a run anew."
     )
     for name, entry in ENTRIES.items():
         yield from ("", f"## {entry.title}")
@@ -96,12 +97,11 @@ def _setting(run: Measured) -> str:
     clip = config["gradient_clip_val"]
     clipped = f"gradients clipped to a norm of {clip:g}" if clip else "gradients not clipped"
     warmup, steps = config["warmup_steps"], config["max_steps"]
-    schedule = (
-        f"a learning rate that rises to {config['lr']:g} at the last step"
-        if warmup == steps - 1
-        else f"a learning rate that rises to {config['lr']:g} in {warmup} steps and falls to a tenth of "
-        "it by a cosine"
-    )
+    schedule = f"a learning rate that rises to {config['lr']:g} "
+    if warmup == steps - 1:
+        schedule += "at the last step"
+    else:
+        schedule += f"in {warmup} steps and falls to a tenth of it by a cosine"
     return (
         f"{run.num_params:,} parameters, {steps} steps of {config['batch_size']} samples, "
         f"{name}{where}, {schedule}, {clipped}. Measured every {config['smoothness_every']} "
