@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +74,17 @@ def number(value: float) -> str:
     """Write with three digits."""
     short = float(f"{value:.3g}")
     return f"{short:,.0f}" if abs(short) >= 1000 else f"{short:.3g}"
+
+
+def first(steps: Iterable[int], what: str) -> int:
+    """Give the first of some steps.
+
+    Raises:
+        UntrueError: If there are none.
+    """
+    for step in steps:
+        return step
+    raise UntrueError(f"gallery: expected a step with {what}, got none.")
 
 
 def claim(text: str, *conditions: bool) -> str:

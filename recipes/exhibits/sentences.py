@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 
-from exhibits.measured import Measured, claim, number
+from exhibits.measured import Measured, claim, first, number
 
 _LOWER, _UPPER = "advantage_lower/coordinate", "advantage_upper/coordinate"
 
@@ -14,16 +14,16 @@ def gpt2(run: Measured) -> Iterator[str]:
     loss, curvature = run.curve("probe_loss"), run.curve("lambda_max")
     stable, edge = run.curve("largest_stable_lr"), run.curve("edge")
     lower, upper = run.curve(_LOWER), run.curve(_UPPER)
-    (first, *_, last), (early, *_) = loss, lower
+    (start, *_, last), (early, *_) = loss, lower
     yield claim(
-        f"While the loss of the measured batch falls from {number(loss[first])} to "
-        f"{number(loss[last])}, the largest curvature λ_max grows from {number(curvature[first])} "
+        f"While the loss of the measured batch falls from {number(loss[start])} to "
+        f"{number(loss[last])}, the largest curvature λ_max grows from {number(curvature[start])} "
         f"to {number(curvature[last])}, and the largest stable learning rate shrinks from "
-        f"{number(stable[first])} to {number(stable[last])}. That is normal: curvature tends to "
+        f"{number(stable[start])} to {number(stable[last])}. That is normal: curvature tends to "
         "grow until the learning rate limits it ([Cohen et "
         "al.](https://arxiv.org/abs/2103.00065)).",
-        loss[last] < loss[first], curvature[last] > 10 * curvature[first],
-        stable[last] < stable[first] / 2,
+        loss[last] < loss[start], curvature[last] > 10 * curvature[start],
+        stable[last] < stable[start] / 2,
     )  # fmt: skip
     yield claim(
         f"Here it does not: `edge` is at most {number(max(edge.values()))}, far below 1, and the "
@@ -32,13 +32,15 @@ def gpt2(run: Measured) -> Iterator[str]:
         f"{number(run.last('best_step_multiple'))} times as long.",
         max(edge.values()) < 0.5, run.last("best_step_multiple") > 3,
     )  # fmt: skip
-    start = next(step for step in lower if all(lower[s] > 1 for s in lower if s >= step))
+    ahead = first(
+        (step for step in lower if all(lower[s] > 1 for s in lower if s >= step)), "Adam ahead"
+    )
     yield claim(
         "By the largest curvature that each can meet, one step of Adam's geometry lowers the "
         f"loss {number(lower[early])} to {number(upper[early])} times as far as one of SGD's at "
         f"step {early}, and {number(lower[last])} to {number(upper[last])} times at step {last}: "
-        f"ahead from step {start} on.",
-        upper[early] < 1, lower[last] > 1, start < last / 2,
+        f"ahead from step {ahead} on.",
+        upper[early] < 1, lower[last] > 1, ahead < last / 2,
     )  # fmt: skip
     yield claim(
         f"The verdict of the last measurement is all the same \"{run.verdict()}\": a search for "
@@ -94,18 +96,18 @@ def resnet(run: Measured) -> Iterator[str]:
     """It fits its images: curvature falls with the loss, and the edge with the curvature."""
     loss, curvature, edge = (run.curve(name) for name in ("probe_loss", "lambda_max", "edge"))
     change, validation = run.curve("step_change"), run.curve("val_loss")
-    (first, *_, last), above = loss, [step for step, value in edge.items() if value > 1]
+    (start, *_, last), above = loss, [step for step, value in edge.items() if value > 1]
     best = min(validation, key=validation.__getitem__)
     yield claim(
-        f"The loss of the measured batch falls from {number(loss[first])} at step {first} to "
-        f"{number(loss[last])} at step {last}, and λ_max with it, from {number(curvature[first])} "
+        f"The loss of the measured batch falls from {number(loss[start])} at step {start} to "
+        f"{number(loss[last])} at step {last}, and λ_max with it, from {number(curvature[start])} "
         f"to {number(curvature[last])}: the opposite of the GPT-2. That is normal for a network "
         "that comes to fit its data, as the curvature of a cross-entropy vanishes with its "
         "errors.",
-        loss[last] < loss[first] / 100, curvature[last] < curvature[first] / 5,
+        loss[last] < loss[start] / 100, curvature[last] < curvature[start] / 5,
     )  # fmt: skip
     yield claim(
-        f"`edge` is above 1 at steps {', '.join(map(str, above))}, {number(edge[first])} at the "
+        f"`edge` is above 1 at steps {', '.join(map(str, above))}, {number(edge[start])} at the "
         f"first, and {number(edge[last])} at the end. Yet every step that was measured lowered "
         "the loss of its batch: above 1 is a warning, not a proof. It is of the steepest "
         "direction alone, would need many steps with the same preconditioner, and is measured on "
@@ -136,7 +138,7 @@ def vit(run: Measured) -> Iterator[str]:
         set(least) == set(joint), len(joint) == 2 * run.settings["n_layer"],
     )  # fmt: skip
     change, error = run.curve("step_change"), run.curve("step_change_error")
-    (uphill,) = (step for step, value in change.items() if value > 0)
+    uphill = first((step for step, value in change.items() if value > 0), "a rising loss")
     edge, multiple = run.curve("edge"), run.curve("best_step_multiple")
     yield claim(
         f"`edge` is {number(min(edge.values()))} to {number(max(edge.values()))}: the learning "
@@ -146,17 +148,18 @@ def vit(run: Measured) -> Iterator[str]:
         "uphill, as momentum and noisy gradients let a step do. One such step in "
         f"{len(change)} is no alarm.",
         max(edge.values()) < 1, max(edge.values()) > 0.5, multiple[uphill] < 0,
+        sum(value > 0 for value in change.values()) == 1,
     )  # fmt: skip
     lower, upper = run.curve(_LOWER), run.curve(_UPPER)
-    first, *_, last = lower
+    start, *_, last = lower
     yield claim(
-        f"By the largest curvature Adam's geometry is behind at step {first} "
-        f"({number(lower[first])} to {number(upper[first])}) and ahead at step {last} "
+        f"By the largest curvature Adam's geometry is behind at step {start} "
+        f"({number(lower[start])} to {number(upper[start])}) and ahead at step {last} "
         f"({number(lower[last])} to {number(upper[last])}), in the same order as in the GPT-2. "
         f"The verdict is \"{run.verdict()}\", as a batch of {run.settings['batch_size']} images "
         "leaves the gradient in the noise: the noise scale of the last step is infinite, which "
         "is to say that its gradient cannot be told from noise.",
-        upper[first] < 1, lower[last] > 1, "Undecided" in run.verdict(),
+        upper[start] < 1, lower[last] > 1, "Undecided" in run.verdict(),
         run.last("noise_scale") == float("inf"),
     )  # fmt: skip
 
@@ -165,14 +168,16 @@ def diverging(run: Measured) -> Iterator[str]:
     """At the edge for a while, then off it, until nothing is a number."""
     edge, loss = run.curve("edge"), run.curve("probe_loss")
     train, rate = run.curve("train_loss"), run.curve("lr-SGD/pg1")
-    first = next(step for step, value in edge.items() if value > 1)
-    off = next(step for step, value in loss.items() if value > 2 * loss[min(loss)])
-    at_edge = [step for step in edge if first <= step < off]
+    reached = first((step for step, value in edge.items() if value > 1), "an edge above 1")
+    off = first((step for step in loss if loss[step] > 2 * loss[min(loss)]), "a risen loss")
+    at_edge = [step for step in edge if reached <= step < off]
     escaping = [step for step in loss if step >= off]
-    lost = next(step for step, value in train.items() if not math.isfinite(value))
+    lost = first(
+        (step for step, value in train.items() if not math.isfinite(value)), "a loss not finite"
+    )
     yield claim(
-        f"The learning rate rises from step to step. At step {first}, at a rate of "
-        f"{number(rate[first])}, `edge` is above 1 for the first time, and from there to step "
+        f"The learning rate rises from step to step. At step {reached}, at a rate of "
+        f"{number(rate[reached])}, `edge` is above 1 for the first time, and from there to step "
         f"{at_edge[-1]} it is {number(min(edge[s] for s in at_edge))} to "
         f"{number(max(edge[s] for s in at_edge))}, while the loss of the measured batch stays at "
         f"{number(min(loss[s] for s in at_edge))} to {number(max(loss[s] for s in at_edge))}: for "
@@ -180,25 +185,25 @@ def diverging(run: Measured) -> Iterator[str]:
         f"`edge` is {', '.join(number(edge[s]) for s in escaping[:3])}, the loss "
         f"{', '.join(number(loss[s]) for s in escaping[:3])}, and {number(loss[escaping[-1]])} at "
         f"step {escaping[-1]}. The training loss is no finite number from step {lost} on.",
-        max(edge[s] for s in edge if s < first) < 1, max(edge[s] for s in at_edge) > 1,
+        max(edge[s] for s in edge if s < reached) < 1, max(edge[s] for s in at_edge) > 1,
         max(loss[s] for s in at_edge) < 1.1 * loss[min(loss)],
         all(edge[s] > 2 for s in escaping[:3]), len(escaping) > 3,
         all(loss[s] < loss[t] for s, t in pairwise(escaping)), lost > escaping[-1],
         all(not math.isfinite(value) for step, value in train.items() if step >= lost),
     )  # fmt: skip
     density, top = run.finite("density"), run.finite("top1_energy")
-    (first, *_, end) = density
+    (start, *_, end) = density
     yield claim(
-        f"The gradient tells the same: its density falls from {number(density[first])} at step "
-        f"{first} to {number(density[end])} at step {end}, where the largest 1 % of its entries "
+        f"The gradient tells the same: its density falls from {number(density[start])} at step "
+        f"{start} to {number(density[end])} at step {end}, where the largest 1 % of its entries "
         f"hold {100 * top[end]:.1f} % of its square.",
-        density[end] < density[first] / 10, top[end] > 0.9,
+        density[end] < density[start] / 10, top[end] > 0.9,
     )  # fmt: skip
     measured = max(edge)
     yield claim(
         "What follows is as it should be: no monitor ends the training, each says once that it "
-        "cannot measure, and the page says from which step on the loss is not finite, with the "
-        f"last whole report, of step {measured}, below it. That report is of a point that is lost "
+        "cannot measure, and the panel of the verdict says from which step on the loss is not "
+        f"finite. The last whole report, of step {measured}, is of a point that is lost "
         f"already, where `edge` is {number(edge[measured])}: what a measurement says of such a "
         "point is no longer of use.",
         measured < lost, run.run.report_step + 1 == measured,
