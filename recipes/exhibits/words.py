@@ -19,11 +19,13 @@ class Entry:
         title: Its heading.
         picture: What its picture shows, in words.
         sentences: A function of the page's runs, which gives what is seen and what is normal of it.
+        view: What is chosen on the page when it is opened, as its address keeps it.
     """
 
     title: str
     picture: str
     sentences: Callable[..., Iterator[str]]
+    view: str = ""
 
 
 ENTRIES = {
@@ -51,6 +53,7 @@ ENTRIES = {
         "A run that diverges",
         "Loss and learning rate, edge of stability and best multiple of the last step",
         diverging,
+        view="#loss.log=true",
     ),
 }
 
@@ -75,10 +78,10 @@ def _lines() -> Iterator[str]:
         f"The networks have {min(params):,} to {max(params):,} parameters and trained for "
         f"{min(steps)} to {max(steps)} steps on one thread of a CPU, with one seed. So what "
         "stands here is true of these runs, and no rule. It is written from their records in "
-        "`docs/gallery/runs`: no figure is typed, and a sentence that the records do not bear "
-        "out is not written. The pages are part of this site, and not of the repository, where "
-        "`make gallery` makes them from the records in seconds; `python recipes/gallery.py "
-        "--again RUN` trains a run anew."
+        "`docs/gallery/runs`: no measured figure is typed, and a sentence that the records do "
+        "not bear out is not written. The pages are part of the documentation's site, and not of "
+        "the repository, where `make gallery` makes them from the records in seconds; `python "
+        "recipes/gallery.py --again RUN` trains a run anew."
     )
     for name, entry in ENTRIES.items():
         yield from ("", f"## {entry.title}")
@@ -86,7 +89,7 @@ def _lines() -> Iterator[str]:
         own = [runs[run] for run in pages.PAGES[name]]
         yield from paragraph(_setting(own[-1]))
         yield from paragraph(" ".join(entry.sentences(*own)))
-        yield from ("", f"[The whole page]({name}.html)")
+        yield from ("", f"[The whole page]({name}.html{entry.view})")
 
 
 def _setting(run: Measured) -> str:
