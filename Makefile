@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
-.PHONY: gpt2 paper test test-all test-kernels test-loggers test-oldest test-torchrun test-zoo coverage lint types docs docs-serve wheel clean
+.PHONY: gpt2 paper gallery test test-all test-kernels test-loggers test-oldest test-torchrun test-zoo coverage lint types docs docs-serve wheel clean
 
 gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
 	$(BIN)/python recipes/gpt2.py $(ARGS)
 
 paper: $(VENV)/recipes.stamp  ## run all recipes at their small sizes and write docs/results.md
 	OMP_NUM_THREADS=1 $(BIN)/python recipes/paper.py $(ARGS)
+
+gallery: $(VENV)/recipes.stamp  ## train what the gallery lacks, and make its pages; ARGS='--help' for more
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/gallery.py $(ARGS)
 
 test: $(VENV)/dev.stamp  ## the everyday tests
 	$(BIN)/python $(PYTEST) $(ARGS)

@@ -15,63 +15,38 @@ Needs: pip install 'lightning-linf[recipes]'
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from typing_extensions import override
 
 from command_line import find_presets
 from comparison import compare
-from data.image_data import Batch, ImageData
-from data.images import content_id, load
-from settings import RecipeError, refuse_unless
-from training.config import TrainingConfig
-from training.resume import MAY_CHANGE_ON_RESUME
-from training.train import make_optimizers, make_trainer, train
-
-NUM_CLASSES = 10  # of each data set that data/images.py reads
+from data.image_data import ImageData
+from data.images import NUM_CLASSES
+from settings import RecipeError
+from training.image_classifier import MAY_CHANGE_ON_RESUME, ImageClassifier, ImageConfig
+from training.train import make_trainer, train
 
 
 @dataclass(frozen=True)
-class Config(TrainingConfig):
+class Config(ImageConfig):
     """Settings of a run; the defaults are those of the preset `digits`."""
 
     name: str = "resnet-digits"
     """Folder of the run under runs_dir."""
-    data: str = "digits"
-    """Images: digits (of scikit-learn), or cifar10:DIR, fashion-mnist:DIR (see data/images.py)."""
     width: int = 8
     """Channels of the first stage, which double three times: 64 in ResNet-18. Parameters and time
     grow with the square."""
-    batch_size: int = 32
-    """Images of an optimizer step, over all devices and accumulated micro-batches."""
     micro_batch: int = 32
     """Images that a device takes at a time; BatchNorm takes its statistics from them alone."""
-    max_steps: int = 300
-    """Optimizer steps of the run."""
     weight_decay: float = 5e-4
     """Decay of matrices: more keeps weights smaller. adam and sgd add it to the gradient (L2), the
     others take it off the weights (decoupled)."""
-    val_images: int = 1000
-    """Images of a validation, at most: more take longer, and give a surer loss."""
-    probe_images: int = 64
-    """Images of a micro-batch that a probe sees. Fewer need less memory, some ten times that of
-    training on them, and leave more to chance."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_unless(self, (
-            ("strategy", self.strategy != "fsdp2",
-             "one that keeps the network whole", "Choose --strategy ddp."),
-        ))  # fmt: skip
-
-    def data_id(self) -> str:
-        """Name the images by their content."""
-        return content_id(self.data)
 
 
 ABOUT = "Train a ResNet-18 and watch the geometry of its loss. compare: several optimizers on it."
@@ -116,54 +91,18 @@ def resnet18(num_channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class ResNet(LightningModule):
+class ResNet(ImageClassifier[Config]):
     """Classify images.
 
     Args:
         config: Settings of the run, or a mapping of them, as checkpoints have it.
     """
 
-    def __init__(self, config: Config | Mapping[str, Any]) -> None:
-        super().__init__()
-        if not isinstance(config, Config):
-            config = Config(**config)
-        self.save_hyperparameters({"config": asdict(config)})
-        self.config = config
-        (pixels, _), _ = load(config.data)
-        self.model = resnet18(pixels.shape[1], config.width)
+    config_class = Config
 
-    def training_step(self, batch: Batch) -> Tensor:
-        """Log and return the loss of a micro-batch."""
-        loss = self._loss(batch)
-        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
-        return loss
-
-    def probe_loss(self, batch: Batch) -> Tensor:
-        """Return the loss whose landscape is measured: that of the first few images."""
-        pixels, labels = batch
-        return self._loss((pixels[: self.config.probe_images], labels[: self.config.probe_images]))
-
-    def probe_weight(self, batch: Batch) -> int:
-        """Count those images."""
-        return min(len(batch[1]), self.config.probe_images)
-
-    def validation_step(self, batch: Batch) -> None:
-        """Add a batch to the means over all ranks."""
-        pixels, labels = batch
-        logits = self.model(pixels)  # (batch, classes)
-        # Lightning's mean over ranks of these counts is a whole number, so it must come out as one.
-        weight = len(labels) * self.trainer.world_size
-        accuracy = (logits.argmax(dim=1) == labels).float().mean()
-        values = {"val_loss": cross_entropy(logits, labels), "val_accuracy": accuracy}
-        self.log_dict(values, batch_size=weight, prog_bar=True, sync_dist=True)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW, which `SwapOptimizer` exchanges where another geometry is chosen."""
-        return make_optimizers(self, self.config)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        pixels, labels = batch
-        return cross_entropy(self.model(pixels), labels)
+    @override
+    def make_network(self, num_channels: int, side: int) -> nn.Module:
+        return resnet18(num_channels, self.config.width)
 
 
 def prepare(
@@ -177,8 +116,7 @@ def prepare(
 
 def main(config: Config) -> Trainer:
     """Train, and print what was measured."""
-    may_change = MAY_CHANGE_ON_RESUME | {"val_images", "probe_images"}
-    return train(config, prepare, may_change, f"ResNet-18 of width {config.width}")
+    return train(config, prepare, MAY_CHANGE_ON_RESUME, f"ResNet-18 of width {config.width}")
 
 
 def run(args: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from settings import RecipeError, refuse
 
 Bytes = npt.NDArray[np.uint8]
 Labelled = tuple[Bytes, npt.NDArray[np.int64]]  # images (n, channels, height, width), labels (n,)
+NUM_CLASSES = 10  # of each of these data sets
 _SIDE = 32  # pixels of CIFAR-10
 _IDX_BYTES = 0x08  # type code of unsigned bytes
 
