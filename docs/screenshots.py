@@ -1,10 +1,10 @@
-"""Take the pictures of the panels: those of the README, and every panel in both themes and widths.
+"""Take the pictures of the panels: those of the documentation, and all in both themes and widths.
 
     python docs/screenshots.py [FOLDER]
 
 Trains the runs of demo_runs.py into FOLDER/runs unless they are there (two minutes), starts
-TensorBoard on them and looks at it with Chromium. Two pictures go to docs/, all others to FOLDER
-(runs/screenshots by default).
+TensorBoard on them and looks at it with Chromium. The pictures of README.md go to docs/, those of
+panels.md to docs/pictures/, all others to FOLDER (runs/screenshots by default).
 """
 
 import sys
@@ -21,15 +21,32 @@ from support.chromium import READY, Page, chromium  # noqa: E402  # found there
 from support.tensorboard_process import tensorboard  # noqa: E402
 
 PANELS = (
-    *("verdict", "loss", "learning-rate", "edge", "best-step", "noise"),
+    *("verdict", "loss", "learning-rate", "edge", "best-step", "gain", "noise"),
     *("smoothness", "heatmap", "bars", "layer", "fan"),
 )
 WIDTHS = {"wide": 1280, "narrow": 600}
+# Those of panels.md: by panel the theme, and what is chosen on the page.
+PICTURES = {
+    "verdict": ("light", "runs=adam"),
+    "loss": ("light", "loss.smooth=0.6"),
+    "learning-rate": ("light", ""),
+    "edge": ("light", ""),
+    "best-step": ("light", ""),
+    "gain": ("light", ""),
+    "noise": ("light", "runs=adam"),
+    "smoothness": ("dark", ""),
+    "heatmap": ("dark", "layers.run=adam&layers.unfolded=blocks.0&layers.grouped=true"),
+    "bars": ("light", "layers.run=adam&layers.beside=run%3Asgd&layers.order=value"),
+    "layer": ("light", "layer=head.weight"),
+    "fan": ("dark", "fan.run=adam"),
+}
 
 
 def save(png: bytes, path: Path) -> None:
     """Write it as small as PNG can be."""
-    image = Image.open(BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image = Image.open(BytesIO(png)).convert("RGB")
+    # This method keeps the colours of small marks; k-means puts those of large areas right.
+    image = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
     image.save(path, optimize=True)
     print(f"{path}: {image.width} x {image.height}, {path.stat().st_size / 1000:.0f} kB")
 
@@ -63,6 +80,19 @@ def take_all(page: Page, address: str, folder: Path) -> None:
                 save(page.screenshot(clip=clip), folder / f"{panel}-{theme}-{name}.png")
 
 
+def take_panels(page: Page, address: str, folder: Path) -> None:
+    """Take each panel as panels.md shows it."""
+    folder.mkdir(exist_ok=True)
+    for panel, (theme, words) in PICTURES.items():
+        page.prefer(theme)
+        page.size(1280)
+        page.open("about:blank")
+        page.open(f"{address}#{words}")
+        page.wait(READY)
+        page.size(1280, page.run("document.documentElement.scrollHeight"))
+        save(page.screenshot(clip=box_of(page, f"#{panel}")), folder / f"panel-{panel}.png")
+
+
 def take_tab(page: Page, address: str, path: Path) -> None:
     """Take the tab as it stands in TensorBoard, in light colours, a value under the cursor."""
     frame = "document.querySelector('iframe').contentDocument"
@@ -83,7 +113,7 @@ def take_layers(page: Page, address: str, path: Path) -> None:
     page.wait(READY)
     page.size(1280, page.run("document.documentElement.scrollHeight"))
     box = page.run("document.querySelector('#heatmap canvas').getBoundingClientRect().toJSON()")
-    page.move(box["x"] + 0.55 * box["width"], box["y"] + 130)
+    page.move(box["x"] + 0.45 * box["width"], box["y"] + 130)
     save(page.screenshot(clip=box_of(page, ".layers")), path)
 
 
@@ -98,9 +128,10 @@ def main(folder: str = "runs/screenshots") -> None:
         chromium(target) as page,
     ):
         board.wait_for_runs(len(demo_runs.OPTIMIZERS))
-        take_all(page, board.entry, target)
         take_tab(page, board.address, DOCS / "geometry-tab.png")
         take_layers(page, board.entry, DOCS / "geometry-layers.png")
+        take_panels(page, board.entry, DOCS / "pictures")
+        take_all(page, board.entry, target)
 
 
 if __name__ == "__main__":

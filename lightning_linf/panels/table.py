@@ -56,6 +56,7 @@ class Metadata:
     tensors: list[str]
     whole: bool  # whether there is a last row for all parameters together
     columns: list[Column]
+    own_steps_from: int = 0  # the number of the first step in what the training itself logs
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -74,7 +75,8 @@ class Metadata:
     def to_json(self) -> dict[str, Any]:
         """Turn into JSON types."""
         columns = [vars(column) for column in self.columns]
-        return {"tensors": self.tensors, "whole": self.whole, "columns": columns}
+        content = {"tensors": self.tensors, "whole": self.whole, "columns": columns}
+        return content | ({"own_steps_from": self.own_steps_from} if self.own_steps_from else {})
 
     def tag_of_series(self, tag: str) -> str:
         """Make the tag in event files out of a record's tag and a digest of these metadata.
@@ -101,7 +103,12 @@ class Metadata:
                     "update lightning_linf where TensorBoard runs"
                 )
             columns = [Column(**column) for column in fields["columns"]]
-            return cls([str(name) for name in fields["tensors"]], bool(fields["whole"]), columns)
+            return cls(
+                [str(name) for name in fields["tensors"]],
+                bool(fields["whole"]),
+                columns,
+                int(fields.get("own_steps_from", 0)),
+            )
         except _BROKEN as error:
             raise ValueError(f"broken metadata ({type(error).__name__}: {error})") from error
 
@@ -151,7 +158,7 @@ def lay_out(record: Record) -> tuple[Array, Metadata]:
         parts.append(part)
         about = quantities.column(name)
         columns.append(Column(name, part.shape[1], about.label, about.unit, list(about.levels)))
-    metadata = Metadata(list(record.tensors), bool(record.whole), columns)
+    metadata = Metadata(list(record.tensors), bool(record.whole), columns, record.own_steps_from)
     return np.concatenate(parts, axis=1), metadata
 
 

@@ -51,6 +51,7 @@ class Record:
     # and looked into only by who reads the report.
     report: Any = None
     restart: int = 0  # how many times the processes had been started again, as torchrun does it
+    own_steps_from: int = 0  # the number of the first step in what the training itself logs
 
     def to_line(self) -> str:
         """Write as one line of strict JSON, ``step`` first; inf and NaN become strings."""
@@ -74,6 +75,8 @@ class Record:
             content["report"] = self.report
         if self.restart:
             content["restart"] = self.restart
+        if self.own_steps_from:
+            content["own_steps_from"] = self.own_steps_from
         return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -121,6 +124,7 @@ class Record:
             histogram=histogram and LogHistogram(histogram["edges"], histogram["counts"]),
             report=content.get("report"),
             restart=int(content.get("restart", 0)),
+            own_steps_from=int(content.get("own_steps_from", 0)),
         )
 
 

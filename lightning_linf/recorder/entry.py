@@ -19,6 +19,7 @@ def make_record(
     whole: Mapping[str, Tensor],
     histogram: tuple[Tensor, Tensor] | None,
     report: GeometryReport | None,
+    own_steps_from: int = 0,
 ) -> Record:
     """Turn tensors into plain data."""
     counted = None
@@ -35,6 +36,7 @@ def make_record(
         # The table has a row for each tensor already.
         report=None if report is None else replace(report, per_tensor={}).to_dict(),
         restart=num_restarts(),
+        own_steps_from=own_steps_from,
     )
 
 

@@ -57,6 +57,8 @@ class GeometryRecorder:
         logdir: Folder of this run. Records of an earlier training in it, from the step on that is
             recorded first, are moved to a file beside.
         on_error: "warn" warns once of each error and lets the training go on; "raise" ends it.
+        own_steps_from: The number of the first optimizer step in an event file of your own in the
+            same folder. With 1, its losses stand beside the geometry of their steps.
 
     Raises:
         ValueError: If an argument has a wrong value.
@@ -77,9 +79,13 @@ class GeometryRecorder:
         18.0
     """
 
-    def __init__(self, logdir: str | Path, *, on_error: OnError = "warn") -> None:
+    def __init__(
+        self, logdir: str | Path, *, on_error: OnError = "warn", own_steps_from: int = 0
+    ) -> None:
         check_choice("GeometryRecorder", "on_error", on_error, get_args(OnError))
+        check_whole("GeometryRecorder", "own_steps_from", own_steps_from, 0)
         self.on_error = on_error
+        self.own_steps_from = own_steps_from
         self.last_report: GeometryReport | None = None
         self._folder = RunFolder(Path(logdir))
         self._stage: TrainingStage | None = None
@@ -249,9 +255,8 @@ class GeometryRecorder:
         report: GeometryReport | None = None,
     ) -> None:
         if rank_and_size()[0] == 0:
-            self._folder.write(
-                make_record(step, tag, scalars, names, columns, whole or {}, histogram, report)
-            )
+            content = (scalars, names, columns, whole or {}, histogram, report)
+            self._folder.write(make_record(step, tag, *content, self.own_steps_from))
 
     @contextmanager
     def _errors_handled(self, task: str, step: int) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """The recorder as a callback of transformers' Trainer."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,15 +27,17 @@ class GeometryCallback(TrainerCallback):
     one factor: of the numbers only ``median_log10_grad`` and the quantiles of log10|g| change. The
     landscape after the step, on the latest batches. A forward hook on the model keeps these and
     their losses while the Trainer trains. Records count optimizer steps from 0, as those of the
-    monitors do, so step 10 of the Trainer's logs is 9 there.
+    monitors do, so step 10 of the Trainer's logs is 9 there; the panels show both as step 10.
 
     Args:
         every_n_steps: Measure the landscape at every step whose number is a multiple of this.
         observe_every_n_steps: Record the gradient at multiples of this, which is nearly free.
         num_batches: Measure the mean loss over this many of the latest batches. With one there is
             no error over batches, and so no verdict.
-        logdir: Where to write. Default: ``logging_dir`` of the arguments or, if they have none,
-            "geometry" in their ``output_dir``.
+        logdir: Where to write. Default: ``logging_dir`` of the arguments or, where they have none,
+            ``TENSORBOARD_LOGGING_DIR`` of the environment, where the Trainer's own event file goes,
+            or "geometry" in their ``output_dir``. In one folder with that file, the panels show
+            the Trainer's losses beside the geometry.
         loss: From model and batch (the keyword arguments of the model) to a scalar. Default: the
             ``loss`` of what the model returns.
         on_error: "warn" warns once of each error and lets the training go on; "raise" ends it.
@@ -83,8 +86,11 @@ class GeometryCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         logdir = self.logdir or getattr(args, "logging_dir", None)
+        logdir = logdir or os.environ.get("TENSORBOARD_LOGGING_DIR")
         self.recorder = GeometryRecorder(
-            logdir or Path(str(args.output_dir), "geometry"), on_error=self.on_error
+            logdir or Path(str(args.output_dir), "geometry"),
+            on_error=self.on_error,
+            own_steps_from=1,
         )
         self._release()  # of a training that an error has ended
         self._hook = kwargs["model"].register_forward_hook(self._keep, with_kwargs=True)
@@ -146,6 +152,7 @@ class GeometryCallback(TrainerCallback):
 
 
 def _own_loss(model: nn.Module, batch: Any) -> Tensor:
-    loss = model(**batch).loss
+    output = model(**batch)
+    loss = output["loss"] if isinstance(output, Mapping) else output[0]  # as the Trainer takes it
     assert isinstance(loss, Tensor)
     return loss

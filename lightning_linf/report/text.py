@@ -98,10 +98,7 @@ def fine_to_coarse(measured: Measurement) -> list[str]:
 
 def _header(measured: Measurement) -> Iterator[str]:
     one_one = with_error(measured.one_one_norm_per_param, measured.one_one_norm_relative_error)
-    yield (
-        f"Geometry of the loss at one point, d = {measured.num_params:,}, in the coordinates of "
-        f"{coordinates_of(measured)}"
-    )
+    yield "Geometry of the loss at one point"
     yield settings_of(measured)
     yield (
         f"loss {number(measured.loss)}, gradient density {number(measured.density)}, lambda_max "

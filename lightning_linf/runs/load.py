@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning_linf import record
 from lightning_linf.runs.events import read_events, read_own_events
 from lightning_linf.runs.folders import event_files, find
-from lightning_linf.runs.own import CSV_NAME, read_csv
+from lightning_linf.runs.own import CSV_NAME, count_from_zero, read_csv
 from lightning_linf.runs.records import read_records
 from lightning_linf.runs.run import Run as Run
 
@@ -52,6 +52,7 @@ def _read(name: str, folder: Path) -> Run:
             read_own_events(run, paths)
         if (path := folder / CSV_NAME).is_file():
             read_csv(run, path)
+        count_from_zero(run)
     except ImportError:
         run.note(
             f"has event files and no records in {record.FILE_NAME}. To read them: "

@@ -21,6 +21,14 @@ def keep_own(run: Run, scalars: dict[str, Points]) -> None:
     run.own.update({tag: scalars[tag] for kind in tags.values() for tag in kind})
 
 
+def count_from_zero(run: Run) -> None:
+    """Number the steps of a run's own scalars as its records do, which know where those begin."""
+    first = max((table.metadata.own_steps_from for table in run.tables.values()), default=0)
+    if first:
+        for tag, points in run.own.items():
+            run.own[tag] = [(step - first, value) for step, value in points]
+
+
 def read_csv(run: Run, path: Path) -> None:
     """Add the losses and learning rates of a CSVLogger, which has a column for each scalar."""
     scalars: defaultdict[str, Points] = defaultdict(Points)

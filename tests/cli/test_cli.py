@@ -87,7 +87,7 @@ def test_the_program_from_end_to_end(folder, tmp_path):
     command = [program, "measure", *USUAL, "--output", str(tmp_path / "report.json")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Geometry of the loss at one point, d = 32" in done.stdout
+    assert "Measured in the coordinates of the parameters: d = 32," in done.stdout
     assert GeometryReport.load(tmp_path / "report.json").num_params == 32
     done = subprocess.run(
         [program, "measure", "net.ckpt", "--model", "users_net.Nett"],

@@ -37,6 +37,9 @@ def test_print_has_no_controls_and_every_figure_whole_in_both_themes(tmp_path):
             page.send("Emulation.setEmulatedMedia", media="print", features=theme_of_media)
             page.size(PAPER_WIDTH)
             assert page.run(f"{shown}.length") == 0
+            said = page.run("document.body.innerText")
+            assert said.count("in the coordinates of") == 1
+            assert said.count("d = ") == 1
             widths = page.run(
                 "[...document.querySelectorAll('canvas, table')].map("
                 "(n) => n.getBoundingClientRect().right)"

@@ -1,10 +1,12 @@
-"""The callback for transformers' Trainer leaves the training as it was."""
+"""The callback for transformers' Trainer: training stays as it was, and its losses are shown."""
 
 import warnings
 
 import pytest
 import torch
 from support.records import read
+
+from lightning_linf.runs.load import load
 
 pytestmark = pytest.mark.slow
 
@@ -56,3 +58,48 @@ def test_training_of_transformers_with_the_callback_is_bit_identical(tmp_path):
     assert geometry.last_report.settings["num_batches"] == 2
     optimizer = geometry.last_report.settings["optimizer"]
     assert optimizer == "AdamW(lr=0, betas=(0.9, 0.999), first of 2 groups)"  # its schedule's end
+
+
+def test_losses_of_transformers_stand_beside_the_geometry_of_their_steps(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    pytest.importorskip("tensorboard")
+    transformers = pytest.importorskip("transformers")
+    from support.geometry_tab import Plugin
+
+    from lightning_linf.recorder.transformers import GeometryCallback
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "run"))
+    data = [{"x": x, "labels": x.sum(0, keepdim=True)} for x in torch.randn(48, 3)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=6,
+        logging_steps=1,
+        use_cpu=True,
+        report_to="tensorboard",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    geometry = GeometryCallback(3, 2, on_error="raise", num_probes=4)
+    trainer = transformers.Trainer(
+        Regression(), arguments, train_dataset=data, callbacks=[geometry]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers and accelerate
+        trainer.train()
+    (run,) = load([tmp_path])
+    assert [step for step, _ in run.own["train/loss"]] == list(range(6))
+    curves = Plugin(tmp_path).request("/scalars", run="run")[1]["curves"]
+    assert curves["train/loss"]["steps"] == [1, 2, 3, 4, 5, 6]
+    assert curves["geometry/density"]["steps"] == [2, 4, 6]
+    assert curves["geometry/lambda_max"]["steps"] == [3, 6]
+
+
+class Regression(torch.nn.Module):
+    """A model as transformers' Trainer takes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 1)
+
+    def forward(self, x, labels):
+        return {"loss": (self.layer(x) - labels).square().mean()}

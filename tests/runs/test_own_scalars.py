@@ -4,9 +4,11 @@ import json
 import re
 
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from support.short_run import IGNORED_WARNINGS, train
 
+from lightning_linf import GeometryRecorder
 from lightning_linf.html.page import make_page
 from lightning_linf.runs.load import load
 from lightning_linf.runs.own import read_csv
@@ -52,6 +54,30 @@ def test_page_holds_the_loss_with_what_was_trained(folder):
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert data["scalars"]["csv"]["curves"]["train_loss"]["num_steps"] == 4
     assert "Net, trained by AdamW(lr=0.05, betas=(0.9, 0.999), weight_decay=0.01), measured" in page
+
+
+def test_own_steps_that_begin_at_another_number_stand_beside_those_of_the_records(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    from support.geometry_tab import Plugin
+    from torch.utils.tensorboard import SummaryWriter
+
+    module = torch.nn.Linear(2, 1)
+    module(torch.ones(1, 2)).sum().backward()
+    with GeometryRecorder(tmp_path / "run", own_steps_from=1) as recorder:
+        for step in range(3):
+            recorder.observe(module, step=step)
+    writer = SummaryWriter(str(tmp_path / "run"))
+    for number in (1, 2, 3):
+        writer.add_scalar("train/loss", 1 / number, number)
+    writer.close()
+    curves = Plugin(tmp_path).request("/scalars", run="run")[1]["curves"]
+    assert len(curves) == 7
+    assert all(curve["steps"] == [1, 2, 3] for curve in curves.values())
+    for _ in ("records", "event files"):
+        (run,) = load([tmp_path])
+        assert [step for step, _ in run.own["train/loss"]] == [0, 1, 2]
+        assert [step for step, _ in run.scalars["geometry/density"]] == [0, 1, 2]
+        (tmp_path / "run" / "geometry.jsonl").unlink(missing_ok=True)
 
 
 def test_damaged_lines_of_a_csv_are_passed_over(tmp_path):

@@ -90,3 +90,10 @@ def test_header_cells_and_legend_are_the_same_in_terminal_page_and_tab(trained):
     for one in (*text.header, *text.headings, *text.legend, *(c for r in text.rows for c in r)):
         assert f">{one}<" in page
         assert one in terminal
+
+
+@pytest.mark.parametrize("read", [in_terminal, in_page])
+def test_coordinates_and_number_of_parameters_are_said_once(trained, read):
+    found = words(read(*trained))
+    assert found.count("in the coordinates of") == 1
+    assert found.count("d = ") == 1

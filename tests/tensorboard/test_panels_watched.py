@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import time
 from importlib import resources
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from support.tensorboard_process import tensorboard
 from support.watched_runs import LONG, watch, watch_all
 
 pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+from support.geometry_tab import write_event
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = [
@@ -269,6 +271,77 @@ def test_the_axis_of_time_is_that_of_the_events(page, board, trained):
     assert set(np.round(expected, 1)) <= set(np.round(data, 1))
     assert page.run("document.querySelector('#fan .body').plot.data[0].length") >= 7
     assert page.run("document.querySelector('#layer .body').plot.data[0].length") >= 7
+
+
+def test_the_heat_map_and_the_bars_follow_the_axis_of_time(page, board, trained):
+    read = EventAccumulator(str(trained[0] / "long"))
+    read.Reload()
+    begin = min(event.wall_time for tag in read.Tags()["scalars"] for event in read.Scalars(tag))
+    times = [event.wall_time - begin for event in read.Scalars("geometry/density")]
+    show(page, board, runs="long", x="time")
+    label = "document.querySelector('#heatmap canvas').getAttribute('aria-label')"
+    assert f"by {len(times)} steps" in page.run(label)
+    page.run("document.querySelector('#heatmap canvas').focus()")
+    page.press("ArrowLeft")
+    said = page.wait("document.querySelector('#heatmap [aria-live]').textContent")
+    layer, step, time_of_step = re.match(r"(.+), step (\d+) \(([\d.]+) s\)", said).groups()
+    assert (layer, step) == ("head.bias", "14")
+    assert float(time_of_step) == pytest.approx(times[-2], rel=0.1, abs=0.11)
+    assert re.fullmatch(
+        r"16 \([\d.]+ s\)", page.run("document.querySelector('#bars output').value")
+    )
+    placed = page.run("document.querySelector('#fan .body').plot.data[0]")
+    low, high = placed[1] - 0.05, placed[4] + 0.05
+    show(page, board, runs="long", x="time", zoom=f"{low:.2f}to{high:.2f}")
+    inside = sum(low <= time <= high for time in placed)
+    assert f"by {inside} steps" in page.run(label)
+
+
+def test_a_run_has_its_colour_of_the_tab_scalars_and_no_two_have_the_same(page, board):
+    frame = "document.querySelector('iframe').contentDocument"
+    page.open("about:blank")
+    page.open(f"{board.address}#geometry")
+    page.wait(f"document.querySelector('iframe') && {frame}.querySelector('#fan canvas')")
+    page.wait(
+        "(() => { try { return theirs('long'); } catch { return null; } })()".replace(
+            "theirs", "document.createElement('tf-color-scale').runsColorScale"
+        )
+    )
+    page.wait(f"!{frame}.querySelector('main[aria-busy]')")
+    runs = page.run(f"""[...{frame}.querySelectorAll(".runs li")].map((item) => {{
+        const probe = document.createElement("i");
+        const run = item.querySelector("input").value;
+        probe.style.color = document.createElement("tf-color-scale").runsColorScale(run);
+        return [run, item.querySelector("i").style.background, probe.style.color];
+    }})""")
+    assert len(runs) == 9
+    assert len({ours for _, ours, _ in runs}) == 9
+    assert sum(ours == theirs for _, ours, theirs in runs) == 7  # TensorBoard has no more
+
+
+def test_notes_are_one_line_that_unfolds_and_stay_away_until_there_is_a_new_one(page, tmp_path):
+    watch(tmp_path / "runs", "whole", max_steps=4)
+    write_event(tmp_path / "runs" / "torn", b"{", np.zeros(2))
+    notes = "document.querySelector('.notes')"
+    with tensorboard(tmp_path / "runs", tmp_path / "log.txt", load_fast="false") as board:
+        board.wait_for_runs(1)
+        page.open("about:blank")
+        page.open(board.entry)
+        page.wait(f"{notes} && !{notes}.hidden")
+        folded = page.run(f"{notes}.clientHeight")
+        assert folded < 60
+        page.run(f"{notes}.querySelector('summary').click()")
+        page.wait(f"{notes}.clientHeight > {folded}")
+        assert "torn: geometry/" in page.run(f"{notes}.querySelector('li').textContent")
+        page.run(f"{notes}.querySelector('[aria-label=\"Dismiss the notes\"]').click()")
+        assert page.run(f"{notes}.hidden")
+        asked = "performance.getEntriesByType('resource').filter((r) => r.name.endsWith('/runs'))"
+        before = page.run(f"{asked}.length")
+        page.wait(f"{asked}.length > {before}")  # it has read its runs anew
+        assert page.run(f"{notes}.hidden")
+        write_event(tmp_path / "runs" / "other", b"{", np.zeros(2))
+        page.wait(f"!{notes}.hidden")
+        assert page.run(f"{notes}.querySelector('.first').textContent").startswith("2 notes. ")
 
 
 def test_layers_are_compared_over_runs_and_steps(page, board, trained):

@@ -101,8 +101,13 @@ class Source:
                 f"{run} holds a scalar that is not one number ({error}), and TensorBoard reads all "
                 "or none. `lightning-linf report` leaves it out"
             ) from error
+        tables = self._tables(ctx, experiment, run).values()
+        first = max((metadata.own_steps_from for _, _, metadata in tables), default=0)
         points = {
-            tag: [(datum.step, datum.value, datum.wall_time) for datum in data]
+            tag: [
+                (datum.step - (0 if tag in ours else first), datum.value, datum.wall_time)
+                for datum in data
+            ]
             for tag, data in read.get(run, {}).items()
         }
         return {"curves": payload.curves(points)}
@@ -132,13 +137,7 @@ class Source:
             KeyError: If there is no such run or tag.
             ValueError: If TensorBoard's reader fails on its data.
         """
-        listed = self._provider.list_tensors(
-            ctx,
-            experiment_id=experiment,
-            plugin_name=PLUGIN_NAME,
-            run_tag_filter=RunTagFilter(runs=[run]),
-        )
-        series_tag, series, metadata = _present(listed[run])[0][tag]
+        series_tag, series, metadata = self._tables(ctx, experiment, run)[tag]
         key, state = (experiment, run, tag), (series_tag, series.max_step, series.max_wall_time)
         with self._lock:
             if key in self._cache and self._cache[key][0] == state:
@@ -150,6 +149,16 @@ class Source:
             while len(self._cache) > _MAX_CACHED:
                 self._cache.popitem(last=False)
         return result
+
+    def _tables(self, ctx: Any, experiment: str, run: str) -> dict[str, tuple[str, Any, Metadata]]:
+        """Tell by tag where the present tables of a run are; see `_present`."""
+        listed = self._provider.list_tensors(
+            ctx,
+            experiment_id=experiment,
+            plugin_name=PLUGIN_NAME,
+            run_tag_filter=RunTagFilter(runs=[run]),
+        )
+        return _present(listed.get(run, {}))[0]
 
     def _read(self, ctx: Any, experiment: str, run: str, tag: str, metadata: Metadata) -> _Result:
         most = max(1, min(_MAX_EVENTS, _MAX_BYTES // (4 * prod(metadata.shape) or 1)))

@@ -6,9 +6,11 @@ import { format } from "./numbers.js";
 
 const VALUE_WIDTH = 52; // room for the number behind a bar
 
-// The axis spans all steps, so that bars can be compared while the slider moves. `other` are values
-// to compare with: pale bars in `otherColor` below the others, or null.
-export function drawBars({ names, values, other, log, range, width, color, otherColor, label }) {
+// `about` is { names, values, other, log, range, width, color, otherColor, caption, label }. The axis
+// spans all steps, so that bars can be compared while the slider moves. `other` are values to compare
+// with: pale bars in `otherColor` below the others, or null. `caption` stands at the foot.
+export function drawBars(about) {
+  const { names, values, other, log, range, width, color, otherColor, caption, label } = about;
   const height = rowHeight(names.length);
   const [canvas, context] = makeCanvas(width, names.length * height + AXIS_HEIGHT, label);
   const gutter = gutterFor(context, names, width);
@@ -18,6 +20,7 @@ export function drawBars({ names, values, other, log, range, width, color, other
   const place = (value) => gutter + (room * (map(value) - map(from))) / (map(to) - map(from) || 1);
   drawNames(context, names, height, gutter);
   drawGrid(context, [from, to], place, names.length * height, log);
+  context.fillText(caption, gutter + room / 2, names.length * height + 20);
   context.textAlign = "left";
   context.textBaseline = "middle";
   const thick = Math.max(1, height - (height > 5 ? 3 : 1));

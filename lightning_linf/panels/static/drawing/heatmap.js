@@ -1,8 +1,9 @@
-// Draws a heat map with a row for each layer and a column for each step.
+// Draws a heat map with a row for each layer and a column for each measured step.
 
 import { mapColor } from "./color.js";
 import { cssColor, element } from "./dom.js";
-import { format, formatStep } from "./numbers.js";
+import { format } from "./numbers.js";
+import { xLabels } from "./ranges.js";
 
 const ROW = 14; // pixels; less where there are many rows
 const MAX_HEIGHT = 620;
@@ -56,16 +57,16 @@ function fit(context, name, width) {
   return `${name.slice(0, keep / 3)}…${name.slice(-keep * (2 / 3))}`;
 }
 
-// Puts the edges of the columns half way between neighbouring steps.
-export function edges(steps, left, right) {
-  if (steps.length === 1) return [left, right];
-  const middle = steps.slice(1).map((step, i) => (step + steps[i]) / 2);
+// Puts the edges of columns half way between their neighbouring places, which are in order.
+export function edges(places, left, right) {
+  if (places.length === 1) return [left, right];
+  const middle = places.slice(1).map((place, i) => (place + places[i]) / 2);
   const all = [
-    steps[0] - (middle[0] - steps[0]),
+    places[0] - (middle[0] - places[0]),
     ...middle,
-    steps.at(-1) + (steps.at(-1) - middle.at(-1)),
+    places.at(-1) + (places.at(-1) - middle.at(-1)),
   ];
-  const scale = (right - left) / (all.at(-1) - all[0]);
+  const scale = (right - left) / (all.at(-1) - all[0] || 1);
   return all.map((at) => left + (at - all[0]) * scale);
 }
 
@@ -84,23 +85,28 @@ export function drawCells(context, values, borders, height, position) {
   });
 }
 
-export function drawSteps(context, steps, borders, bottom) {
+// `places` are those of the columns on an axis of steps or of time.
+export function drawPlaces(context, kind, places, borders, bottom) {
+  const { label, text } = xLabels(kind);
   context.fillStyle = cssColor("--muted");
   context.textBaseline = "top";
-  const centers = steps.map((_, i) => (borders[i] + borders[i + 1]) / 2);
-  const count = Math.max(2, Math.min(steps.length, Math.floor((centers.at(-1) - centers[0]) / 90)));
+  const centers = places.map((_, i) => (borders[i] + borders[i + 1]) / 2);
+  const count = Math.max(
+    2,
+    Math.min(places.length, Math.floor((centers.at(-1) - centers[0]) / 90)),
+  );
   const shown = new Set(
-    Array.from({ length: count }, (_, i) => Math.round((i * (steps.length - 1)) / (count - 1))),
+    Array.from({ length: count }, (_, i) => Math.round((i * (places.length - 1)) / (count - 1))),
   );
   for (const index of shown) {
     context.textAlign =
-      index === 0 && steps.length > 1 ? "left" : index === steps.length - 1 ? "right" : "center";
+      index === 0 && places.length > 1 ? "left" : index === places.length - 1 ? "right" : "center";
     const x =
-      index === 0 ? borders[0] : index === steps.length - 1 ? borders.at(-1) : centers[index];
-    context.fillText(formatStep(steps[index]), x, bottom + 5);
+      index === 0 ? borders[0] : index === places.length - 1 ? borders.at(-1) : centers[index];
+    context.fillText(text(places[index]), x, bottom + 5);
   }
   context.textAlign = "center";
-  context.fillText("optimizer step", (borders[0] + borders.at(-1)) / 2, bottom + 20);
+  context.fillText(label, (borders[0] + borders.at(-1)) / 2, bottom + 20);
 }
 
 // Draws what the colours mean, from `left` on.

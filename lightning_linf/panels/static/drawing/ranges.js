@@ -14,13 +14,19 @@ const INCREMENTS = {
 };
 
 export function xAxis(kind) {
-  const text = kind === "time" ? formatDuration : formatStep;
+  const { label, text } = xLabels(kind);
   return {
-    label: kind === "time" ? "time since the run's start" : "optimizer step",
+    label,
     incrs: INCREMENTS[kind],
     values: (u, ticks) => ticks.map((tick) => (tick < 0 ? "" : text(tick))),
   };
 }
+
+// What stands below an axis, and how its numbers are written.
+export const xLabels = (kind) =>
+  kind === "time"
+    ? { label: "time since the run's start", text: formatDuration }
+    : { label: "optimizer step", text: formatStep };
 
 export const xText = (kind, value) =>
   kind === "time" ? formatDuration(value) : `step ${formatStep(value)}`;

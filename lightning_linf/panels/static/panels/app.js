@@ -18,9 +18,10 @@ import { Verdict } from "./verdict.js";
 export class App {
   // A source gives runs(), scalars(run), report(run), layers(run, tag, column) and
   // fan(run, tag, column, row), and says by hasTimes whether curves have times. A state keeps what
-  // the user chooses.
-  constructor(root, source, state) {
+  // the user chooses. `colorInHost` gives the colour that a run has elsewhere, or null.
+  constructor(root, source, state, colorInHost = () => null) {
     this.source = source;
+    this.colorInHost = colorInHost;
     this.turn = 0;
     this.read = null;
     this.picker = new Picker(
@@ -73,7 +74,8 @@ export class App {
       return;
     }
     const { runs, layouts, notes, vocabulary } = listed;
-    const read = JSON.stringify([runs, notes]);
+    const colors = new Map(runs.map(({ name }) => [name, this.colorInHost(name)]));
+    const read = JSON.stringify([runs, notes, ...colors]);
     if (read === this.read) return; // as it is on the page
     this.read = read;
     learn(vocabulary);
@@ -85,7 +87,7 @@ export class App {
       ...run,
       tables: Object.fromEntries(Object.entries(run.tables).map(table)),
     });
-    this.picker.setRuns(runs.map(whole));
+    this.picker.setRuns(runs.map(whole), colors);
     if (runs.length > 0) await this.update();
   }
 

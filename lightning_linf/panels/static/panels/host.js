@@ -1,4 +1,5 @@
-// Speaks with TensorBoard, in whose frame the page may stand: about reloads, theme and address.
+// Speaks with TensorBoard, in whose frame the page may stand: about reloads, theme, address and
+// colours.
 
 const HELLO = "experimental.bootstrap";
 const RELOADED = "experimental.DataReloaded";
@@ -51,6 +52,20 @@ export function addressPlace(owner = hostPage() ?? window) {
       }
     },
   };
+}
+
+let colorScale; // of the page around this one
+
+// The colour of a run in TensorBoard's tab SCALARS, or null where its page does not tell. (The tab
+// TIME SERIES has others, which stand nowhere but in its rows, while they are shown.)
+export function colorInHost(run) {
+  try {
+    colorScale ??= hostPage()?.document.createElement("tf-color-scale").runsColorScale;
+    const color = colorScale?.(run);
+    return /^#[0-9a-f]{6}$/i.test(color) ? color.toLowerCase() : null;
+  } catch {
+    return null; // it has not read this run yet
+  }
 }
 
 // Follows the theme that TensorBoard marks its body with, or the system's for a page by itself.

@@ -2,7 +2,7 @@
 
 import { App } from "./app.js";
 import { element } from "../drawing/dom.js";
-import { addressPlace, followTheme, onReload } from "./host.js";
+import { addressPlace, colorInHost, followTheme, onReload } from "./host.js";
 import { poll } from "./poll.js";
 import { Server } from "./server.js";
 import { State } from "./state.js";
@@ -22,7 +22,7 @@ export async function render() {
   const heading = element("h1", {}, document.title);
   document.body.append(element("header", { class: "visually-hidden" }, heading));
   const state = new State(addressPlace());
-  const app = new App(document.body, new Server(new URL("..", FILES)), state);
+  const app = new App(document.body, new Server(new URL("..", FILES)), state, colorInHost);
   followTheme(() => app.repaint());
   onReload(() => app.reload());
   await app.reload();

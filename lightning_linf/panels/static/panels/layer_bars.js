@@ -3,9 +3,10 @@
 
 import { drawBars } from "../drawing/bars.js";
 import { element, field, fillSelect } from "../drawing/dom.js";
-import { formatStep } from "../drawing/numbers.js";
+import { formatDuration, formatStep } from "../drawing/numbers.js";
 import { LayerPanel, closest } from "./layers.js";
 import { rowValues } from "./layer_rows.js";
+import { placeSteps } from "./times.js";
 
 const [STEP, RUN] = ["step:", "run:"]; // what stands beside begins with
 
@@ -38,6 +39,9 @@ export class Bars extends LayerPanel {
   // Reads what stands beside the chosen step: another one of the run, or the same one of another.
   async prepare(view, chosen) {
     const { run, tag, column, rows, data } = chosen;
+    const [indices, x] = await placeSteps(view, run, data.steps);
+    const isTime = view.axis.kind === "time";
+    chosen.times = new Map(isTime ? indices.map((index, i) => [index, x[i]]) : []);
     const has = (other) => other.tables[tag]?.columns.some(({ name }) => name === column.name);
     const others = view.runs.filter((other) => other.name !== run.name && has(other));
     const wanted = this.state.get("layers.beside", "");
@@ -96,12 +100,14 @@ export class Bars extends LayerPanel {
   }
 
   paint() {
-    const { steps, values, names, rows, column, beside } = this.chosen;
+    const { steps, times, values, names, rows, column, beside } = this.chosen;
     const index = this.choice.indexOf(steps);
     this.slider.max = String(steps.length - 1);
     this.slider.value = String(index);
-    this.slider.setAttribute("aria-valuetext", `step ${formatStep(steps[index])}`);
-    this.output.textContent = formatStep(steps[index]);
+    const time = times.has(index) ? ` (${formatDuration(times.get(index))})` : "";
+    const step = formatStep(steps[index]) + time;
+    this.slider.setAttribute("aria-valuetext", `step ${step}`);
+    this.output.textContent = step;
     const other = beside?.values(steps[index]) ?? null;
     const color = this.view.colorOf(this.chosen.run.name);
     const canvas = drawBars({
@@ -113,7 +119,8 @@ export class Bars extends LayerPanel {
       width: Math.max(240, this.body.clientWidth),
       color,
       otherColor: beside?.color ?? color,
-      label: `${column.label} of ${rows.length} layers at step ${formatStep(steps[index])}`,
+      caption: `step ${step}`,
+      label: `${column.label} of ${rows.length} layers at step ${step}`,
     });
     this.body.replaceChildren(canvas);
     return [canvas];

@@ -7,14 +7,16 @@ import {
   drawCells,
   drawKey,
   drawNames,
-  drawSteps,
+  drawPlaces,
   edges,
   gutterFor,
   makeCanvas,
   rowHeight,
 } from "../drawing/heatmap.js";
 import { format, formatStep } from "../drawing/numbers.js";
+import { xText } from "../drawing/ranges.js";
 import { LayerPanel } from "./layers.js";
+import { placeSteps } from "./times.js";
 
 export class HeatMap extends LayerPanel {
   constructor(choice) {
@@ -26,16 +28,23 @@ export class HeatMap extends LayerPanel {
     );
   }
 
+  // Finds the places of the columns on the page's axis, in order.
+  async prepare(view, chosen) {
+    const [indices, x] = await placeSteps(view, chosen.run, chosen.steps);
+    if (!indices.length) throw new Error("The records of this run come without times.");
+    chosen.columns = indices.map((index, i) => ({ index, at: x[i] })).sort((a, b) => a.at - b.at);
+  }
+
   // Columns outside of the page's zoom are left out.
   paint() {
-    const zoom = this.view.axis.kind === "step" ? this.view.axis.zoom() : null;
+    const { kind, zoom } = this.view.axis;
     const all = this.chosen;
-    const inside = [...all.steps.keys()].filter(
-      (i) => !zoom || (all.steps[i] >= zoom[0] && all.steps[i] <= zoom[1]),
-    );
-    const shown = inside.length ? inside : [...all.steps.keys()];
-    this.steps = shown.map((i) => all.steps[i]);
-    this.values = shown.map((i) => all.values[i]);
+    const ends = zoom() ?? [-Infinity, Infinity];
+    const inside = all.columns.filter(({ at }) => at >= ends[0] && at <= ends[1]);
+    const shown = inside.length ? inside : all.columns;
+    this.steps = shown.map(({ index }) => all.steps[index]);
+    this.values = shown.map(({ index }) => all.values[index]);
+    this.places = shown.map(({ at }) => at);
     const { names, rows, column } = all;
     const height = rowHeight(rows.length);
     const width = Math.max(240, this.body.clientWidth);
@@ -45,13 +54,13 @@ export class HeatMap extends LayerPanel {
       `${column.label}: ${rows.length} layers by ${this.steps.length} steps. Arrow keys read values.`,
     );
     const gutter = gutterFor(context, names, width);
-    const borders = edges(this.steps, gutter, width - 1);
+    const borders = edges(this.places, gutter, width - 1);
     const { low, high, place } = this.choice.position(this.values.flat());
     drawKey(context, low, high, this.choice.log, gutter);
     context.translate(0, KEY_HEIGHT);
     drawNames(context, names, height, gutter);
     drawCells(context, this.values, borders, height, place);
-    drawSteps(context, this.steps, borders, rows.length * height);
+    drawPlaces(context, kind, this.places, borders, rows.length * height);
     Object.assign(this, { borders, height, cell: [rows.length - 1, this.steps.length - 1] });
     this.tip = element("div", { class: "tip", hidden: true });
     this.live = element("div", { class: "visually-hidden", "aria-live": "polite" });
@@ -130,8 +139,14 @@ export class HeatMap extends LayerPanel {
 
   showCell() {
     const [row, column] = this.cell;
+    const { kind } = this.view.axis;
+    const time = kind === "time" ? ` (${xText(kind, this.places[column])})` : "";
     this.tip.replaceChildren(
-      element("div", {}, `${this.chosen.names[row]}, step ${formatStep(this.steps[column])}`),
+      element(
+        "div",
+        {},
+        `${this.chosen.names[row]}, step ${formatStep(this.steps[column])}${time}`,
+      ),
       " ",
       element("strong", {}, format(this.values[column][row])),
     );

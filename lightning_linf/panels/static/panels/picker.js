@@ -14,6 +14,7 @@ export class Picker {
     this.chosen = state.getList("runs"); // by the user
     this.shown = new Set(this.chosen);
     this.numbers = new Map(); // of runs, as they were found: a run keeps its colour
+    this.colors = new Map(); // of runs that have theirs from elsewhere
     this.search = element("input", {
       type: "search",
       placeholder: "Search runs",
@@ -39,8 +40,13 @@ export class Picker {
     );
   }
 
-  // Runs that were not there before start as shown, up to a number that a chart can hold.
-  setRuns(runs) {
+  // Runs that were not there before start as shown, up to a number that a chart can hold. Of the
+  // given colours each is for one run: TensorBoard begins anew after seven.
+  setRuns(runs, colors) {
+    const owners = new Map([...colors].reverse().map(([name, color]) => [color, name]));
+    this.colors = new Map(
+      [...colors].filter(([name, color]) => color && owners.get(color) === name),
+    );
     const labels = shorten(runs.map(({ name }) => name));
     this.runs = runs.map((run, index) => ({ ...run, label: labels[index] }));
     for (const { name } of runs) {
@@ -56,7 +62,7 @@ export class Picker {
   }
 
   colorOf(run) {
-    return paletteColor(this.numbers.get(run));
+    return this.colors.get(run) ?? paletteColor(this.numbers.get(run));
   }
 
   found() {

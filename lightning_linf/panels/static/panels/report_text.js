@@ -5,8 +5,8 @@ import { formatStep } from "../drawing/numbers.js";
 
 const lines = (kind, texts) => texts.map((text) => element("p", { class: kind }, text));
 
-// Verdict and shares, with what was measured, and what they rest on, folded. `unfolding` holds what
-// the fold starts with.
+// Verdict and shares, with what was measured, and what they rest on, folded: all that has not been
+// said above it. `unfolding` holds what the fold starts with.
 export function reportText(run, report, hasFailed, unfolding) {
   if (report.error) return lines("muted", [report.error]);
   return [
@@ -17,7 +17,10 @@ export function reportText(run, report, hasFailed, unfolding) {
       "details",
       unfolding,
       element("summary", {}, `Report at step ${formatStep(report.step)}`),
-      ...lines("text", report.header),
+      ...lines(
+        "text",
+        report.header.filter((line) => line !== report.settings),
+      ),
       tableOf(`Report of ${run}: table`, report.headings, report.rows),
       ...lines("muted", report.legend),
     ),
