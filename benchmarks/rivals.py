@@ -1,7 +1,7 @@
 """What other packages do beside what we do, in one run: products, eigenvalues, watching, steps.
 
     OMP_NUM_THREADS=1 python benchmarks/rivals.py --save    # some minutes; once, two to install
-    python docs/write_measured.py                           # the tables of docs/compared.md
+    python docs/scripts/fill_pages.py                       # the tables of docs/compared.md
     python benchmarks/rivals.py --device cuda --save
 
 Each package gets an environment of its own under build/rivals, which sees the packages of this one
