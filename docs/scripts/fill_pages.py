@@ -16,13 +16,8 @@ import made_of_steps
 import made_of_trainings
 
 DOCS = Path(__file__).resolve().parents[1]
-PLACES = (
-    made_of_bounds.PLACES
-    | made_of_errors.PLACES
-    | made_of_steps.PLACES
-    | made_of_rivals.PLACES
-    | made_of_trainings.PLACES
-)
+KINDS = (made_of_bounds, made_of_errors, made_of_steps, made_of_rivals, made_of_trainings)
+PLACES = {name: made for kind in KINDS for name, made in kind.PLACES.items()}
 _PLACE = re.compile(r"<!-- made: ([\w ]+) -->(.*?)<!-- end -->", re.DOTALL)
 # Markdown takes a line that begins with a comment for HTML, and ends the paragraph.
 _AT_START = re.compile(r" *<!--.*?-->(?=.*\S)")

@@ -48,6 +48,7 @@ def test_every_place_says_what_the_results_say(fill):
 def test_every_place_is_used_and_unknown_ones_are_refused(fill):
     used = {name for page in fill.pages() for name in fill.names(page.read_text("utf-8"))}
     assert used == set(fill.PLACES)
+    assert len(used) == sum(len(kind.PLACES) for kind in fill.KINDS)  # no name twice
     with pytest.raises(ValueError, match="got 'nothing'"):
         fill.filled("a <!-- made: nothing --><!-- end -->")
 
