@@ -7,7 +7,7 @@ from formatting import by_name, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from rivals import Result, Row, result_path  # the line above lets it be found
+from rival_result import Result, Row, result_path  # the line above lets it be found
 
 NAMES = {  # of what is no package
     "gradient": "one gradient",
