@@ -1,7 +1,7 @@
 """What other packages do beside what we do, in one run: products, eigenvalues, watching, steps.
 
     OMP_NUM_THREADS=1 python benchmarks/rivals.py --save    # some minutes; once, two to install
-    python docs/write_measured.py                           # the tables of docs/compared.md
+    python docs/scripts/fill_pages.py                       # the tables of docs/compared.md
     python benchmarks/rivals.py --device cuda --save
 
 Each package gets an environment of its own under build/rivals, which sees the packages of this one
@@ -17,22 +17,20 @@ with a look at its gradient, over one without. Steps: of optimizers, over those 
 """
 
 import argparse
-import json
 import math
 import statistics
 import tempfile
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
 
 import torch
 from rival_eigenvalues import EIGENVALUES
 from rival_processes import Competitors
 from rival_products import PRODUCTS
+from rival_result import Result, Row, result_path
 from rival_steps import STEPS
 from rival_watching import WATCHING
-from stopwatch import RESULTS, commit, heading, place_name
+from stopwatch import commit, heading, place_name
 
 PARTS: dict[str, list[str]] = {  # times are over the first that is timed
     "products": list(PRODUCTS),
@@ -40,48 +38,6 @@ PARTS: dict[str, list[str]] = {  # times are over the first that is timed
     "watching": list(WATCHING),
     "steps": list(STEPS),
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One competitor in one part; what was not measured is None."""
-
-    name: str
-    label: str
-    median: float | None = None  # seconds
-    least: float | None = None
-    memory: int | None = None  # bytes, at most at once beyond those before
-    value: list[float] | None = None  # of an eigenvalue, or both ends of it
-    error: float | None = None  # relative
-    failure: str = ""
-
-
-@dataclass(frozen=True)
-class Result:
-    """All that the tables of docs/compared.md are made of."""
-
-    versions: str
-    place: str
-    date: str
-    commit: str
-    rounds: int
-    parts: dict[str, list[Row]]
-
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what :meth:`save` has written."""
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        parts = {part: [Row(**row) for row in rows] for part, rows in content.pop("parts").items()}
-        return cls(**content, parts=parts)
-
-
-def result_path(device: str) -> Path:
-    """Name the file of a device's result."""
-    return RESULTS / f"rivals-{device}.json"
 
 
 def compare(

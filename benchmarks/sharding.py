@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/sharding.py --quick           # minutes, d = 2e6
     OMP_NUM_THREADS=1 python benchmarks/sharding.py --save            # d = 2e7; then:
-    python docs/write_scaling.py                                      # the page of it
+    python docs/scripts/write_scaling.py                              # the page of it
 
 A report of coordinate and global, of a network that `fully_shard` has divided layer by layer among
 processes of this machine, joined by gloo; each has a batch of its own. Memory is the most that was

@@ -6,8 +6,8 @@
 
 The records of finished runs are kept in docs/gallery/runs, so an interrupted call goes on with the
 run that it was at. From them docs/gallery/index.md and a page for each entry, docs/gallery/*.html,
-are made; docs/gallery_pictures.py takes their pictures. A run repeats bit by bit on one machine,
-but for what the clock says.
+are made; docs/scripts/gallery_pictures.py takes their pictures. A run repeats bit by bit on one
+machine, but for what the clock says.
 """
 
 import argparse

@@ -127,10 +127,10 @@ def test_panels_are_told_of_every_quantity_and_ask_for_no_other():
     reason="tests the source tree, and an installed package is under test",
 )
 def test_page_of_quantities_is_up_to_date(monkeypatch):
-    monkeypatch.syspath_prepend(SOURCE_TREE / "docs")
+    monkeypatch.syspath_prepend(SOURCE_TREE / "docs" / "scripts")
     listing = import_module("list_quantities")
     written = listing.PAGE.read_text(encoding="utf-8")
-    assert listing.page() == written, "run python docs/list_quantities.py"
+    assert listing.page() == written, "run python docs/scripts/list_quantities.py"
 
 
 def test_only_the_histogram_is_no_number():

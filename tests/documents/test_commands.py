@@ -35,7 +35,7 @@ def test_command_of_a_page_can_be_given(command, monkeypatch):
         ("lightning-linf raport runs", "no command raport"),
         ("lightning-linf report runs", "required: -o/--output"),
         ("python recipes/gtp2.py", "there is no recipes/gtp2.py"),
-        ("python docs/list_quantities.py --all", "takes no arguments"),
+        ("python docs/scripts/list_quantities.py --all", "takes no arguments"),
         pytest.param(
             "python benchmarks/rotation.py --steps 1",
             "unrecognized arguments: --steps",

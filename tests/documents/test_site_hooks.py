@@ -9,10 +9,10 @@ from support.documents import ROOT
 
 @pytest.fixture
 def hook(monkeypatch):
-    """Import a module of docs/ by its name."""
+    """Import a module of docs/scripts/ by its name."""
     for package in ("mkdocs", "latex2mathml", "griffe"):
         pytest.importorskip(package, reason="needs lightning-linf[docs]")
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "scripts"))
     return importlib.import_module
 
 
@@ -32,7 +32,7 @@ def rewritten(hook, text, page="memory.md", **extra):
     [
         ("[a](../recipes/gpt2.py)", "a (`recipes/gpt2.py`)"),
         ("[`gpt2.py`](../recipes/gpt2.py)", "`gpt2.py`"),
-        ("[a](list_quantities.py#L3)", "a (`docs/list_quantities.py`)"),
+        ("[a](scripts/list_quantities.py#L3)", "a (`docs/scripts/list_quantities.py`)"),
         ("[b](results/prediction.md#x)", "[b](results/prediction.md#x)"),
         ("[b](../recipes/nothing.py)", "[b](../recipes/nothing.py)"),
         ("[b](https://example.org/a)", "[b](https://example.org/a)"),

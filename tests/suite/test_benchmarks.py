@@ -229,7 +229,7 @@ def test_an_eigenvalue_is_that_of_the_whole_hessian_and_the_result_is_kept(
     options = ("--only", "eigenvalues", "--rounds", "1", "--save", "--without", *others)
     assert "lightning_linf" in "".join(printed("rivals", *options))
     (path,) = tmp_path.iterdir()
-    exact, ours = load("rivals").Result.load(path).parts["eigenvalues"]
+    exact, ours = load("rival_result").Result.load(path).parts["eigenvalues"]
     assert exact.value[0] == pytest.approx(ours.value[0], rel=1e-4)
     assert ours.value[0] <= exact.value[0] * (1 + 1e-6) <= ours.value[1] * (1 + 2e-6)
     assert ours.median > 0

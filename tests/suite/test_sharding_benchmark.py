@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _on_path(monkeypatch):
-    for folder in ("benchmarks", "docs"):
+    for folder in ("benchmarks", "docs/scripts"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     known = set(sys.modules)
     yield
@@ -104,7 +104,7 @@ def test_the_page_is_that_of_the_result():
     writer = importlib.import_module("write_scaling")
     result = writer.Result.load(writer.RESULT)
     written = writer.PAGE.read_text(encoding="utf-8")
-    assert writer.page(result) == written, "run python docs/write_scaling.py"
+    assert writer.page(result) == written, "run python docs/scripts/write_scaling.py"
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
-"""Fill in what pages take from results: `python docs/write_tables.py`.
+"""Fill in what pages take from results: `python docs/scripts/fill_pages.py`.
 
 A place in a page is `<!-- made: NAME -->...<!-- end -->`, where NAME is that of a function in one
-of `docs/made_of_*.py`, with spaces. What it gives stands between both, within a line or on lines of
-its own. So no table, and no figure of such a place, is typed.
+of the `made_of_*.py` beside this file, with spaces. What it gives stands between both, within a
+line or on lines of its own. So no table, and no figure of such a place, is typed.
 """
 
 import re
@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import made_of_bounds
-import made_of_results
+import made_of_errors
+import made_of_rivals
+import made_of_steps
 import made_of_trainings
 
-HERE = Path(__file__).resolve().parent
-PLACES = made_of_bounds.PLACES | made_of_results.PLACES | made_of_trainings.PLACES
+DOCS = Path(__file__).resolve().parents[1]
+KINDS = (made_of_bounds, made_of_errors, made_of_steps, made_of_rivals, made_of_trainings)
+PLACES = {name: made for kind in KINDS for name, made in kind.PLACES.items()}
 _PLACE = re.compile(r"<!-- made: ([\w ]+) -->(.*?)<!-- end -->", re.DOTALL)
 # Markdown takes a line that begins with a comment for HTML, and ends the paragraph.
 _AT_START = re.compile(r" *<!--.*?-->(?=.*\S)")
@@ -22,7 +25,7 @@ _AT_START = re.compile(r" *<!--.*?-->(?=.*\S)")
 
 def pages() -> Iterator[Path]:
     """Give the pages that have places."""
-    for page in sorted([HERE.parent / "README.md", *HERE.rglob("*.md")]):
+    for page in sorted([DOCS.parent / "README.md", *DOCS.rglob("*.md")]):
         if _PLACE.search(page.read_text(encoding="utf-8")):
             yield page
 
@@ -42,7 +45,7 @@ def filled(text: str, made: Mapping[str, Callable[[], str]] = PLACES) -> str:
     def fill(place: re.Match[str]) -> str:
         name, old = place.groups()
         if name not in made:
-            raise ValueError(f"write_tables: expected one of {sorted(made)}, got {name!r}.")
+            raise ValueError(f"fill_pages: expected one of {sorted(made)}, got {name!r}.")
         new = made[name]()
         between = f"\n\n{new}\n\n" if old.startswith("\n") else new
         return f"<!-- made: {name} -->{between}<!-- end -->"

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -11,55 +12,74 @@ from lightning_linf import quantities
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+SCRIPTS = DOCS / "scripts"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="pages are not in the wheel")
 OURS = ("estimates.md", "caveats.md", "theory.md")
 
 
 @pytest.fixture
-def tables(monkeypatch):
-    monkeypatch.syspath_prepend(DOCS)
-    return import_module("write_tables")
+def load(monkeypatch):
+    """Import scripts, and forget them and what they import from benchmarks/ afterwards."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    known = set(sys.modules)
+    yield import_module
+    files = [*SCRIPTS.glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    for name in {file.stem for file in files} & (set(sys.modules) - known):
+        del sys.modules[name]
+
+
+@pytest.fixture
+def fill(load):
+    return load("fill_pages")
 
 
 def text_of(page):
     return (DOCS / page).read_text(encoding="utf-8")
 
 
-def test_every_place_says_what_the_results_say(tables):
-    pages = list(tables.pages())
+def test_every_place_says_what_the_results_say(fill):
+    pages = list(fill.pages())
     assert DOCS / "estimates.md" in pages
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        assert tables.filled(text) == text, f"run python docs/write_tables.py ({page.name})"
+        assert fill.filled(text) == text, f"run python docs/scripts/fill_pages.py ({page.name})"
 
 
-def test_every_place_is_used_and_unknown_ones_are_refused(tables):
-    used = {name for page in tables.pages() for name in tables.names(page.read_text("utf-8"))}
-    assert used == set(tables.PLACES)
+def test_every_place_is_used_and_unknown_ones_are_refused(fill):
+    used = {name for page in fill.pages() for name in fill.names(page.read_text("utf-8"))}
+    assert used == set(fill.PLACES)
+    assert len(used) == sum(len(kind.PLACES) for kind in fill.KINDS)  # no name twice
     with pytest.raises(ValueError, match="got 'nothing'"):
-        tables.filled("a <!-- made: nothing --><!-- end -->")
+        fill.filled("a <!-- made: nothing --><!-- end -->")
 
 
-def test_a_place_within_a_line_stays_there_and_a_table_stands_alone(tables):
+def test_a_place_within_a_line_stays_there_and_a_table_stands_alone(fill):
     made = {"one": lambda: "1", "two": lambda: "| a |\n| --- |"}
     text = "of <!-- made: one -->0<!-- end -->\n\n<!-- made: two -->\n\n<!-- end -->\n"
-    filled = tables.filled(text, made)
+    filled = fill.filled(text, made)
     assert filled == (
         "of <!-- made: one -->1<!-- end -->\n\n"
         "<!-- made: two -->\n\n| a |\n| --- |\n\n<!-- end -->\n"
     )
-    assert tables.filled(filled, made) == filled
+    assert fill.filled(filled, made) == filled
 
 
-def test_no_line_of_prose_begins_with_a_place(tables):
-    assert tables.lines_cut_short("a\n<!-- made: one -->1<!-- end --> b")
-    for page in tables.pages():
-        assert tables.lines_cut_short(page.read_text(encoding="utf-8")) == [], page.name
+def test_no_line_of_prose_begins_with_a_place(fill):
+    assert fill.lines_cut_short("a\n<!-- made: one -->1<!-- end --> b")
+    for page in fill.pages():
+        assert fill.lines_cut_short(page.read_text(encoding="utf-8")) == [], page.name
 
 
-def test_what_the_page_of_the_theory_says_in_words_is_what_came_out(tables):
+def test_a_package_that_failed_is_said_to_have(load):
+    made = load("made_of_rivals")
+    row, base = made.Row("a", "a 1.0", failure="not installed"), made.Row("b", "b", 2.0)
+    assert made.over(row, base) == "failed: not installed"
+    assert made.over(base, base) == "1.00"
+
+
+def test_what_the_page_of_the_theory_says_in_words_is_what_came_out(load):
     """If one of these fails after new trainings, rewrite the sentence in docs/theory.md."""
-    made = import_module("made_of_trainings")
+    made = load("made_of_trainings")
     shown = {study: made.shown(study) for study in ("GPT-2", "ResNet-18")}
     # "rotated Adam is told apart from Adam on neither network"
     assert {words["rotated Adam"] for words in shown.values()} == {"Not told apart"}
@@ -78,8 +98,8 @@ def test_what_the_page_of_the_theory_says_in_words_is_what_came_out(tables):
     assert "no better than" in made.prediction()
 
 
-def test_what_pages_say_of_predicting_one_step_is_what_came_out(tables):
-    read = import_module("read_results")
+def test_what_pages_say_of_predicting_one_step_is_what_came_out(load):
+    read = load("read_results")
     # "at initialisation, where the curvature along the gradient is negative, it is undefined"
     first = [line for line in read.advantages() if line.step == 0]
     assert all(math.isnan(line.along) for line in first)

@@ -1,4 +1,4 @@
-"""What places of pages are made with."""
+"""Tables and numbers of pages in Markdown."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -1,10 +1,9 @@
-"""What pages take from results about errors and costs."""
+"""What pages take from results about errors of estimates."""
 
 import math
-from collections.abc import Iterable
 
 import read_results as read
-from in_markdown import by_name, percent, table
+from formatting import by_name, percent, table
 
 _WIDE = "rank 1 + dense"  # whose stated error is too narrow
 _CASES = {
@@ -95,38 +94,6 @@ def tf32_upper_ends() -> str:
     return f"{max(found):.0f} %"
 
 
-def edges_settled() -> str:
-    """Give the mean edges, at the end, of runs that reached it."""
-    found = [edge for reached, edge in read.edges() if reached != "never"]
-    return f"{min(found):.2f} to {max(found):.2f}"
-
-
-def edges_reached() -> str:
-    """Count the runs that reached the edge."""
-    found = read.edges()
-    return f"{sum(reached != 'never' for reached, _ in found)} of {len(found)}"
-
-
-def stable_rates_early() -> str:
-    """Give the largest stable rate over the one found by trying, early in training."""
-    return _range(ratio for step, ratio in read.stable_rates() if step < 1600)
-
-
-def stable_rates_late() -> str:
-    """Give the same later on."""
-    return _range(ratio for step, ratio in read.stable_rates() if step >= 1600)
-
-
-def product_cost() -> str:
-    """Give what a product costs."""
-    return f"{read.measured('Hessian-vector product'):.2f}"
-
-
-def _range(found: Iterable[float]) -> str:
-    values = list(found)
-    return f"{min(values):.3g} to {max(values):.3g}"
-
-
 PLACES = by_name(
     errors_by_probes,
     errors_at_16,
@@ -138,9 +105,4 @@ PLACES = by_name(
     block_bounds,
     tf32_most,
     tf32_upper_ends,
-    edges_settled,
-    edges_reached,
-    stable_rates_early,
-    stable_rates_late,
-    product_cost,
 )

@@ -1,11 +1,15 @@
-"""Write docs/scaling.md from benchmarks/results/sharding.json: `python docs/write_scaling.py`."""
+"""Write docs/scaling.md: `python docs/scripts/write_scaling.py`.
+
+It is made of benchmarks/results/sharding.json.
+"""
 
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "benchmarks"))
+from formatting import table
+
+DOCS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(DOCS.parent / "benchmarks"))
 
 from sharding import RESULT, Result  # noqa: E402  # the line above lets it be found
 from sharding_graph import SEQUENCE_TOKENS  # noqa: E402
@@ -19,7 +23,7 @@ from sharding_model import (  # noqa: E402
     fit,
 )
 
-PAGE = HERE / "scaling.md"
+PAGE = DOCS / "scaling.md"
 GPU_GIB = 80
 LINK_GB = 50  # a second, of each GPU: 400 Gbit/s
 
@@ -34,8 +38,8 @@ def _head(result: Result) -> str:
     return f"""\
 # Memory and traffic of a probe on many ranks
 
-(Made by `python docs/write_scaling.py` from what `python benchmarks/sharding.py --save` measured
-on {result.date} with torch {result.versions}, commit {result.commit}.)
+(Made by `python docs/scripts/write_scaling.py` from what `python benchmarks/sharding.py --save`
+measured on {result.date} with torch {result.versions}, commit {result.commit}.)
 
 A report of `coordinate` and `global` with 4 probes, of a network whose square layers `fully_shard`
 has divided among W processes of one machine, joined by gloo, in float32. Each rank has a batch of
@@ -64,7 +68,7 @@ the rank that has most; so the module's own shards are not in it. What is sent i
 rank at every collective, in vectors: the size of the message, times (W − 1) / W for an all-gather,
 a reduce-scatter or an all-to-all, and twice that for an all-reduce, as the best algorithms do it.
 
-{_table(titles, rows)}"""
+{table(titles, rows)}"""
 
 
 def _model(fitted: Fit) -> str:
@@ -128,7 +132,7 @@ with a product beside it, for sequences of {SEQUENCE_TOKENS:,} tokens. The large
 left of the memory; every GPU has a batch of its own. Where less than a sequence is left,
 `probe_loss(batch)` can take a shorter one, which also shrinks the attention's part of the graph.
 
-{_table(titles, rows)}
+{table(titles, rows)}
 
 The time of a product is at least that of its traffic, if nothing overlaps with it, on links of
 {LINK_GB} GB/s for each GPU in both directions.
@@ -144,11 +148,6 @@ def _batch(each: Extrapolation) -> str:
 
 def _gib(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:.1f} GiB"
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Take the pictures of the gallery: of each page the panels that its words are about.
 
-    python docs/gallery_pictures.py [FOLDER]
+    python docs/scripts/gallery_pictures.py [FOLDER]
 
 Makes the pages from the kept records and looks at them with Chromium. The pictures go to
 docs/pictures; given a FOLDER, both themes of every whole page go there, to be looked at.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from screenshots import save
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parents[1]
 sys.path.insert(0, str(DOCS.parent / "recipes"))  # whose pages these are
 
 from support.chromium import READY, Page, chromium  # noqa: E402  # screenshots.py has found it

@@ -1,4 +1,4 @@
-"""Write docs/quantities.md from the lists in lightning_linf: `python docs/list_quantities.py`."""
+"""Write docs/quantities.md, the list of quantities: `python docs/scripts/list_quantities.py`."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,12 +7,12 @@ from lightning_linf.partition_names import FINE_TO_COARSE
 from lightning_linf.quantities import ALL, MONITORS
 from lightning_linf.quantity import Column, Monitor, PartitionScalar, Quantity, Scalar
 
-PAGE = Path(__file__).with_name("quantities.md")
+PAGE = Path(__file__).parents[1] / "quantities.md"
 INTRODUCTION = """\
 # What is measured
 
-(Made by `python docs/list_quantities.py`.) [estimates.md](estimates.md) says how each number is
-estimated, and how well.
+(Made by `python docs/scripts/list_quantities.py`.) [estimates.md](estimates.md) says how each
+number is estimated, and how well.
 
 *d* is the number of trainable parameters, *g* the gradient and *H* the Hessian of the mean loss.
 In a table's row of one tensor, *d* and *g* belong to this tensor alone.

@@ -1,6 +1,6 @@
 """Train small networks on Python's own sources, for pictures of the panels.
 
-    python docs/demo_runs.py runs/demo
+    python docs/scripts/demo_runs.py runs/demo
 
 A few minutes on two CPU cores: a network of 16k parameters predicts the next character, with
 Adam, with Adam in rotated coordinates and with SGD.

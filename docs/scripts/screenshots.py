@@ -1,6 +1,6 @@
 """Take the pictures of the panels: those of the documentation, and all in both themes and widths.
 
-    python docs/screenshots.py [FOLDER]
+    python docs/scripts/screenshots.py [FOLDER]
 
 Trains the runs of demo_runs.py into FOLDER/runs unless they are there (two minutes), starts
 TensorBoard on them and looks at it with Chromium. The pictures of README.md go to docs/, those of
@@ -14,7 +14,7 @@ from pathlib import Path
 import demo_runs
 from PIL import Image
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parents[1]
 sys.path.insert(0, str(DOCS.parent / "tests"))  # whose browser and TensorBoard these are
 
 from support.chromium import READY, Page, chromium  # noqa: E402  # found there

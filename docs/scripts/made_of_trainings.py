@@ -1,11 +1,11 @@
-"""What pages take from `docs/results.md` and `results/prediction.md`, by the name of its place."""
+"""What pages take from `docs/results.md` and `docs/results/prediction.md`."""
 
 import re
 from pathlib import Path
 
-from in_markdown import by_name, table
+from formatting import by_name, table
 
-HERE = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parents[1]
 _STUDIES = ("GPT-2", "ResNet-18")
 # By the words of a table, and by those of the sentence that says what is shown.
 _OTHERS = {
@@ -14,6 +14,11 @@ _OTHERS = {
     ("adasgd", "global"): "AdaSGD",
     ("sgd", "global, l2"): "SGD",
 }
+_PREDICTION = "results/prediction.md"
+_PREDICTORS = (
+    *("step_advantage", "advantage, from above", "Λ, lower end", "curvature", "noise scale", "R²"),
+    "order of the other seeds",
+)
 _SHOWN = {"Above": "above Adam", "Below": "below Adam", "Not told apart": "not told apart"}
 
 
@@ -91,14 +96,37 @@ def norms_of_rotated_sgd() -> str:
 
 def prediction() -> str:
     """Copy what may be concluded of predictions."""
-    page = (HERE / "results" / "prediction.md").read_text(encoding="utf-8")
-    section = page.split("## What may and may not be concluded\n")[1].split("\n## ")[0]
-    return section.strip()
+    return _section("What may and may not be concluded", _PREDICTION).strip()
 
 
-def _section(title: str) -> str:
-    page = (HERE / "results.md").read_text(encoding="utf-8")
-    return page.split(f"\n## {title}\n")[1].split("\n## ")[0]
+def predictors() -> str:
+    """Write how well some quantities ordered optimizers on the testing half of the tasks."""
+    _, *lines = _cells("How well each orders the optimizers", _PREDICTION)
+    found = {name.strip("*"): [name.strip("*"), *cells[2:4]] for name, *cells in lines}
+    titles = ("order by", "rho", "rho of finer is better")
+    return table(titles, [found[name] for name in _PREDICTORS])
+
+
+def lowest_losses() -> str:
+    """Write which optimizer ended lowest in how many tasks."""
+    _, *columns = zip(*_cells("Final losses", _PREDICTION), strict=True)
+    rows = [
+        (name, str(sum("**" in loss for loss in losses)), str(sum(loss != "-" for loss in losses)))
+        for name, *losses in columns
+    ]
+    return table(("optimizer", "lowest in", "of tasks"), rows)
+
+
+def _section(title: str, page: str = "results.md") -> str:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def _cells(title: str, page: str) -> list[list[str]]:
+    """Give the table of a section: its titles, and each line."""
+    lines = [line for line in _section(title, page).splitlines() if line.startswith("|")]
+    titles, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    return [titles, *rows]
 
 
 def _bullets(title: str) -> list[str]:
@@ -131,4 +159,6 @@ PLACES = by_name(
     sgd_rotated,
     norms_of_rotated_sgd,
     prediction,
+    predictors,
+    lowest_losses,
 )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 import read_results as read
-from in_markdown import by_name, percent, table
+from formatting import by_name, percent, table
 
 _BUDGETS_OF_LAMBDA = (32, 64)
 _ALONG = "from the curvature along the step"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 _NUMBER = r"(nan|inf|[\d.]+(?:e[+-]?\d+)?)"
 
 
@@ -242,6 +242,15 @@ def stable_rates() -> list[tuple[int, float]]:
     """Give a step, and the largest stable rate measured there over the one found by trying."""
     row = re.compile(r"^\S.*? +(\d+) +[\d.]+ +[\d.]+ +([\d.]+) +[\d.]+$", re.MULTILINE)
     return [(int(found[1]), float(found[2])) for found in row.finditer(text_of("edge.txt"))]
+
+
+def optimizers() -> dict[str, list[str]]:
+    """Give by optimizer the time of its step over fused AdamW's, without and with weight decay."""
+    row = re.compile(r"^(.+?) {2,}[\d.]+ +[\d.]+ +([\d.]+) +[\d.]+$", re.MULTILINE)
+    ratios: dict[str, list[str]] = {}
+    for found in row.finditer(text_of("optimizers.txt")):
+        ratios.setdefault(found[1], []).append(found[2])
+    return ratios
 
 
 def measured(what: str) -> float:
