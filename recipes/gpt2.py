@@ -17,6 +17,9 @@ and that over the preset, a file in recipes/presets; --print_config shows the ou
 Needs: pip install 'lightning-linf[recipes]'
 """
 
+import requirements  # noqa: F401  # first of all, to say what is missing
+
+# isort: split
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -10,6 +10,9 @@ What is run and how it is judged stands in prediction-protocol.md, which came fi
 Needs: pip install 'lightning-linf[recipes]'
 """
 
+import requirements  # noqa: F401  # first of all, to say what is missing
+
+# isort: split
 import argparse
 import math
 import sys

@@ -13,6 +13,9 @@ Every field of `Config` is a flag (--help); flags win over `--config FILE.yaml`.
 Needs: pip install 'lightning-linf[recipes]'
 """
 
+import requirements  # noqa: F401  # first of all, to say what is missing
+
+# isort: split
 import math
 import sys
 import time
