@@ -11,7 +11,8 @@ PAGE = Path(__file__).with_name("quantities.md")
 INTRODUCTION = """\
 # What is measured
 
-(Made by `python docs/list_quantities.py`.)
+(Made by `python docs/list_quantities.py`.) [estimates.md](estimates.md) says how each number is
+estimated, and how well.
 
 *d* is the number of trainable parameters, *g* the gradient and *H* the Hessian of the mean loss.
 In a table's row of one tensor, *d* and *g* belong to this tensor alone.

@@ -1,0 +1,60 @@
+"""Fill in what pages take from results: `python docs/write_tables.py`.
+
+A place in a page is `<!-- made: NAME -->...<!-- end -->`, where NAME is that of a function in one
+of `docs/made_of_*.py`, with spaces. What it gives stands between both, within a line or on lines of
+its own. So no table, and no figure of such a place, is typed.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import made_of_bounds
+import made_of_results
+import made_of_trainings
+
+HERE = Path(__file__).resolve().parent
+PLACES = made_of_bounds.PLACES | made_of_results.PLACES | made_of_trainings.PLACES
+_PLACE = re.compile(r"<!-- made: ([\w ]+) -->(.*?)<!-- end -->", re.DOTALL)
+# Markdown takes a line that begins with a comment for HTML, and ends the paragraph.
+_AT_START = re.compile(r" *<!--.*?-->(?=.*\S)")
+
+
+def pages() -> Iterator[Path]:
+    """Give the pages that have places."""
+    for page in sorted([HERE.parent / "README.md", *HERE.rglob("*.md")]):
+        if _PLACE.search(page.read_text(encoding="utf-8")):
+            yield page
+
+
+def names(text: str) -> set[str]:
+    """Give the names of the places of a page."""
+    return {place[1] for place in _PLACE.finditer(text)}
+
+
+def filled(text: str, made: Mapping[str, Callable[[], str]] = PLACES) -> str:
+    """Give the text of a page with all of its places filled.
+
+    Raises:
+        ValueError: If a place has a name that is not known.
+    """
+
+    def fill(place: re.Match[str]) -> str:
+        name, old = place.groups()
+        if name not in made:
+            raise ValueError(f"write_tables: expected one of {sorted(made)}, got {name!r}.")
+        new = made[name]()
+        between = f"\n\n{new}\n\n" if old.startswith("\n") else new
+        return f"<!-- made: {name} -->{between}<!-- end -->"
+
+    return _PLACE.sub(fill, text)
+
+
+def lines_cut_short(text: str) -> list[str]:
+    """Find lines of prose that begin with a place, at which a paragraph would end."""
+    return [line for line in text.splitlines() if _AT_START.match(line)]
+
+
+if __name__ == "__main__":
+    for written in pages():
+        written.write_text(filled(written.read_text(encoding="utf-8")), encoding="utf-8")
