@@ -63,7 +63,7 @@ def make_parser() -> ArgumentParser:
         usage="%(prog)s CHECKPOINT --model CLASS [--data CLASS] [--model.ARG VALUE ...] "
         "[--data.ARG VALUE ...] [--config FILE.yaml] [--OPTION VALUE ...]",
         description="Measure the geometry of the loss at a Lightning checkpoint: smoothness along "
-        "l-infinity, l2 and between, gradient noise, and the optimizer that this favours.",
+        "l-infinity, l2 and between, gradient noise, and how far a step of each lowers the loss.",
         epilog="Constructor arguments come from the checkpoint's hyperparameters "
         "(self.save_hyperparameters(), or LightningCLI). Those given as --model.ARG, --data.ARG or "
         "in --config replace the saved ones of the same name; the others stay as they were saved.",

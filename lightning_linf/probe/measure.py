@@ -61,7 +61,7 @@ def measure_geometry(
     progress: bool = False,
     on_hvps: Callable[[int], object] | None = None,
 ) -> GeometryReport:
-    """Measure which geometry a loss landscape has, and which optimizer it favours.
+    """Measure which geometry a loss landscape has, and how far one step of each lowers the loss.
 
     For each partition Phi of the parameters into blocks: both ends of the smoothness N(Phi) that
     one step of steepest descent feels, a bound of the blockwise smoothness H(Phi), the gradient's
