@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
-.PHONY: gpt2 paper test test-all test-kernels test-loggers test-oldest test-torchrun test-zoo coverage lint types wheel clean
+.PHONY: gpt2 paper test test-all test-kernels test-loggers test-oldest test-torchrun test-zoo coverage lint types docs docs-serve wheel clean
 
 gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
 	$(BIN)/python recipes/gpt2.py $(ARGS)
@@ -53,6 +53,14 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/mypy recipes
+
+# The first variable silences what the theme says of its own future.
+MKDOCS := NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs
+docs: $(VENV)/docs.stamp  ## the documentation site, in build/site; anything wrong with it is an error
+	$(MKDOCS) build --strict
+
+docs-serve: $(VENV)/docs.stamp  ## the same while it is written, at http://127.0.0.1:8000
+	$(MKDOCS) serve
 
 wheel: $(VENV)/dev.stamp  ## build the wheel, install it elsewhere, test it outside the tree
 	rm -rf build dist $(VENV)-wheel

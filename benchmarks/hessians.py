@@ -97,45 +97,42 @@ def train_gpt2() -> Network:
 def train_mlp() -> Network:
     """Train a net with LayerNorm of 5,114 parameters on scikit-learn's digits."""
     torch.manual_seed(0)
-    images, labels = _digits()
+    images, labels = digits()
     model = nn.Sequential(
         *(nn.Linear(64, 48), nn.LayerNorm(48), nn.GELU()),
         *(nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 10)),
     ).double()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-
-    def loss(batch_size: int = 64) -> Tensor:
-        chosen = torch.randint(len(images), (batch_size,))
-        return F.cross_entropy(model(images[chosen]), labels[chosen])
-
-    _train(optimizer, loss, num_steps=300)
-    return partial(loss, 256), model
+    return _train_on(images, labels, model)
 
 
 def train_conv() -> Network:
     """Train a convolutional net with BatchNorm of 1,486 parameters on the digits."""
     torch.manual_seed(0)
-    images, labels = _digits()
+    images, labels = digits()
     images = images.unflatten(1, (1, 8, 8))
     model = nn.Sequential(
         *(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.GELU()),
         *(nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.GELU()),
         *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 10)),
     ).double()
+    loss, _ = _train_on(images, labels, model)
+    model.eval()
+    return loss, model
 
+
+def _train_on(images: Tensor, labels: Tensor, model: nn.Module) -> Network:
     def loss(batch_size: int = 64) -> Tensor:
         chosen = torch.randint(len(images), (batch_size,))
         return F.cross_entropy(model(images[chosen]), labels[chosen])
 
     _train(torch.optim.Adam(model.parameters(), lr=3e-3), loss, num_steps=300)
-    model.eval()
     return partial(loss, 256), model
 
 
 def train_contrastive() -> Network:
     """Train an encoder of 1,552 parameters to tell two noisy views of a digit from other digits."""
     torch.manual_seed(0)
-    images, _ = _digits()
+    images, _ = digits()
     model = nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 12)).double()
 
     def loss(batch_size: int = 32) -> Tensor:
@@ -222,7 +219,8 @@ def _text() -> Tensor:
     return text[text < 128].long()
 
 
-def _digits() -> tuple[Tensor, Tensor]:
+def digits() -> tuple[Tensor, Tensor]:
+    """Give scikit-learn's digits: pixels (1797, 64) from 0 to 1 in float64, and labels."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

@@ -10,12 +10,11 @@ is the time that statistics of each tensor and of all together take from the cou
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
 from unittest import mock
 
 import torch
-from stopwatch import heading, seconds_of
+from stopwatch import heading, medians
 from torch import Tensor
 
 from lightning_linf.functional import heterogeneity_sums
@@ -47,16 +46,11 @@ def main() -> None:
     if runs_kernels(choices.device):
         actions["kernel"] = lambda: heterogeneity_update(gradients)
     actions["statistics"] = lambda: each_and_whole(sums)
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(choices.rounds + 1):  # the first one warms up
-        for name, action in actions.items():
-            seconds[name].append(seconds_of(action, choices.device))
+    seconds = medians(actions, choices.device, choices.rounds)
     print(f"{len(vector):,} entries of {choices.dtype} in {len(gradients)} tensors")
     print("                  ms    norms")
-    norm = statistics.median(seconds["norm"][1:])
-    for name in actions:
-        median = statistics.median(seconds[name][1:])
-        print(f"{name:10s} {1e3 * median:9.2f} {median / norm:8.1f}", flush=True)
+    for name, median in seconds.items():
+        print(f"{name:10s} {1e3 * median:9.2f} {median / seconds['norm']:8.1f}", flush=True)
 
 
 def plain(gradients: list[Tensor]) -> object:

@@ -1,179 +1,43 @@
 """One competitor of `rivals.py`, in a process of its own: does what it is told on its input.
 
-    python benchmarks/rival_worker.py NAME DEVICE SIZE
+    python benchmarks/rival_worker.py PART NAME DEVICE SIZE
 
 Reads commands, a line each, and answers each with one line of JSON: "time" runs its action once and
-gives the seconds, "memory" gives the peak in bytes, "save FILE" keeps what the action returns. What
-the packages print themselves goes to the standard error.
+gives the seconds, "memory" gives the peak in bytes, "value" what the action returns, and
+"save FILE" keeps it. What the packages print themselves goes to the standard error.
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
-from typing import Any
 
 import torch
-from gpt2_network import GPT2_124M, SMALL, TINY, gradient, make_gpt2, token_loss, zipf_tokens
 from live_memory import peak_bytes
 from stopwatch import seconds_of
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
-Action = Callable[[], object]
-SHAPES = {"tiny": TINY, "cpu": SMALL, "cuda": GPT2_124M._replace(sequences=1)}
-TRANSFORMERS = {"tiny": (64, 1, 100), "cpu": (256, 4, 19_456), "cuda": (768, 12, 50_257)}
-
-
-class Problem:
-    """The network, its batch and a vector, the same in every process."""
-
-    def __init__(self, device: torch.device, size: str) -> None:
-        self.module = make_gpt2(SHAPES[size], device)
-        self.tokens = zipf_tokens(SHAPES[size], device)
-        self.parameters = list(self.module.parameters())
-        num_params = sum(p.numel() for p in self.parameters)
-        generator = torch.Generator().manual_seed(1)
-        self.vector = torch.randn(num_params, generator=generator).to(device)
-
-    def parts(self) -> list[Tensor]:
-        """Give the vector in the shapes of the parameters."""
-        parts = self.vector.split([p.numel() for p in self.parameters])
-        return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
-
-
-class Logits(nn.Module):
-    """The network from tokens to a row of logits for each token that follows."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Shapes: (sequences, tokens) -> (sequences * (tokens - 1), vocabulary)."""
-        logits: Tensor = self.module(tokens).logits
-        return logits[:, :-1].flatten(0, 1)
-
-
-def joined(parts: Any) -> Tensor:
-    """Join tensors to one vector."""
-    return torch.cat([part.reshape(-1) for part in parts])
-
-
-def one_gradient(problem: Problem) -> Action:
-    """A gradient in float32 with torch's fast attention, which products are compared with."""
-    return lambda: joined(gradient(problem.module, problem.tokens))
-
-
-def exact(problem: Problem) -> Action:
-    """Double backward in float64, which products are judged by."""
-    module = problem.module.double()
-    with sdpa_kernel(SDPBackend.MATH):
-        loss = token_loss(module, problem.tokens)
-        parameters = list(module.parameters())
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-    parts = [part.double() for part in problem.parts()]
-    return lambda: joined(torch.autograd.grad(gradients, parameters, parts, retain_graph=True))
-
-
-def ours(problem: Problem) -> Action:
-    """`Landscape.hvp`."""
-    from lightning_linf.probe import Landscape
-
-    landscape = Landscape(problem.module, [problem.tokens], loss=token_loss)
-    landscape.__enter__()  # until the process ends
-    return lambda: landscape.hvp(problem.vector)
-
-
-def curvlinops(problem: Problem) -> Action:
-    """`HessianLinearOperator`, forward over reverse."""
-    from curvlinops import HessianLinearOperator
-
-    model = Logits(problem.module)
-    data = [(problem.tokens, problem.tokens[:, 1:].flatten())]
-    operator = HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False,
-        num_data=data[0][1].numel(), batch_size_fn=lambda tokens: tokens[:, 1:].numel(),
-    )  # fmt: skip
-
-    def multiply() -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            return operator @ problem.vector
-
-    return multiply
-
-
-def hessian_eigenthings(problem: Problem) -> Action:
-    """`HessianOperator`, with its default method."""
-    from hessian_eigenthings import HessianOperator
-
-    operator = HessianOperator(problem.module, [problem.tokens], token_loss)
-
-    def multiply() -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            return operator.matvec(problem.vector)
-
-    return multiply
-
-
-def pyhessian(problem: Problem) -> Action:
-    """`hessian_vector_product` on a graph that `hessian` has kept."""
-    from pyhessian import hessian, hessian_vector_product
-
-    model = Logits(problem.module)
-    targets = problem.tokens[:, 1:].flatten()
-    is_cuda = problem.tokens.device.type == "cuda"
-    with sdpa_kernel(SDPBackend.MATH):
-        kept = hessian(model, nn.CrossEntropyLoss(), (problem.tokens, targets), cuda=is_cuda)
-    parts = problem.parts()
-    return lambda: joined(hessian_vector_product(kept.gradsH, kept.params, parts))
-
-
-def steps_of(name: str, device: torch.device, size: str) -> Action:
-    """One step of an optimizer on a transformer's parameters, with weight decay 0.1."""
-    from optimizers import Transformer, steps
-
-    torch.manual_seed(0)
-    module = Transformer(*TRANSFORMERS[size]).to(device)
-    for p in module.parameters():
-        p.grad = 1e-3 * torch.randn_like(p)
-    return steps(module, 0.1)[name]
-
-
-PRODUCTS: dict[str, Callable[[Problem], Action]] = {
-    "gradient": one_gradient,
-    "exact": exact,
-    "lightning_linf": ours,
-    "curvlinops": curvlinops,
-    "hessian-eigenthings": hessian_eigenthings,
-    "PyHessian": pyhessian,
-}
-STEPS = ("AdamW, fused", "BlockwiseAdam, row", "BlockwiseAdam, head", "Adam-mini")
 PACKAGES = {  # whose versions are told
     "lightning_linf": "lightning_linf",
     "curvlinops": "curvlinops-for-pytorch",
     "hessian-eigenthings": "hessian-eigenthings",
     "PyHessian": "pyhessian",
+    "Cockpit": "cockpit-for-pytorch",
+    "wandb.watch": "wandb",
     "Adam-mini": "adam-mini",
 }
 
 
-def make(name: str, device: torch.device, size: str) -> Action:
-    """Make the action of a competitor."""
-    if name in STEPS:
-        return steps_of(name, device, size)
-    return PRODUCTS[name](Problem(device, size))
-
-
 def main() -> None:
     """Serve until the input ends."""
-    name, device, size = sys.argv[1], torch.device(sys.argv[2]), sys.argv[3]
+    part, name, device, size = *sys.argv[1:3], torch.device(sys.argv[3]), sys.argv[4]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    action = make(name, device, size)
+    action = import_module(f"rival_{part}").make(name, device, size)
     action()  # warms up
-    label = f"{PACKAGES[name]} {version(PACKAGES[name])}" if name in PACKAGES else name
+    package = PACKAGES.get(name)
+    label = f"{name} {version(package)}" if package else name
     answers.write(json.dumps({"label": label, "torch": torch.__version__}) + "\n")
     answers.flush()
     for line in sys.stdin:
@@ -183,6 +47,8 @@ def main() -> None:
             result = seconds_of(action, device)
         elif command == "memory":
             result = peak_bytes(action, device)
+        elif command == "value":
+            result = action()
         elif command == "save":
             product = action()
             assert isinstance(product, Tensor)

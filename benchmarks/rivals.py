@@ -1,192 +1,140 @@
-"""Hessian-vector products and optimizer steps of other packages beside ours, in one run.
+"""What other packages do beside what we do, in one run: products, eigenvalues, watching, steps.
 
-    python benchmarks/rivals.py                      # five minutes, most of it installing
+    OMP_NUM_THREADS=1 python benchmarks/rivals.py --save    # some minutes; once, two to install
+    python docs/write_measured.py                           # the tables of docs/compared.md
     python benchmarks/rivals.py --device cuda --save
 
 Each package gets an environment of its own under build/rivals, which sees the packages of this one
 (torch among them, which thus is the same for all) and holds the package itself, installed without
-its dependencies where those would replace torch. All processes run at once and take turns, round by
-round, so that what else the machine does falls on all alike. Products: on a GPT-2, over one float32
-gradient of the same batch; the error is that of the product in the 2-norm, against double backward
-in float64. Steps: over those of AdamW (fused). A package that cannot be installed, or fails, is
-said to have.
+its dependencies where those would replace torch. All processes of a part run at once and take
+turns, round by round, so that what else the machine does falls on all alike. A package that cannot
+be installed, or fails, is said to have.
+
+Products: on a GPT-2, over one float32 gradient of the same batch; the error is that of the product
+in the 2-norm, against double backward in float64. Eigenvalues: the largest absolute one of the
+Hessian of a small network, whose whole Hessian is known. Watching: a training step of that GPT-2
+with a look at its gradient, over one without. Steps: of optimizers, over those of AdamW (fused).
 """
 
 import argparse
-import contextlib
 import json
 import math
-import os
-import select
 import statistics
-import subprocess
-import sys
-import sysconfig
 import tempfile
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from rival_worker import PRODUCTS, STEPS
-from stopwatch import ROOT, heading, kept_in_file
+from rival_eigenvalues import EIGENVALUES
+from rival_processes import Competitors
+from rival_products import PRODUCTS
+from rival_steps import STEPS
+from rival_watching import WATCHING
+from stopwatch import RESULTS, commit, heading, place_name
 
-# What is installed for each; the rest of what they import is here already.
-REQUIREMENTS: dict[str, list[str]] = {
-    "curvlinops": [
-        "curvlinops-for-pytorch==3.0.1", "backpack-for-pytorch", "einops", "einconv",
-        "linear_operator", "opt-einsum",
-    ],
-    "hessian-eigenthings": ["hessian-eigenthings==1.0.0a5"],
-    "PyHessian": ["pyhessian==0.1"],
-    "Adam-mini": ["adam-mini==1.1.1"],
-}  # fmt: skip
-ENVIRONMENTS = ROOT / "build" / "rivals"
-
-
-class Failed(Exception):
-    """A competitor could not be installed, or has failed."""
+PARTS: dict[str, list[str]] = {  # times are over the first that is timed
+    "products": list(PRODUCTS),
+    "eigenvalues": list(EIGENVALUES),
+    "watching": list(WATCHING),
+    "steps": list(STEPS),
+}
 
 
-def environment(name: str, limit: float) -> str:
-    """Make the environment of a package unless it is there; give its Python."""
-    if name not in REQUIREMENTS:
-        return sys.executable
-    folder = ENVIRONMENTS / name
-    python, done = folder / "bin" / "python", folder / "installed"
-    if done.exists() and done.read_text() == " ".join(REQUIREMENTS[name]):
-        return str(python)
-    _run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], limit)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    here = sysconfig.get_paths()["purelib"]
-    (packages / "beside.pth").write_text(here + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    _run([*pip, *REQUIREMENTS[name]], limit)
-    done.write_text(" ".join(REQUIREMENTS[name]))
-    return str(python)
+@dataclass(frozen=True)
+class Row:
+    """One competitor in one part; what was not measured is None."""
+
+    name: str
+    label: str
+    median: float | None = None  # seconds
+    least: float | None = None
+    memory: int | None = None  # bytes, at most at once beyond those before
+    value: list[float] | None = None  # of an eigenvalue, or both ends of it
+    error: float | None = None  # relative
+    failure: str = ""
 
 
-def _run(command: list[str], limit: float) -> None:
+@dataclass(frozen=True)
+class Result:
+    """All that the tables of docs/compared.md are made of."""
+
+    versions: str
+    place: str
+    date: str
+    commit: str
+    rounds: int
+    parts: dict[str, list[Row]]
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what :meth:`save` has written."""
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        parts = {part: [Row(**row) for row in rows] for part, rows in content.pop("parts").items()}
+        return cls(**content, parts=parts)
+
+
+def result_path(device: str) -> Path:
+    """Name the file of a device's result."""
+    return RESULTS / f"rivals-{device}.json"
+
+
+def compare(
+    part: str, names: list[str], device: str, size: str, rounds: int, limit: float
+) -> list[Row]:
+    """Measure the competitors of a part."""
+    competitors = Competitors(part, names, device, size, limit)
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit)
-    except subprocess.CalledProcessError as error:
-        raise Failed(f"not installed: {error.stderr.strip().splitlines()[-1:]}") from error
-    except subprocess.TimeoutExpired as error:
-        raise Failed(f"not installed within {limit:g} s") from error
-
-
-class Competitor:
-    """A process that runs one action when told to."""
-
-    def __init__(self, name: str, device: str, size: str, limit: float) -> None:
-        self.name, self._limit = name, limit
-        python = environment(name, limit)
-        worker = ROOT / "benchmarks" / "rival_worker.py"
-        self._errors = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [python, str(worker), name, device, size],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-
-    def start(self) -> None:
-        """Wait until it is ready."""
-        told = self._answer()
-        self.label: str = told["label"]
-        if told["torch"] != torch.__version__:
-            raise Failed(f"runs on torch {told['torch']} instead of {torch.__version__}")
-
-    def do(self, command: str) -> Any:
-        """Send a command, and wait for the answer."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the answer says why
-            self._process.stdin.write(command + "\n")
-            self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        stdout = self._process.stdout
-        assert stdout is not None
-        ready, _, _ = select.select([stdout], [], [], self._limit)
-        if not ready:
-            raise Failed(f"gave no answer within {self._limit:g} s")
-        line = stdout.readline()
-        if not line:
-            self._errors.seek(0)
-            last = self._errors.read().strip().splitlines()[-1:]
-            raise Failed(f"ended: {''.join(last)[:200]}")
-        return json.loads(line)
-
-    def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-
-def start_all(names: list[str], device: str, size: str, limit: float) -> dict[str, Competitor]:
-    """Start one after the other, so that they do not slow each other; tell which have failed."""
-    running: dict[str, Competitor] = {}
-    for name in names:
-        try:
-            running[name] = competitor = Competitor(name, device, size, limit)
-            competitor.start()
-        except Failed as error:
-            print(f"{name} failed: {error}", flush=True)
-            if name in running:
-                running.pop(name).stop()
-    return running
-
-
-def ask(running: dict[str, Competitor], command: str) -> dict[str, Any]:
-    """Give a command to each in turn; by name, the answers. Who fails is running no more."""
-    answers: dict[str, Any] = {}
-    for name, competitor in list(running.items()):
-        try:
-            answers[name] = competitor.do(command)
-        except Failed as error:
-            print(f"{name} failed: {error}", flush=True)
-            running.pop(name).stop()
-    return answers
-
-
-def compare(names: list[str], device: str, size: str, rounds: int, limit: float) -> None:
-    """Print a line for each competitor; the first is what the others are compared with."""
-    running = start_all(names, device, size, limit)
-    try:
-        errors = product_errors(running) if "exact" in running else {}
-        if "exact" in running:
-            running.pop("exact").stop()
-        times = [ask(running, "time") for _ in range(rounds)]
-        peaks = ask(running, "memory")
-        seconds = {name: [each[name] for each in times] for name in running}
-        medians = {name: statistics.median(each) for name, each in seconds.items()}
-        print(f"{'':30s} ms, median     least   over {names[0]:12s}   memory, MiB   error")
-        for name, competitor in running.items():
-            ratio = medians[name] / medians[names[0]] if names[0] in medians else math.nan
-            error = f"{errors[name]:8.1e}" if name in errors else ""
-            print(
-                f"{competitor.label:30s} {1e3 * medians[name]:10.2f} "
-                f"{1e3 * min(seconds[name]):9.2f} {ratio:12.2f} "
-                f"{peaks[name] / 2**20:21.1f}   {error}",
-                flush=True,
-            )
+        values, errors = judged(part, competitors)
+        if "exact" in competitors.running:
+            competitors.stop(["exact"])
+        times = [competitors.ask("time") for _ in range(rounds)]
+        peaks = competitors.ask("memory")
+        labels = {name: each.label for name, each in competitors.running.items()}
     finally:
-        for competitor in running.values():
-            competitor.stop()
+        competitors.stop()
+    rows = []
+    for name in names:
+        failure = competitors.failures.get(name, "")
+        seconds = [each[name] for each in times if name in each and not failure]
+        rows.append(
+            Row(
+                name, labels.get(name, name), statistics.median(seconds) if seconds else None,
+                min(seconds, default=None), peaks.get(name), values.get(name), errors.get(name),
+                failure,
+            )
+        )  # fmt: skip
+    return rows
 
 
-def product_errors(running: dict[str, Competitor]) -> dict[str, float]:
+def judged(part: str, competitors: Competitors) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Give what competitors found, where it is a number, and its error against the exact one."""
+    if part == "products":
+        return {}, product_errors(competitors)
+    if part != "eigenvalues":
+        return {}, {}
+    found = competitors.ask("value")
+    values = {name: each if isinstance(each, list) else [each] for name, each in found.items()}
+    if "exact" not in values:
+        return values, {}
+    (exact,) = values["exact"]
+    errors = {name: each[0] / exact - 1 for name, each in values.items() if name != "exact"}
+    return values, errors
+
+
+def product_errors(competitors: Competitors) -> dict[str, float]:
     """Error of each product in the 2-norm, over the norm of the exact one."""
     products: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "product.pt"
-        for name in list(running):
-            if name == "gradient":
-                continue
-            if ask({name: running[name]}, f"save {file}"):
+        for name in list(competitors.running):
+            if name != "gradient" and competitors.ask(f"save {file}", [name]):
                 products[name] = torch.load(file).double()
-            else:
-                del running[name]
     if "exact" not in products:
         return {}
     reference = products.pop("exact")
@@ -196,30 +144,49 @@ def product_errors(running: dict[str, Competitor]) -> dict[str, float]:
     }
 
 
+def print_rows(rows: list[Row]) -> None:
+    """Print a line for each; times over those of the first that has one."""
+    base = next((row for row in rows if row.median is not None), None)
+    if base is None:
+        return
+    print(f"{'':30s} ms, median     least   over {base.name:12s}   memory, MiB   error, value")
+    for row in rows:
+        if row.median is None or row.least is None:
+            continue
+        error = math.nan if row.error is None else row.error
+        value = " to ".join(f"{end:.5g}" for end in row.value or [])
+        print(
+            f"{row.label:30s} {1e3 * row.median:10.2f} {1e3 * row.least:9.2f} "
+            f"{row.median / base.median:12.2f} {(row.memory or 0) / 2**20:21.1f}   "
+            f"{error:8.1e} {value}"
+        )
+    print(flush=True)
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--tiny", action="store_true", help="to see that all works")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--limit", type=float, default=180.0, help="seconds for an answer")
-    parser.add_argument("--only", choices=["products", "steps"])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--without", nargs="+", default=[], metavar="NAME")
-    parser.add_argument("--save", action="store_true", help="keep what is printed in results/")
+    parser.add_argument("--save", action="store_true", help="keep the result in results/")
     choices = parser.parse_args()
     size = "tiny" if choices.tiny else choices.device
-    with (
-        kept_in_file("rivals", torch.device(choices.device))
-        if choices.save
-        else contextlib.nullcontext()
-    ):
-        heading(choices.device)
-        for kind, names in (("products", list(PRODUCTS)), ("steps", list(STEPS))):
-            if choices.only in (None, kind):
-                print(kind)
-                chosen = [name for name in names if name not in choices.without]
-                compare(chosen, choices.device, size, choices.rounds, choices.limit)
-                print(flush=True)
+    heading(choices.device)
+    parts: dict[str, list[Row]] = {}
+    for part in choices.only:
+        print(part)
+        names = [name for name in PARTS[part] if name not in choices.without]
+        parts[part] = compare(part, names, choices.device, size, choices.rounds, choices.limit)
+        print_rows(parts[part])
+    if choices.save:
+        today, path = datetime.now(UTC).date().isoformat(), result_path(choices.device)
+        place = place_name(choices.device)
+        Result(torch.__version__, place, today, commit(), choices.rounds, parts).save(path)
+        print(f"Kept in {path}")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ are 1e6, 1e7, and 124,439,808, that of GPT-2.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
 
 import torch
-from stopwatch import heading, seconds_of
+from stopwatch import heading, medians
 
 from lightning_linf.functional.rotation import rotate, rotation_windows
 
@@ -39,11 +38,7 @@ def main() -> None:
             "copy": lambda x=x, y=y: y.copy_(x),
             "rotation": lambda x=x: rotate(x, seed=0, strength=choices.strength),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in actions}
-        for _ in range(choices.rounds + 1):  # the first one warms up
-            for name, action in actions.items():
-                seconds[name].append(seconds_of(action, choices.device))
-        copy, rotation = (statistics.median(seconds[name][1:]) for name in ("copy", "rotation"))
+        copy, rotation = medians(actions, choices.device, choices.rounds).values()
         windows = rotation_windows(dim)
         share = sum(2 * window.half for window in windows) / dim  # of the vector, in all windows
         print(

@@ -171,7 +171,7 @@ def test_coordinates_have_the_order_of_the_parameters_given():
     optimizer = Reparameterized(
         shuffled_groups(module), lambda p: torch.optim.SGD(p, lr=0.02), Dense()
     )
-    matrix = dense(optimizer.coordinates(list(module.parameters())), len(weights(module)))
+    matrix = dense(optimizer.coordinates(module.parameters()), len(weights(module)))
     before = weights(module)
     backward(module, loss)
     gradient = parameters_to_vector(p.grad for p in module.parameters())

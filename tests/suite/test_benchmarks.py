@@ -220,16 +220,34 @@ def test_a_rotation_of_shards_is_exchanged_in_less_memory_than_gathered(printed)
 def test_products_of_processes_take_turns_and_errors_are_those_of_rounding(printed):
     others = ["curvlinops", "hessian-eigenthings", "PyHessian"]  # would have to be installed
     lines = printed("rivals", "--tiny", "--only", "products", "--rounds", "2", "--without", *others)
-    (ours,) = [line for line in lines if line.startswith("lightning_linf")]
-    assert float(ours.split()[-1]) < 1e-5
+    for name in ("lightning_linf", "torch.func"):
+        (line,) = [line for line in lines if line.startswith(name)]
+        assert float(line.split()[-1]) < 1e-5
+
+
+@pytest.mark.slow
+def test_an_eigenvalue_is_that_of_the_whole_hessian_and_the_result_is_kept(
+    load, printed, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(load("stopwatch"), "RESULTS", tmp_path)
+    others = ["curvlinops", "hessian-eigenthings", "PyHessian", "Cockpit", "torch.func.hessian"]
+    options = ("--only", "eigenvalues", "--rounds", "1", "--save", "--without", *others)
+    assert "lightning_linf" in "".join(printed("rivals", *options))
+    (path,) = tmp_path.iterdir()
+    exact, ours = load("rivals").Result.load(path).parts["eigenvalues"]
+    assert exact.value[0] == pytest.approx(ours.value[0], rel=1e-4)
+    assert ours.value[0] <= exact.value[0] * (1 + 1e-6) <= ours.value[1] * (1 + 2e-6)
+    assert ours.median > 0
+    assert ours.failure == ""
 
 
 @pytest.mark.slow
 def test_a_competitor_that_fails_is_said_to_have(load, capsys, monkeypatch):
-    rivals = load("rivals")
-    monkeypatch.setattr(rivals, "environment", lambda name, limit: sys.executable)
-    running = rivals.start_all(["no such name"], "cpu", "tiny", limit=60.0)
-    assert running == {}
+    processes = load("rival_processes")
+    monkeypatch.setattr(processes, "environment", lambda name, limit: sys.executable)
+    competitors = processes.Competitors("products", ["no such name"], "cpu", "tiny", limit=60.0)
+    assert competitors.running == {}
+    assert "KeyError: 'no such name'" in competitors.failures["no such name"]
     assert "no such name failed: ended: KeyError: 'no such name'" in capsys.readouterr().out
 
 

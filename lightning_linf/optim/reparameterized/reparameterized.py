@@ -1,6 +1,6 @@
 """Any torch optimizer, run in other coordinates."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ class Reparameterized(Optimizer):
 
     .. math::
         \phi &\leftarrow A^{-1} \theta, \qquad g_\phi \leftarrow A^\top g_\theta \\
-        \phi' &\leftarrow \operatorname{inner\ step}(\phi, g_\phi) \\
+        \phi' &\leftarrow \text{inner step}(\phi, g_\phi) \\
         \theta &\leftarrow \theta + A (\phi' - \phi)
 
     The module's weights stay the weights :math:`\theta`: bit for bit the same before the first
@@ -261,13 +261,14 @@ class Reparameterized(Optimizer):
             result.update(mapped.transposed(values, mapped.inverse, squared))
         return result
 
-    def coordinates(self, parameters: Sequence[Tensor]) -> Coordinates:
+    def coordinates(self, parameters: Iterable[Tensor]) -> Coordinates:
         """Give the map for one vector: these parameters, flattened and joined in this order.
 
         Raises:
             ValueError: If the map needs a parameter that is not among them.
         """
-        return Coordinates(parameters, [(each.thetas, each.whole_map) for each in self._mapped])
+        parts = [(each.thetas, each.whole_map) for each in self._mapped]
+        return Coordinates(list(parameters), parts)
 
     def _map_new_groups(self) -> None:
         """Map groups that were added since: some callbacks append to ``param_groups`` directly."""
