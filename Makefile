@@ -78,9 +78,9 @@ clean:
 	rm -rf build dist .cache *.egg-info $(VENV) $(VENV)-wheel
 
 $(VENV)/%.stamp: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "expected Python >= 3.11, got $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "expected Python >= 3.11, got $$($(PYTHON) --version 2>&1 || :). Try: make PYTHON=python3.11"; exit 1; }
 	@echo "Installing into $(VENV), once; this takes a few minutes"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	@touch $@

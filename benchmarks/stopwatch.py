@@ -96,10 +96,13 @@ def medians(
 
 def commit() -> str:
     """Name the commit of the source tree, and say whether files differ from it."""
-    described = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=, with changes"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12"]
+    try:
+        described = subprocess.run(
+            [*command, "--dirty=, with changes"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:  # no git is installed
+        return "unknown"
     return described.stdout.strip() or "unknown"
 
 

@@ -1,4 +1,4 @@
-"""See, while you train, which geometry your loss landscape has and which optimizer it favours.
+"""See, while you train, which geometry your loss landscape has, and how far steps in it go.
 
 Importing this package imports neither torch nor lightning; its names do, when they are used.
 """

@@ -14,9 +14,12 @@ r"""Train a GPT-2 and watch which geometry its loss landscape has.
 
 Every field of `Config` is a flag (--help), also with dashes. Flags win over `--config FILE.yaml`,
 and that over the preset, a file in recipes/presets; --print_config shows the outcome.
-Needs: pip install 'lightning-linf[recipes]'
+Needs, in the clone: python -m pip install -e '.[recipes]'
 """
 
+import requirements  # noqa: F401  # first of all, to say what is missing
+
+# isort: split
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

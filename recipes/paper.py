@@ -8,6 +8,9 @@ Where torch finds a CUDA device, the preset `small` of the GPT-2 is compared on 
 runs are kept under runs/paper, so an interrupted call goes on where it stopped.
 """
 
+import requirements  # noqa: F401  # first of all, to say what is missing
+
+# isort: split
 import argparse
 import json
 import shlex

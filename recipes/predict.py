@@ -7,9 +7,12 @@
 
 Runs are kept in docs/results/prediction.json, from which the page prediction.md beside it is made.
 What is run and how it is judged stands in prediction-protocol.md, which came first.
-Needs: pip install 'lightning-linf[recipes]'
+Needs, in the clone: python -m pip install -e '.[recipes]'
 """
 
+import requirements  # noqa: F401  # first of all, to say what is missing
+
+# isort: split
 import argparse
 import math
 import sys

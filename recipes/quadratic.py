@@ -10,9 +10,12 @@ constant over the run, and is judged at its best. A rotation by 1e-12 shows what
 does. Writes quadratic.json and .png to runs_dir/name.
 
 Every field of `Config` is a flag (--help); flags win over `--config FILE.yaml`.
-Needs: pip install 'lightning-linf[recipes]'
+Needs, in the clone: python -m pip install -e '.[recipes]'
 """
 
+import requirements  # noqa: F401  # first of all, to say what is missing
+
+# isort: split
 import math
 import sys
 import time

@@ -11,9 +11,12 @@
 
 Every field of `Config` is a flag (--help), also with dashes. Flags win over `--config FILE.yaml`,
 and that over the preset, a file in recipes/presets; --print_config shows the outcome.
-Needs: pip install 'lightning-linf[recipes]'
+Needs, in the clone: python -m pip install -e '.[recipes]'
 """
 
+import requirements  # noqa: F401  # first of all, to say what is missing
+
+# isort: split
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="lightning-linf",
-        description="Measure which geometry a loss landscape has, and which optimizer it favours.",
+        description="Measure which geometry a loss landscape has, and show measured runs.",
         epilog="lightning-linf COMMAND --help says more.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -63,7 +63,7 @@ def make_parser() -> ArgumentParser:
         usage="%(prog)s CHECKPOINT --model CLASS [--data CLASS] [--model.ARG VALUE ...] "
         "[--data.ARG VALUE ...] [--config FILE.yaml] [--OPTION VALUE ...]",
         description="Measure the geometry of the loss at a Lightning checkpoint: smoothness along "
-        "l-infinity, l2 and between, gradient noise, and the optimizer that this favours.",
+        "l-infinity, l2 and between, gradient noise, and how far a step of each lowers the loss.",
         epilog="Constructor arguments come from the checkpoint's hyperparameters "
         "(self.save_hyperparameters(), or LightningCLI). Those given as --model.ARG, --data.ARG or "
         "in --config replace the saved ones of the same name; the others stay as they were saved.",
@@ -140,8 +140,8 @@ def make_parser() -> ArgumentParser:
     add(
         "--max_hvps",
         type=int | None,
-        help="Budget of Hessian-vector products. Default, and the most that is used: num_probes + "
-        "33 for each partition, 33 for global. And 9 for spectral.",
+        help="Budget of Hessian-vector products. Default: num_probes + 33 for each partition, 33 "
+        "for global. And 9 for spectral. What a larger one has beyond goes to the ends of N(Phi).",
     )
     add(
         "--mode",
@@ -239,7 +239,7 @@ def _measure_module(
     most_hvps = (options.num_probes + OPERATOR_HVPS) * len(names - {SPECTRAL})
     most_hvps += SPECTRAL_HVPS if SPECTRAL in names else 0
     if options.max_hvps is not None:
-        most_hvps = min(most_hvps, options.max_hvps)
+        most_hvps = options.max_hvps
     try:
         with _progress(most_hvps) as advance:
             return measure_geometry(

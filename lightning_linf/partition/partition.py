@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from torch import Tensor, nn
 
 from lightning_linf.argument_checks import check_choice
+from lightning_linf.extras import needing
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.pieces import Piece, labelled, matched, nothing, number, trainable
 from lightning_linf.partition.structure import check_structure, structural
@@ -286,8 +287,12 @@ class Partition:
         """Give the blocks of every parameter tensor as a table of pandas, which must be installed.
 
         Its columns are those of :class:`~lightning_linf.partition.table.TensorBlocks`.
+
+        Raises:
+            ModuleNotFoundError: If pandas is not installed.
         """
-        from pandas import DataFrame  # need not be installed
+        with needing("notebook", "Partition.to_pandas"):
+            from pandas import DataFrame
 
         return DataFrame([vars(row) for row in self._rows()]).set_index("parameter")
 

@@ -76,14 +76,31 @@ class BatchMean:
 
     def weight(self, index: int) -> float:
         """Weight of a batch of this rank; one that is not positive is refused."""
-        if len(self._function.batches) == 1 and self._ranks.is_alone:
-            return 1.0
+        if self._is_of_one:
+            return 1.0  # whatever it is; that of a lone batch need not be known
         weight = batch_weight(self._function.module, self._function.batches[index])
         if not weight > 0:
             raise ProbeError(
                 f"probe: expected batches of positive weight, got {weight} for batch {index}."
             )
         return weight
+
+    @property
+    def num_samples(self) -> float | None:
+        """Samples in the batches of all ranks, as their weights count them.
+
+        None if a lone batch does not tell, or of several no mean was taken yet.
+        """
+        if not self._is_of_one:
+            return self.total_weight or None
+        try:
+            return batch_weight(self._function.module, self._function.batches[0])
+        except ProbeError:
+            return None
+
+    @property
+    def _is_of_one(self) -> bool:
+        return len(self._function.batches) == 1 and self._ranks.is_alone
 
     def half(self, index: int) -> int:
         """Which half a batch of this rank is in, 0 or 1."""
@@ -93,7 +110,7 @@ class BatchMean:
     def first_half(self) -> float | None:
         """Share of the first half in the weight of all batches; None if there is one half alone."""
         indices = range(len(self._function.batches))
-        if self._ranks.is_alone and len(indices) == 1:
+        if self._is_of_one:
             return None
 
         def weigh() -> tuple[float, float]:

@@ -50,7 +50,8 @@ def bracket_smoothness(
 
     Each partition but "global" gets ``num_probes`` probes for the upper end of H(Phi) and up to
     ``OPERATOR_HVPS`` products for N(Phi) and Lambda(Phi), within ``max_hvps`` in all, of which
-    ``num_other_hvps`` are left over. From coarse to fine, the step that is worst for one partition
+    ``num_other_hvps`` are left over. If ``max_hvps`` is more than these take, the searches have
+    equal shares of all of it. From coarse to fine, the step that is worst for one partition
     is where the search for the next one starts; and where one partition refines another, lower ends
     of the finer one hold for the coarser one,
     and the upper end the other way. With no more parameters than probes, d products give the whole
@@ -62,6 +63,7 @@ def bracket_smoothness(
     """
     num_uppers = sum(partition.num_blocks > 1 for partition in partitions)
     budget = _budget(partitions, num_uppers, num_probes, max_hvps, num_other_hvps)
+    is_ample = budget > num_probes * num_uppers + OPERATOR_HVPS * len(partitions)
     vector = landscape.parameters
     hessian: WholeHessian | None = None
     if vector.num_params <= num_probes:
@@ -94,10 +96,11 @@ def bracket_smoothness(
             shares = [uppers[name].block_parts if name in uppers else None]
             if name in uppers:
                 uppers[name] = uppers[name]._replace(block_parts=None)
+            share = left // (len(by_size) - position)
             norm = operator_norm(
                 products.of_all, bring_back(starts.pop(), vector.device), partition,
                 shares=shares.pop(),
-                max_hvps=min(OPERATOR_HVPS, left // (len(by_size) - position)), seed=seed,
+                max_hvps=share if is_ample else min(OPERATOR_HVPS, share), seed=seed,
             )  # fmt: skip
             budget -= norm.num_hvps
         smoothness[name] = _assemble(partition, norm, uppers.get(name))
@@ -116,9 +119,8 @@ def _budget(
     num_other_hvps: int,
 ) -> int:
     """Products that the brackets may take; the gradient's own steps take one each besides."""
-    budget = num_probes * num_uppers + OPERATOR_HVPS * len(partitions)
     if max_hvps is None:
-        return budget
+        return num_probes * num_uppers + OPERATOR_HVPS * len(partitions)
     least = num_probes * num_uppers + (LEAST_BUDGET + 1) * len(partitions) + num_other_hvps
     others = f", and {num_other_hvps} for spectral" if num_other_hvps else ""
     if max_hvps < least:
@@ -127,7 +129,7 @@ def _budget(
             f"of {num_uppers} partitions and {LEAST_BUDGET + 1} products for each of "
             f"{len(partitions)}{others}), got {max_hvps}. Raise it, or measure fewer partitions."
         )
-    return min(budget, max_hvps - len(partitions) - num_other_hvps)
+    return max_hvps - len(partitions) - num_other_hvps
 
 
 def _assemble(

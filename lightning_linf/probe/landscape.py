@@ -225,9 +225,9 @@ class Landscape:
         return self._function.num_passes
 
     @property
-    def num_samples(self) -> float:
-        """Weight of all batches of all ranks: by default their samples; 0 before the first pass."""
-        return self._mean.total_weight
+    def num_samples(self) -> float | None:
+        """Weight of all batches of all ranks, by default their samples; None while unknown."""
+        return self._mean.num_samples
 
     @property
     def probes_per_pass(self) -> int:

@@ -61,7 +61,7 @@ def measure_geometry(
     progress: bool = False,
     on_hvps: Callable[[int], object] | None = None,
 ) -> GeometryReport:
-    """Measure which geometry a loss landscape has, and which optimizer it favours.
+    """Measure which geometry a loss landscape has, and how far one step of each lowers the loss.
 
     For each partition Phi of the parameters into blocks: both ends of the smoothness N(Phi) that
     one step of steepest descent feels, a bound of the blockwise smoothness H(Phi), the gradient's
@@ -88,7 +88,9 @@ def measure_geometry(
         num_probes: Probes for each partition's upper end, at least 4; 16 give the (1,1)-norm to
             about a tenth. With no more parameters than probes all brackets are exact or nearly so.
         max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 33 for each
-            partition, and 9 for "spectral".
+            partition, and 9 for "spectral". What a larger one has beyond goes to the ends of
+            N(Phi), in equal shares, each of which stops once more would move its ends by no more
+            than 1 %.
         noise_batches: Microbatches for the gradient noise, at least 2, one gradient each. Default:
             ``batches`` if there are two or more; with one the noise is not measured.
         reparameterization: Measure in coordinates phi with parameters theta = A phi. What would

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
 from lightning_linf.argument_checks import check_callable, check_whole
+from lightning_linf.extras import needing
 from lightning_linf.recorder.recorder import GeometryRecorder, OnError
 from lightning_linf.report import GeometryReport
 
 _CALLER = "GeometryCallback"
+with needing("transformers", _CALLER):
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
 # What the Trainer hands to the model of more than this batch: the loss of a microbatch is a sum
 # over all of them with it, and a mean over its own tokens without.
 _OF_SEVERAL_BATCHES = "num_items_in_batch"

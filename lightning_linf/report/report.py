@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 
+from lightning_linf.extras import needing
 from lightning_linf.report import encoding, files
 from lightning_linf.report.frame import Rows, columns_by
 from lightning_linf.report.markup import in_notebook
@@ -136,8 +137,10 @@ class GeometryReport(Measurement):
 
         Raises:
             ValueError: If ``rows`` is anything else.
+            ModuleNotFoundError: If pandas is not installed.
         """
-        from pandas import DataFrame, Index  # need not be installed
+        with needing("notebook", "GeometryReport.to_pandas"):
+            from pandas import DataFrame, Index
 
         index, columns = columns_by(self, rows)
         return DataFrame(columns, index=Index(index, name=rows))
@@ -146,8 +149,12 @@ class GeometryReport(Measurement):
         """Draw the brackets and advantages of all partitions; needs matplotlib.
 
         A notebook shows the figure, and ``report.plot().savefig("report.svg")`` writes it.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
         """
-        from lightning_linf.report.plot import draw  # matplotlib need not be installed
+        with needing("figures", "GeometryReport.plot"):
+            from lightning_linf.report.plot import draw
 
         return draw(self)
 

@@ -28,7 +28,9 @@ def _parts(measured: Measurement) -> Iterator[str]:
         yield f"{settings['mode']} mode"
     batches, samples = settings.get("num_batches"), settings.get("num_samples")
     if isinstance(batches, int):
-        of = f" of {samples:,.0f} samples in all" if isinstance(samples, int | float) else ""
+        of = ""
+        if isinstance(samples, int | float):
+            of = f" of {samples:,.0f} sample{'s' if samples != 1 else ''} in all"
         yield f"{batches:,} batch{'es' if batches != 1 else ''} a device{of}"
     if "num_probes" in settings:
         yield f"{settings['num_probes']} probes"

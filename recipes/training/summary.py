@@ -57,7 +57,8 @@ def print_summary(
 def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -> Table:
     """Lay out one row per measurement of the smoothness.
 
-    Beside it stand the latest losses and the latest density that were known at that step.
+    Beside it stand the latest losses and the latest density that were known at that step. Steps
+    count from 1, as in the panels.
     """
     table = Table(
         title="Geometry of the loss",
@@ -80,7 +81,7 @@ def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -
         along = row["step_advantage/coordinate"]
         error = row.get("step_advantage_relative_error/coordinate", math.nan)
         table.add_row(
-            str(step),
+            str(step + 1),
             _number(_latest(losses.train, step)),
             _number(_latest(losses.validation, step)),
             f"{row['one_one_norm_per_param']:.2g} ±{row['one_one_norm_relative_error']:.0%}",
@@ -112,7 +113,7 @@ def geometry_sentence(smoothness: Rows, report: GeometryReport | None) -> str:
             "The smoothness was not measured: lower --smoothness_every or train for longer, unless "
             "a warning above gives another reason."
         )
-    step = smoothness[-1]["step"]
+    step = smoothness[-1]["step"] + 1
     if report is None:  # the history is in checkpoints, and reports are not
         return f"The last measurement is that of step {step}, before this training was resumed."
     text = describe(report)

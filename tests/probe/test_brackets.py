@@ -212,7 +212,9 @@ def test_any_number_of_probes_gives_brackets_in_order(num_probes):
         assert 0 < block.lower <= min(block.operator_upper, block.upper)
 
 
-@pytest.mark.parametrize(("num_batches", "max_hvps"), [(1, 146), (1, 180), (1, None), (3, 150)])
+@pytest.mark.parametrize(
+    ("num_batches", "max_hvps"), [(1, 146), (1, 180), (1, None), (3, 150), (1, 500)]
+)
 def test_budget_is_kept_and_every_product_is_counted(num_batches, max_hvps):
     module, (x, y), loss, *_ = random_net(18)
     batches = [(x[k::num_batches], y[k::num_batches]) for k in range(num_batches)]
@@ -226,6 +228,17 @@ def test_budget_is_kept_and_every_product_is_counted(num_batches, max_hvps):
     assert sum(b.num_hvps for b in report.smoothness.values()) + len(NAMES) == report.num_hvps
     for block in report.smoothness.values():
         assert 0 < block.lower <= min(block.operator_upper, block.upper)
+
+
+def test_a_larger_budget_narrows_what_has_not_converged():
+    module, batch, loss, *_ = random_net(18)
+    some, many = (
+        measure_geometry(module, [batch], loss=loss, max_hvps=max_hvps).smoothness["coordinate"]
+        for max_hvps in (None, 300)
+    )
+    assert not some.converged
+    assert some.num_hvps == 16 + 32 < many.num_hvps
+    assert some.lower <= many.lower <= many.operator_upper < some.operator_upper
 
 
 def test_budget_that_is_too_small_is_refused_by_the_least_that_will_do():

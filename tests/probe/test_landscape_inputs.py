@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_linf import measure_geometry
+from lightning_linf import GeometryReport, measure_geometry
 from lightning_linf.functional.full_precision import full_float32_precision
 from lightning_linf.probe import Landscape, ProbeError
 
@@ -50,6 +50,22 @@ def test_batches_may_be_anything_that_has_a_length(make):
     assert_same(measure(module, make(data), num_probes=4), expected)
     assert_same(measure(module, make(data), noise_batches=make(data), num_probes=4), expected)
     assert Landscape(module, make(data), loss=loss).num_batches == 3
+
+
+@pytest.mark.parametrize(
+    ("batches", "samples", "said"),
+    [
+        ([(INPUTS,)], 12, "1 batch a device of 12 samples in all,"),
+        ([(INPUTS[:1],)], 1, "1 batch a device of 1 sample in all,"),
+        ([(INPUTS[:4],), (INPUTS[4:],)], 12, "2 batches a device of 12 samples in all,"),
+        ([(INPUTS, torch.zeros(7))], None, "1 batch a device, 4 probes,"),  # it does not tell
+    ],
+)
+def test_a_report_says_how_many_samples_were_measured(batches, samples, said):
+    report = measure(nn.Linear(2, 1), batches, num_probes=4)
+    assert report.settings["num_samples"] == samples
+    assert said in " ".join(str(report).split())
+    assert_same(GeometryReport.from_json(report.to_json()), report)
 
 
 def test_a_shuffling_loader_leaves_the_random_state_as_it_was():

@@ -29,7 +29,7 @@ def test_two_steps_run_and_everything_is_reported(config, capsys):
     assert set(logged(trainer, "geometry/one_one_norm_per_param")) == {1}
     assert "Geometry of the loss" in output
     assert "Trained with adamw. The geometry is measured in the coordinates of" in output
-    assert "At step 1: " in output
+    assert "At step 2: " in output
     assert "of Adam's decrease in one step" in " ".join(output.split())
     assert f"tensorboard --logdir {config.runs_dir}" in output
     folder = Path(trainer.log_dir) / "checkpoints"

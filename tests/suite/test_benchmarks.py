@@ -67,6 +67,11 @@ def test_the_heading_has_command_versions_device_date_and_commit(monkeypatch, ca
     assert empty == ""
 
 
+def test_a_benchmark_runs_without_git(load, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert load("stopwatch").commit() == "unknown"
+
+
 def test_what_is_printed_is_kept_as_it_comes(load, monkeypatch, tmp_path, capsys):
     stopwatch = load("stopwatch")
     monkeypatch.setattr(stopwatch, "RESULTS", tmp_path)

@@ -23,7 +23,7 @@ needs_source_tree = pytest.mark.skipif(
 )
 
 TENSORS_MAY = {"distributed", "errors", "functional", "kernels"}
-SPLIT_MAY = {"argument_checks", "partition", "partition_names"}
+SPLIT_MAY = {"argument_checks", "extras", "partition", "partition_names"}
 PROBE_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "optim", "probe", "reparam", "report"}
 SWAP_MAY = TENSORS_MAY | SPLIT_MAY | {"lightning_packages", "optim", "reparam", "swap"}
 NAMES = {"json_numbers", "partition_names", "quantities", "quantity"}
@@ -33,6 +33,7 @@ LAYERS = {
     "": set(),  # __init__.py, which finds its names when they are used
     "argument_checks": set(),
     "errors": set(),
+    "extras": set(),
     "json_numbers": set(),
     "lightning_packages": set(),
     "partition_names": set(),
@@ -48,7 +49,7 @@ LAYERS = {
     "swap": SWAP_MAY,
     "probe": PROBE_MAY,
     "figure_style": set(),
-    "report": {*NAMES, "figure_style", "report"},
+    "report": {*NAMES, "extras", "figure_style", "report"},
     "record": {"json_numbers", "record"},
     "panels": SHOWN_MAY,
     "tensorboard": SHOWN_MAY | {"tensorboard"},
@@ -67,6 +68,7 @@ THIRD_PARTY = {
     "": set(),
     "argument_checks": set(),
     "errors": set(),
+    "extras": set(),
     "json_numbers": set(),
     "lightning_packages": {"typing_extensions"},
     "partition_names": set(),

@@ -26,8 +26,8 @@ def rows(along=1.25, error=0.5, step=99):
 def test_the_sentence_is_that_of_the_report():
     measured, found = rows()[0], trained_gpt2()
     sentence = summary.geometry_sentence(measured, found)
-    assert sentence == f"At step 99: {found.verdict} {shares_sentence(found)}"
-    assert "step 99, before this training was resumed" in summary.geometry_sentence(measured, None)
+    assert sentence == f"At step 100: {found.verdict} {shares_sentence(found)}"
+    assert "step 100, before this training was resumed" in summary.geometry_sentence(measured, None)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_the_table_has_the_latest_values_of_the_past_and_fits_80_columns():
     }  # fmt: skip
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary.geometry_table(measured, heterogeneity, losses))
-    row = next(line for line in console.export_text().splitlines() if "99999" in line)
+    row = next(line for line in console.export_text().splitlines() if "100000" in line)
     assert " ".join(row.split()) == (
-        "99999 10.500 10.250 0.0046 ±10% 0.0012-0.0023 0.0123 +1% 0.500 0.012 ±123%"
+        "100000 10.500 10.250 0.0046 ±10% 0.0012-0.0023 0.0123 +1% 0.500 0.012 ±123%"
     )
     del measured[0]["step_advantage_relative_error/coordinate"]  # of one batch
     console.print(summary.geometry_table(measured, heterogeneity, losses))
