@@ -58,7 +58,7 @@ release: $(VENV)/dev.stamp  ## build sdist and wheel into dist/ and check them; 
 	rm -rf build dist
 	$(BIN)/python .ci/distributions.py
 	$(BIN)/python -m twine check --strict dist/*
-	DISTRIBUTIONS=dist $(BIN)/python -m pytest -m 'not zoo' tests/suite/test_distributions.py
+	DISTRIBUTIONS=dist $(BIN)/python -m pytest -q tests/suite/test_distributions.py
 
 wheel: release  ## install the wheel elsewhere, test it outside the tree
 	rm -rf $(VENV)-wheel
