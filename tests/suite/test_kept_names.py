@@ -1,6 +1,6 @@
 """No public name, argument, tag or flag of the last release has gone (docs/releases.md).
 
-python tests/suite/test_public_names.py    # at a release: note those of this version
+python tests/suite/test_kept_names.py    # at a release: note those of this version
 """
 
 import ast
@@ -15,7 +15,7 @@ import lightning_linf
 from lightning_linf import quantities
 from lightning_linf.partition_names import PartitionName
 
-NOTED = Path(__file__).with_name("public_names.txt")
+NOTED = Path(__file__).with_name("kept_names.txt")
 ROOMS = (
     *("callbacks", "functional", "metrics", "optim", "partition", "probe", "record", "recorder"),
     *("reparam", "report", "swap"),
