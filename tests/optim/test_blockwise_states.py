@@ -122,7 +122,10 @@ def test_copies_go_on_by_themselves(copied):
         assert torch.equal(p, q)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is .* single process")  # as it should
+@pytest.mark.filterwarnings(
+    "ignore:torch.distributed is .* single process",  # as it should
+    "ignore:TypedStorage is deprecated",  # inside torch 2.6
+)
 @pytest.mark.parametrize("name", ["head", "global"])
 def test_state_goes_through_distributed_checkpoint(name, tmp_path):
     import torch.distributed.checkpoint as dcp
