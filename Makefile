@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
-.PHONY: gpt2 paper gallery test test-all test-kernels test-loggers test-oldest test-torchrun test-zoo coverage lint types docs docs-serve wheel clean
+.PHONY: gpt2 paper gallery test test-all test-kernels test-loggers test-oldest test-torchrun test-zoo coverage lint types docs docs-serve release wheel clean
 
 gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
 	$(BIN)/python recipes/gpt2.py $(ARGS)
@@ -65,9 +65,14 @@ docs: $(VENV)/docs.stamp  ## the documentation site, in build/site; anything wro
 docs-serve: $(VENV)/docs.stamp  ## the same while it is written, at http://127.0.0.1:8000
 	$(MKDOCS) serve
 
-wheel: $(VENV)/dev.stamp  ## build the wheel, install it elsewhere, test it outside the tree
-	rm -rf build dist $(VENV)-wheel
-	$(BIN)/python -m build --wheel
+release: $(VENV)/dev.stamp  ## build sdist and wheel into dist/ and check them; uploads nothing
+	rm -rf build dist
+	$(BIN)/python .ci/distributions.py
+	$(BIN)/python -m twine check --strict dist/*
+	DISTRIBUTIONS=dist $(BIN)/python -m pytest -q tests/suite/test_distributions.py
+
+wheel: release  ## install the wheel elsewhere, test it outside the tree
+	rm -rf $(VENV)-wheel
 	$(PYTHON) -m venv $(VENV)-wheel
 	$(VENV)-wheel/bin/python -m pip install --quiet --constraint constraints.txt pytest pytest-xdist hypothesis "$$(ls dist/*.whl)[tensorboard]"
 	mkdir -p $(OUTSIDE)

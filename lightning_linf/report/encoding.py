@@ -7,6 +7,7 @@ from lightning_linf import json_numbers
 
 Scalar = str | int | float | bool | None
 _REMEDY = "Pass what to_dict, to_json or save made."
+_UPDATE = "If a later version of lightning_linf wrote it, update."
 
 
 def encode(value: Any) -> Any:
@@ -82,7 +83,7 @@ def _decode_fields(kind: Any, value: Any, where: str) -> Any:
     if missing or unknown:
         raise ValueError(
             f"{_place(where)} to have the keys of {kind.__name__}, got {missing} missing and "
-            f"{unknown} unknown. {_REMEDY}"
+            f"{unknown} unknown. {_UPDATE if unknown else _REMEDY}"
         )
     return kind(**{key: decode(hints[key], value[key], f"{where}.{key}") for key in value})
 

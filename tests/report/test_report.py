@@ -127,7 +127,11 @@ def with_entry(path, value):
     [
         ("schema", 2, "expected `schema` to be 1, got 2. Read it with the version"),
         ("schema", None, "expected `schema` to be 1, got None"),
-        ("lost", 1.0, r"have the keys of GeometryReport, got \[\] missing and \['lost'\] unknown"),
+        (
+            "lost",
+            1.0,
+            r"have the keys of GeometryReport, got \[\] missing and \['lost'\] unknown. If a later",
+        ),
         ("loss", "small", "expected `loss` to be a number, got 'small'"),
         ("loss", True, "expected `loss` to be a number, got True"),
         ("num_params", 8.0, "expected `num_params` to be a whole number, got 8.0"),
