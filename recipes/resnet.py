@@ -30,6 +30,7 @@ from data.image_data import Batch, ImageData
 from data.images import content_id, load
 from settings import RecipeError, refuse_unless
 from training.config import TrainingConfig
+from training.ending import end_rank
 from training.resume import MAY_CHANGE_ON_RESUME
 from training.train import make_optimizers, make_trainer, train
 
@@ -191,3 +192,4 @@ if __name__ == "__main__":
         run(sys.argv[1:])
     except RecipeError as error:
         sys.exit(f"error: {error}")
+    end_rank()
