@@ -24,7 +24,7 @@ def torchrun(folder, *arguments):
         # Else a restart may read from the shared store where the ranks before it listened.
         TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
     )  # fmt: skip
-    codes = exit_codes([agent], limit_seconds=300)  # a busy machine takes minutes to import all
+    codes = exit_codes([agent], limit_seconds=600)  # a busy machine takes minutes to import all
     said = (folder / "err").read_text()
     assert codes == [0], said
     return torch.load(folder / "result.pt"), said
