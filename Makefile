@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8
 OUTSIDE := build/outside
 
-.PHONY: gpt2 paper gallery test test-all test-kernels test-loggers test-oldest test-torchrun test-zoo coverage lint types docs docs-serve release wheel clean
+.PHONY: gpt2 paper gallery test test-all test-kernels test-loggers test-oldest test-zoo coverage lint types docs docs-serve release wheel clean
 
 gpt2: $(VENV)/recipes.stamp  ## train a small GPT-2 and measure its geometry; ARGS='--help' for more
 	$(BIN)/python recipes/gpt2.py $(ARGS)
@@ -20,7 +20,7 @@ test: $(VENV)/dev.stamp  ## the everyday tests
 	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-all: $(VENV)/dev.stamp  ## the slow ones too; those marked gpu where there is a CUDA device
-	$(BIN)/python $(PYTEST) -m 'not zoo and not torchrun' $(ARGS)
+	$(BIN)/python $(PYTEST) -m 'not zoo' $(ARGS)
 
 # Modules under test: those of the kernels, and of what runs them.
 KERNEL_TESTS ?= tests/kernels
@@ -29,9 +29,6 @@ test-kernels: $(VENV)/dev.stamp $(VENV)/kernels.stamp  ## Triton's kernels, inte
 
 test-loggers: $(VENV)/dev.stamp $(VENV)/loggers.stamp  ## W&B, MLflow and Comet, without a network
 	$(BIN)/python $(PYTEST) -m 'not zoo' tests/callbacks/test_services.py $(ARGS)
-
-test-torchrun: $(VENV)/dev.stamp  ## restarts and several nodes; one after the other, as ports are shared
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torchrun tests $(ARGS)
 
 test-zoo: $(VENV)/zoo.stamp  ## networks of transformers and torch_geometric; timm's where it is installed
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m zoo tests/suite/test_zoo.py $(ARGS)
@@ -47,7 +44,7 @@ test-oldest: $(VENV)/dev.stamp  ## with the lowest versions admitted, but for th
 	JSONARGPARSE_DEPRECATION_WARNINGS=off $(VENV)-oldest/bin/python $(PYTEST) tests $(ARGS)
 
 coverage: $(VENV)/dev.stamp  ## what no test reaches; takes twice as long
-	$(BIN)/python $(PYTEST) -m 'not zoo and not torchrun' --cov=lightning_linf --cov-report=term-missing $(ARGS)
+	$(BIN)/python $(PYTEST) -m 'not zoo' --cov=lightning_linf --cov-report=term-missing $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -10,6 +10,9 @@ are made; docs/scripts/gallery_pictures.py takes their pictures. A run repeats b
 machine, but for what the clock says.
 """
 
+import requirements  # noqa: F401  # first of all, to say what is missing
+
+# isort: split
 import argparse
 
 from exhibits import pages, words

@@ -37,6 +37,7 @@ from data.corpus import END_OF_TEXT_ID, MIN_VOCAB_SIZE, cache_folder, held_out_f
 from data.token_data import TokenData
 from settings import RecipeError, refuse_unless
 from training.config import TrainingConfig
+from training.ending import end_rank
 from training.resume import MAY_CHANGE_ON_RESUME
 from training.train import make_optimizers, make_trainer, train
 
@@ -203,3 +204,4 @@ if __name__ == "__main__":
         run(sys.argv[1:])
     except RecipeError as error:
         sys.exit(f"error: {error}")
+    end_rank()

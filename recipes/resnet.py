@@ -32,6 +32,7 @@ from comparison import compare
 from data.image_data import ImageData
 from data.images import NUM_CLASSES
 from settings import RecipeError
+from training.ending import end_rank
 from training.image_classifier import MAY_CHANGE_ON_RESUME, ImageClassifier, ImageConfig
 from training.train import make_trainer, train
 
@@ -132,3 +133,4 @@ if __name__ == "__main__":
         run(sys.argv[1:])
     except RecipeError as error:
         sys.exit(f"error: {error}")
+    end_rank()

@@ -11,6 +11,9 @@ and that over the preset, a file in recipes/presets; --print_config shows the ou
 Needs: pip install 'lightning-linf[recipes]'
 """
 
+import requirements  # noqa: F401  # first of all, to say what is missing
+
+# isort: split
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ from comparison import compare
 from data.image_data import ImageData
 from data.images import NUM_CLASSES
 from settings import RecipeError, refuse, refuse_unless
+from training.ending import end_rank
 from training.image_classifier import MAY_CHANGE_ON_RESUME, ImageClassifier, ImageConfig
 from training.train import make_trainer, train
 
@@ -142,3 +146,4 @@ if __name__ == "__main__":
         run(sys.argv[1:])
     except RecipeError as error:
         sys.exit(f"error: {error}")
+    end_rank()

@@ -11,6 +11,7 @@ from lightning_linf.argument_checks import check_choice
 from lightning_linf.extras import needing
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.pieces import Piece, labelled, matched, nothing, number, trainable
+from lightning_linf.partition.refinement import is_finer
 from lightning_linf.partition.structure import check_structure, structural
 from lightning_linf.partition.table import (
     TensorBlocks,
@@ -249,18 +250,7 @@ class Partition:
         self.check(other.names, other.shapes)
         if self.is_identity or other.num_blocks == 1:
             return True
-        outer = torch.full((self.num_blocks,), -1)  # the block of ``other`` around each of ours
-        for ours, theirs in zip(self._layouts, other._layouts, strict=True):
-            labels = theirs.expand(torch.arange(theirs.first, theirs.first + theirs.num_blocks))
-            counts = ours.counts(labels.device)
-            mean = ours.block_sum(labels) // counts.clamp(min=1)  # of labels: of equal ones, each
-            if not torch.equal(ours.expand(mean), labels):
-                return False
-            known = outer[ours.first : ours.first + ours.num_blocks]
-            if ((known >= 0) & (known != mean) & (counts > 0)).any():
-                return False
-            known[counts > 0] = mean[counts > 0]
-        return True
+        return is_finer(self._layouts, other._layouts, self.num_blocks)
 
     def check(self, names: Collection[str], shapes: Collection[torch.Size]) -> None:
         """Raise a ValueError unless these are the parameters that it splits, in their order."""

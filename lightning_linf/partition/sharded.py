@@ -8,8 +8,7 @@ from torch import Tensor
 
 from lightning_linf.partition.layouts import IndexLayout, Layout
 from lightning_linf.partition.partition import Partition
-
-_COMPARED = 1 << 22  # entries whose blocks are compared at a time
+from lightning_linf.partition.refinement import is_finer_on_ranks
 
 
 class Shards(Protocol):
@@ -109,28 +108,14 @@ class ShardedPartition(Partition):
         self.check(other.names, other.shapes)
         if self.is_identity or other.num_blocks == 1:
             return True
-        # For each block, the largest number of the blocks of ``other`` around it, and minus the
-        # least one: equal numbers add up to 0.
-        shape = (2, self.num_blocks)
-        ends = torch.full(shape, -torch.inf, dtype=torch.float64, device=self._device)
-        layouts = zip(self.layouts, other.layouts, self._shards.stretches(), strict=True)
-        for ours, theirs, stretch in layouts:
-            for start in range(0, len(stretch), _COMPARED):
-                entries = stretch[start : start + _COMPARED]
-                inner = _numbers(ours, entries, self._device)
-                outer = _numbers(theirs, entries, self._device).to(ends.dtype)
-                for end, numbers in zip(ends, (outer, -outer), strict=True):
-                    end.scatter_reduce_(0, inner, numbers, "amax")
-        return bool((self._shards.max_over_ranks(ends).sum(dim=0) <= 0).all())
+        return is_finer_on_ranks(
+            self.layouts,
+            other.layouts,
+            self.num_blocks,
+            self._shards.stretches(),
+            self._shards.max_over_ranks,
+            self._device,
+        )
 
     def _parts(self, values: Tensor) -> tuple[Tensor, ...]:
         return values.split_with_sizes([count for count, _ in self._local], dim=-1)
-
-
-def _numbers(layout: Layout | IndexLayout, entries: range, device: torch.device) -> Tensor:
-    """Give the number of the block of each of some entries. Shape: (entries,)."""
-    numbers = []
-    for _, piece in layout.stretch(entries):
-        of_piece = torch.arange(piece.first, piece.first + piece.num_blocks, device=device)
-        numbers.append(piece.expand(of_piece))
-    return torch.cat(numbers)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lightning_linf.functional.blocks import sum_over_blocks
+from lightning_linf.functional.norm_search import LEAST_BUDGET
 from lightning_linf.functional.offload import bring_back, set_aside
-from lightning_linf.functional.operator_norm import LEAST_BUDGET, OperatorNorm, operator_norm
+from lightning_linf.functional.operator_norm import OperatorNorm, operator_norm
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.functional.random_vectors import normal_vector
 from lightning_linf.partition import Partition

@@ -20,16 +20,16 @@ from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.full_precision import MatmulPrecision
 from lightning_linf.functional.holdings import Holdings
-from lightning_linf.functional.in_pieces import sum_in_pieces
 from lightning_linf.functional.linear_map import LinearMap
 from lightning_linf.functional.offload import Offload, offloading
 from lightning_linf.functional.vector_shards import shards_of_vectors, sharing_vectors
 from lightning_linf.probe.batch_derivatives import BatchDerivatives
 from lightning_linf.probe.batch_list import list_batches
 from lightning_linf.probe.batch_mean import BatchMean
-from lightning_linf.probe.each_batch import visit_curvatures, visit_gradients
+from lightning_linf.probe.each_batch import visit_gradients
 from lightning_linf.probe.functional_module import FunctionalModule, Mode
 from lightning_linf.probe.loss_check import check_loss
+from lightning_linf.probe.mean_products import MeanProducts
 from lightning_linf.probe.memory_by_phase import Plan, ProbeMemory
 from lightning_linf.probe.parallel_loss import require_parallel_loss
 from lightning_linf.probe.parameters import ParameterVector
@@ -154,7 +154,6 @@ class Landscape:
         self.reparameterization = reparameterization
         self.offload: Offload | None = offload
         self._exits = ExitStack()
-        self._memory_gib = memory_gib
         self._function = FunctionalModule(
             module, batches, indices, loss, mode, seed, parameters, whole_parameters
         )
@@ -163,6 +162,9 @@ class Landscape:
         self._derivatives = BatchDerivatives(self._function, reparameterization, matmul_precision)
         self.ranks = Ranks(reduce, self.parameters.device)
         self._mean = BatchMean(self._function, self.ranks)
+        self._products = MeanProducts(
+            self._function, self._derivatives, self._mean, self.ranks, memory_gib
+        )
         self._loss: float | None = None
 
     def __enter__(self) -> Self:
@@ -232,11 +234,7 @@ class Landscape:
     @property
     def probes_per_pass(self) -> int:
         """How many products :meth:`hvp` forms in one pass over the batches."""
-        if self.num_batches == 1:
-            return 1
-        # a vector, its products with both halves of the batches, and their mean
-        bytes_per_probe = 4 * self.parameters.most_local * self.parameters.dtype.itemsize
-        return max(1, int(self._memory_gib * 2**30 / bytes_per_probe))
+        return self._products.per_pass
 
     def check(self) -> str | None:
         """Try on the first batch whether the loss is a function and its derivatives are right.
@@ -316,15 +314,9 @@ class Landscape:
                 f"got {tuple(vectors.shape)}."
             )
         rows = vectors.reshape(-1, dim)
-        products = [self._products(part) for part in torch.split(rows, self.probes_per_pass)]
+        products = self._products.of(rows)
         self.num_hvps += len(rows)
-        whole = products[0] if len(products) == 1 else torch.cat(products)
-        return whole.reshape(vectors.shape)
-
-    def _products(self, vectors: Tensor) -> Tensor:
-        return self._mean.of(
-            partial(self._derivatives.products, vectors=vectors), num_rows=len(vectors)
-        ).rows
+        return products.reshape(vectors.shape)
 
     def curvatures(self, vectors: Tensor, visit: Callable[[Tensor, float], object]) -> Tensor:
         """Compute v^T H v for vectors v (c, d), at the cost of :meth:`hvp`. Shape: (c,).
@@ -332,14 +324,7 @@ class Landscape:
         ``visit`` is called with the curvatures (c,) of each batch and its weight: of this rank's
         batches, or, where vectors are shards, of those of every rank, on all ranks.
         """
-        own: list[tuple[Tensor, float]] = []
-        add = partial(
-            self._derivatives.curvatures, vectors=vectors, visit=lambda *each: own.append(each)
-        )
-        rows = self._mean.of(add, num_rows=len(vectors)).rows
-        visit_curvatures(self._function, self.ranks, own, visit)
-        pairs = zip(vectors, rows, strict=True)
-        result = torch.stack([sum_in_pieces(torch.mul, v, row) for v, row in pairs])
+        result = self._products.curvatures(vectors, visit)
         self.num_hvps += len(vectors)
         return result
 
@@ -359,28 +344,9 @@ class Landscape:
         They cost what :meth:`hvp` costs, whose products are their mean with the weights
         ``first_half``, from :meth:`first_half`, and 1 minus it.
         """
-        parts = torch.split(vectors, self.probes_per_pass)
-        products = [self._products_of_halves(part) for part in parts]
-        both = products[0] if len(products) == 1 else torch.cat(products, dim=1)
+        both = self._products.of_halves(vectors, first_half)
         self.num_hvps += len(vectors)
-        both[0] /= first_half
-        both[1] /= 1 - first_half
         return both
-
-    def _products_of_halves(self, vectors: Tensor) -> Tensor:
-        """Each half's part of the products of the mean loss. Shapes: (c, d) -> (2, c, d)."""
-        count = len(vectors)
-
-        def place(index: int) -> slice:
-            return slice(count * self._mean.half(index), count * (self._mean.half(index) + 1))
-
-        if self._function.sharded is not None:  # a pass has batches of both halves
-            add = partial(
-                self._derivatives.products_of_halves, vectors=vectors, half=self._mean.half
-            )
-            return self._mean.of(add, num_rows=2 * count).rows.view(2, count, -1)
-        products = partial(self._derivatives.products, vectors=vectors)
-        return self._mean.of(products, num_rows=2 * count, place=place).rows.view(2, count, -1)
 
 
 def _all_reduce(tensor: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ class _Steps(NamedTuple):
 _FIRST = _Steps((1e-3,), product=0.01, slope=0.01)
 # In float64 they are some 1e-6 apart. Smaller steps cross fewer kinks, until rounding takes over.
 _FINE = _Steps((1e-6, 1e-8, 1e-10), product=0.01, slope=1e-4)
+# For those whose loss is float32 all the same: over finer steps what they round would not change.
+_ROUNDED = _Steps((1e-4, 1e-5), product=0.05, slope=0.01)
 # For modules that compute in float32 even if parameters and batch are float64.
 _COARSE = _Steps((1e-3, 3e-3), product=0.05, slope=0.01)
 
@@ -146,7 +148,7 @@ def _mismatch(
     fine = trial(vector.widened(torch.float64))
     # A kernel for float32 alone is not tried by what stands in for it.
     if fine is not None and fine.is_custom == is_custom:
-        verdict = fine.compare(_FINE)
+        verdict = fine.compare(_ROUNDED if fine.is_rounded else _FINE)
         if verdict.agrees or verdict.mismatch is not None:
             return verdict.mismatch
     del fine
@@ -177,6 +179,7 @@ class _Trial:
         traits = graph_traits(loss)
         flags = torch.tensor([traits.has_kinks, traits.has_custom_functions]).to(vector.like)
         self.has_kinks, self.is_custom = (max_over_shards(flags) > 0).tolist()
+        self.is_rounded = torch.finfo(loss.dtype).eps > torch.finfo(vector.dtype).eps
         gradients = gradients_of(loss, parameters)
         gradient = self._scaled(vector.flatten(gradients).detach())
         # Training never moves along the others, and along padding only by other uses of its row.
@@ -186,7 +189,7 @@ class _Trial:
                 vector.row_of(direction, place, row).zero_()
         self._slope = float(sum_over_shards(torch.dot(gradient, direction)))
         self._length = _norm(gradient)
-        self._rounding = abs(_value(loss)) * torch.finfo(vector.dtype).eps
+        self._rounding = abs(_value(loss)) * torch.finfo(loss.dtype).eps
         roots = GradientRoots(gradients)
         del gradient, gradients, loss
         self._direction = self._scaled(direction)

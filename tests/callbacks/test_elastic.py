@@ -1,12 +1,11 @@
 """A worker dies and torchrun starts all of them again."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.agents import exit_codes, start_agent
 from support.bit_identity import assert_same
 from support.elastic_training import main
 from support.ranks import environment
@@ -19,24 +18,16 @@ SCRIPT = Path(__file__).parents[1] / "support" / "elastic_training.py"
 
 
 def torchrun(folder, *arguments):
-    folder.mkdir()
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         "--max-restarts=1", "--monitor-interval=0.1", str(SCRIPT), str(folder), *arguments],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "OMP_NUM_THREADS": "1",
-            # Else a restart may read from the shared store where the ranks before it listened.
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,  # a busy machine takes minutes to import all
-        check=False,
+    agent = start_agent(
+        folder, "--standalone", "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.1",
+        str(SCRIPT), str(folder), *arguments,
+        # Else a restart may read from the shared store where the ranks before it listened.
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
     )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
-    return torch.load(folder / "result.pt"), finished.stderr
+    codes = exit_codes([agent], limit_seconds=600)  # a busy machine takes minutes to import all
+    said = (folder / "err").read_text()
+    assert codes == [0], said
+    return torch.load(folder / "result.pt"), said
 
 
 def records(path):
@@ -47,7 +38,7 @@ def records(path):
     return found
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_a_restarted_training_is_the_uninterrupted_one_and_has_each_record_once(tmp_path):
     ours, said = torchrun(tmp_path / "mortal", "5")
     immortal = tmp_path / "immortal"

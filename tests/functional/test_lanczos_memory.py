@@ -8,7 +8,7 @@ from support.networks import partition_of
 
 from lightning_linf.functional import lambda_max, operator_norm
 from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
-from lightning_linf.functional.operator_norm import RANK
+from lightning_linf.functional.norm_search import RANK
 from lightning_linf.functional.random import normal
 
 DIM = 50_000

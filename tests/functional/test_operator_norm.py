@@ -14,7 +14,7 @@ from support.networks import operator_norm_by_restarts, partition_of
 
 from lightning_linf.functional import block_norm, dual_block_norm, operator_norm
 from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
-from lightning_linf.functional.operator_norm import ROUND_HVPS
+from lightning_linf.functional.norm_search import ROUND_HVPS
 
 ROUNDING = 1e-9  # of float64 products and sums
 GROTHENDIECK = 1.783  # largest gap of the relaxation, and with one sign of the eigenvalues:

@@ -160,6 +160,7 @@ RIGHT = {
         points(4000),
         cross_entropy,
     ),
+    "float32 loss": lambda: (mlp(activation=nn.ReLU, width=128), points(4), float32_loss),
     "dropout": lambda: (mlp(nn.Dropout(0.5)), points(), cross_entropy),
     "absolute": lambda: (mlp(), (points()[0], torch.randn(64, 3)), absolute_error),
     "linear": lambda: (nn.Linear(8, 3), points()[0], lambda m, x: m(x).sum()),
@@ -167,6 +168,10 @@ RIGHT = {
     "tiny": lambda: scaled(1e-30),
     "huge": lambda: scaled(1e30),
 }
+
+
+def float32_loss(module, batch):
+    return F.cross_entropy(module(batch[0]).float(), batch[1])
 
 
 def absolute_error(module, batch):
@@ -262,6 +267,13 @@ WRONG = {
 def test_a_backward_that_leaves_autograd_is_refused(make):
     with pytest.raises(ProbeError, match=r"differ by \d+\.\d%.* defining probe_loss\(batch\)"):
         check((make(), points(), cross_entropy))
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_a_wrong_backward_under_a_float32_loss_is_refused(activation):
+    module = mlp(Apply(DetachedTanh.apply), activation=activation)
+    with pytest.raises(ProbeError, match="has a backward that leaves autograd"):
+        check((module, points(), float32_loss))
 
 
 def test_the_mismatch_is_that_of_the_two_dense_matrices():

@@ -95,8 +95,8 @@ class Resident(lightning.Callback):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
-@pytest.mark.parametrize(("num_params", "num_steps"), [(4, 2000), (50, 80)])
-def test_memory_does_not_grow_over_two_thousand_probed_steps(tmp_path, num_params, num_steps):
+@pytest.mark.parametrize(("num_params", "num_steps"), [(4, 1000), (50, 80)])
+def test_memory_does_not_grow_over_a_thousand_probed_steps(tmp_path, num_params, num_steps):
     class Quadratic(lightning.LightningModule):
         def __init__(self):
             super().__init__()
@@ -138,4 +138,4 @@ def test_memory_does_not_grow_over_two_thousand_probed_steps(tmp_path, num_param
         assert [entry["step"] for entry in monitor.history] == list(last)
     assert resident.tensors[0] == resident.tensors[1]
     growth = resident.mib[1] - resident.mib[0]
-    assert growth < 6  # 4 kB a step: the graph of one probe is larger
+    assert growth < 3  # 4 kB a step: the graph of one probe is larger

@@ -3,17 +3,12 @@
 import dataclasses
 import io
 import os
-import random
-import signal
-import socket
-import subprocess
-import sys
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
+from support.agents import exit_codes, start_agent
 from support.ranks import assert_close, environment, in_processes
 from support.recipes import RECIPES
 
@@ -84,9 +79,8 @@ def test_several_devices_print_the_table_of_one(alone, tmp_path, monkeypatch, st
     assert kept == recorded(tmp_path / "runs" / "test" / "version_0" / "geometry.jsonl")
 
 
-def torchrun(node, port, folder, config):
+def start_node(store, folder, config):
     """Start one of two machines, whose files the other does not see."""
-    folder.mkdir()
     changes = {"num_nodes": 2, "micro_batch": 2, "cache_dir": "cache"}
     fields = {**dataclasses.asdict(config), **changes}
     flags = [
@@ -94,58 +88,29 @@ def torchrun(node, port, folder, config):
         for name, value in fields.items()
         if value is not None
     ]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
-        f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}",
-        str(RECIPES / "gpt2.py"), *flags,
-    ]  # fmt: skip
-    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
-        return subprocess.Popen(
-            command,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(sys.path),
-                "OMP_NUM_THREADS": "1",
-                "PYTHONFAULTHANDLER": "1",
-            },
-            cwd=folder,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,  # to end what it has started, too
-        )
+    return start_agent(
+        folder, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{store.port}", "--rdzv-conf=is_host=0",
+        "--local-addr=127.0.0.1", str(RECIPES / "gpt2.py"), *flags,
+    )  # fmt: skip
 
 
-def wait(node, seconds=600):
-    """Give the exit code; None, with where it hangs in its errors, if it does not end in time."""
-    try:
-        return node.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(node.pid, signal.SIGABRT)
-        time.sleep(1)
-        os.killpg(node.pid, signal.SIGKILL)
-        node.wait()
-        return None
+@pytest.fixture
+def store():
+    """Where the machines meet: it listens before they are told of its port."""
+    return torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def free_port():
-    """Find one below those that Linux gives to whoever asks for any, which others may do now."""
-    for port in random.Random(os.getpid()).sample(range(20_000, 30_000), 100):
-        with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)):
-                return port
-    raise RuntimeError("expected a free port in 20000 to 30000, got none in 100 tries")
-
-
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_two_nodes_print_the_table_of_one_and_the_first_writes_the_files(
-    alone, tmp_path, monkeypatch
+    alone, tmp_path, monkeypatch, store
 ):
-    port = free_port()
     config = dataclasses.replace(alone, strategy="fsdp2")
     folders = [tmp_path / f"node {node}" for node in range(2)]
-    nodes = [torchrun(node, port, folder, config) for node, folder in enumerate(folders)]
-    codes = [wait(node) for node in nodes]
+    nodes = [start_node(store, folder, config) for folder in folders]
+    codes = exit_codes(nodes, limit_seconds=600)  # a busy machine takes minutes to import all
     assert codes == [0, 0], [(folder / "err").read_text() for folder in folders]
+    folders.sort(key=lambda folder: not (folder / "runs").exists())  # by rank, which torchrun gives
     first, second = ((folder / "out").read_text() for folder in folders)
     monkeypatch.chdir(tmp_path)
     expected = printed(alone)

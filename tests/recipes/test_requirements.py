@@ -9,7 +9,7 @@ import sys
 import pytest
 from support.recipes import RECIPES
 
-PROGRAMS = ("gpt2", "paper", "predict", "quadratic", "resnet")
+PROGRAMS = ("gallery", "gpt2", "paper", "predict", "quadratic", "resnet", "vit")
 
 
 def test_every_recipe_looks_for_its_packages_before_it_imports_anything():

@@ -52,7 +52,7 @@ def test_reports_of_every_version_are_read_and_put_into_words(written):
     records, _ = read(WRITTEN / written / FILE_NAME)
     for record in records:
         if record.report is not None:
-            assert "19" in text_of(record.report).header[0]
+            assert "d = 19" in " ".join(text_of(record.report).header)
 
 
 @every_version

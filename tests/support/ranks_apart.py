@@ -1,7 +1,9 @@
 """Ranks that may be killed: processes whose ends are seen, and whose results are files."""
 
+import faulthandler
 import os
 import pickle
+import signal
 import time
 from datetime import timedelta
 
@@ -13,8 +15,8 @@ import torch.multiprocessing as mp
 def run_apart(function, tmp_path, world_size, timeout_seconds, limit_seconds=60.0):
     """Run ``function(rank)`` on gloo ranks whose collectives give up after ``timeout_seconds``.
 
-    Returns by rank the exit code, and the result or error, None where there is none; and the
-    seconds until the last of those that ended by themselves.
+    Returns by rank the exit code, None of one that had not ended after ``limit_seconds``; the
+    result or error, or else where it stood then; and the seconds that all took.
     """
     context = mp.get_context("fork")
     tmp_path.mkdir(exist_ok=True)
@@ -31,18 +33,25 @@ def run_apart(function, tmp_path, world_size, timeout_seconds, limit_seconds=60.
         codes = [process.exitcode for process in processes]
     finally:
         for process in processes:
-            process.kill()  # one that has stopped itself, or hangs
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGABRT)  # it writes where it stands
+                process.join(2)
+            process.kill()  # one that has stopped itself
             process.join()
     return codes, [_result(tmp_path, rank) for rank in range(world_size)], time.monotonic() - begin
 
 
 def _result(tmp_path, rank):
-    path = tmp_path / f"result {rank}"
-    return pickle.loads(path.read_bytes()) if path.exists() else None
+    path, stood = tmp_path / f"result {rank}", tmp_path / f"stood {rank}"
+    if path.exists():
+        return pickle.loads(path.read_bytes())
+    return (stood.read_text() if stood.exists() else "") or None
 
 
 def _run(rank, function, tmp_path, world_size, timeout_seconds):
     torch.set_num_threads(1)
+    stood = open(tmp_path / f"stood {rank}", "w")  # to the end of the process
+    faulthandler.enable(stood)
     dist.init_process_group(
         "gloo",
         f"file://{tmp_path}/rendezvous",
