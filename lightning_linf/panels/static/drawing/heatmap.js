@@ -9,7 +9,7 @@ const ROW = 14; // pixels; less where there are many rows
 const MAX_HEIGHT = 620;
 export const AXIS_HEIGHT = 34;
 export const KEY_HEIGHT = 30; // above the rows
-const KEY_WIDTH = 160;
+const KEY_WIDTH = 160; // less where there is no room
 
 export function rowHeight(numRows) {
   return Math.max(1, Math.min(ROW, MAX_HEIGHT / Math.max(1, numRows)));
@@ -109,17 +109,20 @@ export function drawPlaces(context, kind, places, borders, bottom) {
   context.fillText(label, (borders[0] + borders.at(-1)) / 2, bottom + 20);
 }
 
-// Draws what the colours mean, from `left` on.
-export function drawKey(context, low, high, isLog, left) {
+// Draws what the colours mean: from `left` on where there is room for it, else further left.
+export function drawKey(context, low, high, isLog, left, width) {
   const [first, last] = [format(low), `${format(high)}   ${isLog ? "log scale" : "linear scale"}`];
+  const texts = context.measureText(first).width + context.measureText(last).width + 18;
+  const keyWidth = Math.floor(Math.min(KEY_WIDTH, width - texts));
+  left = Math.min(left, width - texts - keyWidth);
   context.textAlign = "left";
   context.textBaseline = "middle";
   context.fillStyle = cssColor("--muted");
   const start = left + context.measureText(first).width + 8;
   context.fillText(first, left, 8);
-  context.fillText(last, start + KEY_WIDTH + 8, 8);
-  for (let x = 0; x < KEY_WIDTH; x++) {
-    context.fillStyle = mapColor(x / (KEY_WIDTH - 1));
+  context.fillText(last, start + keyWidth + 8, 8);
+  for (let x = 0; x < keyWidth; x++) {
+    context.fillStyle = mapColor(x / (keyWidth - 1));
     context.fillRect(start + x, 3, 1, 10);
   }
 }

@@ -50,7 +50,7 @@ const PANELS = [
     title: "Loss",
     text: "What the training itself logs, at the steps of its loggers.",
     unit: "loss",
-    log: false,
+    log: null, // by the values
     canSmooth: true,
     quantities: [],
     find: own("loss"),
@@ -89,7 +89,7 @@ const PANELS = [
     text: "Above 1, the thin line, the step was too short; below, too long; below 0, uphill.",
     unit: "× the last step",
     reference: 1,
-    log: false,
+    log: null, // by the values
     quantities: ["best_step_multiple"],
     find: () => [scalar("best_step_multiple", "best multiple")],
     standard: all,
@@ -100,7 +100,7 @@ const PANELS = [
     text: "Below 0, the thin line, the step lowered the loss of the batches measured.",
     unit: "loss",
     reference: 0,
-    log: false,
+    log: null, // by the values
     quantities: ["step_gain"],
     find: () => [scalar("step_gain", "change")],
     standard: all,

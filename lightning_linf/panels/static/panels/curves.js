@@ -2,21 +2,33 @@
 // labels and table rows.
 
 import { dashOf, paletteColor } from "../drawing/color.js";
-import { element, toggle } from "../drawing/dom.js";
+import { element, press, toggle } from "../drawing/dom.js";
+import { finiteRange } from "../drawing/numbers.js";
 
-// Boxes that choose among curves, and a button for the axis. `log` is how the axis is at first.
+const WIDE = 1e3; // positive values that span more are flat on a linear axis
+
+// Boxes that choose among curves, and a button for the axis. `log` is how the axis is at first;
+// null leaves it to the values.
 export class CurveControls {
   constructor(state, panel, legend, log, changed) {
     Object.assign(this, { state, changed });
     this.keys = `${panel}.curves`;
-    this.log = state.is(`${panel}.log`, log);
+    this.key = `${panel}.log`;
+    this.log = log;
     this.chips = element("fieldset", { class: "chips" }, element("legend", {}, legend));
-    const scale = toggle("log axis", this.log, (is) => {
-      this.log = is;
-      state.setIs(`${panel}.log`, is, log);
+    this.scale = toggle("log axis", false, (is) => {
+      state.set(this.key, String(is), log === null ? null : String(log));
       changed();
     });
-    this.nodes = [this.chips, scale];
+    this.nodes = [this.chips, this.scale];
+  }
+
+  // Whether the axis of these values is logarithmic: as the reader has chosen, or else as at first.
+  isLog(values) {
+    const [low, high] = finiteRange(values);
+    const is = this.state.is(this.key, this.log ?? (low > 0 && high > WIDE * low));
+    press(this.scale, is);
+    return is;
   }
 
   // Offers [key, label] pairs and returns the keys that are chosen, at first those in `standard`.

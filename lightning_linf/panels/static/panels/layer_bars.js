@@ -69,7 +69,7 @@ export class Bars extends LayerPanel {
     }
   }
 
-  async otherRun(view, { run, tag, column, rows }, other) {
+  async otherRun(view, { run, tag, column, rows, steps }, other) {
     const data = await view.source.layers(other.name, tag, column.name);
     const [names, theirs] = [run.tables[tag].tensors, other.tables[tag].tensors];
     const places = new Map(theirs.map((name, i) => [name, i]));
@@ -86,7 +86,7 @@ export class Bars extends LayerPanel {
     return {
       color,
       values,
-      label: label(this.choice.state.get("layers.step") ?? data.steps.at(-1)),
+      label: label(steps[this.choice.indexOf(steps)]),
     };
   }
 
@@ -100,7 +100,7 @@ export class Bars extends LayerPanel {
   }
 
   paint() {
-    const { steps, times, values, names, rows, column, beside } = this.chosen;
+    const { steps, times, values, labels, rows, column, beside } = this.chosen;
     const index = this.choice.indexOf(steps);
     this.slider.max = String(steps.length - 1);
     this.slider.value = String(index);
@@ -111,7 +111,7 @@ export class Bars extends LayerPanel {
     const other = beside?.values(steps[index]) ?? null;
     const color = this.view.colorOf(this.chosen.run.name);
     const canvas = drawBars({
-      names,
+      names: labels,
       values: values[index],
       other,
       log: this.choice.log,

@@ -71,16 +71,16 @@ export class ScalarPanel extends Panel {
         ];
       }),
     );
+    const shown = found.flatMap((each) => chosen.flatMap((key) => each.get(key) ?? []));
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
-      log: this.curveControls.log,
+      log: this.curveControls.isLog(shown.flatMap(({ values }) => values)),
       reference: this.about.reference ?? null,
       label: `${this.title} by step`,
       unit: this.about.unit,
       height: HEIGHT,
     });
-    const shown = found.flatMap((each) => chosen.flatMap((key) => each.get(key) ?? []));
     return {
       table: this.rows(view, chosen, found, label),
       legend: legendOf(view, keys, chosen, label, cssColor("--text")),
