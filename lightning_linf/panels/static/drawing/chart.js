@@ -86,7 +86,7 @@ function axes(kind, unit) {
     {
       ...both,
       label: unit,
-      size: (u, texts) => Math.max(52, 20 + 7 * longest(texts ?? [])),
+      size: (u, texts) => Math.max(52, 18 + 8 * longest(texts ?? [])),
       values: (u, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),
     },
   ];

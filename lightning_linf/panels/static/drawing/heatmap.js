@@ -34,19 +34,38 @@ export function gutterFor(context, names, width) {
   return Math.min(longest + 10, 240, width * 0.4);
 }
 
-// Draws names on the left, as many as there is room for; long ones are cut in their middle.
+// Draws names on the left, as many as there is room for.
 export function drawNames(context, names, height, width) {
   context.fillStyle = cssColor("--muted");
   context.textAlign = "right";
   context.textBaseline = "middle";
   const every = Math.ceil(12 / height);
-  names.forEach((name, row) => {
-    if (row % every === 0)
-      context.fillText(fit(context, name, width - 8), width - 6, (row + 0.5) * height);
-  });
+  const rows = [...names.keys()].filter((row) => row % every === 0);
+  const shown = rows.map((row) => names[row]);
+  shorten(context, shown, width - 8).forEach((name, i) =>
+    context.fillText(name, width - 6, (rows[i] + 0.5) * height),
+  );
 }
 
-function fit(context, name, width) {
+// Where names are too long, words of them become letters, the longest first and the same in all
+// names, but for the last word of each. What is still too long is cut in its middle.
+function shorten(context, names, width) {
+  const isLong = (words) => context.measureText(words.join(".")).width > width;
+  const split = names.map((name) => name.split("."));
+  for (;;) {
+    const inside = split.filter(isLong).flatMap((words) => words.slice(0, -1));
+    const usable = inside.filter((word) => /^[a-z_]./i.test(word));
+    if (!usable.length) break;
+    const longest = usable.reduce((most, word) => (word.length > most.length ? word : most));
+    for (const words of split) {
+      const last = words.length - 1;
+      words.forEach((word, i) => i < last && word === longest && (words[i] = word[0]));
+    }
+  }
+  return split.map((words) => cut(context, words.join("."), width));
+}
+
+function cut(context, name, width) {
   if (context.measureText(name).width <= width) return name;
   let keep = Math.min(name.length, 60);
   while (

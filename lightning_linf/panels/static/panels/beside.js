@@ -65,6 +65,7 @@ const PANELS = [
     text: "What the training logs, and up to which rate its steps would be stable.",
     unit: "learning rate",
     log: true,
+    mayCoincide: true, // several groups mostly have one rate
     quantities: ["largest_stable_lr"],
     find: (run) => [
       ...own("learning_rate")(run),

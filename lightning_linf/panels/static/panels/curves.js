@@ -75,11 +75,13 @@ export function intervalOf(view, lower, upper, inside = null) {
   };
 }
 
-// One run: a colour for each curve. Several: a colour for each run, dashes for curves.
-export function styleOf(view, run, keys, key) {
+// One run: a colour for each curve. Several: a colour for each run, dashes for curves. Where curves
+// may lie on each other (`mayCoincide`), those of one run have dashes, too.
+export function styleOf(view, run, keys, key, mayCoincide = false) {
   const number = keys.indexOf(key);
-  if (view.runs.length === 1) return { run: run.name, color: paletteColor(number), dash: [] };
-  return { run: run.name, color: view.colorOf(run.name), dash: dashOf(number) };
+  const isOne = view.runs.length === 1;
+  const color = isOne ? paletteColor(number) : view.colorOf(run.name);
+  return { run: run.name, color, dash: isOne && !mayCoincide ? [] : dashOf(number) };
 }
 
 // What tells a curve apart from the others that are shown.
@@ -89,12 +91,13 @@ export function labelOf(view, run, chosen, key, label) {
 }
 
 // `mark(run, key, index)` is added to the labels of what is marked.
-export function legendOf(view, keys, chosen, label, ink, mark = () => "") {
-  const styled = (key) => styleOf(view, view.runs[0], keys, key);
+export function legendOf(view, keys, chosen, label, ink, mark = () => "", mayCoincide = false) {
+  const styled = (key) => styleOf(view, view.runs[0], keys, key, mayCoincide);
   if (view.runs.length === 1) {
     return chosen.map((key) => ({
       label: label(key) + mark(view.runs[0], key, 0),
       color: styled(key).color,
+      dash: styled(key).dash,
     }));
   }
   const ofRun = (run, index) =>
