@@ -37,7 +37,7 @@ def report(argv: Sequence[str]) -> None:
         print(f"Report of {len(runs)} run{'s' if len(runs) > 1 else ''}: {output}")
         for run in runs:
             if failure := failure_of(run):
-                print(f"Failed: {run.name}: {failure}")
+                print(f"Note: {run.name}: {failure}")
         for note in (note for run in runs for note in run.notes):
             print(f"Note: {note}")
         if figures:
