@@ -17,6 +17,7 @@ from lightning_linf.runs.run import Run
 
 _DASHES = ("-", "--")
 _MAX_MARKERS = 25  # on one curve
+_WIDE = 1e3  # losses that span more are flat on a linear axis
 _TagsOf = Callable[[str], Sequence[str]]  # of a partition: one curve, or both ends of a bracket
 
 
@@ -82,6 +83,9 @@ def draw_losses(runs: Sequence[Run]) -> Figure | None:
                 axes.plot(*zip(*points, strict=True), dash, color=color, label=label)
     axes.set_xlabel("optimizer step")
     axes.grid(alpha=0.3)
+    values = [y for line in axes.lines for y in line.get_ydata()]
+    if values and min(values) > 0 and max(values) > _WIDE * min(values):
+        style.make_log(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 

@@ -1,7 +1,7 @@
 // Draws horizontal bars, one for each layer, in rows as high as those of the heat map.
 
 import { cssColor } from "./dom.js";
-import { AXIS_HEIGHT, drawNames, gutterFor, makeCanvas, rowHeight } from "./heatmap.js";
+import { AXIS_HEIGHT, drawNames, gutterFor, hasText, makeCanvas, rowHeight } from "./heatmap.js";
 import { format } from "./numbers.js";
 
 const VALUE_WIDTH = 52; // room for the number behind a bar
@@ -43,7 +43,7 @@ export function drawBars(about) {
       context.fillRect(...second);
       context.globalAlpha = 1;
     }
-    if (height >= 9) {
+    if (height >= 9 && hasText(row, height)) {
       context.fillStyle = cssColor("--muted");
       context.fillText(
         format(value),

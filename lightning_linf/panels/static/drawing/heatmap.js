@@ -34,13 +34,15 @@ export function gutterFor(context, names, width) {
   return Math.min(longest + 10, 240, width * 0.4);
 }
 
+// Whether there is room for the text of a row: for one in so many.
+export const hasText = (row, height) => row % Math.ceil(12 / height) === 0;
+
 // Draws names on the left, as many as there is room for.
 export function drawNames(context, names, height, width) {
   context.fillStyle = cssColor("--muted");
   context.textAlign = "right";
   context.textBaseline = "middle";
-  const every = Math.ceil(12 / height);
-  const rows = [...names.keys()].filter((row) => row % every === 0);
+  const rows = [...names.keys()].filter((row) => hasText(row, height));
   const shown = rows.map((row) => names[row]);
   shorten(context, shown, width - 8).forEach((name, i) =>
     context.fillText(name, width - 6, (rows[i] + 0.5) * height),
