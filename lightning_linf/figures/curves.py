@@ -73,9 +73,11 @@ def draw_losses(runs: Sequence[Run]) -> Figure | None:
     if not tags:
         return None
     figure, (axes,) = style.grid(1, "Losses of the training", 7.2, 4.2)
+    values: list[float] = []
     for i, run in enumerate(runs):
         for j, tag in enumerate(tags):
             points = [(step, y) for step, y in run.own.get(tag, ()) if math.isfinite(y)]
+            values += [y for _, y in points]
             label = style.literal(tag if len(runs) == 1 else f"{run.name}: {tag}")
             color = style.color(j if len(runs) == 1 else i)
             dash = "-" if len(runs) == 1 else _DASHES[j % len(_DASHES)]
@@ -83,7 +85,6 @@ def draw_losses(runs: Sequence[Run]) -> Figure | None:
                 axes.plot(*zip(*points, strict=True), dash, color=color, label=label)
     axes.set_xlabel("optimizer step")
     axes.grid(alpha=0.3)
-    values = [y for line in axes.lines for y in line.get_ydata()]
     if values and min(values) > 0 and max(values) > _WIDE * min(values):
         style.make_log(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)

@@ -1,7 +1,8 @@
 // Panel 5 shows one quantity of every layer at one step, as bars, and beside it another step or
 // another run.
 
-import { drawBars } from "../drawing/bars.js";
+import { PALE, drawBars } from "../drawing/bars.js";
+import { withAlpha } from "../drawing/color.js";
 import { element, field, fillSelect } from "../drawing/dom.js";
 import { formatDuration, formatStep } from "../drawing/numbers.js";
 import { LayerPanel, closest } from "./layers.js";
@@ -95,7 +96,7 @@ export class Bars extends LayerPanel {
     const color = this.view.colorOf(run.name);
     return [
       { label: `${run.label} · ${column.label}, step ${formatStep(this.step())}`, color },
-      { label: beside.label, color: beside.color ?? color, dash: [2, 2] },
+      { label: beside.label, color: withAlpha(beside.color ?? color, PALE) },
     ];
   }
 
