@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning_linf.cli.errors import UsageError
 from lightning_linf.html.page import make_page
 from lightning_linf.report import files
+from lightning_linf.runs.failure import failure_of
 from lightning_linf.runs.load import RunError, load
 
 _OUTPUT = "report: expected --output"
@@ -34,6 +35,9 @@ def report(argv: Sequence[str]) -> None:
         runs = load([Path(folder) for folder in options.runs])
         files.write_atomically(output, make_page(runs), _OUTPUT)
         print(f"Report of {len(runs)} run{'s' if len(runs) > 1 else ''}: {output}")
+        for run in runs:
+            if failure := failure_of(run):
+                print(f"Note: {run.name}: {failure}")
         for note in (note for run in runs for note in run.notes):
             print(f"Note: {note}")
         if figures:

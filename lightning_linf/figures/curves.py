@@ -17,6 +17,7 @@ from lightning_linf.runs.run import Run
 
 _DASHES = ("-", "--")
 _MAX_MARKERS = 25  # on one curve
+_WIDE = 1e3  # losses that span more are flat on a linear axis
 _TagsOf = Callable[[str], Sequence[str]]  # of a partition: one curve, or both ends of a bracket
 
 
@@ -72,9 +73,11 @@ def draw_losses(runs: Sequence[Run]) -> Figure | None:
     if not tags:
         return None
     figure, (axes,) = style.grid(1, "Losses of the training", 7.2, 4.2)
+    values: list[float] = []
     for i, run in enumerate(runs):
         for j, tag in enumerate(tags):
             points = [(step, y) for step, y in run.own.get(tag, ()) if math.isfinite(y)]
+            values += [y for _, y in points]
             label = style.literal(tag if len(runs) == 1 else f"{run.name}: {tag}")
             color = style.color(j if len(runs) == 1 else i)
             dash = "-" if len(runs) == 1 else _DASHES[j % len(_DASHES)]
@@ -82,6 +85,8 @@ def draw_losses(runs: Sequence[Run]) -> Figure | None:
                 axes.plot(*zip(*points, strict=True), dash, color=color, label=label)
     axes.set_xlabel("optimizer step")
     axes.grid(alpha=0.3)
+    if values and min(values) > 0 and max(values) > _WIDE * min(values):
+        style.make_log(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 

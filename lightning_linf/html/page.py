@@ -11,6 +11,7 @@ from lightning_linf.panels import payload
 from lightning_linf.panels.files import STATIC
 from lightning_linf.panels.own_scalars import own_scalars
 from lightning_linf.report.markup import paragraphs, words
+from lightning_linf.runs.failure import failure_of
 from lightning_linf.runs.run import MAX_STEPS, Run
 
 # Whatever names of runs and layers hold, the browser fetches nothing from anywhere.
@@ -56,10 +57,12 @@ def make_page(runs: Sequence[Run]) -> str:
 
 def _report(run: Run) -> str:
     name = html.escape(run.name)
+    failure = failure_of(run)
+    content = paragraphs(failure, kind="failure") if failure else ""
     if run.report is not None:
         when = f"At step {payload.counted(run.report_step):,}, the last whole measurement."
-        content = paragraphs(when, kind="muted") + words(run.report, name)
-    else:
+        content += paragraphs(when, kind="muted") + words(run.report, name, failure is None)
+    elif failure is None:
         content = paragraphs(
             "No verdict: its records hold no report of its smoothness. LinfSmoothnessMonitor "
             "measures it; an earlier version of lightning_linf kept no reports."

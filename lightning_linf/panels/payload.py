@@ -62,18 +62,32 @@ def curves(scalars: Mapping[str, Iterable[Sequence[float]]], most: int = MAX_STE
 
 
 def _curve(points: Iterable[Sequence[float]], start: float, most: int) -> Any:
-    last = sorted({int(step): rest for step, *rest in points}.items())
+    last = _by_step(points)
     kept = [last[i] for i in thin(len(last), most)]
-    finite = max((i for i, (_, rest) in enumerate(last) if math.isfinite(rest[0])), default=-1)
     curve = {
         "steps": [counted(step) for step, _ in kept],
         "values": [_encode(rest[0]) for _, rest in kept],
         "num_steps": len(last),
-        "not_finite_since": counted(last[finite + 1][0]) if finite + 1 < len(last) else None,
+        "not_finite_since": _not_finite_since(last),
     }
     if all(len(rest) > 1 for _, rest in kept):
         curve["seconds"] = [round(rest[1] - start, 1) for _, rest in kept]
     return curve
+
+
+def not_finite_since(points: Iterable[Sequence[float]]) -> int | None:
+    """Give the step of the first of the last values if these are NaN or infinite, else None."""
+    return _not_finite_since(_by_step(points))
+
+
+def _not_finite_since(last: Sequence[tuple[int, Sequence[float]]]) -> int | None:
+    finite = max((i for i, (_, rest) in enumerate(last) if math.isfinite(rest[0])), default=-1)
+    return counted(last[finite + 1][0]) if finite + 1 < len(last) else None
+
+
+def _by_step(points: Iterable[Sequence[float]]) -> list[tuple[int, Sequence[float]]]:
+    """Put points in order; of two of one step the later one stays."""
+    return sorted({int(step): rest for step, *rest in points}.items())
 
 
 def counted(step: int) -> int:

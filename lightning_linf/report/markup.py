@@ -14,12 +14,13 @@ _STYLE = """<style>
 </style>"""
 
 
-def words(text: ReportText, label: str) -> str:
+def words(text: ReportText, label: str, with_verdict: bool = True) -> str:
     """Lay out what a terminal shows, of which any cell may hold a user's own words.
 
     Args:
         text: Of the report.
         label: What the table is of, for those who have it read to them; it is escaped already.
+        with_verdict: False for a training that is lost, of which a verdict would mislead.
     """
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in text.headings)
     body = "".join(
@@ -33,7 +34,7 @@ def words(text: ReportText, label: str) -> str:
         + f'<div class="scroll" tabindex="0" role="region" aria-label="{label}: table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         + paragraphs(*text.legend, kind="muted")
-        + paragraphs(text.verdict, text.shares)
+        + (paragraphs(text.verdict, text.shares) if with_verdict else "")
     )
 
 

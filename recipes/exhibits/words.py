@@ -53,7 +53,6 @@ ENTRIES = {
         "A run that diverges",
         "Loss and learning rate, edge of stability and best multiple of the last step",
         diverging,
-        view="#loss.log=true",
     ),
 }
 

@@ -209,3 +209,10 @@ def test_without_matplotlib_figures_are_refused_before_anything_is_read(
 def test_matplotlib_is_imported_for_figures_only(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import of it fails
     assert main(["report", str(folder), "-o", str(tmp_path / "report.html")]) == 0
+
+
+@pytest.mark.parametrize(("last", "scale"), [(2e5, "log"), (200.0, "linear")])
+def test_losses_of_several_orders_have_a_logarithmic_axis(last, scale):
+    runs = [Run("a", own={"train_loss": [(1, 2.0), (2, last), (3, math.nan)]}), Run("b")]
+    (axes,) = curves.draw_losses(runs).axes
+    assert axes.get_yscale() == scale

@@ -101,6 +101,73 @@ def test_a_run_without_smoothness_has_no_verdict(tmp_path):
     assert "No verdict: its records hold no report of its smoothness" in make_page([run])
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scalars", "own", "tag", "since"),
+    [
+        ({}, {"train_loss": [(0, 2.0), (1, NAN)], "lr": [(0, NAN)]}, "train_loss", "2"),
+        ({}, {"train_loss": [(0, 2.0), (1299, float("inf"))]}, "train_loss", "1,300"),
+        ({}, {"a_loss": [(0, 2.0), (3, NAN)], "b_loss": [(0, 2.0), (2, NAN)]}, "b_loss", "3"),
+        ({quantities.PROBE_LOSS.tag: [(0, NAN)]}, {}, quantities.PROBE_LOSS.tag, "1"),
+    ],
+)
+def test_the_words_of_a_lost_run_begin_with_its_loss(scalars, own, tag, since):
+    text = describe(make_report())
+    run = Run("a", scalars=scalars, own=own, report=text, report_step=5)
+    first, *others = texts(make_page([run]))[1:]  # after who made it
+    assert first == (
+        f"{tag} is not a finite number since step {since}, so there is no verdict. What is "
+        "measured is of step 6."
+    )
+    assert text.header[0] in others
+    assert text.verdict not in others
+    assert text.shares not in others
+
+
+def test_a_lost_run_without_a_report_says_so_alone():
+    run = Run("a", own={"train_loss": [(0, NAN)]})
+    page = make_page([run])
+    assert texts(page)[1:] == [
+        "train_loss is not a finite number since step 1, so there is no verdict."
+    ]
+
+
+def test_a_loss_that_is_finite_again_loses_no_run():
+    own = {"train_loss": [(0, 2.0), (1, NAN), (2, 3.0)]}
+    page = make_page([Run("a", own=own, report=describe(make_report()), report_step=5)])
+    assert "not a finite number" not in " ".join(texts(page))
+
+
+def test_command_says_which_runs_are_lost(tmp_path, capsys):
+    write_lines(tmp_path / "run", {"scalars": {quantities.PROBE_LOSS.tag: "NaN"}})
+    output = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "run"), "-o", str(output)]) == 0
+    (note,) = capsys.readouterr().out.splitlines()[1:]
+    assert note == (
+        "Note: run: geometry/probe_loss is not a finite number since step 3, so there is no "
+        "verdict."
+    )
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_words_and_card_of_a_lost_run_say_the_same(tmp_path):
+    scalars = {
+        end.of("coordinate"): [(5, 1.5)]
+        for end in (quantities.ADVANTAGE_LOWER, quantities.ADVANTAGE_UPPER)
+    }
+    own = {"train_loss": [(5, 2.0), (1299, NAN)]}
+    run = Run("a", scalars=scalars, own=own, report=describe(make_report()), report_step=5)
+    path = tmp_path / "report.html"
+    path.write_text(make_page([run]), encoding="utf-8")
+    with chromium(tmp_path) as page:
+        page.open(path.as_uri())
+        card = page.wait("document.querySelector('.failed .answer')?.innerText")
+        assert card == page.run("document.querySelector('.words .failure').innerText")
+
+
 def test_records_of_a_version_without_reports_say_so(tmp_path):
     write_lines(tmp_path)
     (run,) = load([tmp_path])

@@ -233,3 +233,167 @@ def test_layers_are_sorted_and_grouped(page):
         f"{ROWS} return m.rowValues(rows({{ grouped: true }}), values).slice(0, 4);",
     )
     assert medians == [3, 5, 2, 6]
+
+
+def test_what_all_names_begin_with_is_left_out_of_labels(page):
+    names = ["net.embed", "net.h.0.a", "net.h.0.b", "net.h.1.a"]
+    code = f"""
+        const about = {{ words: [""], order: "depth", unfolded: ["net.h.0"], valueOf: () => 1 }};
+        const rows = (grouped) => m.arrange({json.dumps(names)}, {{ ...about, grouped }});
+        const shown = (grouped) => rows(grouped).map(({{ name, label }}) => [name, label]);
+        return [shown(false), shown(true)];
+    """
+    plain, grouped = load(page, "panels/layer_rows", code)
+    assert plain == [[name, name.removeprefix("net.")] for name in names]
+    assert grouped == [
+        ["net.embed", "embed"],
+        ["▾ net.h.0 (2)", "▾ h.0 (2)"],
+        ["net.h.0.a", "h.0.a"],
+        ["net.h.0.b", "h.0.b"],
+        ["net.h.1.a", "h.1.a"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [
+        (["a.b.weight", "a.b.bias"], "a.b."),
+        (["a.b", "a.b.c"], "a."),  # each keeps a word
+        (["ab.c", "abc.c"], ""),
+        (["a.b"], "a."),
+        ([], ""),
+    ],
+)
+def test_what_names_share_ends_at_a_word(page, names, prefix):
+    code = f"return m.sharedPrefix({json.dumps(names)});"
+    assert load(page, "panels/layer_rows", code) == prefix
+
+
+CANVAS = """
+    const [canvas, context] = m.makeCanvas(%d, 60, "l");
+    const written = [];
+    context.fillText = (text, x) => written.push([text, x, context.measureText(text).width]);
+"""
+
+
+@pytest.mark.parametrize("width", [240, 400, 900])
+def test_the_key_of_colours_is_written_in_full(page, width):
+    code = f"m.drawKey(context, 0.0257, 0.787, false, {0.4 * width}, {width}); return written;"
+    written = load(page, "drawing/heatmap", CANVAS % width + code)
+    assert [text for text, _, _ in written] == ["0.0257", "0.787   linear scale"]
+    assert written[0][1] >= 0
+    assert all(x + size <= width for _, x, size in written)
+
+
+def test_long_names_are_shortened_alike(page):
+    names = ["blocks.0.attention.weight", "blocks.1.attention.weight", "blocks.1.up"]
+    code = f"m.drawNames(context, {json.dumps(names)}, 14, 140); return written;"
+    written = load(page, "drawing/heatmap", CANVAS % 400 + code)
+    assert [text for text, _, _ in written] == [
+        "blocks.0.a.weight",
+        "blocks.1.a.weight",
+        "blocks.1.up",
+    ]
+
+
+def test_bars_open_at_the_last_step_with_a_value(page):
+    nan = float("nan")
+    values = [[1, 2], [3, nan], [nan, nan]]
+    make_app(page, values=[[1, 2], [3, 4], [5, 6]])
+    page.run(f"""{{
+        const values = {json.dumps(values)};
+        source.layers = async () => ({{ steps: [10, 20, 30], values, num_steps: 3 }});
+        app.reload();
+        app.update();
+    }}""")
+    page.wait("document.querySelector('#bars output')?.textContent === '20'")
+    note = page.run("document.querySelector('#bars .footnote').textContent")
+    assert note == "No value is a finite number after step 20. "
+    page.run("""{
+        const slider = document.querySelector("#bars input[type=range]");
+        slider.value = "2";
+        slider.dispatchEvent(new Event("input"));
+    }""")
+    assert page.run("document.querySelector('#bars output').textContent") == "30"  # if one will
+
+
+LOSS = """{
+    source.run.own = { loss: ["train_loss"] };
+    const read = source.scalars;
+    source.scalars = async (run) => new Map([
+        ...(await read(run)), ["train_loss", { steps: [1, 2, 3], values: %s, num_steps: 3 }],
+    ]);
+    app.reload();
+}"""
+
+
+@pytest.mark.parametrize(
+    ("values", "chosen", "is_log"),
+    [
+        ("[2, 5, 2e5]", None, True),
+        ("[2, 5, 200]", None, False),
+        ("[2, 2e5, Infinity]", None, True),
+        ("[-2, 5, 2e5]", None, False),
+        ("[2, 5, 2e5]", "false", False),
+        ("[2, 5, 200]", "true", True),
+    ],
+)
+def test_a_loss_of_several_orders_has_a_logarithmic_axis(page, values, chosen, is_log):
+    make_app(page)
+    if chosen:
+        page.run(f"app.toolbar.state.set('loss.log', '{chosen}')")
+    page.run(LOSS % values)
+    page.wait("document.querySelector('#loss canvas')")
+    assert page.run("document.querySelector('#loss .body').plot.scales.y.distr") == (
+        3 if is_log else 1
+    )
+    button = "[...document.querySelectorAll('#loss button')].find((b) => b.innerText == 'log axis')"
+    assert page.run(f"{button}.getAttribute('aria-pressed')") == str(is_log).lower()
+    unit = page.run("document.querySelector('#loss .body').plot.axes[1].label")
+    assert unit == ("loss, log scale" if is_log else "loss")
+    page.run(f"{button}.click()")
+    page.wait(f"document.querySelector('#loss .body').plot.scales.y.distr === {1 if is_log else 3}")
+    assert page.run("app.toolbar.state.get('loss.log')") == str(not is_log).lower()
+
+
+def test_rates_of_several_optimizers_have_their_own_dashes_in_chart_and_legend(page):
+    make_app(page)
+    page.run("""{
+        const tags = ["lr-A/pg1", "lr-A/pg2", "lr-B/pg1", "lr-B/pg2", "lr-C"];
+        source.run.own = { learning_rate: tags };
+        const curve = { steps: [1, 2, 3], values: [1, 2, 3], num_steps: 3 };
+        const read = source.scalars;
+        source.scalars = async (run) => new Map([
+            ...(await read(run)), ...tags.map((tag) => [tag, curve]),
+        ]);
+        app.reload();
+    }""")
+    marks = page.wait("""((marks) => marks.length === 5 && marks.map((i) =>
+        i.style.backgroundImage.replaceAll(/rgb[(][^)]*[)]/g, "ink")
+    ))([...document.querySelectorAll("#learning-rate .legend i")])""")
+    assert len(set(marks)) == 5
+    dashes = page.run(
+        "document.querySelector('#learning-rate .body').plot.series.slice(1)"
+        ".map(({ dash }) => dash.join())"
+    )
+    assert len(set(dashes)) == 5
+
+
+def test_the_numbers_of_an_axis_have_room_beside_its_unit(page):
+    load(
+        page,
+        "drawing/chart",
+        CHART + "draw([line('a', [1, 2], [10000, 10000.1])], { unit: 'samples' });",
+    )
+    wide = page.run("plot.bbox.left / devicePixelRatio")
+    load(page, "drawing/chart", CHART + "draw([line('a', [1, 2], [1, 2])]);")
+    assert wide > page.run("plot.bbox.left / devicePixelRatio")
+
+
+def test_a_reference_below_a_logarithmic_axis_is_left_out(page):
+    load(
+        page,
+        "drawing/chart",
+        CHART + "draw([line('a', [1, 2], [1, 9])], { log: true, reference: 0 });",
+    )
+    assert page.run("[plot.scales.y.min, plot.scales.y.max]") == [1, 10]

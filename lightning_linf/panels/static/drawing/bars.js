@@ -1,9 +1,10 @@
 // Draws horizontal bars, one for each layer, in rows as high as those of the heat map.
 
 import { cssColor } from "./dom.js";
-import { AXIS_HEIGHT, drawNames, gutterFor, makeCanvas, rowHeight } from "./heatmap.js";
+import { AXIS_HEIGHT, drawNames, gutterFor, hasText, makeCanvas, rowHeight } from "./heatmap.js";
 import { format } from "./numbers.js";
 
+export const PALE = 0.5; // alpha of bars to compare with
 const VALUE_WIDTH = 52; // room for the number behind a bar
 
 // `about` is { names, values, other, log, range, width, color, otherColor, caption, label }. The axis
@@ -39,15 +40,15 @@ export function drawBars(about) {
     const second = other && boxOf(other[row], top + 0.6 * thick, 0.4);
     if (second) {
       context.fillStyle = otherColor;
-      context.globalAlpha = 0.5;
+      context.globalAlpha = PALE;
       context.fillRect(...second);
       context.globalAlpha = 1;
     }
-    if (height >= 9) {
+    if (height >= 9 && hasText(row, height)) {
       context.fillStyle = cssColor("--muted");
       context.fillText(
         format(value),
-        Math.max(gutter, Number.isFinite(value) ? place(value) || gutter : gutter) + 5,
+        5 + Math.max(gutter, ...[box, second].filter(Boolean).map(([x, , length]) => x + length)),
         y + height / 2,
       );
     }

@@ -42,7 +42,7 @@ export function drawChart(
         x: { time: false, range: xRange(axis.zoom) },
         y: { distr: log ? 3 : 1, range: yRange(log, reference) },
       },
-      axes: axes(axis.kind, unit),
+      axes: axes(axis.kind, log ? `${unit}, log scale` : unit),
       legend: { show: false },
       cursor: cursor(axis),
       hooks: { setSelect: [(u) => zoomIn(u, axis)] },
@@ -86,11 +86,13 @@ function axes(kind, unit) {
     {
       ...both,
       label: unit,
-      size: 52,
+      size: (u, texts) => Math.max(52, 18 + 8 * longest(texts ?? [])),
       values: (u, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),
     },
   ];
 }
+
+const longest = (texts) => Math.max(0, ...texts.map(({ length }) => length));
 
 function cursor({ kind, setZoom }) {
   const moved = (type) => type !== "mousedown" && type !== "mouseup";

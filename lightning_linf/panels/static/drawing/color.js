@@ -20,7 +20,16 @@ const DARK = [
   "#f2c744",
   "#a3b1c6",
 ];
-const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [1, 2]];
+const DASHES = [
+  [],
+  [8, 4],
+  [2, 3],
+  [10, 3, 2, 3],
+  [18, 4],
+  [10, 3, 2, 3, 2, 3],
+  [2, 9],
+  [10, 3, 10, 3, 2, 3],
+];
 // Every eighth of matplotlib's viridis (CC0).
 const VIRIDIS = [
   [68, 1, 84],
@@ -57,6 +66,18 @@ function fromHsl(hue, saturation, lightness) {
 }
 
 export const dashOf = (index) => DASHES[index % DASHES.length];
+
+// The mark of a legend with the dashes of its curve, as CSS has it.
+export function dashedImage(color, dash) {
+  let at = 0;
+  const stops = (dash.length ? dash : [1]).flatMap((length, i) => {
+    const from = at;
+    at += length;
+    const ink = i % 2 ? "transparent" : color;
+    return [`${ink} ${from}px`, `${ink} ${at}px`];
+  });
+  return `repeating-linear-gradient(90deg, ${stops.join(", ")})`;
+}
 
 export function withAlpha(color, alpha) {
   const channels = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));

@@ -19,14 +19,16 @@ export function field(label, control) {
 // A button that is on or off, and tells `changed` which.
 export function toggle(text, isOn, changed) {
   const flip = () => {
-    isOn = !isOn;
-    button.setAttribute("aria-pressed", isOn);
-    changed(isOn);
+    const is = button.getAttribute("aria-pressed") !== "true";
+    press(button, is);
+    changed(is);
   };
-  const attributes = { type: "button", "aria-pressed": String(isOn), click: flip };
-  const button = element("button", attributes, text);
+  const button = element("button", { type: "button", click: flip }, text);
+  press(button, isOn);
   return button;
 }
+
+export const press = (button, isOn) => button.setAttribute("aria-pressed", String(isOn));
 
 // A mark in the colour of what the text beside it names.
 export function swatch(color) {

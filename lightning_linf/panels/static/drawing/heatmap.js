@@ -9,7 +9,7 @@ const ROW = 14; // pixels; less where there are many rows
 const MAX_HEIGHT = 620;
 export const AXIS_HEIGHT = 34;
 export const KEY_HEIGHT = 30; // above the rows
-const KEY_WIDTH = 160;
+const KEY_WIDTH = 160; // less where there is no room
 
 export function rowHeight(numRows) {
   return Math.max(1, Math.min(ROW, MAX_HEIGHT / Math.max(1, numRows)));
@@ -34,19 +34,40 @@ export function gutterFor(context, names, width) {
   return Math.min(longest + 10, 240, width * 0.4);
 }
 
-// Draws names on the left, as many as there is room for; long ones are cut in their middle.
+// Whether there is room for the text of a row: for one in so many.
+export const hasText = (row, height) => row % Math.ceil(12 / height) === 0;
+
+// Draws names on the left, as many as there is room for.
 export function drawNames(context, names, height, width) {
   context.fillStyle = cssColor("--muted");
   context.textAlign = "right";
   context.textBaseline = "middle";
-  const every = Math.ceil(12 / height);
-  names.forEach((name, row) => {
-    if (row % every === 0)
-      context.fillText(fit(context, name, width - 8), width - 6, (row + 0.5) * height);
-  });
+  const rows = [...names.keys()].filter((row) => hasText(row, height));
+  const shown = rows.map((row) => names[row]);
+  shorten(context, shown, width - 8).forEach((name, i) =>
+    context.fillText(name, width - 6, (rows[i] + 0.5) * height),
+  );
 }
 
-function fit(context, name, width) {
+// Where names are too long, words of them become letters, the longest first and the same in all
+// names, but for the last word of each. What is still too long is cut in its middle.
+function shorten(context, names, width) {
+  const isLong = (words) => context.measureText(words.join(".")).width > width;
+  const split = names.map((name) => name.split("."));
+  for (;;) {
+    const inside = split.filter(isLong).flatMap((words) => words.slice(0, -1));
+    const usable = inside.filter((word) => /^[a-z_]./i.test(word));
+    if (!usable.length) break;
+    const longest = usable.reduce((most, word) => (word.length > most.length ? word : most));
+    for (const words of split) {
+      const last = words.length - 1;
+      words.forEach((word, i) => i < last && word === longest && (words[i] = word[0]));
+    }
+  }
+  return split.map((words) => cut(context, words.join("."), width));
+}
+
+function cut(context, name, width) {
   if (context.measureText(name).width <= width) return name;
   let keep = Math.min(name.length, 60);
   while (
@@ -109,17 +130,20 @@ export function drawPlaces(context, kind, places, borders, bottom) {
   context.fillText(label, (borders[0] + borders.at(-1)) / 2, bottom + 20);
 }
 
-// Draws what the colours mean, from `left` on.
-export function drawKey(context, low, high, isLog, left) {
+// Draws what the colours mean: from `left` on where there is room for it, else further left.
+export function drawKey(context, low, high, isLog, left, width) {
   const [first, last] = [format(low), `${format(high)}   ${isLog ? "log scale" : "linear scale"}`];
+  const texts = context.measureText(first).width + context.measureText(last).width + 18;
+  const keyWidth = Math.floor(Math.min(KEY_WIDTH, width - texts));
+  left = Math.min(left, width - texts - keyWidth);
   context.textAlign = "left";
   context.textBaseline = "middle";
   context.fillStyle = cssColor("--muted");
   const start = left + context.measureText(first).width + 8;
   context.fillText(first, left, 8);
-  context.fillText(last, start + KEY_WIDTH + 8, 8);
-  for (let x = 0; x < KEY_WIDTH; x++) {
-    context.fillStyle = mapColor(x / (KEY_WIDTH - 1));
+  context.fillText(last, start + keyWidth + 8, 8);
+  for (let x = 0; x < keyWidth; x++) {
+    context.fillStyle = mapColor(x / (keyWidth - 1));
     context.fillRect(start + x, 3, 1, 10);
   }
 }

@@ -44,7 +44,8 @@ export function xRange(zoom) {
 export function yRange(log, reference) {
   return (u, low, high) => {
     if (low === null || high === null) return log ? [0.1, 10] : [0, 1];
-    if (reference !== null) [low, high] = [Math.min(low, reference), Math.max(high, reference)];
+    const isShown = reference !== null && (!log || reference > 0);
+    if (isShown) [low, high] = [Math.min(low, reference), Math.max(high, reference)];
     if (log) {
       const [from, to] = [round125(low, Math.floor), round125(high, Math.ceil)];
       return from < to ? [from, to] : [from / 2, to * 2];

@@ -50,7 +50,7 @@ const PANELS = [
     title: "Loss",
     text: "What the training itself logs, at the steps of its loggers.",
     unit: "loss",
-    log: false,
+    log: null, // by the values
     canSmooth: true,
     quantities: [],
     find: own("loss"),
@@ -65,6 +65,7 @@ const PANELS = [
     text: "What the training logs, and up to which rate its steps would be stable.",
     unit: "learning rate",
     log: true,
+    mayCoincide: true, // several groups mostly have one rate
     quantities: ["largest_stable_lr"],
     find: (run) => [
       ...own("learning_rate")(run),
@@ -89,7 +90,7 @@ const PANELS = [
     text: "Above 1, the thin line, the step was too short; below, too long; below 0, uphill.",
     unit: "× the last step",
     reference: 1,
-    log: false,
+    log: null, // by the values
     quantities: ["best_step_multiple"],
     find: () => [scalar("best_step_multiple", "best multiple")],
     standard: all,
@@ -100,7 +101,7 @@ const PANELS = [
     text: "Below 0, the thin line, the step lowered the loss of the batches measured.",
     unit: "loss",
     reference: 0,
-    log: false,
+    log: null, // by the values
     quantities: ["step_gain"],
     find: () => [scalar("step_gain", "change")],
     standard: all,

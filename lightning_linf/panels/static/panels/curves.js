@@ -2,21 +2,33 @@
 // labels and table rows.
 
 import { dashOf, paletteColor } from "../drawing/color.js";
-import { element, toggle } from "../drawing/dom.js";
+import { element, press, toggle } from "../drawing/dom.js";
+import { finiteRange } from "../drawing/numbers.js";
 
-// Boxes that choose among curves, and a button for the axis. `log` is how the axis is at first.
+const WIDE = 1e3; // positive values that span more are flat on a linear axis
+
+// Boxes that choose among curves, and a button for the axis. `log` is how the axis is at first;
+// null leaves it to the values.
 export class CurveControls {
   constructor(state, panel, legend, log, changed) {
     Object.assign(this, { state, changed });
     this.keys = `${panel}.curves`;
-    this.log = state.is(`${panel}.log`, log);
+    this.key = `${panel}.log`;
+    this.log = log;
     this.chips = element("fieldset", { class: "chips" }, element("legend", {}, legend));
-    const scale = toggle("log axis", this.log, (is) => {
-      this.log = is;
-      state.setIs(`${panel}.log`, is, log);
+    this.scale = toggle("log axis", false, (is) => {
+      state.set(this.key, String(is), log === null ? null : String(log));
       changed();
     });
-    this.nodes = [this.chips, scale];
+    this.nodes = [this.chips, this.scale];
+  }
+
+  // Whether the axis of these values is logarithmic: as the reader has chosen, or else as at first.
+  isLog(values) {
+    const [low, high] = finiteRange(values);
+    const is = this.state.is(this.key, this.log ?? (low > 0 && high > WIDE * low));
+    press(this.scale, is);
+    return is;
   }
 
   // Offers [key, label] pairs and returns the keys that are chosen, at first those in `standard`.
@@ -63,11 +75,13 @@ export function intervalOf(view, lower, upper, inside = null) {
   };
 }
 
-// One run: a colour for each curve. Several: a colour for each run, dashes for curves.
-export function styleOf(view, run, keys, key) {
+// One run: a colour for each curve. Several: a colour for each run, dashes for curves. Where curves
+// may lie on each other (`mayCoincide`), those of one run have dashes, too.
+export function styleOf(view, run, keys, key, mayCoincide = false) {
   const number = keys.indexOf(key);
-  if (view.runs.length === 1) return { run: run.name, color: paletteColor(number), dash: [] };
-  return { run: run.name, color: view.colorOf(run.name), dash: dashOf(number) };
+  const isOne = view.runs.length === 1;
+  const color = isOne ? paletteColor(number) : view.colorOf(run.name);
+  return { run: run.name, color, dash: isOne && !mayCoincide ? [] : dashOf(number) };
 }
 
 // What tells a curve apart from the others that are shown.
@@ -77,12 +91,13 @@ export function labelOf(view, run, chosen, key, label) {
 }
 
 // `mark(run, key, index)` is added to the labels of what is marked.
-export function legendOf(view, keys, chosen, label, ink, mark = () => "") {
-  const styled = (key) => styleOf(view, view.runs[0], keys, key);
+export function legendOf(view, keys, chosen, label, ink, mark = () => "", mayCoincide = false) {
+  const styled = (key) => styleOf(view, view.runs[0], keys, key, mayCoincide);
   if (view.runs.length === 1) {
     return chosen.map((key) => ({
       label: label(key) + mark(view.runs[0], key, 0),
       color: styled(key).color,
+      dash: styled(key).dash,
     }));
   }
   const ofRun = (run, index) =>

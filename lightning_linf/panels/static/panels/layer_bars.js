@@ -1,7 +1,8 @@
 // Panel 5 shows one quantity of every layer at one step, as bars, and beside it another step or
 // another run.
 
-import { drawBars } from "../drawing/bars.js";
+import { PALE, drawBars } from "../drawing/bars.js";
+import { withAlpha } from "../drawing/color.js";
 import { element, field, fillSelect } from "../drawing/dom.js";
 import { formatDuration, formatStep } from "../drawing/numbers.js";
 import { LayerPanel, closest } from "./layers.js";
@@ -69,7 +70,7 @@ export class Bars extends LayerPanel {
     }
   }
 
-  async otherRun(view, { run, tag, column, rows }, other) {
+  async otherRun(view, { run, tag, column, rows, steps }, other) {
     const data = await view.source.layers(other.name, tag, column.name);
     const [names, theirs] = [run.tables[tag].tensors, other.tables[tag].tensors];
     const places = new Map(theirs.map((name, i) => [name, i]));
@@ -86,7 +87,7 @@ export class Bars extends LayerPanel {
     return {
       color,
       values,
-      label: label(this.choice.state.get("layers.step") ?? data.steps.at(-1)),
+      label: label(steps[this.choice.indexOf(steps)]),
     };
   }
 
@@ -95,12 +96,12 @@ export class Bars extends LayerPanel {
     const color = this.view.colorOf(run.name);
     return [
       { label: `${run.label} · ${column.label}, step ${formatStep(this.step())}`, color },
-      { label: beside.label, color: beside.color ?? color, dash: [2, 2] },
+      { label: beside.label, color: withAlpha(beside.color ?? color, PALE) },
     ];
   }
 
   paint() {
-    const { steps, times, values, names, rows, column, beside } = this.chosen;
+    const { steps, times, values, labels, rows, column, beside } = this.chosen;
     const index = this.choice.indexOf(steps);
     this.slider.max = String(steps.length - 1);
     this.slider.value = String(index);
@@ -111,7 +112,7 @@ export class Bars extends LayerPanel {
     const other = beside?.values(steps[index]) ?? null;
     const color = this.view.colorOf(this.chosen.run.name);
     const canvas = drawBars({
-      names,
+      names: labels,
       values: values[index],
       other,
       log: this.choice.log,

@@ -45,7 +45,7 @@ export class HeatMap extends LayerPanel {
     this.steps = shown.map(({ index }) => all.steps[index]);
     this.values = shown.map(({ index }) => all.values[index]);
     this.places = shown.map(({ at }) => at);
-    const { names, rows, column } = all;
+    const { labels, rows, column } = all;
     const height = rowHeight(rows.length);
     const width = Math.max(240, this.body.clientWidth);
     const [canvas, context] = makeCanvas(
@@ -53,12 +53,12 @@ export class HeatMap extends LayerPanel {
       KEY_HEIGHT + rows.length * height + AXIS_HEIGHT,
       `${column.label}: ${rows.length} layers by ${this.steps.length} steps. Arrow keys read values.`,
     );
-    const gutter = gutterFor(context, names, width);
+    const gutter = gutterFor(context, labels, width);
     const borders = edges(this.places, gutter, width - 1);
     const { low, high, place } = this.choice.position(this.values.flat());
-    drawKey(context, low, high, this.choice.log, gutter);
+    drawKey(context, low, high, this.choice.log, gutter, width);
     context.translate(0, KEY_HEIGHT);
-    drawNames(context, names, height, gutter);
+    drawNames(context, labels, height, gutter);
     drawCells(context, this.values, borders, height, place);
     drawPlaces(context, kind, this.places, borders, rows.length * height);
     Object.assign(this, { borders, height, cell: [rows.length - 1, this.steps.length - 1] });

@@ -15,10 +15,23 @@ export function blockOf(name) {
   return parts.slice(0, number < 0 ? 1 : number + 1).join(".");
 }
 
-// Gives the rows as { name, layers, block }: `layers` are the numbers of those that a row stands for,
-// and `block` is the name of the block that the row folds or unfolds, or null. `valueOf` maps a
-// layer to the value that the order "value" goes by, the largest first.
+// The words, with their points, that all names begin with; each name keeps one word at least.
+export function sharedPrefix(names) {
+  const words = names.map((name) => name.split(".").slice(0, -1));
+  const first = words[0] ?? [];
+  const end = first.findIndex((word, i) => words.some((other) => other[i] !== word));
+  const shared = end < 0 ? first : first.slice(0, end);
+  return shared.map((word) => `${word}.`).join("");
+}
+
+// Gives the rows as { name, label, layers, block }: `label` is the name without what all names begin
+// with, `layers` are the numbers of those that a row stands for, and `block` is the name of the block
+// that the row folds or unfolds, or null. `valueOf` maps a layer to the value that the order "value"
+// goes by, the largest first.
 export function arrange(names, { words, order, grouped, unfolded, valueOf }) {
+  const prefix = sharedPrefix(names);
+  const short = (name) => name.slice(prefix.length);
+  const row = (name, layers, block = null) => ({ name, label: short(name), layers, block });
   const kept = [...names.keys()].filter((layer) =>
     words.every((word) => names[layer].toLowerCase().includes(word)),
   );
@@ -30,7 +43,7 @@ export function arrange(names, { words, order, grouped, unfolded, valueOf }) {
     );
   const blocks = new Map();
   for (const layer of kept) {
-    const block = blockOf(names[layer]);
+    const block = prefix + blockOf(short(names[layer]));
     blocks.set(block, [...(blocks.get(block) ?? []), layer]);
   }
   const rows = [...blocks].map(([block, layers]) =>
@@ -39,13 +52,12 @@ export function arrange(names, { words, order, grouped, unfolded, valueOf }) {
   return sorted(rows, order, valueOf).flatMap((each) => {
     if (each.block === null) return [each];
     const isOpen = unfolded.includes(each.block);
-    const head = { ...each, name: `${isOpen ? "▾" : "▸"} ${each.block} (${each.layers.length})` };
+    const mark = (text) => `${isOpen ? "▾" : "▸"} ${text} (${each.layers.length})`;
+    const head = { ...each, name: mark(each.name), label: mark(each.label) };
     const inside = each.layers.map((layer) => row(names[layer], [layer]));
     return isOpen ? [head, ...sorted(inside, order, valueOf)] : [head];
   });
 }
-
-const row = (name, layers, block = null) => ({ name, layers, block });
 
 function sorted(rows, order, valueOf) {
   if (order === "depth") return rows;

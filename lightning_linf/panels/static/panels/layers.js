@@ -2,8 +2,8 @@
 // beside it.
 
 import { element, field, fillSelect, onWidth, toggle } from "../drawing/dom.js";
-import { finiteRange } from "../drawing/numbers.js";
-import { ORDERS, arrange, rowValues } from "./layer_rows.js";
+import { finiteRange, formatStep } from "../drawing/numbers.js";
+import { ORDERS, arrange, rowValues, sharedPrefix } from "./layer_rows.js";
 import { tableSuffix } from "./names.js";
 import { Panel, thinned } from "./panel.js";
 
@@ -104,6 +104,8 @@ export class LayerChoice {
     if (!found) return null;
     const { run, tag, table, column } = found;
     const data = await view.source.layers(run.name, tag, column.name);
+    const last = data.values.findLastIndex((each) => each.some(Number.isFinite));
+    this.lastStep = data.steps[last] ?? null;
     const now = data.values[this.indexOf(data.steps)] ?? [];
     const rows = arrange(table.tensors, {
       words: this.filter.value.toLowerCase().split(/\s+/),
@@ -122,12 +124,14 @@ export class LayerChoice {
       steps: data.steps,
       values,
       names: rows.map((row) => row.name),
+      labels: rows.map((row) => row.label),
+      prefix: sharedPrefix(table.tensors),
     };
   }
 
-  // The index of the chosen step, or of the last one, among those that are shown.
+  // The index of the chosen step, or of the last one with a value, among those that are shown.
   indexOf(steps) {
-    const wanted = this.state.get("layers.step");
+    const wanted = this.state.get("layers.step") ?? this.lastStep;
     return wanted === null ? steps.length - 1 : closest(steps, Number(wanted));
   }
 
@@ -150,6 +154,12 @@ export function closest(steps, wanted) {
     (best, step, i) => (Math.abs(step - wanted) < Math.abs(steps[best] - wanted) ? i : best),
     0,
   );
+}
+
+// Where a run goes on after its last value.
+function lastNote({ steps }, last) {
+  if (last === null) return "No value is a finite number. ";
+  return last < steps.at(-1) ? `No value is a finite number after step ${formatStep(last)}. ` : "";
 }
 
 export class LayerPanel extends Panel {
@@ -180,7 +190,9 @@ export class LayerPanel extends Panel {
       canvases,
       quantities: view.isKnown(column.name) ? [column.name] : [],
       note: [
+        chosen.prefix ? `All names begin with “${chosen.prefix}”, which is left out. ` : "",
         this.choice.grouped ? "A folded block shows the median of its layers. " : "",
+        lastNote(chosen, this.choice.lastStep),
         thinned([data]),
         data.note ?? "",
       ].join(""),

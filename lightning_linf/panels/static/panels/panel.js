@@ -1,6 +1,7 @@
 // Makes the frame of a panel, with its title, explanation, controls and downloads, around the chart
 // or table that it shows.
 
+import { dashedImage } from "../drawing/color.js";
 import { cutName, element, tableOf, toggle } from "../drawing/dom.js";
 import { saveCsv, savePng } from "../drawing/download.js";
 import { format, formatStep } from "../drawing/numbers.js";
@@ -158,7 +159,7 @@ export class Panel {
 
 function legendItem({ label, color, dash = [], run = null }, view) {
   const mark = element("i", { "aria-hidden": "true" });
-  mark.style.borderTop = `3px ${dash.length ? (dash[0] < 4 ? "dotted" : "dashed") : "solid"} ${color}`;
+  mark.style.backgroundImage = dashedImage(color, dash);
   const hover = run && {
     pointerenter: () => view.emphasize(run),
     pointerleave: () => view.emphasize(null),

@@ -9,7 +9,8 @@ import { Panel, thinned } from "./panel.js";
 const HEIGHT = 210;
 
 export class ScalarPanel extends Panel {
-  // `about` is { name, title, text, unit, reference, log, canSmooth, quantities, find, standard }.
+  // `about` is { name, title, text, unit, reference, log, canSmooth, mayCoincide, quantities, find,
+  // standard }.
   // `find(run)` lists the curves that a run may have: { key, label, read(scalars) }, where `read`
   // gives one curve, or two that are the ends of an interval, or null. `standard(keys)` chooses
   // those that are shown at first.
@@ -57,6 +58,7 @@ export class ScalarPanel extends Panel {
     const keys = [...labels.keys()];
     const chosen = this.curveControls.choose([...labels], this.about.standard(keys));
     const label = (key) => labels.get(key);
+    const { mayCoincide } = this.about;
     const curves = view.runs.flatMap((run, index) =>
       chosen.flatMap((key) => {
         const ends = found[index].get(key);
@@ -66,24 +68,24 @@ export class ScalarPanel extends Panel {
           {
             ...drawn,
             label: labelOf(view, run, chosen, key, label),
-            ...styleOf(view, run, keys, key),
+            ...styleOf(view, run, keys, key, mayCoincide),
           },
         ];
       }),
     );
+    const shown = found.flatMap((each) => chosen.flatMap((key) => each.get(key) ?? []));
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
-      log: this.curveControls.log,
+      log: this.curveControls.isLog(shown.flatMap(({ values }) => values)),
       reference: this.about.reference ?? null,
       label: `${this.title} by step`,
       unit: this.about.unit,
       height: HEIGHT,
     });
-    const shown = found.flatMap((each) => chosen.flatMap((key) => each.get(key) ?? []));
     return {
       table: this.rows(view, chosen, found, label),
-      legend: legendOf(view, keys, chosen, label, cssColor("--text")),
+      legend: legendOf(view, keys, chosen, label, cssColor("--text"), undefined, mayCoincide),
       canvases: [plot.ctx.canvas],
       quantities: this.about.quantities,
       note: thinned(shown, "points read"),

@@ -75,7 +75,7 @@ export class Smoothness extends Panel {
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
-      log: this.curveControls.log,
+      log: this.curveControls.isLog([]),
       label: "Smoothness by step",
       unit: `${this.kind}(Φ)/d`,
     });

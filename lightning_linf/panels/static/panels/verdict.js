@@ -70,7 +70,7 @@ export class Verdict extends Panel {
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
-      log: this.curveControls.log,
+      log: this.curveControls.isLog([]),
       reference: 1,
       label: "Advantage over SGD's geometry by step",
       unit: unitOf("advantage_lower"),
