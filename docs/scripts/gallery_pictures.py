@@ -18,7 +18,6 @@ sys.path.insert(0, str(DOCS.parent / "recipes"))  # whose pages these are
 from support.chromium import READY, Page, chromium  # noqa: E402  # screenshots.py has found it
 
 from exhibits import pages  # noqa: E402  # found there
-from exhibits.words import ENTRIES  # noqa: E402
 
 WIDTH = 1280
 # By page, the panels that its picture begins and ends with.
@@ -35,7 +34,7 @@ def open_whole(page: Page, path: Path, theme: str) -> None:
     """Open a page in a window as tall as it is."""
     page.prefer(theme)
     page.size(WIDTH)
-    page.open(path.resolve().as_uri() + ENTRIES[path.stem].view)
+    page.open(path.resolve().as_uri())
     page.wait(READY)
     page.size(WIDTH, page.run("document.documentElement.scrollHeight"))
 

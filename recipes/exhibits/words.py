@@ -19,13 +19,11 @@ class Entry:
         title: Its heading.
         picture: What its picture shows, in words.
         sentences: A function of the page's runs, which gives what is seen and what is normal of it.
-        view: What is chosen on the page when it is opened, as its address keeps it.
     """
 
     title: str
     picture: str
     sentences: Callable[..., Iterator[str]]
-    view: str = ""
 
 
 ENTRIES = {
@@ -88,7 +86,7 @@ def _lines() -> Iterator[str]:
         own = [runs[run] for run in pages.PAGES[name]]
         yield from paragraph(_setting(own[-1]))
         yield from paragraph(" ".join(entry.sentences(*own)))
-        yield from ("", f"[The whole page]({name}.html{entry.view})")
+        yield from ("", f"[The whole page]({name}.html)")
 
 
 def _setting(run: Measured) -> str:
