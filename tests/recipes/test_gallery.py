@@ -41,7 +41,6 @@ def test_every_entry_has_a_page_a_picture_and_words(made):
     text = words.INDEX.read_text(encoding="utf-8")
     assert not set("{}") & set(text)  # every figure is filled in
     for name in made:
-        assert f"]({name}.html{words.ENTRIES[name].view})" in text
         (picture,) = re.findall(rf"!\[[^]]+\]\(([^)]*gallery-{name}\.png)\)", text)
         assert (pages.GALLERY / picture).stat().st_size < 150_000
 
