@@ -122,9 +122,8 @@ _PREFACE = (
     "of each run it also tells where the optimizer went, so all of them are measured at the end of "
     "Adam's runs, too. It is that of the loss on one micro-batch, whose (1,1)-norm is above that "
     "of all data.",
-    "Batches of 64, weaker rotations and more kinds of blocks, which this page once had, are left "
-    "out: with tuned rates they take longer than they tell. `compare --variants all` and "
-    "`--batch-sizes` run them.",
+    "Batches of 64, weaker rotations and more kinds of blocks are left out: with tuned rates they "
+    "take longer than they tell. `compare --variants all` and `--batch-sizes` run them.",
 )
 
 

@@ -44,11 +44,11 @@ def gpt2(run: Measured) -> Iterator[str]:
     )  # fmt: skip
     yield claim(
         f"The verdict of the last measurement is all the same \"{run.verdict()}\": a search for "
-        "the largest curvature is not at its end, which is what the star in the table says; with "
-        "a larger `num_probes` it would go on. The noise scale of "
+        "the largest curvature is not at its end, which is what the star in the table says. The "
+        "noise scale of "
         f"{number(run.last('noise_scale'))} sequences, far above the batch of "
         f"{run.settings['batch_size']}, leaves the other measure, by the curvature along each "
-        "step, without an error. Both are normal for a small batch and a cheap measurement.",
+        "step, with an infinite error. Both are normal for a small batch and a cheap measurement.",
         "Not converged" in run.verdict(), run.last("converged/coordinate") == 0,
         run.last("noise_scale") > 3 * run.settings["batch_size"],
         run.last("step_advantage_relative_error/coordinate") == float("inf"),
