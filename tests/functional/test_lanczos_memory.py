@@ -39,12 +39,14 @@ def peak_of(search):
     return peak
 
 
+@pytest.mark.slow
 def test_lambda_max_holds_two_vectors_besides_its_start():
     start = normal(DIM, seed=0)
     assert peak_of(lambda hvp: lambda_max(hvp, start, tol=0.0, max_hvps=20)) < 2.1
 
 
-@pytest.mark.parametrize("max_hvps", [24, pytest.param(48, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("max_hvps", [24, 48])
 def test_both_ends_of_the_norm_of_one_block_hold_two_vectors_and_half_a_basis(max_hvps):
     blocks, like = partition_of(torch.zeros(DIM, dtype=torch.int64)), normal(DIM, seed=0)
     peak = peak_of(lambda hvp: operator_norm(hvp, like, blocks, max_hvps=max_hvps, tol=0.0))

@@ -28,6 +28,7 @@ def test_quantity_is_a_documented_function(name):
     assert function.__doc__
 
 
+@pytest.mark.slow
 def test_names_are_functions_whichever_module_is_imported_first():
     code = f"""
 import sys

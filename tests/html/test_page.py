@@ -40,6 +40,7 @@ def trained(tmp_path_factory):
     return folder, {"events": first, "csv/one": second}
 
 
+@pytest.mark.slow
 def test_event_files_and_jsonl_give_the_same(tmp_path):
     pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
     train_into(tmp_path, "a")

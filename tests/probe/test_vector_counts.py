@@ -107,8 +107,9 @@ def test_a_whole_report_shows_its_counts():
     assert count.starts["probes"] < 2.1, str(count)  # the gradient is gone, the copy stays
 
 
-@pytest.mark.parametrize("place", [None, pytest.param("cpu", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("num_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [None, "cpu"])
+@pytest.mark.parametrize("num_batches", [1, 2])
 def test_what_probe_memory_predicts_is_what_is_counted(num_batches, place, monkeypatch):
     module, batches = network()
     monkeypatch.setattr(offload, "_host_memory", memory_elsewhere)
@@ -152,6 +153,7 @@ def test_offloading_moves_no_bit(num_batches):
     assert report("cpu") == report(None)
 
 
+@pytest.mark.slow
 def test_offloading_leaves_what_products_need(monkeypatch):
     module, batches = network()
     monkeypatch.setattr(offload, "_host_memory", memory_elsewhere)

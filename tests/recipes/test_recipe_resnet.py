@@ -89,6 +89,7 @@ def test_a_resumed_run_equals_one_in_one_go(config, monkeypatch):
         resnet.main(dataclasses.replace(config, name="stopped", resume="last", width=4))
 
 
+@pytest.mark.slow
 def test_a_comparison_by_batch_size_measures_the_geometry_of_other_seeds(config, capsys):
     config = dataclasses.replace(config, weight_decay=0.0, max_steps=3)
     chosen = [dataclasses.replace(v, factors=(1.0,)) for v in (variants.ADASGD, variants.SGD)]

@@ -30,24 +30,24 @@ def lightning_warns_again(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "monitor_options"),
     [
-        ({}, {}),
-        ({}, {"mode": "train"}),
-        ({}, {"partitions": ["spectral"]}),
-        ({"accumulate_grad_batches": 3}, {"num_batches": 3, "every_n_steps": 4}),
-        ({"precision": "bf16-mixed"}, {}),
-        ({"precision": "bf16-true"}, {}),
-        ({"gradient_clip_val": 0.1}, {}),
-        ({"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}, {}),
-    ],
-    ids=[
-        "plain",
-        "train mode",
-        "spectral",
-        "accumulation",
-        "bf16-mixed",
-        "bf16-true",
-        "clip norm",
-        "clip value",
+        pytest.param({}, {}, id="plain"),
+        pytest.param({}, {"mode": "train"}, id="train mode", marks=pytest.mark.slow),
+        pytest.param({}, {"partitions": ["spectral"]}, id="spectral", marks=pytest.mark.slow),
+        pytest.param(
+            {"accumulate_grad_batches": 3},
+            {"num_batches": 3, "every_n_steps": 4},
+            id="accumulation",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"precision": "bf16-mixed"}, {}, id="bf16-mixed"),
+        pytest.param({"precision": "bf16-true"}, {}, id="bf16-true", marks=pytest.mark.slow),
+        pytest.param({"gradient_clip_val": 0.1}, {}, id="clip norm"),
+        pytest.param(
+            {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+            {},
+            id="clip value",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_training_with_monitors_is_bit_identical(tmp_path, options, monitor_options):
@@ -91,7 +91,7 @@ class Odd(Everything):
 
 # Spectral norm detaches its singular vectors, and the probe may say so.
 @pytest.mark.filterwarnings("ignore:.*the gradient changes by .* other than H v:UserWarning")
-@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("64-true", marks=pytest.mark.slow)])
 def test_odd_steps_and_two_monitors_of_a_kind_are_bit_identical(tmp_path, precision):
     def loss(module, batch):
         return module.training_step(batch, 0)["loss"]
@@ -170,6 +170,7 @@ def test_rows_and_heads_of_real_modules_are_measured_bit_identically(tmp_path):
     assert blocks["row"] > blocks["head"]
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_is_bit_identical(tmp_path):
     make = partial(Everything, activation_checkpointing=True)
     with_monitors = trace(*train(tmp_path, monitors(), make=make))

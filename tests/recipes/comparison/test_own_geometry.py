@@ -8,6 +8,7 @@ from comparison.own_geometry import OwnGeometry
 from lightning_linf import measure_geometry
 
 
+@pytest.mark.slow
 def test_the_geometry_of_a_run_is_that_of_its_weights_in_its_coordinates(comparison):
     chosen = {"optimizer": "adam", "rotation": "global", "max_steps": 1, "warmup_steps": 0}
     config = dataclasses.replace(comparison, **chosen)

@@ -216,6 +216,7 @@ def test_muon_runs_where_there_are_hidden_matrices():
     assert {task.name for task in tasks.TASKS} - suited == {"resnet", "factors"}
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_the_run_it_predicts(small):
     """The measurement stands where the run of the same rate and seed stands after a tenth."""
     seen = []
