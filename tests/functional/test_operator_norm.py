@@ -183,8 +183,8 @@ def test_ends_hold_the_norm_at_the_default_budget_on_many_matrices(name):
             reached = float(dual_block_norm(matrix @ result.direction, partition))
             assert result.lower == pytest.approx(reached)
             # An ascent may stop at a local maximum: of 200 seeds on a matrix, the worst has 0.68.
-            assert 0.65 * found <= result.lower <= found * 1.01, (dim, kind)
-            assert result.upper >= 0.9 * found, (dim, kind)
+            assert 0.65 * found <= result.lower, (dim, kind)
+            assert result.upper >= 0.9 * max(found, reached), (dim, kind)
 
 
 def test_upper_end_bounds_the_eigenvalue_that_certifies_it():
