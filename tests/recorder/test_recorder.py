@@ -233,9 +233,17 @@ def test_wrong_arguments_are_refused(call, message, tmp_path):
         call(tmp_path)
 
 
+@pytest.fixture
+def accelerate():
+    """Give the package without the settings that another test may have left in this process."""
+    package = pytest.importorskip("accelerate")
+    package.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield package
+    package.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.slow
-def test_autocast_of_accelerate_is_off_in_a_probe_and_on_again_after_it():
-    accelerate = pytest.importorskip("accelerate")
+def test_autocast_of_accelerate_is_off_in_a_probe_and_on_again_after_it(accelerate):
     bare = network()
     wrapped = copy.deepcopy(bare)
     optimizer = torch.optim.AdamW(wrapped.parameters())
