@@ -147,10 +147,10 @@ def with_spectral(report):
 def test_a_report_is_read_back_and_old_ones_without_it_are_read(tmp_path):
     report = with_spectral(make_report())
     report.save(tmp_path / "report.json")
-    assert GeometryReport.load(tmp_path / "report.json") == report
+    assert repr(GeometryReport.load(tmp_path / "report.json")) == repr(report)  # with its NaN
     old = json.loads(make_report().to_json())
     del old["spectral"]
-    assert GeometryReport.from_dict(old) == make_report()
+    assert repr(GeometryReport.from_dict(old)) == repr(make_report())
     assert report.step_advantage["spectral"] == (3 / 4) ** 2 * 2.0 / 4.0
     for broken in ({"spectral": None}, {"curvature": report.curvature | {"row": 1.0}}):
         with pytest.raises(ValueError, match=r"expected `\w+` to have the partitions of"):

@@ -8,6 +8,7 @@ from importlib import import_module
 from types import ModuleType
 
 import pytest
+import torch
 
 import lightning_linf
 
@@ -76,6 +77,8 @@ def test_references_of_docstrings_exist_and_are_of_their_kind(module):
             raise
         pytest.skip(f"needs {error.name}, which an extra installs")
     for role, target, classes in references(source):
+        if target.endswith("torch.optim.Muon") and not hasattr(torch.optim, "Muon"):
+            continue  # which torch has from 2.9 on
         if role == "mod":
             import_module(target.removeprefix("~"))
             continue
