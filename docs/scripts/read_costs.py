@@ -42,6 +42,6 @@ def sharded_rotations() -> dict[tuple[int, str], str]:
 
 
 def predicted_memory() -> list[list[str]]:
-    """Give the cells of each network."""
+    """Give the cells of each network: its name, and sizes."""
     lines = text_of("predicted_memory.txt").splitlines()
     return [re.split(r" {2,}", line) for line in lines if line.endswith(" GiB")]
