@@ -10,13 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import made_of_bounds
+import made_of_costs
 import made_of_errors
+import made_of_prediction
+import made_of_reports
 import made_of_rivals
 import made_of_steps
 import made_of_trainings
 
 DOCS = Path(__file__).resolve().parents[1]
-KINDS = (made_of_bounds, made_of_errors, made_of_steps, made_of_rivals, made_of_trainings)
+KINDS = (
+    made_of_bounds, made_of_errors, made_of_steps, made_of_costs, made_of_rivals,
+    made_of_trainings, made_of_prediction, made_of_reports,
+)  # fmt: skip
 PLACES = {name: made for kind in KINDS for name, made in kind.PLACES.items()}
 _PLACE = re.compile(r"<!-- made: ([\w ]+) -->(.*?)<!-- end -->", re.DOTALL)
 # Markdown takes a line that begins with a comment for HTML, and ends the paragraph.

@@ -32,6 +32,23 @@ def gpt2_constants() -> str:
     return f"{least:.0f} to {most:.0f}"
 
 
+def adam_after_16() -> str:
+    """Give both ends of N of coordinates, over d, that 16 products left."""
+    return _ends_of_adam(16)
+
+
+def adam_after_64() -> str:
+    """Give those that 64 products left."""
+    return _ends_of_adam(64)
+
+
+def numbers_of_blocks() -> str:
+    """Give how many blocks that network has, by partition."""
+    _, lines = read.brackets()
+    blocks = {line.partition: line.blocks for line in lines}
+    return ", ".join(f"{blocks[name]} for `{name}`" for name in ("row", "head", "tensor"))
+
+
 def norm_over_upper_end() -> str:
     """Give how many times as large the (1,1)-norm is as the upper end of N, of six networks."""
     budgets, lines = read.brackets()
@@ -155,6 +172,12 @@ def small_networks() -> str:
     return table(titles, rows)
 
 
+def _ends_of_adam(budget: int) -> str:
+    budgets, lines = read.brackets()
+    line = lines[budgets.index(budget)]
+    return f"{line.lower} to {line.upper}"
+
+
 def _counted(found: Iterable[read.Pairs]) -> str:
     alike, total = (sum(each) for each in list(zip(*found, strict=True))[1:])
     return f"{alike} of {total}"
@@ -163,6 +186,9 @@ def _counted(found: Iterable[read.Pairs]) -> str:
 PLACES = by_name(
     brackets,
     gpt2_constants,
+    adam_after_16,
+    adam_after_64,
+    numbers_of_blocks,
     norm_over_upper_end,
     adaptive_smoothness,
     adaptive_within_ten,

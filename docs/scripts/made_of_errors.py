@@ -43,6 +43,13 @@ def errors_at_16() -> str:
     return table(titles, rows)
 
 
+def errors_of_gpt2() -> str:
+    """Give the error of the (1,1)-norm of a GPT-2 by number of probes."""
+    found = [line for line in read.one_one_norm() if line.case == "gpt2" and line.probes >= 16]
+    each = [f"{100 * float(line.rmse):.1f} % with {line.probes}" for line in found]
+    return f"{', '.join(each[:-1])} and {each[-1]}"
+
+
 def one_one_norm_over_best() -> str:
     """Give the most that the error is over that of the better of two simpler estimates."""
     return f"{max(line.over_best for line in read.one_one_norm()):.2f}"
@@ -71,6 +78,12 @@ def groups_of_256() -> str:
     return percent(max(read.errors_of_groups()[256]) - 1)
 
 
+def groups_left() -> str:
+    """Give how many groups those were."""
+    found = read.numbers_of_groups(256)
+    return f"{min(found)} to {max(found)}"
+
+
 def block_bounds() -> str:
     """Write the error of the bound of H by network and partition, at 16 probes."""
     titles = ("network", "Φ", "bias", "RMSE", "stated error", "plain: bias", "plain: RMSE")
@@ -97,6 +110,8 @@ def tf32_upper_ends() -> str:
 PLACES = by_name(
     errors_by_probes,
     errors_at_16,
+    errors_of_gpt2,
+    groups_left,
     one_one_norm_over_best,
     one_one_norm_covered,
     one_one_norm_too_narrow,

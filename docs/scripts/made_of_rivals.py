@@ -40,6 +40,19 @@ def products_of_rivals() -> str:
     )
 
 
+def product_by_hand() -> str:
+    """Give what a product without a kept graph took, by torch.func."""
+    gradient, *rows = rivals("products")
+    (by_hand,) = (row for row in rows if row.name == "torch.func")
+    return over(by_hand, gradient)
+
+
+def farthest_eigenvalue() -> str:
+    """Give the largest difference from the exact eigenvalue."""
+    errors = [abs(row.error) for row in rivals("eigenvalues") if row.error is not None]
+    return f"{100 * max(errors):.1f} %"
+
+
 def eigenvalues_of_rivals() -> str:
     """Write the largest eigenvalue as each package computes it."""
     rows = rivals("eigenvalues")
@@ -123,6 +136,8 @@ def failed(row: Row) -> str:
 PLACES = by_name(
     conditions_of_rivals,
     products_of_rivals,
+    product_by_hand,
+    farthest_eigenvalue,
     eigenvalues_of_rivals,
     watching_of_rivals,
     steps_of_rivals,

@@ -1,4 +1,4 @@
-"""What pages take from results about the largest stable step, and about what steps cost."""
+"""What pages take from results about the edge of stability, and the largest stable step."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ def edges() -> str:
         rates.setdefault(step, []).append(ratio)
     rows = [(f"{step:,}", f"{min(found):.2f} to {max(found):.2f}") for step, found in rates.items()]
     return (
-        f"Of {len(read.edges())} full-batch runs {len(_settled())} reached the edge, and settled "
+        f"Of {len(read.edges())} full-batch runs {len(_reached())} reached the edge, and settled "
         f"at a mean of {edges_settled()}.\nThe largest stable rate as measured, over the one found "
         f"by trying, of {len(next(iter(rates.values())))} optimizers:\n\n"
         + table(("after steps", "measured over tried"), rows)
@@ -22,12 +22,13 @@ def edges() -> str:
 
 def edges_settled() -> str:
     """Give the mean edges, at the end, of runs that reached it."""
-    return f"{min(_settled()):.2f} to {max(_settled()):.2f}"
+    found = [run.mean for run in _reached()]
+    return f"{min(found):.2f} to {max(found):.2f}"
 
 
 def edges_reached() -> str:
     """Count the runs that reached the edge."""
-    return f"{len(_settled())} of {len(read.edges())}"
+    return f"{len(_reached())} of {len(read.edges())}"
 
 
 def stable_rates_early() -> str:
@@ -40,19 +41,18 @@ def stable_rates_late() -> str:
     return _range(ratio for step, ratio in read.stable_rates() if step >= 1600)
 
 
-def cost_of_partitions() -> str:
-    """Write what a step with each partition costs."""
-    rows = [(name, *each) for name, each in read.optimizers().items() if name != "one copy"]
-    return table(("step of", "without weight decay", "with"), rows)
+def edges_most() -> str:
+    """Give the largest single edge, at the end, of runs that reached it."""
+    return f"{max(run.most for run in _reached()):.2f}"
 
 
-def product_cost() -> str:
-    """Give what a product costs."""
-    return f"{read.measured('Hessian-vector product'):.2f}"
+def losses_at_the_edge() -> str:
+    """Give the largest loss with which a run ended that reached the edge."""
+    return f"{max(run.loss for run in _reached()):.2g}"
 
 
-def _settled() -> list[float]:
-    return [edge for reached, edge in read.edges() if reached != "never"]
+def _reached() -> list[read.Edge]:
+    return [run for run in read.edges() if run.reached != "never"]
 
 
 def _range(found: Iterable[float]) -> str:
@@ -64,8 +64,8 @@ PLACES = by_name(
     edges,
     edges_settled,
     edges_reached,
+    edges_most,
+    losses_at_the_edge,
     stable_rates_early,
     stable_rates_late,
-    cost_of_partitions,
-    product_cost,
 )

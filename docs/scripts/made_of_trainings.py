@@ -1,11 +1,10 @@
-"""What pages take from `docs/results.md` and `docs/results/prediction.md`."""
+"""What pages take from `docs/results.md`."""
 
 import re
-from pathlib import Path
 
 from formatting import by_name, table
+from read_pages import bullet, bullets, section
 
-DOCS = Path(__file__).resolve().parents[1]
 _STUDIES = ("GPT-2", "ResNet-18")
 # By the words of a table, and by those of the sentence that says what is shown.
 _OTHERS = {
@@ -14,11 +13,6 @@ _OTHERS = {
     ("adasgd", "global"): "AdaSGD",
     ("sgd", "global, l2"): "SGD",
 }
-_PREDICTION = "results/prediction.md"
-_PREDICTORS = (
-    *("step_advantage", "advantage, from above", "Λ, lower end", "curvature", "noise scale", "R²"),
-    "order of the other seeds",
-)
 _SHOWN = {"Above": "above Adam", "Below": "below Adam", "Not told apart": "not told apart"}
 
 
@@ -44,7 +38,7 @@ def compared() -> str:
 
 def shown(study: str) -> dict[str, str]:
     """Tell for each optimizer which words the page has for its loss beside Adam's."""
-    line = _bullet(study, "Training loss less that of Adam")
+    line = bullet(study, "Training loss less that of Adam")
     found = re.findall(r"(Above|Below|Not told apart)(?: Adam's)?: (.*?)\.(?= [AN]|$)", line)
     return {
         re.split(r" [+-]\d", each)[0]: words
@@ -55,7 +49,7 @@ def shown(study: str) -> dict[str, str]:
 
 def quadratic() -> str:
     """Copy what a rotation of a quadratic did to each optimizer."""
-    return "\n".join(f"- {line}" for line in _bullets("A rotated quadratic"))
+    return "\n".join(f"- {line}" for line in bullets("A rotated quadratic"))
 
 
 def rho_where_run_ended() -> str:
@@ -75,13 +69,13 @@ def rho_finer() -> str:
 
 def p_values(start: str) -> list[float]:
     """Give the p of both networks' rank correlations of a sentence that begins so."""
-    found = [_bullet(study, start) for study in _STUDIES]
+    found = [bullet(study, start) for study in _STUDIES]
     return [float(re.findall(r"p = ([\d.]+)", line)[0]) for line in found]
 
 
 def sgd_rotated() -> str:
     """Give by how much a rotation moved SGD's mean loss at most, in the order of the networks."""
-    found = [_bullet(study, "SGD with and without rotation") for study in _STUDIES]
+    found = [bullet(study, "SGD with and without rotation") for study in _STUDIES]
     return " and ".join(re.findall(r"by ([\d.e+-]+)\.$", line)[0] for line in found)
 
 
@@ -94,59 +88,47 @@ def norms_of_rotated_sgd() -> str:
     return " and from ".join(pairs)
 
 
-def prediction() -> str:
-    """Copy what may be concluded of predictions."""
-    return _section("What may and may not be concluded", _PREDICTION).strip()
+def rounding_of_resnet() -> str:
+    """Give by how much a move of the initial weights moved the loss of a run, at most."""
+    return _by_rounding("ResNet-18")[0]
 
 
-def predictors() -> str:
-    """Write how well some quantities ordered optimizers on the testing half of the tasks."""
-    _, *lines = _cells("How well each orders the optimizers", _PREDICTION)
-    found = {name.strip("*"): [name.strip("*"), *cells[2:4]] for name, *cells in lines}
-    titles = ("order by", "rho", "rho of finer is better")
-    return table(titles, [found[name] for name in _PREDICTORS])
+def rounding_of_resnet_means() -> str:
+    """Give the same of the mean over seeds."""
+    return _by_rounding("ResNet-18")[1]
 
 
-def lowest_losses() -> str:
-    """Write which optimizer ended lowest in how many tasks."""
-    _, *columns = zip(*_cells("Final losses", _PREDICTION), strict=True)
-    rows = [
-        (name, str(sum("**" in loss for loss in losses)), str(sum(loss != "-" for loss in losses)))
-        for name, *losses in columns
+def rounding_of_gpt2() -> str:
+    """Give the same of a run of the GPT-2."""
+    return _by_rounding("GPT-2")[0]
+
+
+def minutes_of_paper() -> str:
+    """Give how long all of it took, in minutes of one core."""
+    found = [
+        float(minutes)
+        for title in ("A rotated quadratic", *_STUDIES)
+        for minutes in re.findall(r"([\d.]+) minutes\sof one core", section(title))
     ]
-    return table(("optimizer", "lowest in", "of tasks"), rows)
+    return f"{sum(found):.0f} minutes"
 
 
-def _section(title: str, page: str = "results.md") -> str:
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def _cells(title: str, page: str) -> list[list[str]]:
-    """Give the table of a section: its titles, and each line."""
-    lines = [line for line in _section(title, page).splitlines() if line.startswith("|")]
-    titles, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
-    return [titles, *rows]
-
-
-def _bullets(title: str) -> list[str]:
-    return re.findall(r"^- (.+)$", _section(title), re.MULTILINE)
-
-
-def _bullet(title: str, start: str) -> str:
-    (line,) = (line for line in _bullets(title) if line.startswith(start))
-    return line
+def _by_rounding(study: str) -> tuple[str, str]:
+    """Give the largest change of a run, and of a mean over seeds in brackets."""
+    found = re.findall(r" ([\d.e-]+) \(([\d.e-]+)\)", bullet(study, "What rounding does"))
+    runs, means = zip(*found, strict=True)
+    return max(runs, key=float), max(means, key=float)
 
 
 def _row(title: str, optimizer: str, geometry: str) -> list[str]:
     """Give the cells of an optimizer in the table of results, whose first is empty."""
     start = f"| {optimizer} | {geometry} | "
-    *_, line = (x for x in _section(title).splitlines() if x.startswith(start))
+    *_, line = (x for x in section(title).splitlines() if x.startswith(start))
     return [cell.strip() for cell in line.split("|")]
 
 
 def _rho(start: str) -> str:
-    found = [_bullet(study, start) for study in _STUDIES]
+    found = [bullet(study, start) for study in _STUDIES]
     return " and ".join(re.findall(r"within a seed (-?[\d.]+)", line)[0] for line in found)
 
 
@@ -158,7 +140,8 @@ PLACES = by_name(
     rho_finer,
     sgd_rotated,
     norms_of_rotated_sgd,
-    prediction,
-    predictors,
-    lowest_losses,
+    rounding_of_resnet,
+    rounding_of_resnet_means,
+    rounding_of_gpt2,
+    minutes_of_paper,
 )

@@ -211,6 +211,12 @@ def errors_of_groups() -> dict[int, list[float]]:
     return ratios
 
 
+def numbers_of_groups(size: int) -> list[int]:
+    """Give how many groups of a size each network was divided into."""
+    row = re.compile(rf"^ +(\d+) groups of +{size}: ", re.MULTILINE)
+    return [int(found) for found in row.findall(text_of("one_one_norm_groups.txt"))]
+
+
 def largest_differences() -> dict[str, float]:
     """Give by quantity the largest difference that TF32 made over all networks, in %."""
     _, table = text_of("matmul_precision.txt").split("Largest difference over all networks")
@@ -232,30 +238,27 @@ def reports() -> dict[str, dict[str, float]]:
     return networks
 
 
-def edges() -> list[tuple[str, float]]:
-    """Give the step at which each run reached the edge, or "never", and its edge at the end."""
-    row = re.compile(r"^\S.*? +[\d.]+ +(never|\d+) +([\d.]+) \([\d.]+ to [\d.]+\)", re.MULTILINE)
-    return [(found[1], float(found[2])) for found in row.finditer(text_of("edge.txt"))]
+class Edge(NamedTuple):
+    """A run of `edge.txt`: its edge over the last third, and its last loss."""
+
+    reached: str  # the step, or "never"
+    mean: float
+    most: float
+    loss: float
+
+
+def edges() -> list[Edge]:
+    """Give all runs, in their order."""
+    row = re.compile(
+        rf"^\S.*? +[\d.]+ +(never|\d+) +([\d.]+) \([\d.]+ to ([\d.]+)\) +{_NUMBER}$", re.MULTILINE
+    )
+    return [
+        Edge(found[1], *map(float, found.group(2, 3, 4)))
+        for found in row.finditer(text_of("edge.txt"))
+    ]
 
 
 def stable_rates() -> list[tuple[int, float]]:
     """Give a step, and the largest stable rate measured there over the one found by trying."""
     row = re.compile(r"^\S.*? +(\d+) +[\d.]+ +[\d.]+ +([\d.]+) +[\d.]+$", re.MULTILINE)
     return [(int(found[1]), float(found[2])) for found in row.finditer(text_of("edge.txt"))]
-
-
-def optimizers() -> dict[str, list[str]]:
-    """Give by optimizer the time of its step over fused AdamW's, without and with weight decay."""
-    row = re.compile(r"^(.+?) {2,}[\d.]+ +[\d.]+ +([\d.]+) +[\d.]+$", re.MULTILINE)
-    ratios: dict[str, list[str]] = {}
-    for found in row.finditer(text_of("optimizers.txt")):
-        ratios.setdefault(found[1], []).append(found[2])
-    return ratios
-
-
-def measured(what: str) -> float:
-    """Give what `all.py` has measured of a line; the first one of this name."""
-    row = re.compile(rf"^{re.escape(what)}  .*?([\d.]+)  \w", re.MULTILINE)
-    for found in row.finditer(text_of("all-*-cpu.txt")):
-        return float(found[1])
-    raise ValueError(f"read_results: expected a line {what!r} in all-*-cpu.txt, got none.")

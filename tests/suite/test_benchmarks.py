@@ -269,3 +269,11 @@ def test_adaptive_smoothness_is_known_and_lies_between_its_ends(printed):
         known, _, lower, upper = (float(cell.rstrip("%")) for cell in row[3:7])
         assert 0 <= known < 0.1  # %
         assert 0.5 < lower <= 1.001 <= upper + 0.002 < 3.0
+
+
+def test_a_predicted_memory_is_that_of_its_parts(printed):
+    pytest.importorskip("transformers", reason="needs lightning-linf[recipes]")
+    line = printed("predicted_memory", "--only", "tiny")[-1]
+    graph, product, vector, peak, offloaded = map(float, re.findall(r"(\S+) GiB", line))
+    assert graph + product + 3 * vector < offloaded < peak
+    assert peak == pytest.approx(graph + product + 10 * vector, rel=0.03)
