@@ -2,7 +2,7 @@
 // keys move the cursor, and what it shows is read aloud.
 
 import { cutName, element, swatch } from "./dom.js";
-import { finiteRange, formatRange } from "./numbers.js";
+import { formatRange } from "./numbers.js";
 import { xText } from "./ranges.js";
 
 const MOST = 20; // lines beside the cursor
@@ -47,15 +47,16 @@ function line(u, { label, color, describe = range }, number, owners, kind) {
   const values = own.map((owner) => owner.values.get(x));
   let text = "–";
   if (x !== undefined) {
-    text = values.some(Number.isFinite)
-      ? describe(values.map((value) => value ?? NaN))
-      : "not finite";
+    text = values.every((value) => Number.isNaN(value ?? NaN))
+      ? "not finite"
+      : describe(values.map((value) => value ?? NaN));
     if (x !== u.data[0][u.cursor.idx]) text += ` (${xText(kind, x)})`;
   }
   return element("div", {}, swatch(color), cutName(label), element("b", {}, text));
 }
 
-const range = (values) => formatRange(...finiteRange(values));
+// Of one line its value, of more the interval between the first two.
+const range = ([value, other = value]) => formatRange(value, other);
 
 // Moves the cursor by a key, and tells whether the key is one that does.
 function step(u, key) {

@@ -4,6 +4,7 @@
 import { dashOf, paletteColor } from "../drawing/color.js";
 import { element, press, toggle } from "../drawing/dom.js";
 import { finiteRange } from "../drawing/numbers.js";
+import { isFlattened, linearWidth } from "../drawing/symlog.js";
 
 const WIDE = 1e3; // positive values that span more are flat on a linear axis
 
@@ -26,9 +27,17 @@ export class CurveControls {
   // Whether the axis of these values is logarithmic: as the reader has chosen, or else as at first.
   isLog(values) {
     const [low, high] = finiteRange(values);
-    const is = this.state.is(this.key, this.log ?? (low > 0 && high > WIDE * low));
+    const isWide = (low > 0 && high > WIDE * low) || isFlattened(values);
+    const is = this.state.is(this.key, this.log ?? isWide);
     press(this.scale, is);
     return is;
+  }
+
+  // The axis of values of which some may be negative, as a chart takes it.
+  scaleOf(values) {
+    const isLog = this.isLog(values);
+    const linear = isLog && this.log === null ? linearWidth(values) : null;
+    return { log: isLog && linear === null, linear };
   }
 
   // Offers [key, label] pairs and returns the keys that are chosen, at first those in `standard`.

@@ -2,7 +2,7 @@
 
 import { drawChart } from "../drawing/chart.js";
 import { cssColor, element, field } from "../drawing/dom.js";
-import { smooth } from "../drawing/numbers.js";
+import { format, smooth } from "../drawing/numbers.js";
 import { CurveControls, intervalOf, labelOf, legendOf, lineOf, rowsOf, styleOf } from "./curves.js";
 import { Panel, thinned } from "./panel.js";
 
@@ -77,7 +77,7 @@ export class ScalarPanel extends Panel {
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
-      log: this.curveControls.isLog(shown.flatMap(({ values }) => values)),
+      ...this.curveControls.scaleOf(shown.flatMap(({ values }) => values)),
       reference: this.about.reference ?? null,
       label: `${this.title} by step`,
       unit: this.about.unit,
@@ -98,7 +98,8 @@ export class ScalarPanel extends Panel {
     const [curve] = ends;
     const smoothed = { ...curve, values: smooth(curve.values, this.weight) };
     const lines = [...lineOf(view, smoothed, 2), ...(this.weight ? lineOf(view, curve, 0.5) : [])];
-    return lines.length ? { lines } : null;
+    const describe = ([value, measured]) => `${format(value)} (measured ${format(measured)})`;
+    return lines.length ? { lines, ...(this.weight ? { describe } : {}) } : null;
   }
 
   rows(view, chosen, found, label) {
