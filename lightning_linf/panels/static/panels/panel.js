@@ -174,3 +174,11 @@ export function thinned(curves, what = "measured steps") {
   const [kept, all] = counts.reduce((most, each) => (each[1] > most[1] ? each : most), [0, 0]);
   return kept < all ? `${formatStep(kept)} of ${formatStep(all)} ${what} are shown. ` : "";
 }
+
+// Says how many curves have no place on the axis of time, as their times were not recorded.
+export function untimed(view, curves) {
+  const isTime = view.axis.kind === "time";
+  const count = isTime ? curves.filter((curve) => curve && !curve.seconds).length : 0;
+  if (count < 2) return count ? "1 curve comes without times and is not shown. " : "";
+  return `${formatStep(count)} curves come without times and are not shown. `;
+}
