@@ -25,9 +25,9 @@ PLOT = "document.querySelector('#gain .body').plot"
 @pytest.mark.parametrize(
     ("values", "distr", "unit"),
     [
-        (EARLY, 4, "loss, symlog beyond ±0.01"),
+        (EARLY, 4, "loss, symlog ±0.01"),
         ([-2, 1, 2, -1, 0.5], 1, "loss"),
-        ([-9, -0.1, -0.1, -0.1], 4, "loss, symlog beyond ±0.1"),
+        ([-9, -0.1, -0.1, -0.1], 4, "loss, symlog ±0.1"),
         ([9000, 0.1, 0.1, 0.1], 3, "loss, log scale"),
         ([0, 0, 0], 1, "loss"),
     ],
@@ -37,6 +37,8 @@ def test_the_axis_of_the_change_of_the_loss_is_chosen_by_its_values(page, values
     page.run(GAIN % json.dumps(values))
     page.wait("document.querySelector('#gain canvas')")
     assert page.run(f"[{PLOT}.scales.y.distr, {PLOT}.axes[1].label]") == [distr, unit]
+    note = page.run("document.querySelector('#gain > .footnote').textContent")
+    assert note.startswith("symlog: about linear within ±0.") == (distr == 4)
 
 
 def test_the_button_turns_a_symmetric_axis_into_a_linear_one_and_back(page):

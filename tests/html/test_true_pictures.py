@@ -341,15 +341,16 @@ def test_rates_of_several_optimizers_have_their_own_dashes_in_chart_and_legend(p
         ]);
         app.reload();
     }""")
-    marks = page.wait("""((marks) => marks.length === 5 && marks.map((i) =>
-        i.style.backgroundImage.replaceAll(/rgb[(][^)]*[)]/g, "ink")
-    ))([...document.querySelectorAll("#learning-rate .legend i")])""")
+    marks = page.wait("""((marks) => marks.length === 5 && marks.map((path) =>
+        path.getAttribute("stroke-dasharray")
+    ))([...document.querySelectorAll("#learning-rate .legend path")])""")
     assert len(set(marks)) == 5
     dashes = page.run(
         "document.querySelector('#learning-rate .body').plot.series.slice(1)"
         ".map(({ dash }) => dash.join())"
     )
     assert len(set(dashes)) == 5
+    assert dashes == marks
 
 
 def test_the_numbers_of_an_axis_have_room_beside_its_unit(page):

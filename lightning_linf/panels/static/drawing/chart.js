@@ -75,7 +75,7 @@ const scaleOf = (log, linear) =>
   linear !== null ? symlogScale(linear) : { distr: log ? 3 : 1 };
 
 function axes(kind, unit, log, linear) {
-  const symlog = linear === null ? "" : `, symlog beyond ±${format(linear)}`;
+  const symlog = linear === null ? "" : `, symlog ±${format(linear)}`;
   const grid = { stroke: cssColor("--grid"), width: 1 };
   const font = "12px system-ui, sans-serif";
   const both = {

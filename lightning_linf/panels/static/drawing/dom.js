@@ -37,6 +37,19 @@ export function swatch(color) {
   return mark;
 }
 
+// The mark of a curve, with its dashes; as SVG, for prints leave gradients with gaps out.
+export function dashedMark(color, dash) {
+  const node = (tag, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  };
+  const line = { d: "M0 1.5H32", stroke: color, "stroke-width": 3, "stroke-dasharray": dash.join() };
+  const mark = node("svg", { width: 32, height: 3, "aria-hidden": "true" });
+  mark.append(node("path", line));
+  return mark;
+}
+
 const SHORT = 24; // letters for which there is always room
 
 // A long name that is cut in its middle where there is no room: its ends tell names apart.

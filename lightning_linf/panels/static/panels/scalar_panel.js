@@ -74,10 +74,11 @@ export class ScalarPanel extends Panel {
       }),
     );
     const shown = found.flatMap((each) => chosen.flatMap((key) => each.get(key) ?? []));
+    const scale = this.curveControls.scaleOf(shown.flatMap(({ values }) => values));
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
-      ...this.curveControls.scaleOf(shown.flatMap(({ values }) => values)),
+      ...scale,
       reference: this.about.reference ?? null,
       label: `${this.title} by step`,
       unit: this.about.unit,
@@ -88,7 +89,7 @@ export class ScalarPanel extends Panel {
       legend: legendOf(view, keys, chosen, label, cssColor("--text"), undefined, mayCoincide),
       canvases: [plot.ctx.canvas],
       quantities: this.about.quantities,
-      note: thinned(shown, "points read") + untimed(view, shown),
+      note: [thinned(shown, "points read"), untimed(view, shown), linearNote(scale)].join(""),
     };
   }
 
@@ -114,3 +115,8 @@ export class ScalarPanel extends Panel {
     return { columns: ["run", "step", ...columns], rows };
   }
 }
+
+const linearNote = ({ linear }) =>
+  linear === null
+    ? ""
+    : `symlog: about linear within ±${format(linear)}, logarithmic beyond on either side. `;
