@@ -48,3 +48,24 @@ def test_areas_of_many_runs_are_paler_the_more_there_are(page):
 
     assert alpha(1) == alpha(6) == 0.14
     assert alpha(20) == pytest.approx(0.14 * 6 / 20)
+
+
+def test_a_long_name_of_a_layer_stays_within_its_box(page):
+    make_app(page)
+    name = "a_very_long_name_of_a_module." * 6 + "weight"
+    page.run(f"""{{
+        const answer = source.runs;
+        source.runs = async () => {{
+            const all = await answer();
+            all.layouts[0].tensors[0] = "{name}";
+            return all;
+        }};
+        app.reload();
+    }}""")
+    page.wait("document.querySelector('#heatmap canvas')")
+    page.run("document.querySelector('#heatmap canvas').focus()")
+    page.press("ArrowUp")
+    said = page.wait("document.querySelector('#heatmap [aria-live]').textContent")
+    assert said.startswith(f"{name}, step 3 ")
+    tip = "document.querySelector('#heatmap .tip')"
+    assert page.run(f"{tip}.scrollWidth <= {tip}.clientWidth")

@@ -54,3 +54,21 @@ def test_a_smoothed_value_stands_beside_the_measured_one_and_is_no_interval(page
     page.press("End")
     said = page.wait("document.querySelector('#loss [aria-live]').textContent")
     assert said.endswith("train_loss 2 (measured 1)")  # (0.5 * 4 * 0.5 + 0.5 * 1) / 0.75
+
+
+@pytest.mark.parametrize("width", [700, 1200])
+def test_a_label_beside_the_cursor_has_the_room_of_its_side_of_the_chart(page, width):
+    label = "adam-rotated-seed-0 in the optimizer's coordinates"
+    load(
+        page,
+        "drawing/chart",
+        CHART.replace("900px", f"{width}px") + f'draw([line("{label}", [0, 4, 10], [1, 2, 3])]);',
+    )
+    hover(page, 4)
+    part = "document.querySelector('.tip .cut > :first-child')"
+    assert page.run(f"{part}.scrollWidth <= {part}.clientWidth") == (width == 1200)
+    edges = (
+        "[document.querySelector('.tip'), plot.over].map((n) => n.getBoundingClientRect().right)"
+    )
+    tip, chart = page.run(edges)
+    assert tip <= chart

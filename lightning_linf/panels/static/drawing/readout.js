@@ -6,6 +6,7 @@ import { formatRange } from "./numbers.js";
 import { xText } from "./ranges.js";
 
 const MOST = 20; // lines beside the cursor
+const LEAST = 240; // pixels that they have on a narrow page, too
 
 export function readout(frame, curves, owners, kind) {
   const tip = element("div", { class: "tip", hidden: true });
@@ -31,9 +32,11 @@ export function readout(frame, curves, owners, kind) {
     const more =
       curves.length > MOST ? [element("div", {}, `and ${curves.length - MOST} more`)] : [];
     tip.replaceChildren(element("strong", {}, xText(kind, u.data[0][idx])), ...lines, ...more);
-    const isRight = left > u.over.clientWidth / 2;
+    const width = u.over.clientWidth;
+    const isRight = left > width / 2;
+    tip.style.maxWidth = `${Math.max(LEAST, (isRight ? left : width - left) - 14)}px`;
     tip.style.left = isRight ? "auto" : `${left + 14}px`;
-    tip.style.right = isRight ? `${u.over.clientWidth - left + 14}px` : "auto";
+    tip.style.right = isRight ? `${width - left + 14}px` : "auto";
   };
   return { hooks: { init, setCursor } };
 }
