@@ -39,14 +39,11 @@ export function swatch(color) {
 
 // The mark of a curve, with its dashes; as SVG, for prints leave gradients with gaps out.
 export function dashedMark(color, dash) {
-  const node = (tag, attributes) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    return made;
-  };
-  const line = { d: "M0 1.5H32", stroke: color, "stroke-width": 3, "stroke-dasharray": dash.join() };
-  const mark = node("svg", { width: 32, height: 3, "aria-hidden": "true" });
-  mark.append(node("path", line));
+  const mark = element("i", { "aria-hidden": "true" });
+  mark.innerHTML = '<svg width="32" height="3"><path d="M0 1.5H32" stroke-width="3" /></svg>';
+  const path = mark.querySelector("path");
+  path.setAttribute("stroke", color);
+  path.setAttribute("stroke-dasharray", dash.join());
   return mark;
 }
 
