@@ -84,8 +84,7 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "runs": payload.listing(listed, [note for run in runs for note in run.notes]),
         "scalars": {
-            run.name: {"curves": payload.curves({**run.scalars, **run.own}, most=MAX_STEPS)}
-            for run in runs
+            run.name: {"curves": payload.curves(_points(run), most=MAX_STEPS)} for run in runs
         },
         "tables": {run.name: _tables(run) for run in runs},
         "reports": {
@@ -94,6 +93,10 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
             if run.report is not None
         },
     }
+
+
+def _points(run: Run) -> dict[str, Any]:
+    return {tag: points.with_times() for tag, points in {**run.scalars, **run.own}.items()}
 
 
 def _tables(run: Run) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Record:
     report: Any = None
     restart: int = 0  # how many times the processes had been started again, as torchrun does it
     own_steps_from: int = 0  # the number of the first step in what the training itself logs
+    wall_time: float | None = None  # when it was measured, in seconds since 1970
 
     def to_line(self) -> str:
         """Write as one line of strict JSON, ``step`` first; inf and NaN become strings."""
@@ -77,6 +78,8 @@ class Record:
             content["restart"] = self.restart
         if self.own_steps_from:
             content["own_steps_from"] = self.own_steps_from
+        if self.wall_time is not None:
+            content["wall_time"] = round(self.wall_time, 3)
         return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -125,6 +128,7 @@ class Record:
             report=content.get("report"),
             restart=int(content.get("restart", 0)),
             own_steps_from=int(content.get("own_steps_from", 0)),
+            wall_time=float(content["wall_time"]) if "wall_time" in content else None,
         )
 
 

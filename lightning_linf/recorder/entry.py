@@ -1,6 +1,7 @@
 """The record of a measurement, made of tensors."""
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -37,6 +38,7 @@ def make_record(
         report=None if report is None else replace(report, per_tensor={}).to_dict(),
         restart=num_restarts(),
         own_steps_from=own_steps_from,
+        wall_time=time.time(),
     )
 
 

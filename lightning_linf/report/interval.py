@@ -36,7 +36,7 @@ def is_unknown(interval: Interval) -> bool:
 
 def of_ratio(interval: Interval) -> str:
     """Write the interval of a ratio; one that is wider than any use by what it leaves open."""
-    if is_unknown(interval):
+    if is_unknown(interval) or (interval.lower == 0 and interval.upper == math.inf):
         return "unknown"
     if 0 < _MOST_WIDE * interval.lower < interval.upper:
         return f"unknown to a factor of {_MOST_WIDE:,}"

@@ -109,13 +109,19 @@ def _header(measured: Measurement) -> Iterator[str]:
     if measured.noise is not None:
         noise = measured.noise
         yield (
-            f"noise per sample: trace {with_error(noise.trace, noise.trace_relative_error)}, noise "
-            f"scale {noise.noise_scale:,.0f} samples ({noise.num_microbatches:,} microbatches, "
+            f"noise per sample: trace {with_error(noise.trace, noise.trace_relative_error)}, "
+            f"{_noise_scale(noise.noise_scale)} ({noise.num_microbatches:,} microbatches, "
             f"{noise.weight:,.0f} samples)"
         )
     yield f"{measured.num_hvps:,} Hessian-vector products (HVPs), {number(measured.seconds)} s"
     if "date" in measured.settings:
         yield _training(measured)
+
+
+def _noise_scale(samples: float) -> str:
+    if samples == math.inf:
+        return "noise scale not known: the mean gradient cannot be told from 0"
+    return f"noise scale {samples:,.0f} samples"
 
 
 def _training(measured: Measurement) -> str:

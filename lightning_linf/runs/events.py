@@ -130,7 +130,7 @@ def read_events(run: Run, paths: Sequence[Path]) -> None:
             for value in event.summary.value:
                 if value.HasField("simple_value"):
                     known = scalars if value.tag.startswith(PREFIX) else others
-                    known[value.tag].add(event.step, value.simple_value)
+                    known[value.tag].add(event.step, value.simple_value, event.wall_time)
                 elif value.HasField("tensor") and value.tag == SHOWN_REPORT:
                     reports.add(event.step, number, place)
                 elif value.HasField("tensor") and _is_known(value, tables, unknown):
@@ -166,7 +166,7 @@ def read_own_events(run: Run, paths: Sequence[Path]) -> None:
                     points.cut(event.step)
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    scalars[value.tag].add(event.step, value.simple_value)
+                    scalars[value.tag].add(event.step, value.simple_value, event.wall_time)
     keep_own(run, scalars)
 
 

@@ -25,8 +25,8 @@ def count_from_zero(run: Run) -> None:
     """Number the steps of a run's own scalars as its records do, which know where those begin."""
     first = max((table.metadata.own_steps_from for table in run.tables.values()), default=0)
     if first:
-        for tag, points in run.own.items():
-            run.own[tag] = [(step - first, value) for step, value in points]
+        for points in run.own.values():
+            points.move(-first)
 
 
 def read_csv(run: Run, path: Path) -> None:

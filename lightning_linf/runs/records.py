@@ -27,7 +27,7 @@ def read_records(run: Run, path: Path) -> None:
 
         for place, entry in reader:
             for tag, value in entry.scalars.items():
-                scalars[tag].add(entry.step, value)
+                scalars[tag].add(entry.step, value, entry.wall_time)
             if entry.restart:
                 restarts.setdefault(entry.restart, entry.step)
             if entry.report is not None and entry.tag + REPORT == SHOWN_REPORT:

@@ -1,12 +1,12 @@
 """One run, as a page shows it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_linf.panels.table import Table, stack
 from lightning_linf.report import ReportText, text_of
-from lightning_linf.runs.series import Places, Point, Series
+from lightning_linf.runs.series import Places, Points, Series
 
 MAX_STEPS = 250  # of each run in the page, whose size is this times all layers and quantities
 
@@ -16,9 +16,9 @@ class Run:
     """Everything that was measured in one training."""
 
     name: str
-    scalars: dict[str, Iterable[Point]] = field(default_factory=dict)  # by tag
+    scalars: dict[str, Points] = field(default_factory=dict)  # by tag
     tables: dict[str, Table] = field(default_factory=dict)  # by tag, of at most MAX_STEPS steps
-    own: dict[str, Iterable[Point]] = field(default_factory=dict)  # the training's losses and rates
+    own: dict[str, Points] = field(default_factory=dict)  # the training's losses and rates
     report: ReportText | None = None  # the last that is whole
     report_step: int = -1
     notes: list[str] = field(default_factory=list)

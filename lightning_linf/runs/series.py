@@ -1,7 +1,8 @@
 """What is held of a run while its files are read: a few bytes a record, however long it is."""
 
+import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,27 +12,41 @@ Point = tuple[int, float]
 
 
 class Points:
-    """Steps and values of one scalar, in the order of the files; 16 bytes a point."""
+    """Steps, values and times of one scalar, in the order of the files; 24 bytes a point."""
 
-    def __init__(self) -> None:
-        self._steps, self._values = array("q"), array("d")
+    def __init__(self, points: Iterable[Point] = ()) -> None:
+        self._steps, self._values, self._times = array("q"), array("d"), array("d")
+        for step, value in points:
+            self.add(step, value)
 
-    def add(self, step: int, value: float) -> None:
-        """Append a point."""
+    def add(self, step: int, value: float, time: float | None = None) -> None:
+        """Append a point, which was logged at a time, in seconds since 1970, if that is known."""
         self._steps.append(step)
         self._values.append(value)
+        self._times.append(math.nan if time is None else time)
 
     def cut(self, step: int) -> None:
         """Forget all points from a step on."""
         kept = [i for i, one in enumerate(self._steps) if one < step]
         self._steps = array("q", (self._steps[i] for i in kept))
         self._values = array("d", (self._values[i] for i in kept))
+        self._times = array("d", (self._times[i] for i in kept))
+
+    def move(self, num_steps: int) -> None:
+        """Number all steps by so many more."""
+        self._steps = array("q", (step + num_steps for step in self._steps))
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[Point]:
         return zip(self._steps, self._values, strict=True)
+
+    def with_times(self) -> Iterable[Sequence[float]]:
+        """Give steps and values, with their times if all are known."""
+        if any(map(math.isnan, self._times)):
+            return self
+        return zip(self._steps, self._values, self._times, strict=True)
 
 
 class Places:

@@ -25,6 +25,7 @@ from lightning_linf.html.script import bundle
 from lightning_linf.panels.files import STATIC
 from lightning_linf.report.text import describe
 from lightning_linf.runs.load import Run, RunError, load
+from lightning_linf.runs.series import Points
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in IGNORED_WARNINGS]
 
@@ -98,7 +99,7 @@ def test_page_holds_the_report_of_the_last_measurement(trained):
 
 
 def test_a_run_without_smoothness_has_no_verdict(tmp_path):
-    run = Run("a", scalars={quantities.DENSITY.tag: [(1, 0.5)]})
+    run = Run("a", scalars={quantities.DENSITY.tag: Points([(1, 0.5)])})
     assert "No verdict: its records hold no report of its smoothness" in make_page([run])
 
 
@@ -116,6 +117,7 @@ NAN = float("nan")
 )
 def test_the_words_of_a_lost_run_begin_with_its_loss(scalars, own, tag, since):
     text = describe(make_report())
+    scalars, own = ({tag: Points(each) for tag, each in part.items()} for part in (scalars, own))
     run = Run("a", scalars=scalars, own=own, report=text, report_step=5)
     first, *others = texts(make_page([run]))[1:]  # after who made it
     assert first == (
@@ -128,7 +130,7 @@ def test_the_words_of_a_lost_run_begin_with_its_loss(scalars, own, tag, since):
 
 
 def test_a_lost_run_without_a_report_says_so_alone():
-    run = Run("a", own={"train_loss": [(0, NAN)]})
+    run = Run("a", own={"train_loss": Points([(0, NAN)])})
     page = make_page([run])
     assert texts(page)[1:] == [
         "train_loss is not a finite number since step 1, so there is no verdict."
@@ -136,7 +138,7 @@ def test_a_lost_run_without_a_report_says_so_alone():
 
 
 def test_a_loss_that_is_finite_again_loses_no_run():
-    own = {"train_loss": [(0, 2.0), (1, NAN), (2, 3.0)]}
+    own = {"train_loss": Points([(0, 2.0), (1, NAN), (2, 3.0)])}
     page = make_page([Run("a", own=own, report=describe(make_report()), report_step=5)])
     assert "not a finite number" not in " ".join(texts(page))
 
@@ -156,10 +158,10 @@ def test_command_says_which_runs_are_lost(tmp_path, capsys):
 @needs_chromium
 def test_words_and_card_of_a_lost_run_say_the_same(tmp_path):
     scalars = {
-        end.of("coordinate"): [(5, 1.5)]
+        end.of("coordinate"): Points([(5, 1.5)])
         for end in (quantities.ADVANTAGE_LOWER, quantities.ADVANTAGE_UPPER)
     }
-    own = {"train_loss": [(5, 2.0), (1299, NAN)]}
+    own = {"train_loss": Points([(5, 2.0), (1299, NAN)])}
     run = Run("a", scalars=scalars, own=own, report=describe(make_report()), report_step=5)
     path = tmp_path / "report.html"
     path.write_text(make_page([run]), encoding="utf-8")

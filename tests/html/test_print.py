@@ -1,6 +1,7 @@
 """A report on paper: no controls, and no figure that is cut."""
 
 import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -48,4 +49,33 @@ def test_print_has_no_controls_and_every_figure_whole_in_both_themes(tmp_path):
             assert max(widths) <= PAPER_WIDTH
             assert page.run("getComputedStyle(document.body).backgroundColor") == "rgba(0, 0, 0, 0)"
             page.send("Emulation.setEmulatedMedia", media="", features=[])
+        assert page.complaints == []
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_dark_page_is_drawn_in_light_colours_and_as_wide_as_paper_while_it_prints(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    train_into(tmp_path / "runs", "run")
+    output = Path(tmp_path, "report.html")
+    assert main(["report", str(tmp_path / "runs"), "-o", str(output)]) == 0
+    with chromium(tmp_path) as page:
+        page.prefer("dark")
+        page.size(1280)
+        page.open(output.as_uri())
+        page.wait(READY)
+        look = """[
+            document.documentElement.dataset.theme,
+            document.querySelector('#verdict canvas').clientWidth,
+            document.querySelector('#smoothness .body').plot.axes[0].stroke(),
+        ]"""
+        screen = page.run(look)
+        # After the page's own listener, and before anything is printed.
+        page.run(f"addEventListener('beforeprint', () => {{ window.printed = {look}; }}); 0")
+        page.send("Page.printToPDF", printBackground=True)
+        theme, width, ink = page.wait("window.printed")
+        assert theme == "light"
+        assert 500 < width <= 700 < screen[1]
+        assert ink != screen[2]
+        page.wait(f"JSON.stringify({look}) === JSON.stringify({json.dumps(screen)})")
         assert page.complaints == []

@@ -34,6 +34,7 @@ def example(step=3, **changes):
         "histogram": LogHistogram([-2.0, 0.0, 1.5], [1, 3]),
         "report": {"loss": 0.1 + 0.2, "secant": "NaN"},
         "restart": 2,
+        "wall_time": 1798761600.125,
     }
     return Record(**{**fields, **changes})
 

@@ -26,6 +26,7 @@ RECORD = Record(
     histogram=LogHistogram([-1.0, 0.0], [3]),
     report={"loss": 1.0},
     restart=1,
+    wall_time=1798761600.125,
 )
 
 

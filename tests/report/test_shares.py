@@ -54,3 +54,4 @@ def test_an_interval_that_says_nothing_is_not_written_in_digits():
     assert of_ratio(Interval(1e-9, 1e8)) == "unknown to a factor of 1,000"
     assert of_ratio(Interval(0.01, 9.0)) == "0.01 to 9"
     assert of_ratio(Interval(math.nan, 1.0)) == "unknown"
+    assert of_ratio(Interval(0.0, math.inf)) == "unknown"

@@ -45,3 +45,31 @@ def make_app(page, steps=(1, 2, 3), values=((1, 2), (3, 4), (5, 6))):
         window.app = new m.App(document.body, window.source, {STATE});
         """,
     )
+
+
+# Draws charts by themselves, with the exports of drawing/chart as `m`.
+CHART = """
+    const parent = document.body.appendChild(document.createElement("div"));
+    parent.style.width = "900px";
+    window.zoom = null;
+    const axis = { kind: "step", zoom: () => window.zoom, setZoom() {} };
+    const draw = (curves, options = {}) => {
+        const all = { curves, axis, log: false, label: "l", unit: "u", ...options };
+        window.plot = m.drawChart(parent, all);
+    };
+    const line = (label, x, values) =>
+        ({ run: label, label, color: "#2563eb", dash: [], lines: [{ x, values, width: 2 }] });
+    const interval = (x, lower, upper) => ({
+        ...{ run: "a", label: "a", color: "#2563eb", dash: [] },
+        lines: [{ x, values: lower, width: 0 }, { x, values: upper, width: 0 }],
+        fills: [[1, 0, 0.14]],
+        bars: [[1, 0]],
+    });
+"""
+TIP = "[...document.querySelectorAll('.tip > div')].map((line) => line.textContent)"
+
+
+def hover(page, x):
+    """Move the pointer to a step of the chart."""
+    box = page.run("plot.over.getBoundingClientRect().toJSON()")
+    page.move(box["x"] + page.run(f"plot.valToPos({x}, 'x')") - 1, box["y"] + 40)

@@ -6,6 +6,7 @@ import { format } from "./numbers.js";
 
 export const PALE = 0.5; // alpha of bars to compare with
 const VALUE_WIDTH = 52; // room for the number behind a bar
+const HEAD = 6; // pixels above the first row, whose name is higher than a thin row
 
 // `about` is { names, values, other, log, range, width, color, otherColor, caption, label }. The axis
 // spans all steps, so that bars can be compared while the slider moves. `other` are values to compare
@@ -13,7 +14,8 @@ const VALUE_WIDTH = 52; // room for the number behind a bar
 export function drawBars(about) {
   const { names, values, other, log, range, width, color, otherColor, caption, label } = about;
   const height = rowHeight(names.length);
-  const [canvas, context] = makeCanvas(width, names.length * height + AXIS_HEIGHT, label);
+  const [canvas, context] = makeCanvas(width, HEAD + names.length * height + AXIS_HEIGHT, label);
+  context.translate(0, HEAD);
   const gutter = gutterFor(context, names, width);
   const room = width - gutter - VALUE_WIDTH;
   const [from, to] = axis(range, log);

@@ -8,6 +8,7 @@ import { intervals, referenceLine } from "./marks.js";
 import { format } from "./numbers.js";
 import { xAxis, xRange, yRange } from "./ranges.js";
 import { readout } from "./readout.js";
+import { symlogAxis, symlogScale } from "./symlog.js";
 
 const HEIGHT = 300;
 const FAINT = 0.15; // of curves beside the one that is emphasized
@@ -16,10 +17,11 @@ const FAINT = 0.15; // of curves beside the one that is emphasized
 // lines, fills, bars, describe }. `lines` are { x, values, width }; `fills` are areas between two of
 // them, [upper, lower, alpha]; `bars` are pairs [upper, lower] that are the ends of an interval.
 // `describe` turns the lines' values at a point into the text that the cursor shows; without it that
-// is their range. `axis` is { kind, zoom(), setZoom(range) } of the page.
+// is their range. `axis` is { kind, zoom(), setZoom(range) } of the page. `linear` is the linear width
+// of a symmetric logarithmic axis, or null for another.
 export function drawChart(
   parent,
-  { curves, axis, log, label, unit, reference = null, height = HEIGHT },
+  { curves, axis, log, linear = null, label, unit, reference = null, height = HEIGHT },
 ) {
   const { data, series, bands, owners } = lay(curves, log);
   const hadFocus = parent.contains(document.activeElement);
@@ -40,9 +42,9 @@ export function drawChart(
       bands,
       scales: {
         x: { time: false, range: xRange(axis.zoom) },
-        y: { distr: log ? 3 : 1, range: yRange(log, reference) },
+        y: { ...scaleOf(log, linear), range: yRange(log, linear, reference) },
       },
-      axes: axes(axis.kind, log ? `${unit}, log scale` : unit),
+      axes: axes(axis.kind, unit, log, linear),
       legend: { show: false },
       cursor: cursor(axis),
       hooks: { setSelect: [(u) => zoomIn(u, axis)] },
@@ -69,7 +71,11 @@ export function drawChart(
   return plot;
 }
 
-function axes(kind, unit) {
+const scaleOf = (log, linear) =>
+  linear !== null ? symlogScale(linear) : { distr: log ? 3 : 1 };
+
+function axes(kind, unit, log, linear) {
+  const symlog = linear === null ? "" : `, symlog ±${format(linear)}`;
   const grid = { stroke: cssColor("--grid"), width: 1 };
   const font = "12px system-ui, sans-serif";
   const both = {
@@ -85,7 +91,8 @@ function axes(kind, unit) {
     { ...both, size: 28, ...xAxis(kind) },
     {
       ...both,
-      label: unit,
+      ...(linear === null ? {} : symlogAxis(linear)),
+      label: unit + (log ? ", log scale" : symlog),
       size: (u, texts) => Math.max(52, 18 + 8 * longest(texts ?? [])),
       values: (u, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),
     },

@@ -67,18 +67,6 @@ function fromHsl(hue, saturation, lightness) {
 
 export const dashOf = (index) => DASHES[index % DASHES.length];
 
-// The mark of a legend with the dashes of its curve, as CSS has it.
-export function dashedImage(color, dash) {
-  let at = 0;
-  const stops = (dash.length ? dash : [1]).flatMap((length, i) => {
-    const from = at;
-    at += length;
-    const ink = i % 2 ? "transparent" : color;
-    return [`${ink} ${from}px`, `${ink} ${at}px`];
-  });
-  return `repeating-linear-gradient(90deg, ${stops.join(", ")})`;
-}
-
 export function withAlpha(color, alpha) {
   const channels = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
   return `rgba(${channels.join(", ")}, ${alpha})`;

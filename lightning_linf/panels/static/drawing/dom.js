@@ -37,6 +37,16 @@ export function swatch(color) {
   return mark;
 }
 
+// The mark of a curve, with its dashes; as SVG, for prints leave gradients with gaps out.
+export function dashedMark(color, dash) {
+  const mark = element("i", { "aria-hidden": "true" });
+  mark.innerHTML = '<svg width="32" height="3"><path d="M0 1.5H32" stroke-width="3" /></svg>';
+  const path = mark.querySelector("path");
+  path.setAttribute("stroke", color);
+  path.setAttribute("stroke-dasharray", dash.join());
+  return mark;
+}
+
 const SHORT = 24; // letters for which there is always room
 
 // A long name that is cut in its middle where there is no room: its ends tell names apart.

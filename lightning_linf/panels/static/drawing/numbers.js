@@ -14,9 +14,15 @@ export function format(value) {
   return String(Number(value.toPrecision(3))).replace("-", "−");
 }
 
+// What is known of a number between two ends, of which NaN and an infinite one tell nothing. An
+// interval that starts at 0 is one of sizes, of which all are at least 0.
 export function formatRange(lower, upper) {
   const [from, to] = [format(lower), format(upper)];
-  return from === to ? from : `${from} to ${to}`;
+  if (from === to) return from;
+  const [isFrom, isTo] = [lower, upper].map(Number.isFinite);
+  if (isFrom && isTo) return `${from} to ${to}`;
+  if (isFrom && lower !== 0) return `at least ${from}`;
+  return isTo ? `at most ${to}` : "not known";
 }
 
 export function formatStep(step) {
@@ -68,4 +74,15 @@ export function finiteRange(values) {
     if (value > high) high = value;
   }
   return [low, high];
+}
+
+// Rounds to the next of 1, 2 and 5 times a power of ten, so that an axis of less than a decade has
+// two numbers; uPlot's rangeLog would always end it at a whole decade.
+export function round125(value, direction) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  const digits = [1, 2, 5, 10];
+  const ratio = Number((value / power).toPrecision(12));
+  const digit =
+    direction === Math.floor ? digits.findLast((d) => d <= ratio) : digits.find((d) => d >= ratio);
+  return Number((digit * power).toPrecision(12));
 }

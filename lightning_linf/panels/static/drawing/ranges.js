@@ -1,7 +1,8 @@
 // Chooses the ends and the numbers of a chart's axes.
 
 import uPlot from "../vendor/uPlot.esm.js";
-import { formatDuration, formatStep } from "./numbers.js";
+import { formatDuration, formatStep, round125 } from "./numbers.js";
+import { symlogRange } from "./symlog.js";
 
 // Steps between numbers of the x axis: steps are whole, and seconds go by clocks.
 const POWERS = [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
@@ -41,26 +42,17 @@ export function xRange(zoom) {
   };
 }
 
-export function yRange(log, reference) {
+// `linear` is the linear width of a symmetric logarithmic axis, or null for another.
+export function yRange(log, linear, reference) {
   return (u, low, high) => {
     if (low === null || high === null) return log ? [0.1, 10] : [0, 1];
     const isShown = reference !== null && (!log || reference > 0);
     if (isShown) [low, high] = [Math.min(low, reference), Math.max(high, reference)];
+    if (linear !== null) return symlogRange(low, high);
     if (log) {
       const [from, to] = [round125(low, Math.floor), round125(high, Math.ceil)];
       return from < to ? [from, to] : [from / 2, to * 2];
     }
     return uPlot.rangeNum(low, high, 0.08, true);
   };
-}
-
-// Rounds to the next of 1, 2 and 5 times a power of ten, so that an axis of less than a decade has
-// two numbers; uPlot's rangeLog would always end it at a whole decade.
-function round125(value, direction) {
-  const power = 10 ** Math.floor(Math.log10(value));
-  const digits = [1, 2, 5, 10];
-  const ratio = Number((value / power).toPrecision(12));
-  const digit =
-    direction === Math.floor ? digits.findLast((d) => d <= ratio) : digits.find((d) => d >= ratio);
-  return Number((digit * power).toPrecision(12));
 }

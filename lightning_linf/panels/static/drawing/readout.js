@@ -2,10 +2,11 @@
 // keys move the cursor, and what it shows is read aloud.
 
 import { cutName, element, swatch } from "./dom.js";
-import { finiteRange, formatRange } from "./numbers.js";
+import { formatRange } from "./numbers.js";
 import { xText } from "./ranges.js";
 
 const MOST = 20; // lines beside the cursor
+const LEAST = 240; // pixels that they have on a narrow page, too
 
 export function readout(frame, curves, owners, kind) {
   const tip = element("div", { class: "tip", hidden: true });
@@ -31,9 +32,11 @@ export function readout(frame, curves, owners, kind) {
     const more =
       curves.length > MOST ? [element("div", {}, `and ${curves.length - MOST} more`)] : [];
     tip.replaceChildren(element("strong", {}, xText(kind, u.data[0][idx])), ...lines, ...more);
-    const isRight = left > u.over.clientWidth / 2;
+    const width = u.over.clientWidth;
+    const isRight = left > width / 2;
+    tip.style.maxWidth = `${Math.max(LEAST, (isRight ? left : width - left) - 14)}px`;
     tip.style.left = isRight ? "auto" : `${left + 14}px`;
-    tip.style.right = isRight ? `${u.over.clientWidth - left + 14}px` : "auto";
+    tip.style.right = isRight ? `${width - left + 14}px` : "auto";
   };
   return { hooks: { init, setCursor } };
 }
@@ -47,15 +50,16 @@ function line(u, { label, color, describe = range }, number, owners, kind) {
   const values = own.map((owner) => owner.values.get(x));
   let text = "–";
   if (x !== undefined) {
-    text = values.some(Number.isFinite)
-      ? describe(values.map((value) => value ?? NaN))
-      : "not finite";
+    text = values.every((value) => Number.isNaN(value ?? NaN))
+      ? "not finite"
+      : describe(values.map((value) => value ?? NaN));
     if (x !== u.data[0][u.cursor.idx]) text += ` (${xText(kind, x)})`;
   }
   return element("div", {}, swatch(color), cutName(label), element("b", {}, text));
 }
 
-const range = (values) => formatRange(...finiteRange(values));
+// Of one line its value, of more the interval between the first two.
+const range = ([value, other = value]) => formatRange(value, other);
 
 // Moves the cursor by a key, and tells whether the key is one that does.
 function step(u, key) {

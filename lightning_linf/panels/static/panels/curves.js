@@ -4,6 +4,8 @@
 import { dashOf, paletteColor } from "../drawing/color.js";
 import { element, press, toggle } from "../drawing/dom.js";
 import { finiteRange } from "../drawing/numbers.js";
+import { isFlattened, linearWidth } from "../drawing/symlog.js";
+import { MOST_RUNS } from "./panel.js";
 
 const WIDE = 1e3; // positive values that span more are flat on a linear axis
 
@@ -26,9 +28,17 @@ export class CurveControls {
   // Whether the axis of these values is logarithmic: as the reader has chosen, or else as at first.
   isLog(values) {
     const [low, high] = finiteRange(values);
-    const is = this.state.is(this.key, this.log ?? (low > 0 && high > WIDE * low));
+    const isWide = (low > 0 && high > WIDE * low) || isFlattened(values);
+    const is = this.state.is(this.key, this.log ?? isWide);
     press(this.scale, is);
     return is;
+  }
+
+  // The axis of values of which some may be negative, as a chart takes it.
+  scaleOf(values) {
+    const isLog = this.isLog(values);
+    const linear = isLog && this.log === null ? linearWidth(values) : null;
+    return { log: isLog && linear === null, linear };
   }
 
   // Offers [key, label] pairs and returns the keys that are chosen, at first those in `standard`.
@@ -68,9 +78,10 @@ export function lineOf(view, { steps, seconds, values }, width) {
 export function intervalOf(view, lower, upper, inside = null) {
   const lines = [...lineOf(view, lower, inside ? 0 : 1), ...lineOf(view, upper, 0)];
   if (lines.length < 2) return null;
+  const alpha = 0.14 * Math.min(1, MOST_RUNS / view.runs.length); // areas of many lie on each other
   return {
     lines: [...lines, ...(inside ? lineOf(view, inside, 2.5) : [])],
-    fills: [[1, 0, 0.14]],
+    fills: [[1, 0, alpha]],
     bars: [[1, 0]],
   };
 }

@@ -55,6 +55,7 @@ export class Fan extends Panel {
     const fan = await view.source.fan(run.name, tag, column.name, row);
     const [indices, x] = await placeSteps(view, run, fan.steps);
     if (view.isOld()) return null;
+    if (!indices.length) throw new Error("The records of this run come without times.");
     const color = view.colorOf(run.name);
     const rows = indices.map((i) => fan.values[i]);
     const plot = drawChart(this.body, {

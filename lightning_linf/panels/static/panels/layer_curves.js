@@ -2,9 +2,10 @@
 
 import { drawChart } from "../drawing/chart.js";
 import { element, field, fillSelect } from "../drawing/dom.js";
+import { linearWidth } from "../drawing/symlog.js";
 import { rowsOf } from "./curves.js";
 import { LayerPanel } from "./layers.js";
-import { thinned } from "./panel.js";
+import { thinned, untimed } from "./panel.js";
 import { placeSteps } from "./times.js";
 
 export class LayerCurves extends LayerPanel {
@@ -37,6 +38,8 @@ export class LayerCurves extends LayerPanel {
     const runs = view.runs.filter((run) => run.tables[tag]?.tensors.includes(layer));
     const read = await Promise.all(runs.map((run) => this.curve(view, run, tag, column, layer)));
     if (view.isOld()) return null;
+    const all = read.flatMap(({ values }) => values);
+    const linear = this.choice.log ? linearWidth(all) : null; // where some are negative
     const plot = drawChart(this.body, {
       curves: read.map(({ x, values, run }) => ({
         run: run.name,
@@ -46,7 +49,8 @@ export class LayerCurves extends LayerPanel {
         lines: [{ x, values, width: 2 }],
       })),
       axis: view.axis,
-      log: this.choice.log,
+      log: this.choice.log && linear === null,
+      linear,
       label: `${column.label} of ${layer} by step`,
       unit: column.name,
     });
@@ -58,7 +62,12 @@ export class LayerCurves extends LayerPanel {
       legend: runs.map(({ name, label }) => ({ run: name, label, color: view.colorOf(name) })),
       canvases: [plot.ctx.canvas],
       quantities: view.isKnown(column.name) ? [column.name] : [],
-      note: thinned(read.map(({ curve }) => curve)),
+      note:
+        thinned(read.map(({ curve }) => curve)) +
+        untimed(
+          view,
+          read.map(({ x }) => ({ seconds: x.length > 0 })),
+        ),
     };
   }
 

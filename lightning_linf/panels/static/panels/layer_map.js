@@ -1,6 +1,6 @@
 // Panel 3 shows one quantity of every layer over steps, as colours.
 
-import { element } from "../drawing/dom.js";
+import { cutName, element } from "../drawing/dom.js";
 import {
   AXIS_HEIGHT,
   KEY_HEIGHT,
@@ -144,8 +144,9 @@ export class HeatMap extends LayerPanel {
     this.tip.replaceChildren(
       element(
         "div",
-        {},
-        `${this.chosen.names[row]}, step ${formatStep(this.steps[column])}${time}`,
+        { class: "where" },
+        cutName(this.chosen.names[row]),
+        `, step ${formatStep(this.steps[column])}${time}`,
       ),
       " ",
       element("strong", {}, format(this.values[column][row])),

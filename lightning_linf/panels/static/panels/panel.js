@@ -1,8 +1,7 @@
 // Makes the frame of a panel, with its title, explanation, controls and downloads, around the chart
 // or table that it shows.
 
-import { dashedImage } from "../drawing/color.js";
-import { cutName, element, tableOf, toggle } from "../drawing/dom.js";
+import { cutName, dashedMark, element, tableOf, toggle } from "../drawing/dom.js";
 import { saveCsv, savePng } from "../drawing/download.js";
 import { format, formatStep } from "../drawing/numbers.js";
 import { Help } from "./help.js";
@@ -158,13 +157,11 @@ export class Panel {
 }
 
 function legendItem({ label, color, dash = [], run = null }, view) {
-  const mark = element("i", { "aria-hidden": "true" });
-  mark.style.backgroundImage = dashedImage(color, dash);
   const hover = run && {
     pointerenter: () => view.emphasize(run),
     pointerleave: () => view.emphasize(null),
   };
-  return element("li", hover || {}, mark, cutName(label));
+  return element("li", hover || {}, dashedMark(color, dash), cutName(label));
 }
 
 // Says how many of the steps of the longest curve are shown, if not all. Curves that were not
@@ -173,4 +170,12 @@ export function thinned(curves, what = "measured steps") {
   const counts = curves.filter(Boolean).map(({ steps, num_steps: all }) => [steps.length, all]);
   const [kept, all] = counts.reduce((most, each) => (each[1] > most[1] ? each : most), [0, 0]);
   return kept < all ? `${formatStep(kept)} of ${formatStep(all)} ${what} are shown. ` : "";
+}
+
+// Says how many curves have no place on the axis of time, as their times were not recorded.
+export function untimed(view, curves) {
+  const isTime = view.axis.kind === "time";
+  const count = isTime ? curves.filter((curve) => curve && !curve.seconds).length : 0;
+  if (count < 2) return count ? "1 curve comes without times and is not shown. " : "";
+  return `${formatStep(count)} curves come without times and are not shown. `;
 }

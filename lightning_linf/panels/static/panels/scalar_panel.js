@@ -2,9 +2,9 @@
 
 import { drawChart } from "../drawing/chart.js";
 import { cssColor, element, field } from "../drawing/dom.js";
-import { smooth } from "../drawing/numbers.js";
+import { format, smooth } from "../drawing/numbers.js";
 import { CurveControls, intervalOf, labelOf, legendOf, lineOf, rowsOf, styleOf } from "./curves.js";
-import { Panel, thinned } from "./panel.js";
+import { Panel, thinned, untimed } from "./panel.js";
 
 const HEIGHT = 210;
 
@@ -74,10 +74,11 @@ export class ScalarPanel extends Panel {
       }),
     );
     const shown = found.flatMap((each) => chosen.flatMap((key) => each.get(key) ?? []));
+    const scale = this.curveControls.scaleOf(shown.flatMap(({ values }) => values));
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
-      log: this.curveControls.isLog(shown.flatMap(({ values }) => values)),
+      ...scale,
       reference: this.about.reference ?? null,
       label: `${this.title} by step`,
       unit: this.about.unit,
@@ -88,7 +89,7 @@ export class ScalarPanel extends Panel {
       legend: legendOf(view, keys, chosen, label, cssColor("--text"), undefined, mayCoincide),
       canvases: [plot.ctx.canvas],
       quantities: this.about.quantities,
-      note: thinned(shown, "points read"),
+      note: [thinned(shown, "points read"), untimed(view, shown), linearNote(scale)].join(""),
     };
   }
 
@@ -98,7 +99,8 @@ export class ScalarPanel extends Panel {
     const [curve] = ends;
     const smoothed = { ...curve, values: smooth(curve.values, this.weight) };
     const lines = [...lineOf(view, smoothed, 2), ...(this.weight ? lineOf(view, curve, 0.5) : [])];
-    return lines.length ? { lines } : null;
+    const describe = ([value, measured]) => `${format(value)} (measured ${format(measured)})`;
+    return lines.length ? { lines, ...(this.weight ? { describe } : {}) } : null;
   }
 
   rows(view, chosen, found, label) {
@@ -113,3 +115,8 @@ export class ScalarPanel extends Panel {
     return { columns: ["run", "step", ...columns], rows };
   }
 }
+
+const linearNote = ({ linear }) =>
+  linear === null
+    ? ""
+    : `symlog: about linear within ±${format(linear)}, logarithmic beyond on either side. `;

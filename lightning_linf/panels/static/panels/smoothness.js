@@ -5,7 +5,7 @@ import { choice, cssColor } from "../drawing/dom.js";
 import { markOf, noteOfMarks } from "./brackets.js";
 import { CurveControls, intervalOf, labelOf, legendOf, lineOf, rowsOf, styleOf } from "./curves.js";
 import { monitorOf, partitionLabel, partitionsIn, tagOf, withoutPrefix } from "./names.js";
-import { Panel, thinned } from "./panel.js";
+import { Panel, thinned, untimed } from "./panel.js";
 import { coordinatesOf } from "./report_text.js";
 
 const ABOUT = {
@@ -72,6 +72,7 @@ export class Smoothness extends Panel {
         return drawn ? [{ ...drawn, ...style, label: label + coordinatesOf(reports[index]) }] : [];
       }),
     );
+    const ofSgd = all.map((scalars) => scalars.get(tagOf("lambda_max")));
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
@@ -85,11 +86,11 @@ export class Smoothness extends Panel {
       legend: legendOf(view, partitions, chosen, partitionLabel, cssColor("--text"), mark),
       canvases: [plot.ctx.canvas],
       quantities: QUANTITIES[this.kind],
-      note:
-        thinned(
-          all.map((scalars) => scalars.get(tagOf("lambda_max"))),
-          "points read",
-        ) + noteOfMarks(view, partitions, mark),
+      note: [
+        thinned(ofSgd, "points read"),
+        untimed(view, ofSgd),
+        noteOfMarks(view, partitions, mark),
+      ].join(""),
     };
   }
 

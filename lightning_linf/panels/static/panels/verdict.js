@@ -6,7 +6,7 @@ import { format, formatRange } from "../drawing/numbers.js";
 import { markOf, noteOfMarks } from "./brackets.js";
 import { CurveControls, intervalOf, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
 import { monitorOf, partitionLabel, partitionsIn, tagOf, unitOf } from "./names.js";
-import { MOST_RUNS, Panel, thinned } from "./panel.js";
+import { MOST_RUNS, Panel, thinned, untimed } from "./panel.js";
 import { failureOf, lastOf } from "./last.js";
 import { coordinatesOf } from "./report_text.js";
 import { Cards } from "./verdict_cards.js";
@@ -67,6 +67,7 @@ export class Verdict extends Panel {
         return drawn ? [{ ...drawn, ...style, label: label + coordinatesOf(reports[index]) }] : [];
       }),
     );
+    const ofAdam = all.map((scalars) => scalars.get(tagOf("advantage_lower", "coordinate")));
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
@@ -80,11 +81,11 @@ export class Verdict extends Panel {
       legend: legendOf(view, partitions, chosen, partitionLabel, cssColor("--text"), mark),
       canvases: [plot.ctx.canvas],
       quantities: QUANTITIES,
-      note:
-        thinned(
-          all.map((scalars) => scalars.get(tagOf("advantage_lower", "coordinate"))),
-          "points read",
-        ) + noteOfMarks(view, partitions, mark),
+      note: [
+        thinned(ofAdam, "points read"),
+        untimed(view, ofAdam),
+        noteOfMarks(view, partitions, mark),
+      ].join(""),
     };
   }
 
