@@ -277,3 +277,17 @@ def test_a_predicted_memory_is_that_of_its_parts(printed):
     graph, product, vector, peak, offloaded = map(float, re.findall(r"(\S+) GiB", line))
     assert graph + product + 3 * vector < offloaded < peak
     assert peak == pytest.approx(graph + product + 10 * vector, rel=0.03)
+
+
+def test_commands_of_the_first_minutes_are_those_of_the_pages(load):
+    module = load("first_minutes")
+    pages = [BENCHMARKS.parent / name for name in ("README.md", "docs/start.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    for name, command in module.STEPS.items():
+        assert name == "clone" or re.search(rf"^{re.escape(command)}(  |$)", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (BENCHMARKS.parent / ".git").exists(), reason="no repository")
+def test_a_fresh_clone_is_timed(printed):
+    assert re.fullmatch(r"the clone  \d+", printed("first_minutes", "--only", "clone")[-1])
