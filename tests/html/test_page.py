@@ -452,7 +452,7 @@ def test_report_draws_whatever_a_run_is_called_and_in_a_frame_of_another_origin(
         assert page.run("document.querySelector('article.verdict h3').innerText") == run.name
         page.open(frame.as_uri())
         page.wait("document.querySelector('iframe')")
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while str(page.send("DOM.getDocument", depth=-1, pierce=True)).count("'CANVAS'") < 4:
             assert time.monotonic() < end, page.complaints
             time.sleep(0.1)

@@ -101,7 +101,7 @@ def download(page, panel, text):
     file = page.downloads / f"{panel}.{text.lower()}"
     file.unlink(missing_ok=True)
     click(page, panel, text)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not file.is_file() or file.stat().st_size == 0:
         assert time.monotonic() < end, f"{file.name} did not come"
         time.sleep(0.05)
@@ -357,7 +357,7 @@ def test_page_is_as_wide_as_its_window(page, width):
     page.size(width)
     page.wait(f"document.documentElement.clientWidth === {width}")
     time.sleep(0.3)  # charts follow the width
-    assert page.run("document.documentElement.scrollWidth") == width
+    page.wait(f"document.documentElement.scrollWidth === {width}")
     for panel in PANELS:
         assert page.run(f"document.querySelector('#{panel} canvas').clientWidth") <= width
 
