@@ -82,25 +82,24 @@ def _decide(measured: Measurement, bracket: Interval, step: Interval) -> tuple[S
 
 
 def _evidence(measured: Measurement, bracket: Interval, step: Interval) -> str:
+    """Say what is known of both measures; one without an error comes second."""
     along = measured.step_advantage["coordinate"]
+    by_largest = (
+        f"{bracket} times as far as one of SGD's (l2) by the largest curvature that each can meet"
+    )
     if math.isnan(along):
+        ratios = by_largest
+    elif is_unknown(step):
         ratios = (
-            f"{bracket} times as far as one of SGD's (l2) by the largest curvature that each can "
-            "meet"
+            f"{by_largest}, on the batches measured, and {along:.3g} times, with an unknown error "
+            "over batches, by the curvature along each"
         )
     else:
         ratios = (
-            f"{_with_bounds(along, step)} times as far as one of SGD's (l2) by the curvature along "
-            f"each, and {bracket} times by the largest that each can meet"
+            f"{along:.3g} ({of_ratio(step)} over batches) times as far as one of SGD's (l2) by the "
+            f"curvature along each, and {bracket} times by the largest that each can meet"
         )
     return (
         f"To second order, one step of Adam's geometry (l-infinity) lowers the loss {ratios}. This "
         "is no forecast of how training ends."
     )
-
-
-def _with_bounds(value: float, bounds: Interval) -> str:
-    where = (
-        "error over batches unknown" if is_unknown(bounds) else f"{of_ratio(bounds)} over batches"
-    )
-    return f"{value:.3g} ({where})"

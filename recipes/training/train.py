@@ -136,6 +136,11 @@ def train(config: TrainingConfig, prepare: Prepare, may_change: set[str], title:
     if trainer.is_global_zero:
         num_params = sum(p.numel() for p in module.parameters())
         print(f"{title} with {num_params:,} parameters, {config.batch_size:,} samples a step")
+        if config.smoothness_every <= config.max_steps:
+            print(
+                f"Every {config.smoothness_every} steps the geometry of the loss is measured; the "
+                "bar stands still meanwhile"
+            )
     trainer.fit(module, data, ckpt_path=checkpoint)
     path = Path(str(trainer.log_dir), "checkpoints", "last.ckpt")
     trainer.save_checkpoint(path, weights_only=False)

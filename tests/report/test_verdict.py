@@ -65,11 +65,18 @@ def test_the_first_rule_that_applies_is_the_status(report, status, words):
 
 def test_the_evidence_is_the_step_with_its_interval_and_then_the_bracket():
     verdict = point(4.0, 3.0, error=math.log(2) / 1.96).verdict
-    assert "lowers the loss 3 (1.5 to 6 over batches) times as far" in verdict
+    assert "lowers the loss 3 (1.5 to 6 over batches) times as far as one of SGD's (l2)" in verdict
     assert "and 2 to 3.12 times by the largest that each can meet" in verdict
-    assert "3 (error over batches unknown) times" in point(4.0, 3.0, error=math.nan).verdict
+
+
+def test_what_has_no_error_comes_second_in_the_evidence_and_what_is_undefined_not_at_all():
+    bracket = "lowers the loss 2 to 3.12 times as far as one of SGD's (l2) by the largest curvature"
+    unknown = point(4.0, 3.0, error=math.nan).verdict
+    assert bracket in unknown
+    assert "and 3 times, with an unknown error over batches, by the curvature along" in unknown
     downwards = point(4.0, -3.0).verdict
-    assert "2 to 3.12 times as far as one of SGD's (l2) by the largest curvature" in downwards
+    assert bracket in downwards
+    assert "along each" not in downwards
 
 
 positive = st.floats(1e-3, 1e3)
