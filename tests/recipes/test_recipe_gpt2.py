@@ -21,6 +21,8 @@ def test_two_steps_run_and_everything_is_reported(config, capsys):
     trainer = gpt2.main(config)
     output = capsys.readouterr().out
     assert trainer.global_step == 2
+    beside_the_bar = trainer.progress_bar_callback.get_metrics(trainer, trainer.lightning_module)
+    assert set(beside_the_bar) == {"train_loss", "val_loss"}
     assert set(logged(trainer, "train_loss")) == {0, 1}
     val_loss = logged(trainer, "val_loss")
     assert set(val_loss) == {1}
