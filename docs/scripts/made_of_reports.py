@@ -24,4 +24,9 @@ def noise_of_report() -> str:
     return f"{noise.noise_scale:.3g}"
 
 
-PLACES = by_name(printed_report, noise_of_report)
+def step_of_report() -> str:
+    """Give the ends of the advantage of one step of Adam's geometry, along the gradient."""
+    return str(GeometryReport.load(RESULT).step_advantage_interval["coordinate"])
+
+
+PLACES = by_name(printed_report, noise_of_report, step_of_report)

@@ -24,9 +24,11 @@ class Verdict:
 
     - "undefined": the gradient or the Hessian is zero.
     - "too early": the training is in its warm-up, or its loss has not left its start.
-    - "not converged": more products could narrow the bracket of Adam's geometry or of SGD's.
-    - "undecided": the bracket of the advantage, or the 95 % interval of the advantage along the
-      gradient's own steps, includes 1; or the batches tell of no such interval.
+    - "undecided": the 95 % interval of the advantage along the gradient's own steps includes 1, or
+      the batches tell of no such interval; or the bracket of the advantage at worst includes 1, and
+      more products would hardly narrow it.
+    - "not converged": that bracket includes 1, and more products could narrow it: nothing else is
+      missing. One that excludes 1 needs no more of them, for both of its ends hold as they are.
     - "mixed": one of the two is above 1, the other below.
     - "favours adam", "favours sgd": both are above 1, or below.
 
@@ -54,8 +56,6 @@ def _decide(measured: Measurement, bracket: Interval, step: Interval) -> tuple[S
     stage = measured.settings.get("stage")
     if isinstance(stage, str) and stage in TOO_EARLY:
         return "too early", f"Too early: {TOO_EARLY[stage]}."
-    if names := _not_converged(measured):
-        return "not converged", f"Not converged: {', '.join(names)}, so no verdict."
     if math.isnan(measured.step_advantage["coordinate"]):
         return "undecided", "Undecided: the loss does not curve upwards along both steps."
     if is_unknown(step):
@@ -63,8 +63,17 @@ def _decide(measured: Measurement, bracket: Interval, step: Interval) -> tuple[S
             "undecided",
             "Undecided: the error over batches is not known. Measure on several.",
         )
-    if 1 in bracket or 1 in step:
-        return "undecided", "Undecided: an error includes 1, no difference."
+    if 1 in step:
+        return (
+            "undecided",
+            "Undecided: the error over batches includes 1, no difference. More batches may narrow "
+            "it.",
+        )
+    if 1 in bracket:
+        includes = "the range by the largest curvature includes 1, no difference"
+        if all(measured.smoothness[name].converged for name in _ENDS):
+            return "undecided", f"Undecided: {includes}."
+        return "not converged", f"Not converged: {includes}, and more products could narrow it."
     if (bracket.lower > 1) != (step.lower > 1):
         return "mixed", "Mixed: the two measures contradict each other."
     if bracket.lower > 1:
@@ -72,31 +81,25 @@ def _decide(measured: Measurement, bracket: Interval, step: Interval) -> tuple[S
     return "favours sgd", "Favours SGD's geometry, by both measures."
 
 
-def _not_converged(measured: Measurement) -> list[str]:
-    """List which of the two brackets more products could still narrow."""
-    return [name for name in _ENDS if not measured.smoothness[name].converged]
-
-
 def _evidence(measured: Measurement, bracket: Interval, step: Interval) -> str:
+    """Say what is known of both measures; one without an error comes second."""
     along = measured.step_advantage["coordinate"]
+    by_largest = (
+        f"{bracket} times as far as one of SGD's (l2) by the largest curvature that each can meet"
+    )
     if math.isnan(along):
+        ratios = by_largest
+    elif is_unknown(step):
         ratios = (
-            f"{bracket} times as far as one of SGD's (l2) by the largest curvature that each can "
-            "meet"
+            f"{by_largest}, on the batches measured, and {along:.3g} times, with an unknown error "
+            "over batches, by the curvature along each"
         )
     else:
         ratios = (
-            f"{_with_bounds(along, step)} times as far as one of SGD's (l2) by the curvature along "
-            f"each, and {bracket} times by the largest that each can meet"
+            f"{along:.3g} ({of_ratio(step)} over batches) times as far as one of SGD's (l2) by the "
+            f"curvature along each, and {bracket} times by the largest that each can meet"
         )
     return (
         f"To second order, one step of Adam's geometry (l-infinity) lowers the loss {ratios}. This "
         "is no forecast of how training ends."
     )
-
-
-def _with_bounds(value: float, bounds: Interval) -> str:
-    where = (
-        "error over batches unknown" if is_unknown(bounds) else f"{of_ratio(bounds)} over batches"
-    )
-    return f"{value:.3g} ({where})"

@@ -4,7 +4,7 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,19 @@ from rich.table import Table
 
 from lightning_linf import GeometryReport
 from lightning_linf.callbacks import LinfSmoothnessMonitor
-from lightning_linf.report.text import describe
+from lightning_linf.report.interval import Interval, divide, is_unknown
+from lightning_linf.report.text import around_lambda_max, describe, smoothness_bracket
 from training.config import TrainingConfig
 from training.losses import LossHistory
 
 _RECIPES = Path(__file__).resolve().parents[1]
+_LEGEND = (
+    "N / d and lambda_max: the largest curvature that a step along l-infinity (Adam's geometry) "
+    "can meet, and one along l2 (SGD's), between two ends. (1,1)-norm: an upper bound of N, ± the "
+    "error of its random probes. density: how evenly the gradient is spread over its entries; 1 is "
+    "evenly. along g: how many times as far as SGD's best step Adam's best step lowers the loss, "
+    "by the curvature along each, ± the error over batches (±? of one batch: unknown)."
+)
 Rows = Sequence[dict[str, Any]]  # a monitor's `history`
 
 
@@ -43,13 +51,19 @@ def print_summary(
     console = Console()
     if smoothness.history:
         console.print(geometry_table(smoothness.history, heterogeneity, losses))
-    console.print(optimizer_sentence(config), highlight=False, markup=False)
-    sentence = geometry_sentence(smoothness.history, smoothness.last_report)
-    console.print(sentence, highlight=False, markup=False)
+        console.print(_LEGEND, highlight=False, markup=False)
+    for sentence in (
+        optimizer_sentence(config),
+        *geometry_sentences(smoothness.history, smoothness.last_report),
+    ):
+        console.print(f"\n{sentence}", highlight=False, markup=False)
+    console.print()
     for line in (
         f"Checkpoint: {checkpoint}",
-        f"Full report: {measure_command(checkpoint, *classes)}",
-        f"Curves: {tensorboard_command(config.runs_dir)}",
+        "Measure it on more batches, with geometries in between, in about ten times the time:",
+        measure_command(checkpoint, *classes, num_batches=4 * config.probe_batches),
+        "See the curves, in the tab GEOMETRY:",
+        tensorboard_command(config.runs_dir),
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -62,8 +76,6 @@ def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -
     """
     table = Table(
         title="Geometry of the loss",
-        caption="N/d: what a step along l-infinity meets; lambda_max: along l2; last column: how "
-        "far one step of Adam's geometry lowers the loss, over SGD's",
         box=HORIZONTALS,
         padding=0,
         pad_edge=False,
@@ -77,18 +89,19 @@ def geometry_table(smoothness: Rows, heterogeneity: Rows, losses: LossHistory) -
     densities = {row["step"]: row["density"] for row in heterogeneity}
     for row in smoothness:
         step = row["step"]
-        n_lower, n_upper = (row[f"operator_norm_{end}/coordinate"] for end in ("lower", "upper"))
-        along = row["step_advantage/coordinate"]
+        n_ends = (row[f"operator_norm_{end}/coordinate"] for end in ("lower", "upper"))
+        sgd = row["lambda_max"]
         error = row.get("step_advantage_relative_error/coordinate", math.nan)
         table.add_row(
             str(step + 1),
             _number(_latest(losses.train, step)),
             _number(_latest(losses.validation, step)),
             f"{row['one_one_norm_per_param']:.2g} ±{row['one_one_norm_relative_error']:.0%}",
-            f"{n_lower:.2g}-{n_upper:.2g}",
-            f"{row['lambda_max']:.3g} +{row['lambda_max_relative_error']:.0%}",
+            "-".join(f"{end:.2g}" for end in n_ends),
+            _ends(sgd, sgd * (1 + row["lambda_max_relative_error"])),
             _number(_latest(densities, step)),
-            f"{along:.2g}" if math.isnan(error) else f"{along:.2g} ±{error:.0%}",
+            f"{row['step_advantage/coordinate']:.2g} ±"
+            + ("?" if math.isnan(error) else f"{error:.0%}"),
         )
     return table
 
@@ -106,30 +119,57 @@ def optimizer_sentence(config: TrainingConfig) -> str:
     return f"Trained with {name}. The geometry is measured in the coordinates of the parameters."
 
 
-def geometry_sentence(smoothness: Rows, report: GeometryReport | None) -> str:
-    """Say what the last measurement found, in the words of its report."""
+def geometry_sentences(smoothness: Rows, report: GeometryReport | None) -> Iterator[str]:
+    """Say what the last measurement found: first what it knows for certain, then its verdict."""
     if not smoothness:
-        return (
+        yield (
             "The smoothness was not measured: lower --smoothness_every or train for longer, unless "
             "a warning above gives another reason."
         )
+        return
     step = smoothness[-1]["step"] + 1
     if report is None:  # the history is in checkpoints, and reports are not
-        return f"The last measurement is that of step {step}, before this training was resumed."
+        yield f"The last measurement is that of step {step}, before this training was resumed."
+        return
+    yield f"At step {step}: {smoothness_sentence(report)}"
     text = describe(report)
-    return f"At step {step}: {text.verdict} {text.shares}"
+    yield text.verdict
+    if len(report.smoothness) > 2:  # of SGD's geometry alone the verdict has said it
+        yield text.shares
 
 
-def measure_command(checkpoint: Path, model: str, data: str) -> str:
-    """Write the command that measures the whole geometry at a checkpoint of a recipe."""
+def smoothness_sentence(measured: GeometryReport) -> str:
+    """Compare the largest curvatures of both geometries, from end to end.
+
+    Both ends hold for the batches measured, however little time the search for them had.
+    """
+    adam, sgd = smoothness_bracket(measured, "coordinate"), around_lambda_max(measured)
+    ratio = Interval(divide(sgd.lower, adam.upper), divide(sgd.upper, adam.lower))
+    if is_unknown(ratio):
+        return "The loss that was measured has no curvature."
+    samples = measured.settings.get("num_samples")
+    these = f"{samples:,.0f} samples" if isinstance(samples, int | float) else "batches"
+    return (
+        f"On the {these} measured, the loss is {ratio} times as smooth along l-infinity (Adam's "
+        f"geometry) as along l2 (SGD's): N / d, the largest curvature that a step can meet, is "
+        f"{adam} along the one and {sgd} along the other. Others may differ, by how much was not "
+        "measured."
+    )
+
+
+def measure_command(checkpoint: Path, model: str, data: str, num_batches: int) -> str:
+    """Write the command that measures the whole geometry at a checkpoint, on lines for a shell."""
     recipes = shlex.quote(str(_seen_from_here(_RECIPES)))
-    arguments = f"{shlex.quote(str(checkpoint))} --model {model} --data {data}"
-    return _command("lightning-linf", "cli", f"measure {arguments}", f"PYTHONPATH={recipes} ")
+    arguments = (
+        f"measure \\\n    {shlex.quote(str(checkpoint))} \\\n"
+        f"    --model {model} --data {data} --num_batches {num_batches}"
+    )
+    return "  " + _command("lightning-linf", "cli", arguments, f"PYTHONPATH={recipes} ")
 
 
 def tensorboard_command(runs_dir: str) -> str:
     """Write the command that shows the runs in TensorBoard."""
-    return _command("tensorboard", "tensorboard", f"--logdir {shlex.quote(runs_dir)}")
+    return "  " + _command("tensorboard", "tensorboard", f"--logdir {shlex.quote(runs_dir)}")
 
 
 def _command(name: str, extra: str, arguments: str, variables: str = "") -> str:
@@ -152,6 +192,11 @@ def _latest(values: dict[int, Any], step: int) -> float | None:
     """Find the value of the last step up to ``step``."""
     past = [known for known in values if known <= step]
     return float(values[max(past)]) if past else None
+
+
+def _ends(lower: float, upper: float) -> str:
+    """Write two ends, or one number where three digits do not tell them apart."""
+    return "-".join(dict.fromkeys(f"{end:.3g}" for end in (lower, upper)))
 
 
 def _number(value: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
@@ -18,6 +18,7 @@ from lightning_linf import Geometry, SwapOptimizer
 from lightning_linf.callbacks import GradientHeterogeneityMonitor, LinfSmoothnessMonitor
 from training.config import Prepare, TrainingConfig
 from training.losses import LossHistory
+from training.progress_bar import LossBar
 from training.resume import find_checkpoint
 from training.summary import print_summary
 
@@ -129,13 +130,18 @@ def train(config: TrainingConfig, prepare: Prepare, may_change: set[str], title:
     best = ModelCheckpoint(filename="best", monitor="val_loss", enable_version_counter=False)
     trainer, module, data = prepare(
         config,
-        [heterogeneity, smoothness, losses, last, best, LearningRateMonitor(), RichProgressBar()],
+        [heterogeneity, smoothness, losses, last, best, LearningRateMonitor(), LossBar()],
         logger=TensorBoardLogger(config.runs_dir, name=config.name, default_hp_metric=False),
         log_every_n_steps=config.log_every,
     )
     if trainer.is_global_zero:
         num_params = sum(p.numel() for p in module.parameters())
         print(f"{title} with {num_params:,} parameters, {config.batch_size:,} samples a step")
+        if config.smoothness_every <= config.max_steps:
+            print(
+                f"Every {config.smoothness_every} steps the geometry of the loss is measured; the "
+                "bar stands still meanwhile"
+            )
     trainer.fit(module, data, ckpt_path=checkpoint)
     path = Path(str(trainer.log_dir), "checkpoints", "last.ckpt")
     trainer.save_checkpoint(path, weights_only=False)

@@ -112,9 +112,8 @@ def test_the_checkpoint_of_the_recipe_is_measured_by_the_command_it_prints(tmp_p
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run([sys.executable, RECIPES / "gpt2.py", *flags], **options)
     assert done.returncode == 0, done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("Full report: "))
-    command = line.removeprefix("Full report: ")
-    assert command.startswith(f"PYTHONPATH={RECIPES} ")
+    start, end = f"  PYTHONPATH={RECIPES} ", "See the curves"
+    command = done.stdout[done.stdout.index(start) : done.stdout.index(end)].strip()
     flags = "--num_probes=4 --num_noise_batches=2 --device=cpu --partitions head --output r.json"
     done = subprocess.run(f"{command} {flags}", shell=True, **options)
     assert (done.returncode, done.stderr) == (0, "")

@@ -52,7 +52,7 @@ def test_the_network_is_resnet18():
 
 def test_two_steps_run_and_everything_is_reported(config, capsys):
     trainer = resnet.main(config)
-    output = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.replace("\\\n", "").split())
     assert trainer.global_step == 2
     assert "ResNet-18 of width 2 with " in output
     assert "Geometry of the loss" in output

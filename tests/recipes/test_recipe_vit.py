@@ -77,7 +77,7 @@ def test_patches_are_squares_of_the_image_in_reading_order(config):
 
 def test_two_steps_run_and_everything_is_reported(config, capsys):
     trainer = vit.main(config)
-    output = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.replace("\\\n", "").split())
     assert trainer.global_step == 2
     assert "ViT of 1 blocks of width 4 with " in output
     assert "Geometry of the loss" in output

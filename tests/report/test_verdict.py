@@ -13,7 +13,10 @@ from lightning_linf.report.shares import shares_sentence
 from lightning_linf.report.text import describe
 
 NO_ERROR = dict.fromkeys(DUAL_NORM, 0.0)
-OPEN = {"global": replace(SMOOTHNESS["global"], lower_increase=0.5)}
+OPEN = {  # as above, and with more products to come
+    name: SMOOTHNESS | {name: replace(SMOOTHNESS[name], lower_increase=0.5)}
+    for name in ("coordinate", "tensor", "global")
+}
 
 
 def point(dual, along, error=0.0, **changes):
@@ -33,13 +36,21 @@ def point(dual, along, error=0.0, **changes):
         (point(2.0, 0.5), "favours sgd", "Favours SGD's geometry, by both measures."),
         (point(4.0, 0.5), "mixed", "Mixed: the two measures contradict each other."),
         (point(2.0, 3.0), "mixed", "Mixed: the two measures contradict each other."),
-        (point(2.5, 3.0), "undecided", "Undecided: an error includes 1"),
-        (point(4.0, 3.0, error=0.6), "undecided", "Undecided: an error includes 1"),
-        (point(4.0, 3.0, error=math.inf), "undecided", "Undecided: an error includes 1"),
+        (point(2.5, 3.0), "undecided", "Undecided: the range by the largest curvature includes 1"),
+        (point(4.0, 3.0, error=0.6), "undecided", "Undecided: the error over batches includes 1"),
+        (point(4.0, 3.0, error=math.inf), "undecided", "the error over batches includes 1"),
         (point(4.0, 3.0, error=math.nan), "undecided", "is not known. Measure on several."),
         (point(4.0, 3.0, step_advantage_relative_error=None), "undecided", "is not known"),
         (point(4.0, -3.0), "undecided", "Undecided: the loss does not curve upwards along both"),
-        (point(4.0, 3.0, smoothness=SMOOTHNESS | OPEN), "not converged", "Not converged: global"),
+        (point(2.5, 3.0, smoothness=OPEN["global"]), "not converged", "Not converged: the range"),
+        (point(2.5, 3.0, smoothness=OPEN["coordinate"]), "not converged", "products could narrow"),
+        (point(2.5, 3.0, smoothness=OPEN["tensor"]), "undecided", "Undecided: the range by the"),
+        (point(2.5, 3.0, error=0.6, smoothness=OPEN["global"]), "undecided", "error over batches"),
+        (point(2.5, 3.0, error=math.nan, smoothness=OPEN["global"]), "undecided", "not known."),
+        (point(2.5, -3.0, smoothness=OPEN["global"]), "undecided", "does not curve upwards"),
+        (point(4.0, 3.0, smoothness=OPEN["global"]), "favours adam", "Favours Adam's geometry"),
+        (point(2.0, 0.5, smoothness=OPEN["coordinate"]), "favours sgd", "Favours SGD's geometry"),
+        (point(4.0, 0.5, smoothness=OPEN["global"]), "mixed", "Mixed: the two measures"),
         (point(4.0, 3.0, settings={"stage": "start"}), "too early", "loss has not left its start."),
         (point(4.0, 3.0, settings={"stage": "warm-up"}), "too early", "rate is still rising."),
         (point(4.0, 3.0, settings={"stage": "training"}), "favours adam", "Favours Adam's"),
@@ -54,11 +65,18 @@ def test_the_first_rule_that_applies_is_the_status(report, status, words):
 
 def test_the_evidence_is_the_step_with_its_interval_and_then_the_bracket():
     verdict = point(4.0, 3.0, error=math.log(2) / 1.96).verdict
-    assert "lowers the loss 3 (1.5 to 6 over batches) times as far" in verdict
+    assert "lowers the loss 3 (1.5 to 6 over batches) times as far as one of SGD's (l2)" in verdict
     assert "and 2 to 3.12 times by the largest that each can meet" in verdict
-    assert "3 (error over batches unknown) times" in point(4.0, 3.0, error=math.nan).verdict
+
+
+def test_what_has_no_error_comes_second_in_the_evidence_and_what_is_undefined_not_at_all():
+    bracket = "lowers the loss 2 to 3.12 times as far as one of SGD's (l2) by the largest curvature"
+    unknown = point(4.0, 3.0, error=math.nan).verdict
+    assert bracket in unknown
+    assert "and 3 times, with an unknown error over batches, by the curvature along" in unknown
     downwards = point(4.0, -3.0).verdict
-    assert "2 to 3.12 times as far as one of SGD's (l2) by the largest curvature" in downwards
+    assert bracket in downwards
+    assert "along each" not in downwards
 
 
 positive = st.floats(1e-3, 1e3)
@@ -100,13 +118,30 @@ def test_no_report_contradicts_itself_or_favours_what_is_not_shown(report):
     if status == "favours sgd":
         assert max(bracket.upper, step.upper) < 1
         assert report.step_advantage["coordinate"] < 1
-    if status.startswith("favours") or status == "mixed":
-        assert all(each.converged for each in ends)
+    if status == "not converged":
+        assert 1 in bracket
+        assert not all(each.converged for each in ends)
+    if status.startswith("favours") or status in ("mixed", "not converged"):
+        assert 1 not in step
         assert report.settings.get("stage") not in ("start", "warm-up")
         assert report.step_advantage_relative_error is not None
     assert "no forecast" in sentence or status == "undefined"
     for word in ("promise", "certain", "keep", "recommend"):
         assert word not in f"{sentence} {shares_sentence(report)}".lower()
+
+
+@settings(database=None, deadline=None, max_examples=200)
+@given(report=reports(), share=st.floats(0, 1))
+def test_more_products_change_no_verdict_but_those_that_the_bracket_leaves_open(report, share):
+    narrow = {}
+    for name, each in report.smoothness.items():
+        middle = math.sqrt(each.lower * each.operator_upper)
+        lower = each.lower ** (1 - share) * middle**share
+        upper = each.operator_upper ** (1 - share) * middle**share
+        narrow[name] = replace(each, lower=min(lower, upper), operator_upper=upper)
+    later = replace(report, smoothness=narrow)
+    if 1 not in report.advantage["coordinate"]:
+        assert later.verdict_status == report.verdict_status
 
 
 @settings(database=None, deadline=None, max_examples=100)

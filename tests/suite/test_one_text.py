@@ -45,7 +45,7 @@ def in_recipe(folder, monitor):
         recipe = importlib.import_module("training.summary")
     finally:
         sys.path.remove(str(RECIPES))
-    return recipe.geometry_sentence(monitor.history, monitor.last_report)
+    return " ".join(recipe.geometry_sentences(monitor.history, monitor.last_report))
 
 
 def in_tab(folder, monitor):
