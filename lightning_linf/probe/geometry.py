@@ -80,7 +80,8 @@ def measure_geometry(
         output_dims: For "row" and "column", as in :meth:`~lightning_linf.Partition.of`.
         fused_qkv: For "head", as there.
         num_probes: Probes for each partition's upper end, at least 4; 16 give the (1,1)-norm to
-            about a tenth. With no more parameters than probes all brackets are exact or nearly so.
+            about a tenth. With no more parameters than probes d products give all of the Hessian:
+            the (1,1)-norm is then exact, and each search for the ends of N(Phi) has 400 products.
         max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 33 for each
             partition, and 9 for "spectral". What a larger one has beyond goes to the ends of
             N(Phi), in equal shares, each of which stops once more would move its ends by no more
