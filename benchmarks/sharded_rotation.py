@@ -14,14 +14,13 @@ cores, seconds say little.
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from gloo_ranks import on_ranks
 from live_memory import peak_bytes
 from report_lines import linear_layers
 from stopwatch import heading, seconds_of
@@ -107,25 +106,17 @@ def main() -> None:
 
 def measure(num_ranks: int, width: int, rounds: int) -> dict[str, Taken]:
     """Measure both forms on some processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_run, (num_ranks, width, rounds, folder), nprocs=num_ranks)
-        found = torch.load(Path(folder) / "found.pt")
-    return {form: Taken(*numbers.tolist()) for form, numbers in found.items()}
+    found = on_ranks(num_ranks, _measure_forms, width, rounds)[0]
+    return {form: Taken(*numbers) for form, numbers in found.items()}
 
 
-def _run(rank: int, num_ranks: int, width: int, rounds: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=num_ranks
-    )
+def _measure_forms(rank: int, width: int, rounds: int) -> dict[str, list[float]]:
     found = {}
     for form, reparameterization in FORMS.items():
         taken = torch.tensor(_measure(rank, reparameterization, width, rounds))
         dist.all_reduce(taken, op=dist.ReduceOp.MAX)
-        found[form] = taken
-    if rank == 0:
-        torch.save(found, Path(folder) / "found.pt")
-    dist.destroy_process_group()
+        found[form] = taken.tolist()
+    return found
 
 
 def _measure(rank: int, reparameterization: Reparameterization, width: int, rounds: int) -> Taken:

@@ -2,15 +2,14 @@
 
 import ctypes
 import gc
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import traffic
+from gloo_ranks import on_ranks
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -52,31 +51,15 @@ class Found(NamedTuple):
 
 def measure(case: Case) -> Found:
     """Run one probe on ``case.num_ranks`` new processes."""
-    context = mp.get_context("fork")  # spawned ones would import torch again
-    with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            context.Process(target=_run, args=(rank, case, folder))
-            for rank in range(case.num_ranks)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-            if process.exitcode:
-                raise RuntimeError(f"sharding: a rank has failed with code {process.exitcode}.")
-        found = [Found(*torch.load(Path(folder) / f"{r}.pt")) for r in range(case.num_ranks)]
+    # Spawned ones would import torch again.
+    found = on_ranks(case.num_ranks, _probe_twice, case, start_method="fork")
     return Found(*(max(column) for column in zip(*found, strict=True)))
 
 
-def _run(rank: int, case: Case, folder: str) -> None:
+def _probe_twice(rank: int, case: Case) -> tuple[float, ...]:
     _return_freed_memory()
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=case.num_ranks
-    )
     _probe(rank, case._replace(width=8, rows=2))  # what is imported and started at first use
-    torch.save(tuple(_probe(rank, case)), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return tuple(_probe(rank, case))
 
 
 def _probe(rank: int, case: Case) -> Found:

@@ -254,9 +254,7 @@ class GeometryMonitor(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.release()
-        monitors = _monitors(trainer)
-        if monitors[0] is self and any(monitor.history for monitor in monitors):
-            self._do(trainer, closing(trainer))
+        self._close(trainer)
         if self._num_failures > 1:
             rank_zero_warn(
                 f"{type(self).__name__}: {self._num_failures} failures in all, and "
@@ -278,12 +276,15 @@ class GeometryMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self.release()
+        try:
+            self._close(trainer)
+        except Exception as error:  # with on_error="raise"; it must not hide the first one
+            rank_zero_warn(f"{type(self).__name__}: {error}")
+
+    def _close(self, trainer: Trainer) -> None:
         monitors = _monitors(trainer)
         if monitors[0] is self and any(monitor.history for monitor in monitors):
-            try:
-                self._do(trainer, closing(trainer))
-            except Exception as error:  # with on_error="raise"; it must not hide the first one
-                rank_zero_warn(f"{type(self).__name__}: {error}")
+            self._do(trainer, closing(trainer))
 
     def _do(self, trainer: Trainer, tasks: Tasks) -> None:
         for task, act in tasks:

@@ -1,5 +1,6 @@
 """The norm of a partition into blocks, its dual norm, and the direction in which they meet."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -75,6 +76,9 @@ class LabelledBlocks:
         labels: For each coordinate the number of its block, from 0 to B - 1. Shape: (d,), int64.
         name: Name of the partition, as it is reported.
 
+    Raises:
+        ValueError: If a number from 0 to the largest is not there, or one is negative.
+
     Example:
         >>> blocks = LabelledBlocks(torch.tensor([0, 1, 0]))
         >>> blocks.block_sum(torch.tensor([1.0, 2.0, 3.0]))
@@ -85,8 +89,15 @@ class LabelledBlocks:
     is_identity = False
 
     def __init__(self, labels: Tensor, name: str = "labelled") -> None:
+        numbers = torch.unique(labels)
+        if not torch.equal(numbers, torch.arange(len(numbers), device=numbers.device)):
+            raise ValueError(
+                f"LabelledBlocks: expected `labels` with every number from 0 to B - 1, got "
+                f"{len(numbers)} different ones from {int(numbers[0])} to {int(numbers[-1])}. "
+                "Number them anew: labels.unique(return_inverse=True)[1]."
+            )
         self.labels, self.name = labels, name
-        self.num_params, self.num_blocks = len(labels), int(labels.max()) + 1
+        self.num_params, self.num_blocks = len(labels), len(numbers)
 
     def block_sum(self, values: Tensor) -> Tensor:
         """Add the entries of each block. Shapes: (..., d) -> (..., B)."""
@@ -105,8 +116,9 @@ class LabelledBlocks:
         """Cut the coordinates into pieces of at most ``most``, which keep the numbers of blocks."""
         for start in range(0, self.num_params, most):
             part = slice(start, min(start + most, self.num_params))
-            piece = LabelledBlocks(self.labels[part], self.name)
-            piece.num_blocks = self.num_blocks
+            piece = copy.copy(self)
+            piece.labels = self.labels[part]
+            piece.num_params = len(piece.labels)
             yield part, piece
 
 

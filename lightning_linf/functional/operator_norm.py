@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lightning_linf.functional.blocks import Blocks, require_vector
+from lightning_linf.functional.blocks import Blocks, dual_direction, require_vector
 from lightning_linf.functional.certificate import given_shares, to_shares
 from lightning_linf.functional.lambda_max import NUM_KEPT, lanczos
 from lightning_linf.functional.norm_search import LEAST_BUDGET, Search
@@ -115,14 +115,15 @@ def operator_norm(
     while search.left >= LEAST_BUDGET and search.upper > search.best.value * (1 + tol):
         # Once both ends of Lambda have met, only the lower end of N can be bettered.
         search.round(is_open=search.upper > search.adaptive * (1 + tol))
-    best, adaptive = search.best, search.adaptive
+    best, adaptive, direction = search.best, search.adaptive, search.best_direction()
     return OperatorNorm(
         lower=best.value,
         upper=max(search.upper, adaptive),  # where they meet, rounding may put it below
         adaptive_lower=adaptive,
         lower_increase=best.increase,
         upper_residual=search.residual,
-        direction=search.best_direction(),
+        # Where H is zero no ascent has moved from ``start``, whose norm may be any.
+        direction=direction if best.value > 0 else dual_direction(direction, blocks),
         shares=to_shares(bring_back(search.scale, search.like.device), blocks),
         num_hvps=max_hvps - search.left,
     )

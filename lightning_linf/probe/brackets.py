@@ -162,9 +162,11 @@ def _tighten(smoothness: dict[str, BlockSmoothness], partitions: Sequence[Partit
             if coarse.num_blocks >= fine.num_blocks or not fine.refines(coarse):
                 continue
             below, above = smoothness[fine.name], smoothness[coarse.name]
-            smoothness[coarse.name] = replace(
+            smoothness[coarse.name] = above = replace(
                 above,
                 lower=max(above.lower, below.lower),
+                # Where ends meet, as for equal norms, rounding may put them in the wrong order.
+                operator_upper=max(above.operator_upper, below.adaptive_lower),
                 upper=max(above.upper, below.lower),
                 adaptive_lower=max(above.adaptive_lower, below.adaptive_lower),
             )

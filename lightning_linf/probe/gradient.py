@@ -58,11 +58,7 @@ def measure_gradient(
     if last_step is not None and any_nonzero(last_step):
         earlier = landscape.gradient(-last_step)  # first: no evaluation may follow a kept graph
     gradient = landscape.gradient()
-    if not all_finite(gradient):
-        raise ProbeError(
-            "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
-            "for a square root, logarithm or norm at zero in the loss."
-        )
+    require_finite_gradient(gradient)
     secant = None
     if earlier is not None and last_step is not None:
         secant = secants(earlier, gradient, last_step, partitions)
@@ -88,3 +84,12 @@ def measure_gradient(
         each=each,
         whole=whole,
     )
+
+
+def require_finite_gradient(gradient: Tensor) -> None:
+    """Raise a ProbeError if a gradient has inf or NaN."""
+    if not all_finite(gradient):
+        raise ProbeError(
+            "probe: expected a finite gradient, got inf or NaN although the loss is finite. Look "
+            "for a square root, logarithm or norm at zero in the loss."
+        )

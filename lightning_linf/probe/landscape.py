@@ -31,7 +31,6 @@ from lightning_linf.probe.functional_module import FunctionalModule, Mode
 from lightning_linf.probe.loss_check import check_loss
 from lightning_linf.probe.mean_products import MeanProducts
 from lightning_linf.probe.memory_by_phase import Plan, ProbeMemory
-from lightning_linf.probe.parallel_loss import require_parallel_loss
 from lightning_linf.probe.parameters import ParameterVector
 from lightning_linf.probe.simulation import largest_graph
 from lightning_linf.probe.wrappers import unwrap
@@ -247,23 +246,8 @@ class Landscape:
         Raises:
             ProbeError: See :func:`~lightning_linf.probe.loss_check.check_loss`, which says how.
         """
-        shards = self.parameters.shards
-        alone = Ranks(None, self.parameters.device)
-
-        def evaluate(vector: ParameterVector, offset: Tensor | None) -> tuple[list[Tensor], Tensor]:
-            leaves, loss = self._function.evaluate(0, offset, vector)
-            return leaves, loss if shards is None else loss / shards.num_ranks
-
-        def check() -> str | None:
-            self._derivatives.forget()
-            ranks = alone if shards is None else self.ranks
-            if self._function.is_tensor_parallel and self.mode == "eval":
-                require_parallel_loss(self._function)
-            remark = check_loss(evaluate, self.parameters, ranks)
-            self._function.free_copies()
-            return remark
-
-        return self.ranks.together(check)
+        self._derivatives.forget()
+        return self.ranks.together(partial(check_loss, self._function, self.ranks))
 
     def memory(self, num_probes: int, num_partitions: int) -> ProbeMemory:
         """Say what a measurement takes here: :func:`~lightning_linf.probe.probe_memory`."""

@@ -21,6 +21,8 @@ from lightning_linf.probe.autograd_graph import (
     gradients_of,
     graph_traits,
 )
+from lightning_linf.probe.functional_module import FunctionalModule
+from lightning_linf.probe.parallel_loss import require_parallel_loss
 from lightning_linf.probe.parameters import ParameterVector
 
 _T = TypeVar("_T")
@@ -66,8 +68,8 @@ class _Verdict(NamedTuple):
     mismatch: _Mismatch | None = None  # None if no two steps show the same one
 
 
-def check_loss(evaluate: Evaluate, vector: ParameterVector, ranks: Ranks) -> str | None:
-    """Evaluate the loss twice, and compare a product H v with differences of its gradient.
+def check_loss(function: FunctionalModule, ranks: Ranks) -> str | None:
+    """Evaluate the first loss twice, and compare a product H v with differences of its gradient.
 
     They are compared near the present point along one random direction, in which every parameter
     that has a gradient moves by the same share of its size. A mismatch counts if two steps of
@@ -76,9 +78,9 @@ def check_loss(evaluate: Evaluate, vector: ParameterVector, ranks: Ranks) -> str
     these disagree, up to 14 gradients more, in float64.
 
     Args:
-        evaluate: What gives leaves and loss.
-        vector: Of the parameters.
-        ranks: That check one loss together, where vectors are shards; otherwise this one alone.
+        function: Entered. Its graphs must be gone.
+        ranks: All of them. They check one loss together where vectors are shards; otherwise each
+            checks its own.
 
     Returns:
         A remark if they differ because gradients are stopped (a detach, a straight-through
@@ -90,10 +92,24 @@ def check_loss(evaluate: Evaluate, vector: ParameterVector, ranks: Ranks) -> str
             of the gradient differs from H v otherwise, by more than 1 % (5 % for a module that
             computes in float32 even if its parameters and batch are float64).
     """
+    if function.is_tensor_parallel and function.mode == "eval":
+        require_parallel_loss(function)
+    vector, shards = function.parameters, function.parameters.shards
+
+    def evaluate(vector: ParameterVector, offset: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        leaves, loss = function.evaluate(0, offset, vector)
+        return leaves, loss if shards is None else loss / shards.num_ranks
+
     sizes = _same_loss(evaluate, vector)
+    ranks = Ranks(None, vector.device) if shards is None else ranks
     mismatch = _mismatch(evaluate, vector, sizes, ranks)
-    if mismatch is None:
-        return None
+    remark = None if mismatch is None else _remark(mismatch, evaluate, vector)
+    function.free_copies()
+    return remark
+
+
+def _remark(mismatch: _Mismatch, evaluate: Evaluate, vector: ParameterVector) -> str:
+    """Say what a mismatch means if something is detached; else raise a RefusedLossError."""
     parameters, loss = evaluate(vector, None)
     check_graph(loss, gradients_of(loss, parameters), vector.originals)  # which may know the cause
     if mismatch.is_detached:

@@ -12,6 +12,7 @@ from lightning_linf.functional.noise import noise_compute
 from lightning_linf.functional.noise_sums import NoiseSums, noise_init, noise_merge, noise_update
 from lightning_linf.functional.vector_shards import num_here
 from lightning_linf.partition import Partition
+from lightning_linf.probe.gradient import require_finite_gradient
 from lightning_linf.probe.landscape import Landscape
 from lightning_linf.probe.partitions import on_shards
 from lightning_linf.report import NoiseReport
@@ -28,7 +29,7 @@ def measure_noise(landscape: Landscape, partitions: Sequence[Partition]) -> Meas
     """Measure the noise in the gradients of the batches of all ranks, at one gradient for each.
 
     Raises:
-        ProbeError: If there are fewer than two batches in all.
+        ProbeError: If there are fewer than two batches in all, or a gradient is not finite.
     """
     partitions = on_shards(partitions, landscape.parameters.device)
     sums = noise_of_batches(landscape)
@@ -50,12 +51,17 @@ def noise_of_batches(landscape: Landscape) -> NoiseSums:
     """Gather the gradient of each batch of each rank in sums of 4 d numbers, or shards of them.
 
     Raises:
-        ProbeError: If there are fewer than two batches in all.
+        ProbeError: If there are fewer than two batches in all, or a gradient is not finite.
     """
     vector, ranks = landscape.parameters, landscape.batch_ranks
     turn, dim = ranks.rank % 2, num_here(vector.num_params)
     sums = landscape.ranks.together(lambda: noise_init(dim, vector.like, turn))
-    landscape.each_gradient(lambda gradient, weight: noise_update(sums, gradient, weight))
+
+    def add(gradient: Tensor, weight: float) -> None:
+        require_finite_gradient(gradient)
+        noise_update(sums, gradient, weight)
+
+    landscape.each_gradient(add)
     sums = over_ranks(sums, ranks)
     if not sums.counts.sum() > 0:
         raise ProbeError(

@@ -123,6 +123,12 @@ def test_results_are_float32_or_wider(function):
         assert function(x.double(), labelled(labels)).dtype == torch.float64
 
 
+@pytest.mark.parametrize("labels", [[0, 0, 2], [1, 1, 2], [-1, 0, 1]])
+def test_labels_that_leave_out_a_number_are_refused(labels):
+    with pytest.raises(ValueError, match=r"expected `labels` with every number from 0 to B - 1"):
+        labelled(labels)
+
+
 @pytest.mark.parametrize(
     ("function", "argument"), [(block_norm, "x"), (dual_block_norm, "g"), (dual_direction, "g")]
 )

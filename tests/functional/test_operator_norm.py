@@ -415,8 +415,10 @@ def test_float32_products_whose_squares_underflow_are_not_silently_wrong(kind):
 @pytest.mark.parametrize("kind", [*PARTITIONS, "global"])
 def test_zero_matrix_is_between_zero_and_zero(kind):
     labels = torch.zeros(20, dtype=torch.int64) if kind == "global" else PARTITIONS[kind](20)
-    result = operator_norm(torch.zeros_like, normal(20), partition_of(labels))
+    partition = partition_of(labels)
+    result = operator_norm(torch.zeros_like, 3 * normal(20), partition)
     assert (result.lower, result.upper) == (0.0, 0.0)
+    assert float(block_norm(result.direction, partition)) <= 1 + ROUNDING
     assert result.adaptive_lower == result.upper_residual == result.lower_increase == 0.0
     assert result.num_hvps <= 5  # one step of each ascent, and one of Lanczos
     assert result.shares.isfinite().all()

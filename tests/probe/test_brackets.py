@@ -141,6 +141,19 @@ def test_rank_one_quadratic_has_the_square_of_the_dual_norm_in_every_partition(s
         torch.testing.assert_close(block.operator_upper, exact, rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("num_probes", [16, 64])
+def test_ends_that_meet_are_in_order_whatever_their_rounding(num_probes):
+    # N is the same for all partitions, (sum of entries)^2, and so are both of its ends.
+    for seed in range(8):
+        a = normal(DIM).float().mean().expand(DIM)
+        module = Quadratic(torch.outer(a, a))
+        report = measure(module, partitions=NAMES, num_probes=num_probes, seed=seed)
+        for block in report.smoothness.values():
+            assert block.lower <= block.adaptive_lower <= block.operator_upper
+        advantage = report.advantage["coordinate"]
+        assert advantage.lower <= advantage.upper
+
+
 def test_low_rank_quadratic_is_bracketed_in_every_partition():
     factor = normal(DIM, 3)
     module = Quadratic(factor @ torch.diag(torch.tensor([3.0, -2.0, 1.0])).double() @ factor.T)

@@ -340,10 +340,13 @@ def test_unknown_mode_is_refused():
         measure_geometry(module, [batch], loss=loss, mode="test")
 
 
-def test_gradient_that_is_not_finite_is_refused():
+@pytest.mark.parametrize("num_batches", [1, 2])  # two are asked for their noise first
+def test_gradient_that_is_not_finite_is_refused(num_batches):
     module = nn.Linear(2, 1, bias=False).double()
     nn.init.zeros_(module.weight)
     with pytest.raises(ProbeError, match="expected a finite gradient, got inf or NaN"):
         measure_geometry(
-            module, [torch.ones(1, 2).double()], loss=lambda m, x: m(x).abs().sqrt().sum()
+            module,
+            [torch.ones(1, 2).double()] * num_batches,
+            loss=lambda m, x: m(x).abs().sqrt().sum(),
         )

@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import multiprocessing.util
+import os
 import re
 import runpy
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 import lightning_linf
 
@@ -204,6 +207,24 @@ def test_scaling_prints_every_table_and_its_exponents(printed):
     text = "\n".join(printed("scaling", "--tiny"))
     for varied in ("d", "probes", "blocks", "ranks"):
         assert re.search(rf"~ {varied} \^ -?\d+\.\d\d \+- ", text), varied
+
+
+def test_ranks_of_benchmarks_give_what_they_return_and_end_before_python_takes_itself_apart(load):
+    def double(rank, number):
+        multiprocessing.util.Finalize(None, os.abort, exitpriority=0)  # for when Python ends
+        return {"rank": rank, "double": 2 * number}
+
+    found = load("gloo_ranks").on_ranks(2, double, 21, start_method="fork")
+    assert found == [{"rank": 0, "double": 42}, {"rank": 1, "double": 42}]
+
+
+def test_an_exception_on_a_rank_of_a_benchmark_is_raised(load):
+    def fail(rank):
+        assert rank != 1, "this one fails"
+        torch.distributed.barrier()
+
+    with pytest.raises(ProcessRaisedException, match=r"Process 1 .*\n.*(\n.*)+this one fails"):
+        load("gloo_ranks").on_ranks(2, fail, start_method="fork")
 
 
 @pytest.mark.slow

@@ -21,8 +21,9 @@ def _on_path(monkeypatch):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     known = set(sys.modules)
     yield
-    for name in {"sharding", "sharding_model", "sharding_ranks", "traffic", "write_scaling",
-                 "sharding_graph", "stopwatch"} & (set(sys.modules) - known):  # fmt: skip
+    names = {"sharding", "sharding_model", "sharding_ranks", "gloo_ranks", "traffic"}
+    names |= {"write_scaling", "sharding_graph", "stopwatch"}
+    for name in names & (set(sys.modules) - known):
         del sys.modules[name]
 
 

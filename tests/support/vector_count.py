@@ -23,7 +23,7 @@ PHASES = {
     "entering": [(f"{PROBE}.landscape", "Landscape.__enter__")],
     "loss check": [(f"{PROBE}.landscape", "Landscape.check")],
     "gradient": [(f"{PROBE}.landscape", "Landscape.gradient")],
-    "noise": [(f"{PROBE}.measure", "measure_noise")],
+    "noise": [(f"{PROBE}.noise", "measure_noise")],
     "product": [
         (f"{PROBE}.landscape", "Landscape.hvp"),
         (f"{PROBE}.landscape", "Landscape.curvatures"),
