@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
@@ -40,6 +41,14 @@ class LastStep:
         """Whether the gradient scaler has left out the step because of overflowing gradients."""
         scale = loss_scale(trainer)
         return scale is not None and self._scale_before is not None and scale < self._scale_before
+
+    def has_changed(self, parameter: nn.Parameter) -> bool:
+        """Whether the step has changed this rank's part of a parameter, or added it."""
+        before = self._before.get(id(parameter))
+        if before is None:
+            return True
+        now = local(parameter.detach())
+        return not torch.equal(now, local(before).to(now.device))
 
     def ends(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
         """Give this rank's parts of parameters, and the copies of them from before the step.

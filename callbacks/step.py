@@ -193,7 +193,11 @@ class StepMonitor(ProbingMonitor):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> StepLineReport | None:
         ranks = Ranks(sum_over_ranks(trainer), pl_module.device)
-        moved = list(self.moved_parameters(trainer, pl_module))
+        moved = [
+            p
+            for p in self.moved_parameters(trainer, pl_module)
+            if p.requires_grad or self._last_step.has_changed(p)
+        ]
         forward = ranks.together(
             lambda: ForwardLoss(
                 pl_module,

@@ -36,7 +36,7 @@ def critical_bracket(losses: Mapping[float, float]) -> tuple[float, float]:
 def next_multiple(losses: Mapping[float, float], *, whole: bool = False) -> float:
     r"""Choose the next multiple of a step to evaluate.
 
-    First 1, 0 and 2, for slope and curvature at the end of the step, and a fourth one near these,
+    First 0, 1 and 2, for slope and curvature at the end of the step, and a fourth one near these,
     which tells the roughness of the loss. Then the end of the decrease
     is searched: the mean slope :math:`s(c) = (L(c) - L(0)) / c` is linear in c for a parabola, so
     the root of the line through two of its values is where the loss is expected to be back at its
@@ -52,7 +52,7 @@ def next_multiple(losses: Mapping[float, float], *, whole: bool = False) -> floa
         The multiple times the learning rate is the critical learning rate, and 2 over it the
         critical sharpness: arXiv:2601.16979, which doubles the multiple and bisects.
     """
-    for first in (1.0, 0.0, 2.0):
+    for first in (0.0, 1.0, 2.0):
         if first not in losses:
             return first
     if len(losses) == 3:

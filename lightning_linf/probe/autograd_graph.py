@@ -36,7 +36,7 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ..
     for gradient in gradients:
         if gradient is not None:
             _require_dense(gradient)
-    _require_any(any(gradient is not None for gradient in gradients))
+    _require_any(any(gradient is not None for gradient in gradients), loss)
     return tuple(
         torch.zeros_like(p) if gradient is None else gradient
         for p, gradient in zip(parameters, gradients, strict=True)
@@ -60,7 +60,7 @@ def add_gradients(
         ProbeError: As :func:`gradients_of`.
     """
     num_added = _add_derivatives([loss], [None], parameters, sums, share, retain_graph=retain_graph)
-    _require_any(num_added > 0)
+    _require_any(num_added > 0, loss)
 
 
 class GradientRoots:
@@ -149,8 +149,10 @@ def _require_dense(gradient: Tensor) -> None:
         )
 
 
-def _require_any(is_reached: bool) -> None:
+def _require_any(is_reached: bool, loss: Tensor) -> None:
     if not is_reached:
+        for node, _ in nodes_of([loss]):
+            _refuse_reentrant(node)
         raise ProbeError(
             "probe: the loss depends on none of the parameters as attributes of the module hold "
             "them, so it has no landscape. Compute it from these, not from a copy of the module."
@@ -208,6 +210,7 @@ def check_graph(
     - A node that cannot be differentiated again. Autograd raises only where it lies between
       gradient and parameter; that of a ``once_differentiable`` function leads nowhere and would be
       left out without a word.
+    - A reentrant checkpoint, whose parameters gradients with respect to given tensors do not reach.
     - Weight normalisation by torch's fused kernel, called past torch's own ``weight_norm``.
     - A parameter itself where its copy should be: the module keeps it somewhere out of sight.
 
@@ -222,6 +225,7 @@ def check_graph(
                 f"once_differentiable function, below {user} in the graph of the gradient). Use a "
                 "version in plain PyTorch for the probe, e.g. by defining probe_loss(batch)."
             )
+        _refuse_reentrant(node)
         if node.name().startswith("WeightNormInterfaceBackward"):
             raise ProbeError(
                 "probe: torch's fused weight_norm has a wrong second derivative. Write the "
@@ -234,6 +238,15 @@ def check_graph(
                 "module (through a closure, a tuple or a global), so its part in the landscape "
                 "would be lost. Take it from an attribute, or define probe_loss(batch) that does."
             )
+
+
+def _refuse_reentrant(node: Any) -> None:
+    if node.name() == "CheckpointFunctionBackward":
+        raise ProbeError(
+            "probe: expected no reentrant checkpoint in the loss, but there is one, and gradients "
+            "of what lies inside it cannot be taken one by one. Use torch.utils.checkpoint with "
+            "use_reentrant=False, or define probe_loss(batch) without it."
+        )
 
 
 def nodes_of(tensors: Sequence[Tensor]) -> Iterator[tuple[Any, str]]:

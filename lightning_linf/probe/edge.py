@@ -101,7 +101,7 @@ def measure_edge(
         >>> round(report.edge, 3), round(report.largest_stable_lr, 3)  # 0.1 * 10 / 2; 2 / 10
         (0.5, 0.2)
     """
-    module, optimizer = unwrap("measure_edge", module), unwrap_optimizer(optimizer)
+    module, optimizer = unwrap("measure_edge", module), unwrap_optimizer("measure_edge", optimizer)
     check_callable("measure_edge", "on_hvps", on_hvps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     landscape = Landscape(

@@ -2,8 +2,8 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import accumulate
 from types import TracebackType
@@ -38,7 +38,7 @@ class ForwardLoss:
 
     Frozen parameters, which ``training_step`` might change in place (a teacher), are copied, too,
     unless there are more of them than of moved ones (a base under adapters): then it is checked
-    that they have not changed.
+    that they have not changed. That moved ones have not is checked, too.
 
     Args:
         module: What has the loss; under a wrapper, the module inside it.
@@ -82,6 +82,7 @@ class ForwardLoss:
         self._ranks, self._run, self._is_wrapped = ranks, run, is_wrapped
         self._output, self._source = find_output(module, loss)
         self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
+        self._takes_gradients = False
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
@@ -90,10 +91,16 @@ class ForwardLoss:
                 untouched(self._module, refuse_iterators=self._calls_training_step)
             )
             self._trainer_state = TrainerState(
-                self._module, state.training_parts, is_wrapped=self._is_wrapped
+                self._module,
+                state.training_parts,
+                is_wrapped=self._is_wrapped,
+                keeps_parameters=True,
             )
             self._state = state
-            self._saved, self._watched = _save_fixed(state, self._moved)
+            self._saved, self._watched = _save_fixed(
+                state, self._moved, is_wrapped=self._is_wrapped
+            )
+            self._places = [*_places(self._watched), *_places(self._moved)]
             exits.callback(self._restore)
             self._print = _fingerprint(self._watched)
             self._exits = exits.pop_all()
@@ -107,8 +114,11 @@ class ForwardLoss:
     ) -> None:
         self._exits.close()
 
-    def mean(self, prepare: Callable[[], object]) -> float:
+    def mean(self, prepare: Callable[[], object], *, is_kept: bool = True) -> float:
         """Call ``prepare``, which may move parameters, and evaluate the loss of all batches.
+
+        ``is_kept`` says whether somebody can put the moved parameters back if the loss changes
+        them; if not, such a loss is a RestoreError instead of a ProbeError.
 
         A failure on one rank is a failure on all, unless it happens where the others wait within
         the forward pass of a sharded module.
@@ -118,7 +128,7 @@ class ForwardLoss:
             prepare()
             batches = enumerate(self._batches)
             weighted = [(self._weight(batch), index) for index, batch in batches]
-            pairs = [(w, self._evaluate(index)) for w, index in weighted]
+            pairs = [(w, self._evaluate(index, is_kept)) for w, index in weighted]
             counted = [(w, loss) for w, loss in pairs if w > 0]
             self.weights = [w for w, _ in counted]
             self.losses.append([loss for _, loss in counted])
@@ -141,7 +151,19 @@ class ForwardLoss:
             raise ProbeError(f"probe: expected a batch of finite weight >= 0, got {weight}.")
         return weight
 
-    def _evaluate(self, index: int) -> float:
+    def _evaluate(self, index: int, is_kept: bool) -> float:
+        if not self._takes_gradients:
+            try:
+                return self._evaluate_under(torch.no_grad(), index, is_kept)
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+            self._takes_gradients = True  # on its way, as a gradient penalty does
+        return self._evaluate_under(torch.enable_grad(), index, is_kept)
+
+    def _evaluate_under(
+        self, grad_mode: AbstractContextManager[object], index: int, is_kept: bool
+    ) -> float:
         self._state.rewind()
         self._restore()
         for part in self._module.modules():
@@ -151,10 +173,17 @@ class ForwardLoss:
         seed_everything(derive_seed("landscape", self._seed, index), device)
         batch = copy_batch(self._batches[index], partial(clone_tensor, dtype=None))
         batch = move_data_to_device(batch, getattr(self._module, "device", device))
-        with self._trainer_state.unchanged(), torch.no_grad():
-            output = self._run(self._output, batch, self._indices[index])
+        versions = [p._version for p in self._moved]
+        try:
+            with self._trainer_state.unchanged(), grad_mode:
+                output = self._run(self._output, batch, self._indices[index])
+        finally:
+            has_other_memory = _put_back(self._places)
+            is_changed = versions != [p._version for p in self._moved] and not self._is_wrapped
+        if has_other_memory or is_changed:
+            self._refuse_changes(is_kept or not is_changed)
         self._require_fixed()
-        loss = scalar_of(output, self._source)
+        loss = scalar_of(output, self._source).detach()
         loss = loss.full_tensor() if is_sharded(loss) else loss
         self.resolution = torch.finfo(loss.dtype).eps
         return loss.item()
@@ -166,6 +195,13 @@ class ForwardLoss:
                 f"{'; '.join(failures)}. Define probe_loss(batch) that does not change them."
             )
 
+    def _refuse_changes(self, is_kept: bool) -> None:
+        error = ProbeError if is_kept else RestoreError
+        raise error(
+            "probe: expected a loss that leaves parameters as they are, but evaluating it changed "
+            "some in place. Define probe_loss(batch) that returns the loss and changes nothing."
+        )
+
     def _require_fixed(self) -> None:
         if _fingerprint(self._watched) != self._print:
             raise RestoreError(
@@ -176,8 +212,8 @@ class ForwardLoss:
 
 
 def _save_fixed(
-    state: ModuleState, moved: Collection[nn.Parameter]
-) -> tuple[SavedTensors, list[Tensor]]:
+    state: ModuleState, moved: Collection[nn.Parameter], *, is_wrapped: bool
+) -> tuple[SavedTensors, list[nn.Parameter]]:
     """Copy buffers, and parameters that are not moved or else list these."""
     places = sorted(_place(p) for p in moved)
     starts = [start for start, _ in places]
@@ -192,13 +228,31 @@ def _save_fixed(
     fixed = {key: t for key, t in fixed.items() if not is_moved(t)}
     frozen = {key: t for key, t in fixed.items() if isinstance(t, nn.Parameter)}
     names = {id(t): str(key) for _, key, t in state.places}
-    watched = []
+    watched: list[nn.Parameter] = []
     if sum(map(_num_bytes, frozen.values())) > sum(map(_num_bytes, moved)):
-        watched = [local(t.detach()) for t in frozen.values()]
+        watched = list(frozen.values())
         fixed = {key: t for key, t in fixed.items() if key not in frozen}
     saved = SavedTensors()
-    saved.add((names[key], local(t.detach())) for key, t in fixed.items())
+    # A tensor itself if it can be: evaluating the loss may give it other memory (`p.data = ...`).
+    parts = {k: local(t.detach()) if is_wrapped or is_sharded(t) else t for k, t in fixed.items()}
+    saved.add((names[key], part) for key, part in parts.items())
     return saved, watched
+
+
+def _places(parameters: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Give parameters with the memory that they have; those of wrappers and shards come and go."""
+    pairs = ((p, p.data) for p in parameters)
+    return [(p, data) for p, data in pairs if type(data) is Tensor]
+
+
+def _put_back(places: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Give parameters their memory back, and say whether any had other memory."""
+    has_other = False
+    for parameter, data in places:
+        if parameter.data_ptr() != data.data_ptr() or parameter.shape != data.shape:
+            parameter.data = data
+            has_other = True
+    return has_other
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
@@ -214,6 +268,7 @@ def _num_bytes(tensor: Tensor) -> int:
 def _fingerprint(tensors: Sequence[Tensor]) -> list[int]:
     """Add up the bits of tensors, as whole numbers modulo 2**64."""
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    reals = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+    parts = [local(t.detach()) for t in tensors]
+    reals = [torch.view_as_real(t) if t.is_complex() else t for t in parts]
     sums = [t.contiguous().view(kinds[t.element_size()]).sum(dtype=torch.int64) for t in reals]
     return [int(each) for each in sums]

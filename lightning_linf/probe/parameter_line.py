@@ -40,8 +40,15 @@ class ParameterLine:
         self._num_swapped = 0
 
     def move(self, multiple: float) -> None:
-        """Move the tensors to a multiple of the step; not back to 1, which :meth:`restore` does."""
-        assert multiple != 1.0  # the direction would be lost
+        """Move the tensors to a multiple of the step; to 1 only from 0, by exact copies."""
+        if multiple == self.multiple:
+            return
+        if multiple == 1.0:
+            assert self.multiple == 0.0  # from elsewhere the direction would be lost
+            for live, kept in reversed(self._pieces):
+                self._swap_back(live, kept)
+            self.multiple = 1.0
+            return
         if self.multiple == 1.0:
             for live, kept in self._pieces:
                 self._swap(live, kept)
@@ -64,6 +71,12 @@ class ParameterLine:
         kept.copy_(live)
         self._num_swapped += 1  # from here on `kept` has the bits
         live.copy_(before)
+
+    def _swap_back(self, live: Tensor, kept: Tensor) -> None:
+        before = live.clone()
+        live.copy_(kept)
+        self._num_swapped -= 1  # `live` has the bits again
+        kept.copy_(before)
 
 
 def _in_pieces(tensor: Tensor, copy: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

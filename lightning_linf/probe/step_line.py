@@ -50,15 +50,15 @@ def measure_step_line(
 
     def prepare(multiple: float) -> None:
         on_forward()
-        if multiple != 1.0:
-            line.move(multiple)
+        line.move(multiple)
 
     ranks.start()
     with forward:
         try:
             while len(losses) < max_forwards:
                 multiple = next_multiple(losses, whole=whole)
-                losses[multiple] = forward.mean(partial(prepare, multiple))
+                is_kept = multiple != 1.0  # the line has the bits of 1, from 0 on
+                losses[multiple] = forward.mean(partial(prepare, multiple), is_kept=is_kept)
                 if multiple == 0.0 and not ranks.agree(None, float(line.has_moved))[0]:
                     return None
                 if multiple == 0.0 and not math.isfinite(losses[0.0]):

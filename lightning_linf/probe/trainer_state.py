@@ -32,6 +32,7 @@ class TrainerState:
             without a trainer.
         is_wrapped: A wrapper moves parameters and their gradients to other memory in a forward
             pass, so it is not told from versions whether these have changed.
+        keeps_parameters: The caller watches parameters itself, and puts them back.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class TrainerState:
         held: Sequence[Optimizer | LRScheduler] = (),
         *,
         is_wrapped: bool = False,
+        keeps_parameters: bool = False,
     ) -> None:
-        self._is_wrapped = is_wrapped
+        self._watches_gradients = not is_wrapped
+        self._watches_parameters = not (is_wrapped or keeps_parameters)
         self._containers: list[Any] = []
         self._slots: list[tuple[Any, str]] = []
         self._small: list[tuple[str, Tensor]] = []
@@ -74,7 +77,10 @@ class TrainerState:
         small = SavedTensors()  # copied, for BatchNorm changes its statistics without a new version
         small.add(self._small)
         versions = [t._version for _, t in self._large]
-        optimizers = [_OptimizerState(each, self._is_wrapped) for each in self._optimizers]
+        optimizers = [
+            _OptimizerState(each, self._watches_parameters, self._watches_gradients)
+            for each in self._optimizers
+        ]
         try:
             yield
         finally:
@@ -138,9 +144,12 @@ class TrainerState:
 class _OptimizerState:
     """Parameters, gradients, moments and counts of an optimizer, before an evaluation."""
 
-    def __init__(self, optimizer: Optimizer, is_wrapped: bool) -> None:
+    def __init__(
+        self, optimizer: Optimizer, watches_parameters: bool, watches_gradients: bool
+    ) -> None:
         self._optimizer = optimizer
-        self._is_wrapped = is_wrapped
+        self._watches_parameters = watches_parameters
+        self._watches_gradients = watches_gradients
         self._params = _parameters(optimizer)
         self._gradients = [p.grad for p in self._params]
         self._values = self._present()
@@ -158,8 +167,9 @@ class _OptimizerState:
 
     def _present(self) -> list[Any]:
         states = [s for s in self._optimizer.state.values() if isinstance(s, dict)]
-        moving = [] if self._is_wrapped else [*self._params, *self._gradients]
-        return [*moving, *(value for s in states for value in s.values())]
+        parameters = self._params if self._watches_parameters else []
+        gradients = self._gradients if self._watches_gradients else []
+        return [*parameters, *gradients, *(value for s in states for value in s.values())]
 
 
 def _parts(trainer: Any) -> list[Any]:

@@ -30,12 +30,20 @@ def unwrap(caller: str, module: nn.Module) -> nn.Module:
     return module
 
 
-def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Give the optimizer inside of what Fabric or Accelerate made of it, or this one."""
+def unwrap_optimizer(caller: str, optimizer: Optimizer) -> Optimizer:
+    """Give the optimizer inside of what Fabric or Accelerate made of it, or this one.
+
+    Raises:
+        ValueError: If it is no optimizer.
+    """
     while any(kind.__name__ in _OPTIMIZERS for kind in type(optimizer).__mro__):
         inner = optimizer.optimizer  # type: ignore[attr-defined]  # of both wrappers
         assert isinstance(inner, Optimizer)
         optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(
+            f"{caller}: expected `optimizer` to be a torch.optim.Optimizer, got {optimizer!r}."
+        )
     return optimizer
 
 

@@ -120,7 +120,7 @@ class GeometryRecorder:
             inner = unwrap("GeometryRecorder", module)
             chosen = None
             if optimizer is not None:
-                optimizer = unwrap_optimizer(optimizer)
+                optimizer = unwrap_optimizer("GeometryRecorder", optimizer)
                 chosen = [p for group in optimizer.param_groups for p in group["params"]]
             self._follow(loss, optimizer)
             parameters = trainable_parameters(inner, chosen)

@@ -86,6 +86,8 @@ def edge_scalars_of(report: EdgeReport) -> dict[str, float]:
 def edge_columns_of(report: EdgeReport) -> dict[str, list[float]]:
     """Give what a record keeps of each parameter tensor: its part of the last step."""
     rows = report.per_tensor.values()
+    if not rows:  # no step was made
+        return {}
     return {
         quantities.STEP_GAIN.name: [row.gain for row in rows],
         quantities.BEST_STEP_MULTIPLE.name: [row.best_multiple for row in rows],

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from types import NoneType
 from typing import Any, get_args
 
@@ -122,8 +123,8 @@ class Geometry:
              "`rotation_strength` and `rotation_seed` beside a `rotation` given by its scope",
              f"rotation={rotation!r}",
              "Give a scope such as 'global', or set them in your Rotation."),
-            (self.lr is None or 0 < self.lr < math.inf, "`lr` > 0 and finite", self.lr,
-             "Leave it out to keep the learning rates."),
+            (self.lr is None or (isinstance(self.lr, Real) and 0 < self.lr < math.inf),
+             "`lr` > 0 and finite", repr(self.lr), "Leave it out to keep the learning rates."),
         )  # fmt: skip
 
     def _rules_of_options(self) -> Iterable[_Rule]:

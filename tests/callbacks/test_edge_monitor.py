@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from support.quadratic_module import IGNORED_WARNINGS, Quadratic, TwoOptimizers, fit
 
 from lightning_linf import measure_edge, quantities
@@ -51,6 +52,19 @@ def test_edge_and_the_step_have_their_closed_forms(tmp_path):
     assert entry["tensor_names"] == ["theta", "phi"]
     assert monitor.last_report.num_hvps <= 7  # the operator has 6 dimensions, and the step 1
     assert monitor._last_step._before == {}
+
+
+def test_where_the_module_leaves_out_the_step_there_is_an_edge_and_no_rows(tmp_path):
+    class Idle(Quadratic):
+        def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+            closure()
+
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    monitor = EdgeMonitor(1, on_error="raise")
+    fit(Idle(), [monitor], tmp_path, logger=logger)  # the event file, too
+    (entry,) = monitor.history
+    assert "edge" in entry
+    assert entry["per_tensor"] == {}
 
 
 def test_every_quantity_of_the_list_is_logged(tmp_path):

@@ -263,6 +263,82 @@ def test_frozen_parameters_that_are_many_are_watched(tmp_path, monkeypatch):
         fit_regression(Adapted(changes=True), [monitor()], tmp_path)
 
 
+class Changing(Regression):
+    """Its ``training_step`` also changes parameters, as ``change(module)`` says."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+        self.change = change
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            self.change(self)
+        distance = self.net(batch[0]) - self.teacher(batch[0])
+        return super().training_step(batch, batch_idx) + distance.square().mean()
+
+
+def _average_in_place(module):
+    for theirs, ours in zip(module.teacher.parameters(), module.net.parameters(), strict=True):
+        theirs.lerp_(ours, 0.1)
+
+
+def _average_elsewhere(module):
+    for theirs, ours in zip(module.teacher.parameters(), module.net.parameters(), strict=True):
+        theirs.data = 0.9 * theirs.data + 0.1 * ours.data
+
+
+def _clip_in_place(module):
+    for p in module.net.parameters():
+        p.clamp_(-0.3, 0.3)
+
+
+def _clip_elsewhere(module):
+    for p in module.net.parameters():
+        p.data = p.data.clamp(-0.3, 0.3)
+
+
+@pytest.mark.parametrize("change", [_average_in_place, _average_elsewhere])
+def test_a_teacher_that_training_step_moves_is_put_back(tmp_path, monkeypatch, change):
+    """Also where the optimizer has been given its parameters, too."""
+    monkeypatch.delattr(Regression, "probe_loss")  # training_step is measured
+    with_monitor, without, ours = Changing(change), Changing(change), monitor()
+    fit_regression(without, [], tmp_path)
+    fit_regression(with_monitor, [ours], tmp_path)
+    assert torch.equal(weights(with_monitor), weights(without))
+    assert len(ours.history) == 8
+
+
+@pytest.mark.parametrize("change", [_clip_in_place, _clip_elsewhere])
+def test_a_loss_that_changes_trained_parameters_is_refused_and_they_are_put_back(
+    tmp_path, monkeypatch, change
+):
+    monkeypatch.delattr(Regression, "probe_loss")
+    with_monitor, without = Changing(change), Changing(change)
+    ours = StepMonitor(1, max_overhead=None)
+    fit_regression(without, [], tmp_path, max_steps=1)
+    with pytest.warns(UserWarning, match="expected a loss that leaves parameters as they are"):
+        fit_regression(with_monitor, [ours], tmp_path, max_steps=1)
+    assert torch.equal(weights(with_monitor), weights(without))
+    assert ours.history == []
+
+
+def test_a_loss_that_takes_gradients_on_its_way_is_measured(tmp_path):
+    """As a gradient penalty, or a differential equation."""
+
+    class Penalised(Quadratic):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            (gradient,) = torch.autograd.grad(loss, self.theta, create_graph=True)
+            return loss + 0.0 * gradient.sum()
+
+    plain, ours = monitor(), monitor()
+    fit(Quadratic(), [plain], tmp_path)
+    fit(Penalised(), [ours], tmp_path)
+    assert len(ours.history) == len(plain.history) > 0
+    assert ours.history[-1]["step_change"] == plain.history[-1]["step_change"]
+
+
 def test_a_loss_in_sixteen_bits_is_said_to_hide_the_step(tmp_path):
     class Coarse(Quadratic):
         def training_step(self, batch, batch_idx):

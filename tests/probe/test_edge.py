@@ -297,6 +297,12 @@ def test_wrong_arguments_are_refused(options, error, message):
         measure_edge(module, [torch.zeros(1)], optimizer, loss=value_of, **options)
 
 
+def test_what_is_no_optimizer_is_refused():
+    module = Quadratic(torch.eye(42).double())
+    with pytest.raises(ValueError, match=r"measure_edge: expected `optimizer` to be .* got 'adam'"):
+        measure_edge(module, [torch.zeros(1)], "adam", loss=value_of)
+
+
 @pytest.mark.parametrize(("make", "error"), [(Signum, ValueError), (torch.optim.Adam, ProbeError)])
 def test_an_optimizer_without_an_edge_is_refused(make, error):
     module = Quadratic(torch.eye(42).double())

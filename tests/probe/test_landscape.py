@@ -341,6 +341,18 @@ REFUSALS = {
         lambda m, x: copy.deepcopy(m)(x).sum(),
         "the loss depends on none of the parameters",
     ),
+    "reentrant checkpoint": (
+        nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)),
+        torch.ones(1, 2),
+        lambda m, x: m[1](checkpoint(m[0], x.requires_grad_(), use_reentrant=True)).sum(),
+        "expected no reentrant checkpoint",  # the gradients of m[0] would be 0
+    ),
+    "nothing but a reentrant checkpoint": (
+        nn.Linear(2, 1),
+        torch.ones(1, 2),
+        lambda m, x: checkpoint(m, x.requires_grad_(), use_reentrant=True).sum(),
+        "expected no reentrant checkpoint",
+    ),
     "once differentiable": (
         nn.Linear(2, 1),
         torch.ones(1, 2),

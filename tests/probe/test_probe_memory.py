@@ -71,6 +71,13 @@ def test_nothing_is_changed_and_nothing_drawn():
     torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
 
 
+def test_under_anomaly_detection_it_counts_the_same():
+    module, batch, loss = nn.Linear(3, 2), torch.ones(4, 3), lambda m, x: m(x).square().mean()
+    plain = probe_memory(module, [batch], loss=loss)
+    with torch.autograd.set_detect_anomaly(True):
+        assert probe_memory(module, [batch], loss=loss) == plain
+
+
 def test_parts_have_smaller_graphs_and_unequal_batches_count_by_the_largest():
     module = network()
     whole = probe_memory(module, tokens(8), loss=loss)

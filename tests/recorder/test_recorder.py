@@ -249,7 +249,7 @@ def test_autocast_of_accelerate_is_off_in_a_probe_and_on_again_after_it(accelera
     optimizer = torch.optim.AdamW(wrapped.parameters())
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
     wrapped, prepared = accelerator.prepare(wrapped, optimizer)
-    assert unwrap_optimizer(prepared) is optimizer
+    assert unwrap_optimizer("f", prepared) is optimizer
     (x, _), forward = batches_of(1)[0], vars(wrapped)["forward"]
     in_bf16 = wrapped.eval()(x)
     assert not torch.equal(in_bf16, bare.eval()(x))
@@ -285,7 +285,7 @@ def test_what_fabric_has_set_up_is_measured_as_what_is_inside(tmp_path):
         copy.deepcopy(bare), torch.optim.SGD(bare.parameters(), lr=0.1)
     )
     inner = optimizer.optimizer
-    assert unwrap_optimizer(optimizer) is inner
+    assert unwrap_optimizer("f", optimizer) is inner
     assert isinstance(unwrap("test", wrapped), nn.Sequential)
     wrapped, optimizer = fabric.setup(bare, torch.optim.SGD(bare.parameters(), lr=0.1))
     report = measure_edge(wrapped, batches_of(2), optimizer, loss=loss_of)

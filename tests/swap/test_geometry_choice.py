@@ -328,6 +328,7 @@ WEIGHT = nn.Parameter(torch.ones(2))
             "as arguments, got partition in `options`",
         ),
         ({"lr": 0.0}, "`lr` > 0 and finite, got 0.0. Leave it out"),
+        ({"lr": "0.1"}, "`lr` > 0 and finite, got '0.1'"),
         ({"lr": float("nan")}, "`lr` > 0 and finite, got nan"),
     ],
 )
