@@ -36,12 +36,14 @@ def critical_bracket(losses: Mapping[float, float]) -> tuple[float, float]:
 def next_multiple(losses: Mapping[float, float], *, whole: bool = False) -> float:
     r"""Choose the next multiple of a step to evaluate.
 
-    First 0, 1 and 2, for slope and curvature at the end of the step, and a fourth one near these,
-    which tells the roughness of the loss. Then the end of the decrease
-    is searched: the mean slope :math:`s(c) = (L(c) - L(0)) / c` is linear in c for a parabola, so
-    the root of the line through two of its values is where the loss is expected to be back at its
-    start. A little beyond it is evaluated, so that both ends of the bracket come near.
-    Once they are, further points near the step follow.
+    First 0, 2 and 1, for slope and curvature at the end of the step, and a fourth one near these,
+    which tells the roughness of the loss. The step itself is the last of the three: a loss that
+    clips parameters to a convex set shows at one of the others, or nowhere.
+
+    Then the end of the decrease is searched: the mean slope :math:`s(c) = (L(c) - L(0)) / c` is
+    linear in c for a parabola, so the root of the line through two of its values is where the loss
+    is expected to be back at its start. A little beyond it is evaluated, so that both ends of the
+    bracket come near. Once they are, further points near the step follow.
 
     Args:
         losses: By multiple, as far as they are known.
@@ -52,7 +54,7 @@ def next_multiple(losses: Mapping[float, float], *, whole: bool = False) -> floa
         The multiple times the learning rate is the critical learning rate, and 2 over it the
         critical sharpness: arXiv:2601.16979, which doubles the multiple and bisects.
     """
-    for first in (0.0, 1.0, 2.0):
+    for first in (0.0, 2.0, 1.0):
         if first not in losses:
             return first
     if len(losses) == 3:

@@ -18,6 +18,7 @@ from lightning_linf.distributed.shards import is_sharded, local
 from lightning_linf.errors import ProbeError, RestoreError
 from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe.batch_copy import clone_tensor, copy_batch
+from lightning_linf.probe.fingerprint import fingerprint
 from lightning_linf.probe.functional_module import Mode
 from lightning_linf.probe.loss_function import batch_weight, find_output, scalar_of
 from lightning_linf.probe.module_state import ModuleState, untouched
@@ -102,7 +103,7 @@ class ForwardLoss:
             )
             self._places = [*_places(self._watched), *_places(self._moved)]
             exits.callback(self._restore)
-            self._print = _fingerprint(self._watched)
+            self._print = fingerprint(self._watched)
             self._exits = exits.pop_all()
         return self
 
@@ -114,11 +115,18 @@ class ForwardLoss:
     ) -> None:
         self._exits.close()
 
-    def mean(self, prepare: Callable[[], object], *, is_kept: bool = True) -> float:
+    def mean(
+        self,
+        prepare: Callable[[], object],
+        *,
+        is_unchanged: Callable[[], bool] = lambda: True,
+        is_kept: bool = True,
+    ) -> float:
         """Call ``prepare``, which may move parameters, and evaluate the loss of all batches.
 
-        ``is_kept`` says whether somebody can put the moved parameters back if the loss changes
-        them; if not, such a loss is a RestoreError instead of a ProbeError.
+        ``is_unchanged`` says afterwards whether they are as it left them. ``is_kept`` says whether
+        somebody can put them back if the loss changes them; if not, such a loss is a RestoreError
+        instead of a ProbeError.
 
         A failure on one rank is a failure on all, unless it happens where the others wait within
         the forward pass of a sharded module.
@@ -129,6 +137,8 @@ class ForwardLoss:
             batches = enumerate(self._batches)
             weighted = [(self._weight(batch), index) for index, batch in batches]
             pairs = [(w, self._evaluate(index, is_kept)) for w, index in weighted]
+            if not is_unchanged():
+                self._refuse_changes(is_kept)
             counted = [(w, loss) for w, loss in pairs if w > 0]
             self.weights = [w for w, _ in counted]
             self.losses.append([loss for _, loss in counted])
@@ -203,7 +213,7 @@ class ForwardLoss:
         )
 
     def _require_fixed(self) -> None:
-        if _fingerprint(self._watched) != self._print:
+        if fingerprint(self._watched) != self._print:
             raise RestoreError(
                 "probe: expected a loss that leaves frozen parameters as they are, but evaluating "
                 "it changed some in place, and there are too many of them to keep copies. Define "
@@ -263,12 +273,3 @@ def _place(tensor: Tensor) -> tuple[int, int]:
 
 def _num_bytes(tensor: Tensor) -> int:
     return local(tensor).nbytes
-
-
-def _fingerprint(tensors: Sequence[Tensor]) -> list[int]:
-    """Add up the bits of tensors, as whole numbers modulo 2**64."""
-    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    parts = [local(t.detach()) for t in tensors]
-    reals = [torch.view_as_real(t) if t.is_complex() else t for t in parts]
-    sums = [t.contiguous().view(kinds[t.element_size()]).sum(dtype=torch.int64) for t in reals]
-    return [int(each) for each in sums]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_linf.functional.in_pieces import pieces_of
+from lightning_linf.probe.fingerprint import fingerprint
 
 
 class ParameterLine:
@@ -14,7 +15,8 @@ class ParameterLine:
     Tensors are changed in place, so whoever holds them sees the moved ones: a module, and what
     shards it or compiles it. On the first move each tensor changes places with its copy from before
     the step: the copies then hold theta + D, from which :meth:`restore` takes its bits, and the
-    tensors theta, the point of multiple 0. A move from multiple c to c' is
+    tensors theta, the point of multiple 0. So they do again on each move to multiple 1 and from
+    there. Any other move, from multiple c to c', is
 
     .. math:: \theta' + \frac{c' - 1}{c - 1} (\theta_c - \theta'), \qquad \theta' = \theta + D,
 
@@ -38,26 +40,38 @@ class ParameterLine:
         pairs = zip(tensors, copies, strict=True)
         self._pieces = [piece for pair in pairs for piece in _in_pieces(*pair)]
         self._num_swapped = 0
+        self._of_copies = 0.0  # where they are while the tensors are at 1
+        self._print: list[int] = []
 
     def move(self, multiple: float) -> None:
-        """Move the tensors to a multiple of the step; to 1 only from 0, by exact copies."""
+        """Move the tensors to a multiple of the step; exactly so to 0 at first, and to 1."""
         if multiple == self.multiple:
             return
         if multiple == 1.0:
-            assert self.multiple == 0.0  # from elsewhere the direction would be lost
             for live, kept in reversed(self._pieces):
                 self._swap_back(live, kept)
-            self.multiple = 1.0
-            return
+            self._of_copies, self.multiple = self.multiple, 1.0
+        else:
+            self._move_off(multiple)
+        self._print = self._bits()
+
+    def has_kept(self) -> bool:
+        """Whether the tensors still have the bits that the last move gave them."""
+        return self._bits() == self._print
+
+    def _move_off(self, multiple: float) -> None:
         if self.multiple == 1.0:
             for live, kept in self._pieces:
                 self._swap(live, kept)
-            self.multiple = 0.0
+            self.multiple = self._of_copies
         if multiple != self.multiple:
             weight = 1 - (multiple - 1) / (self.multiple - 1)
             for live, kept in self._pieces:
                 live.lerp_(kept.to(live.device), weight)
             self.multiple = multiple
+
+    def _bits(self) -> list[int]:
+        return fingerprint(live for live, _ in self._pieces)
 
     def restore(self) -> None:
         """Put back the bits that the tensors had after the step; no move may follow."""

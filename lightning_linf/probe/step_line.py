@@ -57,8 +57,11 @@ def measure_step_line(
         try:
             while len(losses) < max_forwards:
                 multiple = next_multiple(losses, whole=whole)
-                is_kept = multiple != 1.0  # the line has the bits of 1, from 0 on
-                losses[multiple] = forward.mean(partial(prepare, multiple), is_kept=is_kept)
+                losses[multiple] = forward.mean(
+                    partial(prepare, multiple),
+                    is_unchanged=line.has_kept,
+                    is_kept=multiple != 1.0,  # the line has the bits of 1 while it is elsewhere
+                )
                 if multiple == 0.0 and not ranks.agree(None, float(line.has_moved))[0]:
                     return None
                 if multiple == 0.0 and not math.isfinite(losses[0.0]):

@@ -298,6 +298,16 @@ def _clip_elsewhere(module):
         p.data = p.data.clamp(-0.3, 0.3)
 
 
+def _clip_past_autograd(module):
+    for p in module.net.parameters():
+        p.data.clamp_(-0.3, 0.3)
+
+
+def _shrink_past_autograd(module):
+    for p in module.net.parameters():
+        p.data.mul_(0.99)
+
+
 @pytest.mark.parametrize("change", [_average_in_place, _average_elsewhere])
 def test_a_teacher_that_training_step_moves_is_put_back(tmp_path, monkeypatch, change):
     """Also where the optimizer has been given its parameters, too."""
@@ -309,7 +319,9 @@ def test_a_teacher_that_training_step_moves_is_put_back(tmp_path, monkeypatch, c
     assert len(ours.history) == 8
 
 
-@pytest.mark.parametrize("change", [_clip_in_place, _clip_elsewhere])
+@pytest.mark.parametrize(
+    "change", [_clip_in_place, _clip_elsewhere, _clip_past_autograd, _shrink_past_autograd]
+)
 def test_a_loss_that_changes_trained_parameters_is_refused_and_they_are_put_back(
     tmp_path, monkeypatch, change
 ):
@@ -321,6 +333,22 @@ def test_a_loss_that_changes_trained_parameters_is_refused_and_they_are_put_back
         fit_regression(with_monitor, [ours], tmp_path, max_steps=1)
     assert torch.equal(weights(with_monitor), weights(without))
     assert ours.history == []
+
+
+def test_a_loss_that_changes_parameters_at_the_end_of_the_step_alone_ends_the_training(tmp_path):
+    """Nothing else could: its own bits are those that are lost."""
+
+    class Rare(Quadratic):
+        evaluations = 0
+
+        def training_step(self, batch, batch_idx):
+            type(self).evaluations += 1
+            if type(self).evaluations == 4:  # after training, 0 and 2
+                self.theta.data.add_(1)
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(RestoreError, match="leaves parameters as they are"):
+        fit(Rare(), [StepMonitor(1, max_overhead=None)], tmp_path, max_steps=1)
 
 
 def test_a_loss_that_takes_gradients_on_its_way_is_measured(tmp_path):

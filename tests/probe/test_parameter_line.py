@@ -5,7 +5,7 @@ import torch
 
 from lightning_linf.probe.parameter_line import ParameterLine
 
-MULTIPLES = (0.0, 2.0, 1.5, 16.0, 128.0, 3.7, 0.5, 0.1)
+MULTIPLES = (0.0, 2.0, 1.0, 1.5, 16.0, 128.0, 3.7, 0.5, 0.1)
 
 
 def ends(dtype, relative=1e-3, size=1000):
@@ -26,7 +26,11 @@ def test_points_are_on_the_line_to_a_few_roundings_and_bits_come_back(dtype):
         line.move(multiple)
         distance = (live.double() - (before.double() + multiple * step)).abs().max()
         assert distance <= 2 * max(1, multiple) * unit
+        assert multiple != 1 or torch.equal(live, after)
+        assert line.has_kept()
     assert line.has_moved
+    live.data[7] += 1  # autograd counts no new version
+    assert not line.has_kept()
     line.restore()
     assert torch.equal(live, after)
 
