@@ -128,6 +128,7 @@ def measure_geometry(
         product; see :func:`~lightning_linf.functional.operator_norm` for the brackets.
 
     Example:
+        >>> import torch
         >>> module, x = nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 2.0]])
         >>> report = measure_geometry(module, [x], loss=lambda m, x: m(x).square().mean())
         >>> round(report.one_one_norm, 3), round(report.lambda_max, 3)  # of the Hessian 2 x x^T

@@ -34,9 +34,14 @@ def is_unknown(interval: Interval) -> bool:
     return math.isnan(interval.lower) or math.isnan(interval.upper)
 
 
+def is_any_ratio(interval: Interval) -> bool:
+    """Whether the interval of a ratio leaves all values open."""
+    return is_unknown(interval) or (interval.lower == 0 and interval.upper == math.inf)
+
+
 def of_ratio(interval: Interval) -> str:
     """Write the interval of a ratio; one that is wider than any use by what it leaves open."""
-    if is_unknown(interval) or (interval.lower == 0 and interval.upper == math.inf):
+    if is_any_ratio(interval):
         return "unknown"
     if 0 < _MOST_WIDE * interval.lower < interval.upper:
         return f"unknown to a factor of {_MOST_WIDE:,}"

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_linf.report.interval import Interval, is_unknown, of_ratio
+from lightning_linf.report.interval import Interval, is_any_ratio, is_unknown, of_ratio
 from lightning_linf.report.measurement import Measurement
 
 Status = Literal[
@@ -25,7 +25,7 @@ class Verdict:
     - "undefined": the gradient or the Hessian is zero.
     - "too early": the training is in its warm-up, or its loss has not left its start.
     - "undecided": the 95 % interval of the advantage along the gradient's own steps includes 1, or
-      the batches tell of no such interval; or the bracket of the advantage at worst includes 1, and
+      the batches tell of none; or the bracket of the advantage at worst includes 1, and
       more products would hardly narrow it.
     - "not converged": that bracket includes 1, and more products could narrow it: nothing else is
       missing. One that excludes 1 needs no more of them, for both of its ends hold as they are.
@@ -58,10 +58,10 @@ def _decide(measured: Measurement, bracket: Interval, step: Interval) -> tuple[S
         return "too early", f"Too early: {TOO_EARLY[stage]}."
     if math.isnan(measured.step_advantage["coordinate"]):
         return "undecided", "Undecided: the loss does not curve upwards along both steps."
-    if is_unknown(step):
+    if is_any_ratio(step):
         return (
             "undecided",
-            "Undecided: the error over batches is not known. Measure on several.",
+            "Undecided: the error over batches is not known. Measure on more of them.",
         )
     if 1 in step:
         return (
@@ -89,7 +89,7 @@ def _evidence(measured: Measurement, bracket: Interval, step: Interval) -> str:
     )
     if math.isnan(along):
         ratios = by_largest
-    elif is_unknown(step):
+    elif is_any_ratio(step):
         ratios = (
             f"{by_largest}, on the batches measured, and {along:.3g} times, with an unknown error "
             "over batches, by the curvature along each"

@@ -46,10 +46,10 @@ def gpt2(run: Measured) -> Iterator[str]:
         f"The verdict of the last measurement is all the same \"{run.verdict()}\": the noise scale "
         f"of {number(run.last('noise_scale'))} sequences, far above the batch of "
         f"{run.settings['batch_size']}, leaves the other measure, by the curvature along each "
-        "step, with an infinite error. The star in the table says that a search for the largest "
+        "step, without one. The star in the table says that a search for the largest "
         "curvature is not at its end; what it has found so far holds. Both are normal for a small "
         "batch and a cheap measurement.",
-        "Undecided: the error over batches" in run.verdict(),
+        "Undecided: the error over batches is not known" in run.verdict(),
         run.last("converged/coordinate") == 0,
         run.last("noise_scale") > 3 * run.settings["batch_size"],
         run.last("step_advantage_relative_error/coordinate") == float("inf"),
