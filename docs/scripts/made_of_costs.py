@@ -97,6 +97,21 @@ def vectors_by_phase() -> str:
     return table(titles, rows)
 
 
+def minutes_of_gpt2() -> str:
+    """Give the time of a newcomer's first command."""
+    return _minutes("make gpt2")
+
+
+def minutes_of_test() -> str:
+    """Give the time of the second."""
+    return _minutes("make test")
+
+
+def _minutes(command: str) -> str:
+    minutes, seconds = divmod(read.first_minutes()[command], 60)
+    return f"{minutes} min {seconds} s"
+
+
 def _by_ranks(form: str) -> str:
     found = read.sharded_rotations()
     return f"{found[2, form]} with 2 ranks and {found[4, form]} with 4"
@@ -124,4 +139,6 @@ PLACES = by_name(
     heterogeneity_cost,
     predicted_memory,
     vectors_by_phase,
+    minutes_of_gpt2,
+    minutes_of_test,
 )

@@ -45,3 +45,9 @@ def predicted_memory() -> list[list[str]]:
     """Give the cells of each network: its name, and sizes."""
     lines = text_of("predicted_memory.txt").splitlines()
     return [re.split(r" {2,}", line) for line in lines if line.endswith(" GiB")]
+
+
+def first_minutes() -> dict[str, int]:
+    """Give by command the seconds that it took a newcomer."""
+    row = re.compile(r"^(.+?)  (\d+)$", re.MULTILINE)
+    return {found[1]: int(found[2]) for found in row.finditer(text_of("first_minutes.txt"))}
