@@ -72,7 +72,7 @@ PARTS: dict[str, Part] = {
     ),
     "overhead": Part(
         ["benchmarks/overhead.py", "--accelerator", "gpu"], 240,
-        ["benchmarks/overhead.py", "--steps", "24", "--limits", "0.1"],
+        ["benchmarks/overhead.py", "--steps", "48", "--rounds", "1", "--limits", "0.1"],
     ),
 }  # fmt: skip
 IN_A_LOAN = ("kernels", "tests", "heterogeneity", "all", "matmul-precision")

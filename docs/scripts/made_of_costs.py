@@ -68,8 +68,13 @@ def report_vectors() -> str:
 
 
 def heterogeneity_cost() -> str:
-    """Give the share of a training's time that the heterogeneity monitor took."""
-    return f"{100 * read.overhead_of_heterogeneity():.1f} %"
+    """Give the share of a training's time that the heterogeneity monitor took, ± its error."""
+    return _percent(*read.overhead_of_heterogeneity("overhead.txt"))
+
+
+def heterogeneity_cost_of_two() -> str:
+    """Give the same of two processes."""
+    return _percent(*read.overhead_of_heterogeneity("overhead-two-processes.txt"))
 
 
 def predicted_memory() -> str:
@@ -107,6 +112,10 @@ def minutes_of_test() -> str:
     return _minutes("make test")
 
 
+def _percent(share: float, error: float) -> str:
+    return f"{100 * share:.2g} ± {100 * error:.1g} %"
+
+
 def _minutes(command: str) -> str:
     minutes, seconds = divmod(read.first_minutes()[command], 60)
     return f"{minutes} min {seconds} s"
@@ -137,6 +146,7 @@ PLACES = by_name(
     report_products,
     report_vectors,
     heterogeneity_cost,
+    heterogeneity_cost_of_two,
     predicted_memory,
     vectors_by_phase,
     minutes_of_gpt2,

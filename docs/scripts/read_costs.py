@@ -22,10 +22,11 @@ def measured(what: str) -> float:
     raise ValueError(f"read_results: expected a line {what!r} in all-*-cpu.txt, got none.")
 
 
-def overhead_of_heterogeneity() -> float:
-    """Give the share of a training's time that the heterogeneity monitor took."""
-    (found,) = re.findall(r"^heterogeneity, .* ([\d.]+)$", text_of("overhead.txt"), re.MULTILINE)
-    return float(found)
+def overhead_of_heterogeneity(name: str) -> tuple[float, float]:
+    """Give the share of a training's time that the heterogeneity monitor took, and its error."""
+    row = r"^heterogeneity, .*: ([\d.]+) \+- ([\d.]+) of the training$"
+    ((share, error),) = re.findall(row, text_of(name), re.MULTILINE)
+    return float(share), float(error)
 
 
 def rotations() -> list[tuple[str, str]]:
