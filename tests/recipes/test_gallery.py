@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     not pages.RUNS.is_dir(), reason="docs/ is not beside tests/: it is not in the wheel"
 )
 A_PATH = re.compile(r"(?<![\w.])/(home|root|tmp|Users|usr|var|opt|mnt|work)/|[A-Z]:\\\\")
-CLOCK = re.compile(r'"(geometry/\w*_(seconds|overhead)|seconds|date)": ("[^"]*"|[^,}]*)')
+CLOCK = re.compile(r'"(geometry/\w*_(seconds|overhead)|seconds|date|wall_time)": ("[^"]*"|[^,}]*)')
 
 
 @pytest.fixture(scope="module")
