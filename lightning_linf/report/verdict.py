@@ -28,7 +28,7 @@ class Verdict:
       the batches tell of none; or the bracket of the advantage at worst includes 1, and
       more products would hardly narrow it.
     - "not converged": that bracket includes 1, and more products could narrow it: nothing else is
-      missing. One that excludes 1 needs no more of them, for both of its ends hold as they are.
+      missing. One that excludes 1 needs no more: its ends are as sure as with more of them.
     - "mixed": one of the two is above 1, the other below.
     - "favours adam", "favours sgd": both are above 1, or below.
 

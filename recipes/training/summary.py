@@ -141,7 +141,7 @@ def geometry_sentences(smoothness: Rows, report: GeometryReport | None) -> Itera
 def smoothness_sentence(measured: GeometryReport) -> str:
     """Compare the largest curvatures of both geometries, from end to end.
 
-    Both ends hold for the batches measured, however little time the search for them had.
+    The ends are for the batches measured, and as sure after a short search as after a long one.
     """
     adam, sgd = smoothness_bracket(measured, "coordinate"), around_lambda_max(measured)
     ratio = Interval(divide(sgd.lower, adam.upper), divide(sgd.upper, adam.lower))
