@@ -77,7 +77,7 @@ wheel: release  ## install the wheel elsewhere, test it outside the tree
 	cd $(OUTSIDE) && $(abspath $(VENV)-wheel)/bin/python $(PYTEST) tests
 
 clean:
-	rm -rf build dist .cache *.egg-info $(VENV) $(VENV)-wheel
+	rm -rf build dist .cache *.egg-info $(VENV) $(VENV)-wheel $(VENV)-oldest
 
 $(VENV)/%.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

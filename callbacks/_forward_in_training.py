@@ -5,12 +5,12 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_linf.callbacks._optimized_parameters import optimized_parameters
-from lightning_linf.lightning_packages import either, is_either
+from lightning_linf.lightning_packages import is_either
 from lightning_linf.probe.forward_loss import Run
 from lightning_linf.probe.gathered_parameters import free_gathered
 
@@ -34,14 +34,6 @@ def moved_parameters(trainer: Trainer, module: LightningModule) -> list[nn.Param
     if is_either(trainer.strategy, DeepSpeedStrategy):
         return [p for p in module.parameters() if p.requires_grad]
     return list({id(p): p for p in optimized_parameters(*trainer.optimizers)}.values())
-
-
-def num_copies(trainer: Trainer) -> int:
-    """How many ranks get the same batches."""
-    if not isinstance(trainer.strategy, either(ParallelStrategy)):  # type: ignore[type-abstract]
-        return 1
-    replicas = trainer.strategy.distributed_sampler_kwargs["num_replicas"]
-    return trainer.world_size // int(replicas)
 
 
 def is_wrapped(trainer: Trainer, module: LightningModule) -> bool:

@@ -7,10 +7,11 @@ from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_linf.lightning_packages import is_either
+from lightning_linf.lightning_packages import either, is_either
 
 
 def logged_step(trainer: Trainer) -> int:
@@ -55,6 +56,14 @@ def sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
         return strategy.reduce(tensor.to(strategy.root_device), reduce_op="sum").to(tensor.device)
 
     return reduce
+
+
+def num_copies(trainer: Trainer) -> int:
+    """How many ranks get the same batches."""
+    if not isinstance(trainer.strategy, either(ParallelStrategy)):  # type: ignore[type-abstract]
+        return 1
+    replicas = trainer.strategy.distributed_sampler_kwargs["num_replicas"]
+    return trainer.world_size // int(replicas)
 
 
 def shown_hyperparameters(logger: TensorBoardLogger) -> dict[str, Any]:

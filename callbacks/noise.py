@@ -6,7 +6,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,12 +15,17 @@ from typing_extensions import override
 from lightning_linf import quantities
 from lightning_linf.callbacks._microbatches import Microbatches, ShardedMicrobatches, num_real
 from lightning_linf.callbacks._optimized_parameters import named_optimized_parameters
-from lightning_linf.callbacks._trainer import logged_step, loss_scale, sum_over_ranks
+from lightning_linf.callbacks._trainer import (
+    logged_step,
+    loss_scale,
+    num_copies,
+    sum_over_ranks,
+)
 from lightning_linf.callbacks.monitor import GeometryMonitor
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.distributed.shards import is_sharded
 from lightning_linf.functional.noise import NoiseEstimate
-from lightning_linf.lightning_packages import either, is_either
+from lightning_linf.lightning_packages import is_either
 from lightning_linf.probe.loss_function import batch_weight
 
 
@@ -178,11 +183,9 @@ def _open(trainer: Trainer, pl_module: LightningModule) -> Microbatches:
     may_overflow = loss_scale(trainer) is not None
     if not any(is_sharded(p) for p in parameters):
         return Microbatches(parameters, ranks, may_overflow=may_overflow)
-    kinds = either(ParallelStrategy)  # type: ignore[type-abstract]  # asked for, not made
-    assert isinstance(trainer.strategy, kinds)  # no other has ranks
-    num_replicas = trainer.strategy.distributed_sampler_kwargs["num_replicas"]
-    copies = trainer.world_size // num_replicas
-    return ShardedMicrobatches(parameters, ranks, may_overflow=may_overflow, copies=copies)
+    return ShardedMicrobatches(
+        parameters, ranks, may_overflow=may_overflow, copies=num_copies(trainer)
+    )
 
 
 def _parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Parameter]:

@@ -17,12 +17,11 @@ from lightning_linf.callbacks._forward_in_training import (
     forward_of,
     is_wrapped,
     moved_parameters,
-    num_copies,
     refuse_cut_parameters,
 )
 from lightning_linf.callbacks._probe_in_training import products_counted
 from lightning_linf.callbacks._probing_monitor import ProbingMonitor
-from lightning_linf.callbacks._trainer import sum_over_ranks
+from lightning_linf.callbacks._trainer import num_copies, sum_over_ranks
 from lightning_linf.callbacks.monitor import OnError
 from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.functional.offload import Offload

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Optional, TypeVar
 
 import torch
-from lightning.pytorch.utilities.memory import is_oom_error
 from torch import Tensor
 
 from lightning_linf.distributed.place import HERE
@@ -200,6 +199,9 @@ def _lost(error: Exception) -> RankLostError:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on any device, or such an error was agreed upon."""
+    # Not at the top: optimizers import this module, and Lightning takes seconds.
+    from lightning.pytorch.utilities.memory import is_oom_error
+
     if isinstance(error, RankLostError):  # of any cause: less memory would not bring it back
         return False
     kinds = (MemoryError, torch.OutOfMemoryError, ProbeMemoryError)

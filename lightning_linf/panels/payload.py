@@ -51,13 +51,12 @@ def curves(scalars: Mapping[str, Iterable[Sequence[float]]], most: int = MAX_STE
 
     Returns:
         By tag: ``steps``, ``values``, ``num_steps`` before thinning, ``seconds`` since the first
-        point of all if there are times, and ``not_finite_since``, the step of the first of the last
-        values if these are NaN or infinite, else None.
+        point of all if all times are known, and ``not_finite_since``, the step of the first of the
+        last values if these are NaN or infinite, else None.
     """
     points = {tag: list(each) for tag, each in scalars.items()}
-    start = min(
-        (time for each in points.values() for _, _, *times in each for time in times), default=0.0
-    )
+    times = (time for each in points.values() for _, _, *rest in each for time in rest)
+    start = min(filter(math.isfinite, times), default=0.0)  # a damaged file may hold any number
     return {tag: _curve(each, start, most) for tag, each in points.items()}
 
 
@@ -70,7 +69,7 @@ def _curve(points: Iterable[Sequence[float]], start: float, most: int) -> Any:
         "num_steps": len(last),
         "not_finite_since": _not_finite_since(last),
     }
-    if all(len(rest) > 1 for _, rest in kept):
+    if all(len(rest) > 1 and math.isfinite(rest[1]) for _, rest in kept):
         curve["seconds"] = [round(rest[1] - start, 1) for _, rest in kept]
     return curve
 

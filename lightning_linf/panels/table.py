@@ -16,6 +16,7 @@ from lightning_linf.record import SCHEMA_VERSION, Record, SchemaError
 
 Array = npt.NDArray[np.float32]
 _MAX_WIDTH = 1000  # numbers in a column for each tensor: far more than quantiles need
+_MOST_STEPS = 2**53  # more than any training has
 _SERIES = "@"  # in the tags of event files, stands between the record's tag and a digest
 REPORT = f"{_SERIES}report"  # takes the digest's place in the tag of a record's report
 # Of several smoothness monitors in a training, the one without a name is shown.
@@ -57,6 +58,10 @@ class Metadata:
     whole: bool  # whether there is a last row for all parameters together
     columns: list[Column]
     own_steps_from: int = 0  # the number of the first step in what the training itself logs
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.own_steps_from < _MOST_STEPS:
+            raise ValueError(f"expected `own_steps_from` from 0 on, got {self.own_steps_from}")
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -20,7 +20,12 @@ from lightning_linf.functional.random import derive_seed
 from lightning_linf.probe.batch_copy import clone_tensor, copy_batch
 from lightning_linf.probe.fingerprint import fingerprint
 from lightning_linf.probe.functional_module import Mode
-from lightning_linf.probe.loss_function import batch_weight, find_output, scalar_of
+from lightning_linf.probe.loss_function import (
+    batch_weight,
+    calls_training_step,
+    find_output,
+    scalar_of,
+)
 from lightning_linf.probe.module_state import ModuleState, untouched
 from lightning_linf.probe.random_state import seed_everything
 from lightning_linf.probe.saved_tensors import SavedTensors
@@ -82,7 +87,7 @@ class ForwardLoss:
         self._moved = moved
         self._ranks, self._run, self._is_wrapped = ranks, run, is_wrapped
         self._output, self._source = find_output(module, loss)
-        self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
+        self._calls_training_step = calls_training_step(module, loss)
         self._takes_gradients = False
         self._exits = ExitStack()
 

@@ -18,7 +18,11 @@ from lightning_linf.lightning_packages import is_either
 from lightning_linf.probe.batch_copy import clone_tensor, copy_batch
 from lightning_linf.probe.data_ranks import DataRanks
 from lightning_linf.probe.double_backward import make_embeddings_dense, twice_differentiable
-from lightning_linf.probe.loss_function import find_loss_function, require_no_loss_in_training
+from lightning_linf.probe.loss_function import (
+    calls_training_step,
+    find_loss_function,
+    require_no_loss_in_training,
+)
 from lightning_linf.probe.module_state import ModuleState, untouched
 from lightning_linf.probe.parallel_modules import (
     batch_key,
@@ -71,7 +75,7 @@ class FunctionalModule:
         self.is_tensor_parallel = is_tensor_parallel(module)
         self.parameters = ParameterVector(module, chosen)
         self._loss_function = find_loss_function(module, loss)
-        self._calls_training_step = loss is None and not hasattr(module, "probe_loss")
+        self._calls_training_step = calls_training_step(module, loss)
         self._exits = ExitStack()
         self._state: ModuleState | None = None
         self._whole: dict[int, Tensor] = {}  # of sharded tensors, by the identity of these

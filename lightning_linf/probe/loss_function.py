@@ -41,7 +41,7 @@ def find_output(
     name = type(module).__name__
     if loss is not None:
         return lambda batch, batch_idx: loss(module, batch), "loss(module, batch)"
-    if callable(getattr(module, "probe_loss", None)):
+    if not calls_training_step(module, loss):
         return (
             lambda batch, batch_idx: module.probe_loss(batch),  # type: ignore[operator]  # checked
             f"{name}.probe_loss",
@@ -69,6 +69,11 @@ def find_output(
         return module.training_step(*((batch, batch_idx) if takes_index else (batch,)))
 
     return training_step, f"{name}.training_step"
+
+
+def calls_training_step(module: nn.Module, loss: Callable[[nn.Module, Any], Tensor] | None) -> bool:
+    """Tell whether :func:`find_output` finds ``training_step``, which may change all it reaches."""
+    return loss is None and not callable(getattr(module, "probe_loss", None))
 
 
 def batch_weight(module: nn.Module, batch: Any) -> float:

@@ -108,9 +108,8 @@ class Reader:
             first = self._unreadable[0]
             notes.append(f"{name}: skipped {count} that cannot be read (line {first})")
         if self._num_newer:
-            notes.append(
-                f"{name}: skipped {self._num_newer} records of a later version of lightning_linf"
-            )
+            count = f"{self._num_newer} record{'s' if self._num_newer > 1 else ''}"
+            notes.append(f"{name}: skipped {count} of a later version of lightning_linf")
         return notes
 
 

@@ -124,7 +124,7 @@ class GeometryRecorder:
                 chosen = [p for group in optimizer.param_groups for p in group["params"]]
             self._follow(loss, optimizer)
             parameters = trainable_parameters(inner, chosen)
-            device = next(iter(parameters.values())).device
+            device = _device_of(parameters.values(), inner)
             ranks = Ranks(sum_over_processes(device), device)
             sums = sums_over_ranks(list(parameters.values()), ranks, 1.0, *rank_and_size())
             spread = spread_of(sums)
@@ -174,7 +174,7 @@ class GeometryRecorder:
         begin = time.perf_counter()
         with self._errors_handled("measure", step):
             inner = unwrap("GeometryRecorder", module)
-            reduce = sum_over_processes(next(inner.parameters()).device)
+            reduce = sum_over_processes(_device_of(inner.parameters(), inner))
             report = measure_geometry(inner, batches, loss=loss, reduce=reduce, **options)
             about = training_settings(inner, self._optimizers)
             if self._stage is not None:
@@ -276,6 +276,15 @@ class GeometryRecorder:
         if kind not in self._warned:
             self._warned.add(kind)
             rank_zero_warn(f"GeometryRecorder: {message}")
+
+
+def _device_of(parameters: Iterable[Tensor], module: nn.Module) -> torch.device:
+    for p in parameters:
+        return p.device
+    raise ValueError(
+        f"GeometryRecorder: expected trainable parameters in {type(module).__name__}, got none. "
+        "Set requires_grad on some, and pass the optimizer that steps them, or none."
+    )
 
 
 def _tensors(

@@ -90,12 +90,12 @@ class GeometryCallback(TrainerCallback):
     ) -> None:
         logdir = self.logdir or getattr(args, "logging_dir", None)
         logdir = logdir or os.environ.get("TENSORBOARD_LOGGING_DIR")
+        self._release()  # what a training that an error has ended has left
         self.recorder = GeometryRecorder(
             logdir or Path(str(args.output_dir), "geometry"),
             on_error=self.on_error,
             own_steps_from=1,
         )
-        self._release()  # of a training that an error has ended
         self._hook = kwargs["model"].register_forward_hook(self._keep, with_kwargs=True)
 
     @override
@@ -130,9 +130,7 @@ class GeometryCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self.recorder is not None
         self._release()
-        self.recorder.close()
 
     def _keep(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -144,6 +142,8 @@ class GeometryCallback(TrainerCallback):
             self._latest_loss = None if loss is None else loss.detach()
 
     def _release(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close()
         self._unhook()
         self._batches.clear()
         self._latest_loss = None

@@ -13,6 +13,7 @@ from lightning_linf.runs.series import Points
 
 CSV_NAME = "metrics.csv"  # of Lightning's CSVLogger
 _STEP = "step"
+_MOST_STEPS = 2**53  # above it a float does not tell one step from the next
 
 
 def keep_own(run: Run, scalars: dict[str, Points]) -> None:
@@ -33,10 +34,14 @@ def read_csv(run: Run, path: Path) -> None:
     """Add the losses and learning rates of a CSVLogger, which has a column for each scalar."""
     scalars: defaultdict[str, Points] = defaultdict(Points)
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        for row in csv.DictReader(file):
-            step = _number(row.get(_STEP))
-            if math.isfinite(step):
-                _add(scalars, int(step), row.items())
+        rows = csv.DictReader(file)
+        try:
+            for row in rows:
+                step = _number(row.get(_STEP))
+                if abs(step) < _MOST_STEPS:
+                    _add(scalars, int(step), row.items())
+        except csv.Error as error:
+            run.note(f"{path.name} cannot be read from line {rows.line_num} on: {error}")
     keep_own(run, scalars)
 
 

@@ -51,7 +51,8 @@ def read_records(run: Run, path: Path) -> None:
         for number, step in restarts.items():
             run.note(f"after restart {number} of the processes, the first record is of step {step}")
         for tag, number in num_broken.items():
-            run.note(f"{tag}: {number} records that make no table left out")
+            several = "s" if number > 1 else ""
+            run.note(f"{tag}: {number} record{several} left out that cannot be made a table of")
         for tag, kinds in tables.items():
             run.add_table(tag, kinds, read)
         run.add_report(reports, lambda _, place: reader.at(place).report)

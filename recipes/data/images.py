@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import pickle
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,8 @@ def _digits() -> tuple[Labelled, Labelled]:
     images = (found.images * (255 / 16)).round().astype(np.uint8)[:, None]  # of 17 levels, 0 to 16
     labels = found.target.astype(np.int64)
     is_validation = np.arange(len(labels)) % 5 == 1
-    train, held_out = (images[~is_validation], labels[~is_validation]), (
-        images[is_validation], labels[is_validation],
-    )  # fmt: skip
-    return train, held_out
+    train = images[~is_validation], labels[~is_validation]
+    return train, (images[is_validation], labels[is_validation])
 
 
 def _cifar10(folder: Path) -> tuple[Labelled, Labelled]:
@@ -119,7 +118,7 @@ def _idx(path: Path, num_dims: int) -> Bytes:
     try:
         content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
         header = struct.unpack_from(f">HBB{num_dims}I", content)
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise _unreadable(path, expected, error) from error
     (zeros, kind, dims), sizes = header[:3], header[3:]
     start = 4 + 4 * num_dims

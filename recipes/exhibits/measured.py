@@ -42,7 +42,7 @@ class Measured:
     def num_params(self) -> int:
         """How many parameters were trained."""
         assert self.run.report is not None
-        return sum(int(row[1].replace(",", "")) for row in self.run.report.rows[:1])
+        return int(self.run.report.rows[0][1].replace(",", ""))
 
     def curve(self, name: str) -> dict[int, float]:
         """Give the values by step, counted from 1: of a quantity, or of what training logged."""

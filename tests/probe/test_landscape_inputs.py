@@ -150,6 +150,22 @@ def test_a_loss_that_fails_in_both_modes_fails_as_itself():
         measure(nn.Linear(2, 1), [(INPUTS,)], loss=broken)
 
 
+class NoProbeLoss(Detector):
+    probe_loss = None  # as a base class may say that there is none
+
+    def __init__(self):
+        super().__init__()
+        self.stream = iter([1.0, 2.0])
+
+
+def test_an_iterator_is_refused_where_training_step_would_move_it():
+    with (
+        pytest.raises(ProbeError, match=r"stream .* position of an iterator cannot be put back"),
+        Landscape(NoProbeLoss(), [torch.ones(2, 3)]),
+    ):
+        pass
+
+
 class Words(nn.Module):
     def __init__(self, sparse, functional=False):
         super().__init__()

@@ -114,7 +114,7 @@ def test_reading_skips_what_is_broken_and_says_so(tmp_path):
     assert [entry.step for entry in records] == [1, 3]
     assert notes == [
         "geometry.jsonl: skipped 2 lines that cannot be read (line 2)",
-        "geometry.jsonl: skipped 1 records of a later version of lightning_linf",
+        "geometry.jsonl: skipped 1 record of a later version of lightning_linf",
     ]
 
 

@@ -226,6 +226,18 @@ def test_only_what_the_optimizer_steps_is_observed(tmp_path):
             lambda folder: GeometryRecorder(folder, on_error="raise").observe(3, step=0),
             "`module` to be an nn.Module, got int",
         ),
+        (
+            lambda folder: GeometryRecorder(folder, on_error="raise").observe(
+                network(), step=0, optimizer=torch.optim.SGD(network().parameters(), lr=0.1)
+            ),
+            "trainable parameters in Sequential, got none",
+        ),
+        (
+            lambda folder: GeometryRecorder(folder, on_error="raise").measure(
+                nn.Tanh(), batches_of(1), step=0, loss=loss_of
+            ),
+            "trainable parameters in Tanh, got none",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(call, message, tmp_path):

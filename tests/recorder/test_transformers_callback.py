@@ -103,3 +103,22 @@ class Regression(torch.nn.Module):
 
     def forward(self, x, labels):
         return {"loss": (self.layer(x) - labels).square().mean()}
+
+
+def test_a_training_after_one_that_an_error_has_ended_closes_its_files(tmp_path):
+    pytest.importorskip("accelerate")
+    pytest.importorskip("tensorboard")
+    transformers = pytest.importorskip("transformers")
+    from lightning_linf.recorder.transformers import GeometryCallback
+
+    arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    model, callback = torch.nn.Linear(2, 1), GeometryCallback(logdir=tmp_path / "run")
+    state, control = transformers.TrainerState(), transformers.TrainerControl()
+    callback.on_train_begin(arguments, state, control, model=model)
+    model(torch.ones(1, 2)).sum().backward()
+    callback.recorder.observe(model, step=0)
+    first = callback.recorder._folder
+    assert first._writer is not None
+    callback.on_train_begin(arguments, state, control, model=model)
+    assert first._writer is None
+    assert len(model._forward_hooks) == 1

@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from support.short_run import IGNORED_WARNINGS, train
 
-from lightning_linf import GeometryRecorder
+from lightning_linf import GeometryRecorder, record
 from lightning_linf.html.page import make_page
+from lightning_linf.record import Record
 from lightning_linf.runs.load import load
 from lightning_linf.runs.own import read_csv
 from lightning_linf.runs.run import Run
@@ -91,3 +92,27 @@ def test_damaged_lines_of_a_csv_are_passed_over(tmp_path):
     assert points[0] == (1, 0.5)
     assert points[-1] == (5, 0.125)
     assert [step for step, _ in points] == [1, 3, 5]
+
+
+def test_of_a_csv_what_is_beyond_all_bounds_is_passed_over_or_said(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"step,train_loss\n1,0.5\n1e300,1\n-1e300,1\ninf,1\n2,{'9' * 200_000}\n3,1\n")
+    run = Run("run")
+    read_csv(run, path)
+    assert list(run.own["train_loss"]) == [(1, 0.5)]
+    assert run.notes == [
+        "run: metrics.csv cannot be read from line 5 on: field larger than field limit (131072)"
+    ]
+
+
+@pytest.mark.parametrize("number", [10**30, -(2**63)])
+def test_a_table_whose_own_steps_begin_nowhere_is_left_out(tmp_path, number):
+    scalars = {"geometry/density": 0.5}
+    damaged = Record(0, "geometry/a", scalars, ["w"], {"density": [1.0]}, own_steps_from=number)
+    record.append(tmp_path / record.FILE_NAME, damaged)
+    (tmp_path / "metrics.csv").write_text("step,train_loss\n1,0.5\n")
+    (run,) = load([tmp_path])
+    assert list(run.scalars["geometry/density"]) == [(0, 0.5)]
+    assert list(run.own["train_loss"]) == [(1, 0.5)]
+    note = "geometry/a: 1 record left out that cannot be made a table of"
+    assert run.notes == [f"{run.name}: {note}"]

@@ -1,6 +1,7 @@
 """When a run was measured: from records and event files to the axis of a report."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -42,6 +43,28 @@ def test_a_curve_of_which_a_time_is_unknown_has_none(tmp_path):
     record.append(tmp_path / record.FILE_NAME, measured(1))
     record.append(tmp_path / record.FILE_NAME, measured(2, 1000.0))
     assert not any("seconds" in curve for curve in curves_of(tmp_path).values())
+
+
+def test_a_time_that_is_no_number_is_unknown_and_costs_nothing_else(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    from support.geometry_tab import Plugin
+    from torch.utils.tensorboard import SummaryWriter
+
+    line = measured(1, 1000.0).to_line().replace("1000.0", '"Infinity"')
+    (tmp_path / record.FILE_NAME).write_text(line)
+    (curve, _) = curves_of(tmp_path).values()
+    assert curve["values"] == [0.5]
+    assert "seconds" not in curve
+    for number, time in enumerate((1000.0, math.inf, math.nan)):
+        writer = SummaryWriter(str(tmp_path / f"events{number}"))
+        writer.add_scalar("geometry/density", 0.5, 1, walltime=time)
+        writer.close()
+    plugin = Plugin(tmp_path)
+    assert plugin.request("/runs")[0] == 200
+    for number in range(3):
+        status, answer = plugin.request("/scalars", run=f"events{number}")
+        assert status == 200
+        assert ("seconds" in answer["curves"]["geometry/density"]) == (number == 0)
 
 
 @pytest.mark.parametrize("version", ["schema_1", "schema_2"])

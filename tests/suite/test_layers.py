@@ -221,7 +221,7 @@ def run_python(code):
     )
 
 
-def test_package_imports_neither_torch_nor_lightning_and_functional_only_torch():
+def test_package_imports_neither_torch_nor_lightning_and_optimizers_only_torch():
     finished = run_python(
         "import sys\n"
         "import lightning_linf, lightning_linf.record, lightning_linf.report\n"
@@ -231,7 +231,8 @@ def test_package_imports_neither_torch_nor_lightning_and_functional_only_torch()
         "heavy = {'torch', 'numpy', 'lightning', 'torchmetrics', 'tensorboard'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "import lightning_linf.functional\n"
+        "import lightning_linf.functional, lightning_linf.optim, lightning_linf.partition\n"
+        "import lightning_linf.reparam\n"
         "heavy = {'lightning', 'torchmetrics', 'tensorboard'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from tensorboard.data.provider import RunTagFilter
 
+from lightning_linf import json_numbers
 from lightning_linf.panels import payload
 from lightning_linf.panels.own_scalars import own_scalars
 from lightning_linf.panels.table import REPORT, SHOWN_REPORT, Metadata, Table, stack, tag_of_record
@@ -68,7 +69,11 @@ class Source:
                 shown = [*ours, *(tag for tags in own.values() for tag in tags)]
                 times = [by_tag[tag].max_wall_time for tag in shown]
                 entry.changed = max([entry.changed, *times])
-        return payload.listing({run: vars(found[run]) for run in sorted(found)}, notes)
+        listed = {
+            run: {**vars(found[run]), "changed": json_numbers.encode(found[run].changed)}
+            for run in sorted(found)
+        }
+        return payload.listing(listed, notes)
 
     def scalars(self, ctx: Any, experiment: str, run: str) -> Any:
         """Read all curves of a run: those of its geometry, and its own that stand beside them.
