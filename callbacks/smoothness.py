@@ -76,9 +76,10 @@ class LinfSmoothnessMonitor(ProbingMonitor):
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
     monitor, and a record with a row for each parameter tensor. Each smoothness is divided by d, so
     that all of them compare. The noise is logged if there are several batches (or ranks) and no
-    :class:`GradientNoiseMonitor` is beside this monitor. ``history`` holds all measurements in
-    memory and in checkpoints, as dicts with ``step``, the scalars, ``tensor_names`` and
-    ``per_tensor``. ``last_report`` is the latest :class:`~lightning_linf.GeometryReport`.
+    :class:`GradientNoiseMonitor` is beside this monitor. ``history`` holds the latest
+    1,000 measurements (``max_history``) in memory and in checkpoints, as dicts with ``step``, the
+    scalars, ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
+    :class:`~lightning_linf.GeometryReport`.
 
     Args:
         every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple
