@@ -54,10 +54,10 @@ class LinfSmoothnessMonitor(ProbingMonitor):
     instead. The first probe of a training refuses a loss that is not the same when it is evaluated
     again, or whose products are not the change of its gradient (:meth:`Landscape.check`).
 
-    Cost: 1 gradient (2 with several batches), and about 2 for each product, times ``num_batches``;
-    once, 7 for the check. At most ``num_probes`` + 33 products for each partition, 33 for "global".
-    "spectral" takes 9 and a singular value decomposition of each matrix with each. A probe that
-    SIGTERM interrupts is given up.
+    Cost: 2 gradients, one of them for the secant (4 with several batches), and about 2 for each
+    product, times ``num_batches``; once, 7 for the check. At most ``num_probes`` + 33 products for
+    each partition, 33 for "global". "spectral" takes up to 9 and a singular value decomposition of
+    each matrix with each. A probe that SIGTERM interrupts is given up.
 
     Memory: before the first probe of a training its loss is run on tensors without values, and what
     the probe will take is logged (:func:`~lightning_linf.probe_memory`). If that is more than is
