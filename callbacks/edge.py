@@ -54,8 +54,8 @@ class EdgeMonitor(ProbingMonitor):
     Memory and several devices: as :class:`LinfSmoothnessMonitor`.
 
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
-    monitor, and a record with a row for each parameter tensor. ``history`` holds all measurements
-    in memory and in checkpoints, and ``last_report`` is the latest
+    monitor, and a record with a row for each parameter tensor. ``history`` holds the latest 1,000
+    measurements (``max_history``) in memory and in checkpoints, and ``last_report`` is the latest
     :class:`~lightning_linf.EdgeReport`.
 
     Args:

@@ -41,9 +41,9 @@ class GradientHeterogeneityMonitor(GeometryMonitor):
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
     monitor, such as density, Gini coefficient and the energy of the largest 1 % of the entries; and
     a record with a row for each parameter tensor and a histogram of log10|g|. With several
-    optimizers, each has its own tags, which end in ``/optimizer0`` and so on. ``history`` holds all
-    measurements in memory and in checkpoints, as dicts with ``step``, the scalars, ``tensor_names``
-    and ``per_tensor``.
+    optimizers, each has its own tags, which end in ``/optimizer0`` and so on. ``history`` holds the
+    latest 1,000 measurements (``max_history``) in memory and in checkpoints, as dicts with
+    ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
 
     Args:
         every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple

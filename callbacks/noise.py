@@ -55,8 +55,8 @@ class GradientNoiseMonitor(GeometryMonitor):
 
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
     monitor, such as ``noise_trace`` and ``noise_scale``, and a record with a row for each parameter
-    tensor. ``history`` holds all measurements in memory and in checkpoints, as dicts with ``step``,
-    the scalars, ``tensor_names`` and ``per_tensor``.
+    tensor. ``history`` holds the latest 1,000 measurements (``max_history``) in memory and in
+    checkpoints, as dicts with ``step``, the scalars, ``tensor_names`` and ``per_tensor``.
 
     Args:
         every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple

@@ -54,10 +54,10 @@ class LinfSmoothnessMonitor(ProbingMonitor):
     instead. The first probe of a training refuses a loss that is not the same when it is evaluated
     again, or whose products are not the change of its gradient (:meth:`Landscape.check`).
 
-    Cost: 1 gradient (2 with several batches), and about 2 for each product, times ``num_batches``;
-    once, 7 for the check. At most ``num_probes`` + 33 products for each partition, 33 for "global".
-    "spectral" takes 9 and a singular value decomposition of each matrix with each. A probe that
-    SIGTERM interrupts is given up.
+    Cost: 2 gradients, one of them for the secant (4 with several batches), and about 2 for each
+    product, times ``num_batches``; once, 7 for the check. At most ``num_probes`` + 33 products for
+    each partition, 33 for "global". "spectral" takes up to 9 and a singular value decomposition of
+    each matrix with each. A probe that SIGTERM interrupts is given up.
 
     Memory: before the first probe of a training its loss is run on tensors without values, and what
     the probe will take is logged (:func:`~lightning_linf.probe_memory`). If that is more than is
@@ -76,9 +76,10 @@ class LinfSmoothnessMonitor(ProbingMonitor):
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
     monitor, and a record with a row for each parameter tensor. Each smoothness is divided by d, so
     that all of them compare. The noise is logged if there are several batches (or ranks) and no
-    :class:`GradientNoiseMonitor` is beside this monitor. ``history`` holds all measurements in
-    memory and in checkpoints, as dicts with ``step``, the scalars, ``tensor_names`` and
-    ``per_tensor``. ``last_report`` is the latest :class:`~lightning_linf.GeometryReport`.
+    :class:`GradientNoiseMonitor` is beside this monitor. ``history`` holds the latest
+    1,000 measurements (``max_history``) in memory and in checkpoints, as dicts with ``step``, the
+    scalars, ``tensor_names`` and ``per_tensor``. ``last_report`` is the latest
+    :class:`~lightning_linf.GeometryReport`.
 
     Args:
         every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple

@@ -79,8 +79,9 @@ class StepMonitor(ProbingMonitor):
     on one rank is a failure on all, unless the others wait for it inside a sharded forward pass.
 
     Logged under ``geometry/``: the quantities that ``lightning_linf.quantities`` lists for this
-    monitor. ``history`` holds all measurements in memory and in checkpoints, ``geometry.jsonl``
-    also the losses, and ``last_report`` is the latest :class:`~lightning_linf.StepLineReport`.
+    monitor. ``history`` holds the latest 1,000 measurements (``max_history``) in memory and in
+    checkpoints, ``geometry.jsonl`` also the losses, and ``last_report`` is the latest
+    :class:`~lightning_linf.StepLineReport`.
 
     Args:
         every_n_steps: Measure at every optimizer step whose number, counted from 1, is a multiple

@@ -205,7 +205,7 @@ def _cost(study: Study, record: Mapping[str, Any]) -> str:
 
 def _quadratic(record: Mapping[str, Any]) -> Iterator[str]:
     rows = record["rows"]
-    yield from ("", "![](results/quadratic.png)")
+    yield from ("", "![Final loss of each optimizer against the (1,1)-norm](results/quadratic.png)")
     yield from table(
         ["t", *(f"{row['t']:g}" for row in rows)],
         [
@@ -258,7 +258,8 @@ def _comparison(name: str, record: Mapping[str, Any]) -> Iterator[str]:
          "clipped", "(1,1)-norm / d", "λ_max", "H(Φ) / d"],
         seeds_rows(record),
     )  # fmt: skip
-    yield from ("", f"![](results/{name}.png)", "")
+    seen = "Training loss less Adam's of each optimizer, by seed, and the same against H(Φ)"
+    yield from ("", f"![{seen}](results/{name}.png)", "")
     yield from (f"- {sentence}" for sentence in seeds_sentences(record))
 
 

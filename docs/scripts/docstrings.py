@@ -16,6 +16,7 @@ _ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`(~?)([\w.]+)`")
 _MATH = re.compile(r":math:`([^`]*)`")
 _DISPLAYED = re.compile(r"^\.\. math::(.*\n(?:[ \t]+\S.*(?:\n|\Z))*)", re.MULTILINE)
 _SOURCE = re.compile(r"^Source:\n((?:[ \t]+\S.*(?:\n|\Z)|\n(?=[ \t]))+)", re.MULTILINE)
+_RETURNED = re.compile(r"^((?:Returns|Yields):\n[ \t]+)(?=\S)", re.MULTILINE)
 _SHORT = re.compile(r"(?:[A-Z]\w*\.)?\w+$")  # with the class of a method
 _COMMENT = re.compile(r"#\s*(.+)$")
 
@@ -40,6 +41,7 @@ def as_markdown(text: str, where: griffe.Object) -> str:
     text = _MATH.sub(lambda match: f"${' '.join(match[1].split())}$", text)
     text = _ROLE.sub(lambda match: _reference(match[1], match[2], where), text)
     text = _SOURCE.sub(lambda match: f"**Source:**\n\n{dedent(match[1])}", text)
+    text = _RETURNED.sub(r"\1: ", text)  # griffe takes what is before the first colon for a type
     return re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)  # a section of griffe's
 
 

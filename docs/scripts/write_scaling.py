@@ -90,15 +90,15 @@ The two of the traffic are means over the lines with several ranks.
 
 
 def _sentence(fitted: Fit) -> str:
-    both = f"Of {fitted.whole + fitted.sharded:.1f} vectors"
+    both, sharded = f"{fitted.whole + fitted.sharded:.1f}", f"{fitted.sharded:.1f}"
     if fitted.whole > fitted.sharded:
         return (
-            f"{both} {fitted.whole:.1f} are whole on every rank: more ranks do not make a larger "
-            "network fit."
+            f"Of {both} vectors {fitted.whole:.1f} are whole on every rank: more ranks do not make "
+            "a larger network fit."
         )
+    divided = f"All {both} vectors" if sharded == both else f"Of {both} vectors {sharded}"
     return (
-        f"{both} {fitted.sharded:.1f} are divided among the ranks: twice as many ranks need half "
-        "the memory for them."
+        f"{divided} are divided among the ranks: twice as many ranks need half the memory for them."
     )
 
 

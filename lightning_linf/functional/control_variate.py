@@ -16,7 +16,7 @@ class Correction(NamedTuple):
     """What an estimate is to be divided by, and the error that is left."""
 
     divisor: Tensor  # ()
-    relative_error: Tensor  # (): two of it cover 95 %, however few the probes
+    relative_error: Tensor  # (): standard error, widened so that two of it cover about 95 %
 
 
 def corrected(

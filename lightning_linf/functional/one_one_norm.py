@@ -24,7 +24,7 @@ class OneOneNormEstimate(NamedTuple):
     """An estimate of the (1,1)-norm of a Hessian."""
 
     value: Tensor  # (): in loss per parameter squared
-    relative_error: Tensor  # (): standard error over value; two of them cover 95 %
+    relative_error: Tensor  # (): standard error over value, of the probes alone
     tensor_norms: Tensor  # (T,): what the rows of each parameter tensor add to value
 
 

@@ -83,9 +83,9 @@ def measure_geometry(
             about a tenth. With no more parameters than probes d products give all of the Hessian:
             the (1,1)-norm is then exact, and each search for the ends of N(Phi) has 400 products.
         max_hvps: Budget of Hessian-vector products in all. Default: ``num_probes`` + 33 for each
-            partition, and 9 for "spectral". What a larger one has beyond goes to the ends of
-            N(Phi), in equal shares, each of which stops once more would move its ends by no more
-            than 1 %.
+            partition, 33 for "global", and 9 for "spectral". What a larger one has beyond goes to
+            the ends of N(Phi), in equal shares, each of which stops once more would move its ends
+            by no more than 1 %.
         noise_batches: Microbatches for the gradient noise, at least 2, one gradient each. Default:
             ``batches`` if there are two or more; with one the noise is not measured.
         reparameterization: Measure in coordinates phi with parameters theta = A phi. What would

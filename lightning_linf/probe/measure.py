@@ -37,12 +37,12 @@ def measure_landscape(
 
     Args:
         landscape: Inside its ``with``.
-        partitions: From :func:`~lightning_linf.probe.partitions.choose_partitions`.
-        matrices: From :func:`~lightning_linf.probe.spectral.split_matrices`, to measure the
-            geometry of Muon, too.
+        partitions: From ``lightning_linf.probe.partitions.choose_partitions``.
+        matrices: From ``lightning_linf.probe.spectral.split_matrices``, to measure the geometry of
+            Muon, too.
         num_probes: At least 4.
         max_hvps: Budget of products.
-        noise: From :func:`~lightning_linf.probe.noise.measure_noise`.
+        noise: From ``lightning_linf.probe.noise.measure_noise``.
         last_step: The present point minus an earlier one, shape (d,): training's own step, say.
             The secant smoothness along it costs one gradient more, and needs a landscape without
             reparameterization.

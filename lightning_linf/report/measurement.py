@@ -97,8 +97,8 @@ class Measurement:
     # half of them exceeds that of all, relative; what all exceed the data by is roughly 1 to 2.4
     # times as much, more if they are few (`functional/batch_excess.py`). None with one batch.
     one_one_norm_batch_excess: float | None = None
-    # By partition, of `step_advantage`: what the choice of batches leaves open, as 1.96th of half a
-    # 95 % interval of its logarithm (`functional/step_error.py`). None with one batch.
+    # By partition, of `step_advantage`: what the choice of batches leaves open; 1.96 times it is
+    # half a 95 % interval of its logarithm (`functional/step_error.py`). None with one batch.
     step_advantage_relative_error: dict[str, float] | None = None
     # Where it was measured, `dual_norm` and `curvature` have the key "spectral", too.
     spectral: SpectralSmoothness | None = None

@@ -56,6 +56,12 @@ def test_links_lead_to_files_and_anchors_that_exist(page):
             assert unquote(parts.fragment) in anchors(target), f"{link}: no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_picture_says_in_words_what_it_shows(page):
+    pictures = [c for token in tokens(page) for c in token.children or () if c.type == "image"]
+    assert [p.attrGet("src") for p in pictures if not p.content.strip()] == []
+
+
 def test_headings_are_named_as_github_does(tmp_path):
     page = tmp_path / "page.md"
     page.write_text('# N(Φ) and `H(Φ)`: *both* ends\n## A\n## A\n<a id="b"></a>\n')

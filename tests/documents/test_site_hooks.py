@@ -91,8 +91,12 @@ class A:
         """Do."""
 
 
-def g():
-    """Do."""
+def g() -> int:
+    """Do.
+
+    Returns:
+        Of :class:`A`, one of two: its size.
+    """
 '''
 
 
@@ -114,6 +118,9 @@ def test_docstrings_become_markdown(hook, tmp_path):
     assert "$x < y$." in text
     assert "\n$$\n\\begin{aligned}a &= b \\\\\nc &= d\\end{aligned}\n$$\n" in text
     assert "**Source:**\n\nA paper.\n\nAnother.\n\nExamples:\n    >>> 1" in text
+    *_, returns = module["g"].docstring.parse("google", returns_named_value=False)
+    assert str(returns.value[0].annotation) == "int"
+    assert returns.value[0].description.endswith("</autoref>, one of two: its size.")
     assert module["A"]["size"].docstring.value == "In bytes"
     assert module["A"]["share"].docstring.value == "Of the whole."
     assert module["A"]["hidden"].docstring is None

@@ -29,7 +29,7 @@ def test_the_page_is_written_from_the_records(comparison, tmp_path, monkeypatch)
     assert "with seeds 1 to 1 (n = 1)" in words
     assert "| sgd | global, l2 | **0.01: " in page
     assert f"torch {torch.__version__}" in page
-    assert "![](results/gpt2.png)" in page
+    assert "](results/gpt2.png)" in page
     assert "2 runs, 0 minutes of one core with their measurements." in words
     assert page.count("Not run.") == 2
     assert "Not run: `make paper` found no CUDA device." in page

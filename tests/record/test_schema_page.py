@@ -26,6 +26,7 @@ RECORD = Record(
     histogram=LogHistogram([-1.0, 0.0], [3]),
     report={"loss": 1.0},
     restart=1,
+    own_steps_from=1,
     wall_time=1798761600.125,
 )
 
@@ -45,6 +46,7 @@ def test_the_page_names_the_schema_that_is_written():
 
 
 def test_the_page_lists_every_key_of_a_record():
+    assert {field.name for field in fields(Record)} <= {*json.loads(RECORD.to_line())}
     assert keys_of_the_table(section("The record")) == list(json.loads(RECORD.to_line()))
 
 
