@@ -9,7 +9,8 @@ from lightning_linf.distributed.ranks import Ranks
 from lightning_linf.errors import ProbeError
 from lightning_linf.functional.offload import Offload
 from lightning_linf.probe import Landscape, ProbeMemory
-from lightning_linf.probe.memory_by_phase import available_memory, shown_bytes
+from lightning_linf.probe.available_memory import available_memory
+from lightning_linf.probe.memory_by_phase import shown_bytes
 
 _log = logging.getLogger(__name__)
 

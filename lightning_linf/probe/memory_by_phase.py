@@ -1,6 +1,5 @@
 """What a probe takes of a device's memory: the graph of a gradient, and k vectors by phase."""
 
-import os
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -121,22 +120,6 @@ def _by_phase(graph: GraphMemory, vector: int, plan: Plan) -> dict[str, int]:
         held = count(plan)
         totals[name] = max(during + held.products * vector, idle + held.between * vector)
     return {name: int(total) for name, total in totals.items()}
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device, or None where no one tells.
-
-    CUDA: what the driver has free, and what torch's allocator holds and does not use. CPU: what
-    Linux calls available.
-    """
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
-        with open("/proc/meminfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    return None
 
 
 def shown_bytes(num_bytes: int) -> str:

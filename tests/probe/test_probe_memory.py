@@ -1,7 +1,5 @@
 """What is said of the memory of a probe before it runs, where the graph takes most of it."""
 
-import os
-
 import pytest
 import torch
 from support.vector_count import counted_vectors
@@ -10,7 +8,6 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_linf import Landscape, measure_geometry, probe_memory
 from lightning_linf.probe import ProbeError
-from lightning_linf.probe.memory_by_phase import available_memory
 
 VOCABULARY, WIDTH, LENGTH = 64, 32, 48
 
@@ -148,17 +145,3 @@ def test_a_loss_that_needs_its_values_is_refused_before_and_measured_all_the_sam
 def test_number_of_parts_must_be_whole():
     with pytest.raises(ValueError, match=r"^probe_memory: expected `num_parts` >= 1, got 0"):
         probe_memory(network(), tokens(2), loss=loss, num_parts=0)
-
-
-def test_available_is_what_the_driver_and_the_allocator_have_left(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
-    assert available_memory(torch.device("cuda", 0)) == 140
-    assert available_memory(torch.device("meta")) is None
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="reads Linux's /proc")
-def test_available_on_the_cpu_is_part_of_its_memory():
-    in_all = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < available_memory(torch.device("cpu")) <= in_all
