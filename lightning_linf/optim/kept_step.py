@@ -35,7 +35,7 @@ def tensors_and_groups(optimizer: Optimizer) -> list[Hashable] | None:
             if g.layout is not torch.strided:
                 return None
             values = list(optimizer.state.get(p, {}).values())
-            found += map(id, values)
+            found += (id(p), *map(id, values))
             is_part = type(p) not in _PLAIN
             if is_part:  # a rank's, of which torch makes a new view each time
                 if are_sharded_unlike(p, g):

@@ -234,6 +234,12 @@ class Geometry:
                 f"Geometry: expected {problem} {type(new).__name__}. Return, say, "
                 "torch.optim.SGD(groups)."
             )
+        if _maximizes(old) and "maximize" not in inner_of(new).defaults:
+            raise ValueError(
+                "Geometry: expected an optimizer with `maximize`, which the former one has set, "
+                f"got {type(inner_of(new)).__name__}, which would minimize. Choose another, or "
+                "negate the loss."
+            )
         keep_other_entries(old, new)
         scale_learning_rates(new, self.lr_factor(old))
         had_names = any("param_names" in group for group in old.param_groups)
@@ -281,6 +287,10 @@ def check_geometry(caller: str, geometry: object) -> None:
 
 def _split(optimizer: Optimizer) -> list[list[int]]:
     return [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+
+
+def _maximizes(optimizer: Optimizer) -> bool:
+    return any(group.get("maximize") for group in optimizer.param_groups)
 
 
 def _is_plain(value: object) -> bool:

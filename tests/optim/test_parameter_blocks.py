@@ -74,6 +74,26 @@ def test_parameter_groups_can_be_added_under_a_name(name):
     assert_follows(optimizer, params, Reference(params, labels, options), num_steps=5)
 
 
+@pytest.mark.parametrize("name", ["coordinate", "tensor", "global"])
+def test_parameters_may_be_put_into_the_groups_directly(name):
+    net = Net().double()
+    params = list(net.parameters())
+    placeholders = [nn.Parameter(torch.empty_like(p, device="meta")) for p in params]
+    optimizer = BlockwiseAdam(placeholders, lr=0.02, partition=name)
+    (group,) = optimizer.param_groups  # as libraries do that shard parameters, or unfreeze them
+    group["params"] = params[:3]
+    optimizer.param_groups.append({**group, "params": params[3:5], "lr": 0.01})
+    group["params"] = group["params"] + params[5:]
+    order = [*params[:3], *params[5:], *params[3:5]]
+    labels = dict(zip(params, labels_of(Partition.of(net, name)), strict=True))
+    options = [{"lr": 0.02}] * (len(params) - 2) + [{"lr": 0.01}] * 2
+    reference = Reference(order, [labels[p] for p in order], options)
+    assert_follows(optimizer, order, reference, num_steps=3)
+    optimizer.param_groups[1]["params"].append(group["params"].pop())
+    reference.options[len(params) - 3] = reference.options[-1]
+    assert_follows(optimizer, order, reference, num_steps=3)
+
+
 def test_parameter_groups_are_not_added_to_a_partition():
     net = Net()
     optimizer = BlockwiseAdam(net.named_parameters(), partition=PARTITIONS["head"](net))

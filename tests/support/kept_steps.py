@@ -80,6 +80,14 @@ def counts_where_kernels_read_them(net, optimizer):
             state[key] = state[key].to(net.head.weight.device)
 
 
+def another_parameter_with_its_state(net, optimizer):
+    old, params = net.head.weight, optimizer.param_groups[0]["params"]
+    new = net.head.weight = nn.Parameter(old.detach().clone())
+    new.grad = old.grad
+    optimizer.state[new] = optimizer.state.pop(old)
+    params[next(i for i, p in enumerate(params) if p is old)] = new
+
+
 def other_memory(net, optimizer):
     for p in net.parameters():
         p.data = p.data.clone()
@@ -123,6 +131,7 @@ EVENTS = [
     rate_in_a_tensor,
     no_form_but_the_plain,
     counts_where_kernels_read_them,
+    another_parameter_with_its_state,
     other_memory,
     other_order_in_memory,
     gradients_in_another_order,

@@ -363,6 +363,11 @@ def test_misuse_is_refused(arguments, message):
             {},
             "BlockwiseAdam: expected parameters of",
         ),
+        (
+            Geometry("muon"),
+            {"maximize": True},
+            "with `maximize`, which the former one has set, got MuonWithAdamW",
+        ),
     ],
 )
 def test_what_does_not_fit_the_parameters_is_refused(geometry, options, message):

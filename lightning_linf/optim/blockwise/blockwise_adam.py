@@ -1,6 +1,6 @@
 """Adam with one second moment for each block of a partition."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -136,6 +136,7 @@ class BlockwiseAdam(CheckedOptimizer):
         self._find_block_sets()
 
     def _updates(self) -> list[Callable[[], None]]:
+        self._match_groups()
         check_shared_options(type(self).__name__, self.param_groups, self._pairs)
         return super()._updates()
 
@@ -156,6 +157,7 @@ class BlockwiseAdam(CheckedOptimizer):
             the tensors: entries of a block may share memory. Parameters whose block has had no
             gradient yet are left out.
         """
+        self._match_groups()
         result = {}
         for blocks in self._block_sets:
             state = self.state.get(blocks.owner, {})
@@ -183,6 +185,7 @@ class BlockwiseAdam(CheckedOptimizer):
         Raises:
             ValueError: If a parameter is not this optimizer's, or has values of another shape.
         """
+        self._match_groups()
         known = {p for blocks in self._block_sets for p in blocks.params}
         for p, (value, _) in values.items():
             if p not in known or value.shape != p.shape:
@@ -225,14 +228,25 @@ class BlockwiseAdam(CheckedOptimizer):
         if hasattr(self, "_block_sets"):  # else the constructor is still adding groups
             self._find_block_sets()
 
+    def _match_groups(self) -> None:
+        """Find the blocks anew if parameters in ``param_groups`` were replaced, added or moved."""
+        if _split(self.param_groups) != self._groups:
+            self._find_block_sets()
+
     def _find_block_sets(self) -> None:
         name = type(self).__name__
         block_sets = find_block_sets(name, self.param_groups, self.partition)
         pairs = groups_that_share(block_sets)
         check_shared_options(name, self.param_groups, pairs)
         self._block_sets, self._pairs, self._kept = block_sets, pairs, None
+        self._groups = _split(self.param_groups)  # of parameters that the block sets keep alive
 
     def _check_saved(self, saved: dict[str, Any]) -> None:
+        self._match_groups()
         for group in saved["param_groups"]:
             check_betas(type(self).__name__, group["betas"])
         check_saved(type(self).__name__, self._block_sets, self.param_groups, saved)
+
+
+def _split(groups: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    return [[id(p) for p in group["params"]] for group in groups]
