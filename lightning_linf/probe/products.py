@@ -108,15 +108,15 @@ def _require_small(
     difference: Tensor, cancelled: Tensor, tolerance: float, dtype: torch.dtype
 ) -> None:
     if difference > tolerance * cancelled:
-        rounded = (
-            " Or the derivatives are lost in the rounding of float32, as where all samples are "
-            "fitted and the loss is nearly 0: measure a copy of the module and its batches in "
-            "float64."
+        in_float64 = (
+            ", or of float32 where all samples are fitted and the loss is nearly 0 (measure a copy "
+            "of the module and its batches in float64)"
         )
         raise ProbeError(
             "probe: expected a symmetric Hessian, but u.Hv and v.Hu differ by "
             f"{float(difference / cancelled):.1e} of what they sum. An operation in the loss "
             "has a wrong second derivative (a custom autograd.Function whose backward is not "
-            "differentiable, say). Use plain PyTorch for the probe, e.g. in probe_loss(batch)."
-            f"{rounded if dtype == torch.float32 else ''}"
+            "differentiable, say). Use plain PyTorch for the probe, e.g. in probe_loss(batch). Or "
+            "derivatives are lost in rounding: of a torch.autocast in the loss (leave it out in "
+            f"probe_loss(batch)){in_float64 if dtype == torch.float32 else ''}."
         )
