@@ -1,5 +1,6 @@
 """Largest absolute eigenvalue of a symmetric operator, between two bounds, by Lanczos."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -129,6 +130,7 @@ def lanczos(
     mass, upper = least_mass(num_entries(start), failure), float("inf")
     dtype = start.dtype
     narrow = basis_dtype(dtype)
+    slack = math.sqrt(torch.finfo(dtype).eps)  # of values that are the same but for rounding
     current = start / _norm(start)
     del start  # a caller that made it for us does not hold it either
     previous: Tensor | None = None
@@ -160,6 +162,8 @@ def lanczos(
             mirrored = [-alpha for alpha in diagonal]
             flipped = (-values.flip(0), vectors.flip(1))
             ends.append(_upper_end(*flipped, mirrored, off_diagonal, mass, is_whole))
+        if value - upper > slack * largest:
+            upper = float("inf")  # it has failed: the start has less than the least mass
         upper = min(upper, max(ends))
         if is_whole or len(diagonal) == max_hvps or upper <= (1 + tol) * value:
             break

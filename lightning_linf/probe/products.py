@@ -75,7 +75,9 @@ def as_rows(vectors: Sequence[Tensor]) -> Tensor:
 def check_symmetric(hessian: Tensor, tolerance: float) -> None:
     """Compare a whole Hessian (d, d) with its transpose: they may differ by rounding alone."""
     scaled = hessian / scale_of(hessian)
-    _require_small((scaled - scaled.T).abs().sum(), 2 * scaled.abs().sum(), tolerance)
+    _require_small(
+        (scaled - scaled.T).abs().sum(), 2 * scaled.abs().sum(), tolerance, hessian.dtype
+    )
 
 
 def check_products(u: Tensor, hu: Tensor, v: Tensor, hv: Tensor, tolerance: float) -> None:
@@ -90,7 +92,10 @@ def check_products(u: Tensor, hu: Tensor, v: Tensor, hv: Tensor, tolerance: floa
         return (u * (hv / scale)).abs_() + (v * (hu / scale)).abs_()
 
     _require_small(
-        sum_in_pieces(difference, *vectors).abs(), sum_in_pieces(cancelled, *vectors), tolerance
+        sum_in_pieces(difference, *vectors).abs(),
+        sum_in_pieces(cancelled, *vectors),
+        tolerance,
+        hu.dtype,
     )
 
 
@@ -99,11 +104,19 @@ def scale_of(values: Tensor) -> Tensor:
     return largest_magnitude(values).clamp(min=torch.finfo(values.dtype).tiny)
 
 
-def _require_small(difference: Tensor, cancelled: Tensor, tolerance: float) -> None:
+def _require_small(
+    difference: Tensor, cancelled: Tensor, tolerance: float, dtype: torch.dtype
+) -> None:
     if difference > tolerance * cancelled:
+        in_float64 = (
+            ", or of float32 where all samples are fitted and the loss is nearly 0 (measure a copy "
+            "of the module and its batches in float64)"
+        )
         raise ProbeError(
             "probe: expected a symmetric Hessian, but u.Hv and v.Hu differ by "
             f"{float(difference / cancelled):.1e} of what they sum. An operation in the loss "
             "has a wrong second derivative (a custom autograd.Function whose backward is not "
-            "differentiable, say). Use plain PyTorch for the probe, e.g. in probe_loss(batch)."
+            "differentiable, say). Use plain PyTorch for the probe, e.g. in probe_loss(batch). Or "
+            "derivatives are lost in rounding: of a torch.autocast in the loss (leave it out in "
+            f"probe_loss(batch)){in_float64 if dtype == torch.float32 else ''}."
         )

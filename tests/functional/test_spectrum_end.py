@@ -40,6 +40,20 @@ def test_end_holds_the_largest_of_close_eigenvalues(name, dtype):
     assert max(found.value + found.residual for found in results) < 1.06
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_end_that_a_value_has_passed_does_not_count(dtype, sign):
+    # The start has less than the least mass along the last eigenvector, which comes late, and a
+    # bound from before that is below it.
+    values = sign * torch.tensor([-0.3, -0.1, 0.05, 0.1, 0.2, 0.25, 1.0], dtype=dtype)
+    start = torch.ones_like(values)
+    start[-1] = 1e-4
+    assert float(start[-1] / start.norm()) ** 2 < least_mass(7) / 10
+    found = lambda_max(lambda v: values * v, start, max_hvps=7)
+    assert found.value == pytest.approx(1.0, rel=1e-3)
+    assert found.value + found.residual >= 1 - 1e-6
+
+
 @pytest.mark.slow
 def test_failures_are_as_rare_as_stated():
     values, num_starts = spectrum(CLOSE["a cluster"], 500), 8_000

@@ -50,3 +50,35 @@ def test_wrong_second_derivatives_are_noticed(num_probes, factor):
         Landscape(module, [batch], loss=loss) as landscape,
     ):
         measure_landscape(landscape, choose_partitions(module, []), num_probes=num_probes)
+
+
+def test_derivatives_that_float32_rounds_away_are_refused_with_the_remedy():
+    torch.manual_seed(0)
+    module = nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(19 * torch.eye(3) + 0.3 * torch.randn(3, 3))
+    x, labels = torch.eye(3) + 0.1 * torch.randn(3, 3), torch.arange(3)
+
+    def loss(module, x):  # about 2e-8, from probabilities that are 1 but for their last bits
+        return nn.functional.cross_entropy(module(x), labels)
+
+    with pytest.raises(ProbeError, match=r"rounding: .* of float32 .* in float64\)"):
+        measure_geometry(module, [x], loss=loss, num_probes=4)
+    measure_geometry(module.double(), [x.double()], loss=loss, num_probes=4)
+
+
+def test_an_autocast_that_rounds_derivatives_away_is_named():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    x, labels = torch.randn(8, 4), torch.arange(8) % 3
+
+    def loss(module, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = module(x)
+        return nn.functional.cross_entropy(outputs.float(), labels)
+
+    with (
+        pytest.raises(ProbeError, match=r"torch\.autocast in the loss"),
+        Landscape(module, [x], loss=loss) as landscape,
+    ):
+        measure_landscape(landscape, choose_partitions(module, []), num_probes=256)
