@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-hypothesis.settings.register_profile("same every time", derandomize=True)
+hypothesis.settings.register_profile(
+    "same every time",
+    derandomize=True,
+    deadline=None,  # a busy machine is slow
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("same every time")
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
