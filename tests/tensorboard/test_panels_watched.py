@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from support.chromium import READY, chromium, needs_chromium
+from support.chromium import READY, TIMEOUT_SECONDS, chromium, needs_chromium
 from support.short_run import IGNORED_WARNINGS
 from support.tensorboard_process import tensorboard
 from support.watched_runs import LONG, watch, watch_all
@@ -70,7 +70,7 @@ def csv_of(page, panel):
     file.unlink(missing_ok=True)
     page.run(f"""[...document.querySelectorAll("#{panel} button")]
         .find((button) => button.textContent === "CSV").click()""")
-    end = time.monotonic() + 60
+    end = time.monotonic() + TIMEOUT_SECONDS
     while not file.is_file() or file.stat().st_size == 0:
         assert time.monotonic() < end
         time.sleep(0.05)
