@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 import torch
 import torch.distributed as dist
+from support.ranks import in_two_processes
 from support.ranks_apart import run_apart
 
 from lightning_linf.distributed import heartbeat
@@ -132,6 +133,17 @@ def test_memory_that_runs_out_inside_a_collective_ends_all_ranks(tmp_path):
     assert all(isinstance(result, RankLostError) for result in results)
     assert "This rank ran out of memory in it, and the others wait there" in str(results[1])
     assert "Rank 1 is missing" in str(results[0])
+
+
+def test_a_rank_that_dies_in_a_test_fails_it_whatever_the_folder_is_called(tmp_path):
+    def on_rank(rank):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "done"
+
+    (tmp_path / "a #1?").mkdir()
+    with pytest.raises(AssertionError, match=r"\[0, -9\], \['done', EOFError\(\)\]"):
+        in_two_processes(on_rank, tmp_path / "a #1?")
 
 
 @pytest.mark.parametrize(

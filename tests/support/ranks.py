@@ -63,6 +63,13 @@ class Heard(logging.Handler):
         logging.getLogger("lightning_linf.distributed.ranks").removeHandler(self)
 
 
+def join(folder, rank, world_size, timeout):
+    """Enter the gloo group of the ranks that meet in a folder."""
+    store = dist.FileStore(str(folder / "rendezvous"), world_size)  # a URL takes not every name
+    store.set_timeout(timeout)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
 def _received(receiver):
     try:
         return pickle.loads(receiver.recv_bytes())
@@ -72,14 +79,7 @@ def _received(receiver):
 
 def _run(rank, function, tmp_path, sender, world_size):
     torch.set_num_threads(1)
-    method = f"file://{tmp_path}/rendezvous"
-    dist.init_process_group(
-        "gloo",
-        method,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=LIMIT_SECONDS),
-    )
+    join(tmp_path, rank, world_size, timedelta(seconds=LIMIT_SECONDS))
     try:
         result = function(rank)
     except Exception as error:

@@ -8,8 +8,8 @@ import time
 from datetime import timedelta
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from support.ranks import join
 
 LIMIT_SECONDS = 300
 
@@ -55,13 +55,7 @@ def _run(rank, function, tmp_path, world_size, timeout_seconds):
     torch.set_num_threads(1)
     stood = open(tmp_path / f"stood {rank}", "w")  # to the end of the process
     faulthandler.enable(stood)
-    dist.init_process_group(
-        "gloo",
-        f"file://{tmp_path}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=timeout_seconds),
-    )
+    join(tmp_path, rank, world_size, timedelta(seconds=timeout_seconds))
     try:
         result = function(rank)
     except BaseException as error:
