@@ -45,7 +45,7 @@ def board(request, histories, tmp_path_factory):
     """TensorBoard with its fast reader, and with the other."""
     log = tmp_path_factory.mktemp("log") / "tensorboard.txt"
     with tensorboard(histories[0], log, load_fast=request.param) as process:
-        process.wait_for_runs(2)
+        process.wait_until_read(histories[0])
         yield process
 
 
@@ -377,7 +377,7 @@ def test_tab_follows_tensorboards_theme_and_reload(browser, tmp_path):
     frame = "document.querySelector('iframe').contentDocument"
     step = f"{frame}.querySelector('#bars output').textContent"
     with tensorboard(tmp_path / "runs", tmp_path / "log.txt", load_fast="auto") as board:
-        board.wait_for_runs(1)
+        board.wait_until_read(tmp_path / "runs")
         browser.size(1280)
         browser.prefer("light")
         browser.open(f"{board.address}#geometry")
@@ -412,7 +412,7 @@ def test_corrupt_data_are_noted_and_the_rest_is_shown(browser, tmp_path, load_fa
     (runs / "noise").mkdir()
     (runs / "noise" / "events.out.tfevents.1.x.1").write_bytes(b"\xff" * 500)
     with tensorboard(runs, tmp_path / "log.txt", load_fast=load_fast) as board:
-        board.wait_for_runs(1)
+        board.wait_until_read(runs)
         browser.size(1280)
         browser.complaints.clear()
         browser.open(board.entry)

@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
 def board(trained, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "tensorboard.txt"
     with tensorboard(trained[0], log, load_fast="false") as process:
-        process.wait_for_runs(9)
+        process.wait_until_read(trained[0])
         yield process
 
 
@@ -324,7 +324,7 @@ def test_notes_are_one_line_that_unfolds_and_stay_away_until_there_is_a_new_one(
     write_event(tmp_path / "runs" / "torn", b"{", np.zeros(2))
     notes = "document.querySelector('.notes')"
     with tensorboard(tmp_path / "runs", tmp_path / "log.txt", load_fast="false") as board:
-        board.wait_for_runs(1)
+        board.wait_until_read(tmp_path / "runs")
         page.open("about:blank")
         page.open(board.entry)
         page.wait(f"{notes} && !{notes}.hidden")
