@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import pytest
@@ -33,11 +34,12 @@ def test_two_steps_run_and_everything_is_reported(config, capsys):
     assert "Trained with adamw. The geometry is measured in the coordinates of" in output
     assert "At step 2: " in output
     assert "This is no forecast of how training ends." in " ".join(output.split())
-    assert f"tensorboard --logdir {config.runs_dir}" in output
+    assert f"tensorboard --logdir {quote(config.runs_dir)}" in output
     folder = Path(trainer.log_dir) / "checkpoints"
     assert {file.name for file in folder.iterdir()} == {"last.ckpt", "best.ckpt"}
     assert f"Checkpoint: {folder / 'last.ckpt'}" in output
-    command = f"measure {folder / 'last.ckpt'} --model gpt2.GPT2 --data data.token_data.TokenData"
+    last = quote(str(folder / "last.ckpt"))
+    command = f"measure {last} --model gpt2.GPT2 --data data.token_data.TokenData"
     assert command in " ".join(output.replace("\\\n", " ").split())
 
 
