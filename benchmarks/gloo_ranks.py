@@ -37,9 +37,8 @@ def _run(
     folder: str,
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=num_ranks
-    )
+    store = dist.FileStore(str(Path(folder) / "meet"), num_ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
     torch.save(function(rank, *arguments), _file(folder, rank))
     dist.destroy_process_group()
     sys.stdout.flush()

@@ -13,8 +13,10 @@ cores, seconds say little.
 """
 
 import argparse
+import contextlib
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,7 +35,6 @@ from lightning_linf.optim import Reparameterized
 from lightning_linf.reparam import BoundReparameterization, Reparameterization
 
 DEVICE = torch.device("cpu")
-NUM_COUNTS = 10  # of memory
 
 
 class Taken(NamedTuple):
@@ -128,9 +129,30 @@ def _measure(rank: int, reparameterization: Reparameterization, width: int, roun
     for p in module.parameters():
         p.grad = p.detach().clone()
     seconds = [seconds_of(optimizer.step, DEVICE) for _ in range(rounds + 1)]
-    # What gloo's threads free, the profiler may miss; so it is the least of several counts.
-    peak = min(peak_bytes(optimizer.step, DEVICE) for _ in range(NUM_COUNTS))
+    with _releasing_here():
+        peak = peak_bytes(optimizer.step, DEVICE)
     return Taken(statistics.median(seconds[1:]), _numbers_sent(rank, optimizer), peak)
+
+
+@contextlib.contextmanager
+def _releasing_here() -> Iterator[None]:
+    """Let an exchange end when gloo's threads have released what was exchanged.
+
+    What they free, the profiler would miss.
+    """
+    exchange = dist.all_to_all_single
+
+    def waiting(output: Tensor, tensor: Tensor, *counts: list[int], **options: object) -> None:
+        before = [output._use_count(), tensor._use_count()]
+        exchange(output, tensor, *counts, **options)
+        while output._use_count() > before[0] or tensor._use_count() > before[1]:
+            time.sleep(1e-4)
+
+    dist.all_to_all_single = waiting
+    try:
+        yield
+    finally:
+        dist.all_to_all_single = exchange
 
 
 def _numbers_sent(rank: int, optimizer: Reparameterized) -> int:

@@ -1,5 +1,6 @@
 """Same numbers every time: every test starts from the same seeds, and draws the same examples."""
 
+import os
 import random
 
 import hypothesis
@@ -7,8 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-hypothesis.settings.register_profile("same every time", derandomize=True)
+hypothesis.settings.register_profile(
+    "same every time",
+    derandomize=True,
+    deadline=None,  # a busy machine is slow
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("same every time")
+
+for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR"):
+    os.environ.pop(name, None)  # of the terminal at which the tests were started
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
 

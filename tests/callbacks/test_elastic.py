@@ -47,7 +47,7 @@ def test_a_restarted_training_is_the_uninterrupted_one_and_has_each_record_once(
         os.environ.update(environment(rank))
         main(immortal, -1)
 
-    run_apart(uninterrupted, immortal, 2, timeout_seconds=120)
+    run_apart(uninterrupted, immortal, 2)
     theirs = torch.load(immortal / "result.pt")
     assert (tmp_path / "mortal" / "died").exists()
     assert not (immortal / "died").exists()

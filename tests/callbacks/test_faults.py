@@ -299,7 +299,7 @@ def run_apart(folder, fatal, ckpt_path=""):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     return finished.returncode, finished.stderr

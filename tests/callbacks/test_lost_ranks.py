@@ -76,9 +76,8 @@ def test_a_killed_rank_ends_the_other_and_a_resumed_run_is_the_uninterrupted_one
             module = Mortal(last_step=5 if rank == 1 else None)
         train(rank, killed, module)
 
-    codes, results, seconds = run_apart(is_killed, killed, 2, timeout_seconds=120)
+    codes, results = run_apart(is_killed, killed, 2)
     assert codes == [0, -signal.SIGKILL], results
-    assert seconds < 60  # not after the timeout
     if place == "probe":
         assert isinstance(results[0], RankLostError)
         assert "LinfSmoothnessMonitor: measure at step 5" in str(results[0])
@@ -93,12 +92,8 @@ def test_a_killed_rank_ends_the_other_and_a_resumed_run_is_the_uninterrupted_one
     (last,) = killed.glob("*.ckpt")
     assert last.name == "step=3.ckpt"
     resumed, whole = tmp_path / "resumed", tmp_path / "whole"
-    _, ours, _ = run_apart(
-        lambda rank: train(rank, killed, Regression(), last), resumed, 2, timeout_seconds=120
-    )
-    _, theirs, _ = run_apart(
-        lambda rank: train(rank, whole, Regression()), whole, 2, timeout_seconds=120
-    )
+    _, ours = run_apart(lambda rank: train(rank, killed, Regression(), last), resumed, 2)
+    _, theirs = run_apart(lambda rank: train(rank, whole, Regression()), whole, 2)
     for result, expected in zip(ours, theirs, strict=True):
         assert_same(result, expected)
     assert recorded_steps(killed, LinfSmoothnessMonitor) == [1, 3, 5, 7]

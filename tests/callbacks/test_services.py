@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
         [sys.executable, "-c", TRAINING, str(folder), *PACKAGES],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
         cwd=folder,
         env=environment,

@@ -45,7 +45,7 @@ for first in {MODULES}:
     print(names)
 """
     finished = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     assert finished.returncode == 0, finished.stderr
     found = [ast.literal_eval(line) for line in finished.stdout.splitlines()]

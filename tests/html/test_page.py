@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger
-from support.chromium import chromium, needs_chromium
+from support.chromium import TIMEOUT_SECONDS, chromium, needs_chromium
 from support.reports import DUAL_NORM, SMOOTHNESS, block, make_report
 from support.short_run import IGNORED_WARNINGS, train, train_into
 
@@ -452,7 +452,7 @@ def test_report_draws_whatever_a_run_is_called_and_in_a_frame_of_another_origin(
         assert page.run("document.querySelector('article.verdict h3').innerText") == run.name
         page.open(frame.as_uri())
         page.wait("document.querySelector('iframe')")
-        end = time.monotonic() + 60
+        end = time.monotonic() + TIMEOUT_SECONDS
         while str(page.send("DOM.getDocument", depth=-1, pierce=True)).count("'CANVAS'") < 4:
             assert time.monotonic() < end, page.complaints
             time.sleep(0.1)

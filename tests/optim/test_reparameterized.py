@@ -60,14 +60,14 @@ def check_rotated_sgd(seed, scope, num_groups, only, strength, options):
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(**ROTATED_SGD)
 def test_rotated_sgd_follows_sgd(**choice):
     check_rotated_sgd(**choice)
 
 
 @pytest.mark.slow
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(**ROTATED_SGD)
 def test_rotated_sgd_follows_sgd_in_many_cases(**choice):
     check_rotated_sgd(**choice)
@@ -81,7 +81,7 @@ def test_rotated_adam_does_not_follow_adam(scope):
     assert (rotated - expected).abs().max() > 0.01
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(SEEDS)
 def test_scaled_adam_is_adam_with_a_learning_rate_for_each_coordinate(seed):
     module, other, loss = two(seed)
@@ -98,7 +98,7 @@ def test_scaled_adam_is_adam_with_a_learning_rate_for_each_coordinate(seed):
     torch.testing.assert_close(train(other, optimizer, loss), weights(module), rtol=1e-7, atol=1e-7)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(SEEDS)
 def test_scaled_sgd_is_sgd_with_the_squares_as_learning_rates(seed):
     module, other, loss = two(seed)

@@ -49,7 +49,7 @@ def output_of(command):
     # A fixed threshold: glibc then gives freed vectors back at once, and the peak is what is alive.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+        command, env=environment, capture_output=True, text=True, timeout=1800, check=False
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import pytest
@@ -33,11 +34,12 @@ def test_two_steps_run_and_everything_is_reported(config, capsys):
     assert "Trained with adamw. The geometry is measured in the coordinates of" in output
     assert "At step 2: " in output
     assert "This is no forecast of how training ends." in " ".join(output.split())
-    assert f"tensorboard --logdir {config.runs_dir}" in output
+    assert f"tensorboard --logdir {quote(config.runs_dir)}" in output
     folder = Path(trainer.log_dir) / "checkpoints"
     assert {file.name for file in folder.iterdir()} == {"last.ckpt", "best.ckpt"}
     assert f"Checkpoint: {folder / 'last.ckpt'}" in output
-    command = f"measure {folder / 'last.ckpt'} --model gpt2.GPT2 --data data.token_data.TokenData"
+    last = quote(str(folder / "last.ckpt"))
+    command = f"measure {last} --model gpt2.GPT2 --data data.token_data.TokenData"
     assert command in " ".join(output.replace("\\\n", " ").split())
 
 
@@ -172,7 +174,7 @@ def test_a_checkpoint_gives_module_and_data_back(config):
 @pytest.mark.slow
 def test_the_program_says_in_one_line_what_is_wrong(tmp_path):
     command = [sys.executable, RECIPES / "gpt2.py", "--accelerator=cpu", "--data=nowhere.txt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: data: expected 'stdlib'")

@@ -3,6 +3,7 @@ import json
 import math
 import os
 from pathlib import Path
+from shlex import quote
 
 import pytest
 import support.recipes  # noqa: F401  # makes recipes/ importable, or skips this file
@@ -58,7 +59,8 @@ def test_two_steps_run_and_everything_is_reported(config, capsys):
     assert "Geometry of the loss" in output
     assert 0 <= float(trainer.callback_metrics["val_accuracy"]) <= 1
     path = Path(trainer.log_dir) / "checkpoints" / "last.ckpt"
-    assert f"measure {path} --model resnet.ResNet --data data.image_data.ImageData" in output
+    command = f"measure {quote(str(path))} --model resnet.ResNet --data data.image_data.ImageData"
+    assert command in output
     module = resnet.ResNet.load_from_checkpoint(path)
     assert module.config == config
     torch.testing.assert_close(module.state_dict(), trainer.lightning_module.state_dict())

@@ -1,6 +1,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from shlex import quote
 
 import pytest
 import support.recipes  # noqa: F401  # makes recipes/ importable, or skips this file
@@ -82,7 +83,7 @@ def test_two_steps_run_and_everything_is_reported(config, capsys):
     assert "ViT of 1 blocks of width 4 with " in output
     assert "Geometry of the loss" in output
     path = Path(trainer.log_dir) / "checkpoints" / "last.ckpt"
-    assert f"measure {path} --model vit.ViT --data data.image_data.ImageData" in output
+    assert f"measure {quote(str(path))} --model vit.ViT --data data.image_data.ImageData" in output
     module = vit.ViT.load_from_checkpoint(path)
     assert module.config == config
     torch.testing.assert_close(module.state_dict(), trainer.lightning_module.state_dict())

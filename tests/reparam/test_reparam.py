@@ -334,7 +334,7 @@ def test_composition_selects_what_one_of_its_parts_selects():
     stream=st.integers(0, 5),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rotations_keep_inner_products(shapes, scope, strength, stream, dtype):
     bound = Rotation(scope, strength=strength).bind(shapes, stream=stream)
     x = torch.randn(2, bound.num_params, dtype=dtype)

@@ -73,7 +73,7 @@ def exactly(value):
     return repr(sorted(vars(value).items()))
 
 
-@settings(database=None, deadline=None)
+@settings(database=None)
 @given(report=arbitrary())
 def test_json_round_trip_is_exact_and_strict(report):
     text = report.to_json()
@@ -83,7 +83,7 @@ def test_json_round_trip_is_exact_and_strict(report):
     assert json.loads(text, parse_constant=refuse) == report.to_dict()
 
 
-@settings(database=None, deadline=None, max_examples=30)
+@settings(database=None, max_examples=30)
 @given(report=arbitrary())
 def test_no_numbers_stop_the_tables_and_the_sentences(report):
     assert report.verdict in words(str(report))

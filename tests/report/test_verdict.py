@@ -104,7 +104,7 @@ def reports(draw):
     )
 
 
-@settings(database=None, deadline=None, max_examples=500)
+@settings(database=None, max_examples=500)
 @given(report=reports())
 def test_no_report_contradicts_itself_or_favours_what_is_not_shown(report):
     status, sentence = report.verdict_status, report.verdict
@@ -130,7 +130,7 @@ def test_no_report_contradicts_itself_or_favours_what_is_not_shown(report):
         assert word not in f"{sentence} {shares_sentence(report)}".lower()
 
 
-@settings(database=None, deadline=None, max_examples=200)
+@settings(database=None, max_examples=200)
 @given(report=reports(), share=st.floats(0, 1))
 def test_more_products_change_no_verdict_but_those_that_the_bracket_leaves_open(report, share):
     narrow = {}
@@ -144,7 +144,7 @@ def test_more_products_change_no_verdict_but_those_that_the_bracket_leaves_open(
         assert later.verdict_status == report.verdict_status
 
 
-@settings(database=None, deadline=None, max_examples=100)
+@settings(database=None, max_examples=100)
 @given(report=reports())
 def test_every_place_says_the_same_of_any_report(report):
     text = describe(report)

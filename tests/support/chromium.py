@@ -26,7 +26,7 @@ FLAGS = (  # no window, and nobody is asked for anything
     "--remote-debugging-port=0",
     "--remote-allow-origins=*",
 )
-TIMEOUT_SECONDS = 20
+TIMEOUT_SECONDS = 120  # a busy machine takes tens of them to draw a page
 # True of the page once all panels are drawn.
 READY = (
     "document.querySelector('main:not([aria-busy])')"

@@ -16,7 +16,7 @@ class Ranks:
 
     def __init__(self, num_ranks):
         self.num_ranks = num_ranks
-        self._barrier = threading.Barrier(num_ranks, timeout=60)
+        self._barrier = threading.Barrier(num_ranks, timeout=600)
         self._sent = [None] * num_ranks
         self.num_sent, self.num_messages = [0] * num_ranks, [0] * num_ranks
 

@@ -8,24 +8,27 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+LIMIT_SECONDS = 600  # where ranks wait in vain; a busy machine must not come near it
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}  # float64; sums over ranks are rounded in another order
 
 
 def in_processes(function, tmp_path, world_size):
     """Run ``function(rank)`` on gloo ranks and return all results, errors among them."""
     context = mp.get_context("fork")  # spawn imports torch again: 25 s
-    queue = context.SimpleQueue()
-    arguments = (function, tmp_path, queue, world_size)
-    processes = [
-        context.Process(target=_run, args=(rank, *arguments)) for rank in range(world_size)
-    ]
+    processes, receivers = [], []
+    for rank in range(world_size):
+        receiver, sender = context.Pipe(duplex=False)
+        arguments = (rank, function, tmp_path, sender, world_size)
+        processes.append(context.Process(target=_run, args=arguments))
+        processes[-1].start()
+        sender.close()  # the last end but that of the rank, with which the pipe ends
+        receivers.append(receiver)
+    results = [_received(receiver) for receiver in receivers]
     for process in processes:
-        process.start()
-    results = dict(pickle.loads(queue.get()) for _ in processes)
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    return [results[rank] for rank in range(world_size)]
+        process.join(LIMIT_SECONDS)
+    codes = [process.exitcode for process in processes]
+    assert codes == [0] * world_size, (codes, results)
+    return results
 
 
 def in_two_processes(function, tmp_path):
@@ -60,22 +63,29 @@ class Heard(logging.Handler):
         logging.getLogger("lightning_linf.distributed.ranks").removeHandler(self)
 
 
-def _run(rank, function, tmp_path, queue, world_size):
+def join(folder, rank, world_size, timeout):
+    """Enter the gloo group of the ranks that meet in a folder."""
+    store = dist.FileStore(str(folder / "rendezvous"), world_size)  # a URL takes not every name
+    store.set_timeout(timeout)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def _received(receiver):
+    try:
+        return pickle.loads(receiver.recv_bytes())
+    except EOFError as error:  # it was killed, or torch aborted it
+        return error
+
+
+def _run(rank, function, tmp_path, sender, world_size):
     torch.set_num_threads(1)
-    method = f"file://{tmp_path}/rendezvous"
-    dist.init_process_group(
-        "gloo",
-        method,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),  # where one rank fails and the others wait
-    )
+    join(tmp_path, rank, world_size, timedelta(seconds=LIMIT_SECONDS))
     try:
         result = function(rank)
     except Exception as error:
         result = error
     try:
-        queue.put(pickle.dumps((rank, result)))  # as bytes: shared memory ends with the process
+        sender.send_bytes(pickle.dumps(result))  # as bytes: shared memory ends with the process
     finally:
         dist.destroy_process_group()
 

@@ -8,15 +8,18 @@ import time
 from datetime import timedelta
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from support.ranks import join
+
+LIMIT_SECONDS = 300
 
 
-def run_apart(function, tmp_path, world_size, timeout_seconds, limit_seconds=60.0):
+def run_apart(function, tmp_path, world_size, timeout_seconds=2 * LIMIT_SECONDS):
     """Run ``function(rank)`` on gloo ranks whose collectives give up after ``timeout_seconds``.
 
-    Returns by rank the exit code, None of one that had not ended after ``limit_seconds``; the
-    result or error, or else where it stood then; and the seconds that all took.
+    Returns by rank the exit code, None of one that had not ended after ``LIMIT_SECONDS``, as one
+    that waits in a collective for the usual timeout; and the result or error, or else where it
+    stood then.
     """
     context = mp.get_context("fork")
     tmp_path.mkdir(exist_ok=True)
@@ -29,16 +32,16 @@ def run_apart(function, tmp_path, world_size, timeout_seconds, limit_seconds=60.
         process.start()
     try:
         for process in processes:
-            process.join(max(0.1, limit_seconds - (time.monotonic() - begin)))
+            process.join(max(0.1, LIMIT_SECONDS - (time.monotonic() - begin)))
         codes = [process.exitcode for process in processes]
     finally:
         for process in processes:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGABRT)  # it writes where it stands
-                process.join(2)
+                process.join(10)
             process.kill()  # one that has stopped itself
             process.join()
-    return codes, [_result(tmp_path, rank) for rank in range(world_size)], time.monotonic() - begin
+    return codes, [_result(tmp_path, rank) for rank in range(world_size)]
 
 
 def _result(tmp_path, rank):
@@ -52,13 +55,7 @@ def _run(rank, function, tmp_path, world_size, timeout_seconds):
     torch.set_num_threads(1)
     stood = open(tmp_path / f"stood {rank}", "w")  # to the end of the process
     faulthandler.enable(stood)
-    dist.init_process_group(
-        "gloo",
-        f"file://{tmp_path}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=timeout_seconds),
-    )
+    join(tmp_path, rank, world_size, timedelta(seconds=timeout_seconds))
     try:
         result = function(rank)
     except BaseException as error:

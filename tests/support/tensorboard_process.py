@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 120
 
 
 class TensorBoard:
@@ -31,13 +31,21 @@ class TensorBoard:
             with error:
                 return error.code, json.load(error)
 
-    def wait_for_runs(self, number, seconds=TIMEOUT_SECONDS):
-        """Wait until its reader has found them: it reads while it already answers."""
-        end = time.monotonic() + seconds
-        while len(runs := self.get("runs")[1]["runs"]) < number:
-            assert time.monotonic() < end, f"{len(runs)} of {number} runs"
+    def wait_until_read(self, logdir):
+        """Wait for all that a reader in this process finds: it reads while it already answers."""
+        from support.geometry_tab import Plugin
+
+        whole = Plugin(logdir)
+        expected = whole.request("/runs")[1]["runs"]
+        curves = {run["name"]: whole.request("/scalars", run=run["name"])[1] for run in expected}
+        end = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            runs = self.get("runs")[1]["runs"]
+            found = {run["name"]: self.get("scalars", run=run["name"])[1] for run in runs}
+            if found == curves:
+                return
+            assert time.monotonic() < end, f"{len(runs)} of {len(curves)} runs"
             time.sleep(0.1)
-        return runs
 
 
 @contextmanager

@@ -5,6 +5,7 @@ operation (a sum in float64 copies all that it adds up). Added up in order, they
 that is alive beyond that of the start.
 """
 
+import gc
 import sys
 import time
 from contextlib import contextmanager
@@ -120,6 +121,20 @@ def releasing_here():
 
 
 @contextmanager
+def collecting_nothing():
+    """Leave cycles alone, so that it is not chance whether and when they are freed.
+
+    What earlier tests have left in cycles is freed before.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@contextmanager
 def counted_vectors(num_params, phases=PHASES):
     """Count the vectors that are alive inside; the count is filled in on leaving."""
     count = VectorCount(num_params)
@@ -135,7 +150,7 @@ def counted_vectors(num_params, phases=PHASES):
         elif name is not None and event == "return":
             running.pop().__exit__(None, None, None)
 
-    with releasing_here(), profile(profile_memory=True) as profiler:
+    with releasing_here(), collecting_nothing(), profile(profile_memory=True) as profiler:
         sys.setprofile(mark)
         try:
             yield count

@@ -242,7 +242,7 @@ def test_a_wrapped_module_can_be_sent_to_a_new_process(tmp_path):
     module = GeometryMixin.wrap(Net(), Geometry("adam", rotation="row"))
     process = context.Process(target=_fit_there, args=(module, tmp_path, queue))
     process.start()
-    process.join(120)
+    process.join(600)
     assert process.exitcode == 0
     assert queue.get() == ("GeometryNet", "Reparameterized")
 

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from support.chromium import READY, chromium, needs_chromium
+from support.chromium import READY, TIMEOUT_SECONDS, chromium, needs_chromium
 from support.short_run import IGNORED_WARNINGS, train_into
 from support.tensorboard_process import tensorboard
 
@@ -45,7 +45,7 @@ def board(request, histories, tmp_path_factory):
     """TensorBoard with its fast reader, and with the other."""
     log = tmp_path_factory.mktemp("log") / "tensorboard.txt"
     with tensorboard(histories[0], log, load_fast=request.param) as process:
-        process.wait_for_runs(2)
+        process.wait_until_read(histories[0])
         yield process
 
 
@@ -101,7 +101,7 @@ def download(page, panel, text):
     file = page.downloads / f"{panel}.{text.lower()}"
     file.unlink(missing_ok=True)
     click(page, panel, text)
-    end = time.monotonic() + 60
+    end = time.monotonic() + TIMEOUT_SECONDS
     while not file.is_file() or file.stat().st_size == 0:
         assert time.monotonic() < end, f"{file.name} did not come"
         time.sleep(0.05)
@@ -377,7 +377,7 @@ def test_tab_follows_tensorboards_theme_and_reload(browser, tmp_path):
     frame = "document.querySelector('iframe').contentDocument"
     step = f"{frame}.querySelector('#bars output').textContent"
     with tensorboard(tmp_path / "runs", tmp_path / "log.txt", load_fast="auto") as board:
-        board.wait_for_runs(1)
+        board.wait_until_read(tmp_path / "runs")
         browser.size(1280)
         browser.prefer("light")
         browser.open(f"{board.address}#geometry")
@@ -388,7 +388,7 @@ def test_tab_follows_tensorboards_theme_and_reload(browser, tmp_path):
         browser.wait(f"{frame}.documentElement.dataset.theme === 'dark'")
         write_record(writer, entry(2000, [3.0, 4.0]))
         writer.close()
-        end = time.monotonic() + 30
+        end = time.monotonic() + TIMEOUT_SECONDS
         while browser.run(step) != "2,001":  # TensorBoard's reader needs a moment, too
             assert time.monotonic() < end
             browser.run("document.querySelector('app-header-reload button').click()")
@@ -412,7 +412,7 @@ def test_corrupt_data_are_noted_and_the_rest_is_shown(browser, tmp_path, load_fa
     (runs / "noise").mkdir()
     (runs / "noise" / "events.out.tfevents.1.x.1").write_bytes(b"\xff" * 500)
     with tensorboard(runs, tmp_path / "log.txt", load_fast=load_fast) as board:
-        board.wait_for_runs(1)
+        board.wait_until_read(runs)
         browser.size(1280)
         browser.complaints.clear()
         browser.open(board.entry)
@@ -434,7 +434,7 @@ def test_corrupt_data_are_noted_and_the_rest_is_shown(browser, tmp_path, load_fa
 def test_either_reader_keeps_series_of_other_parameters_apart(tmp_path, load_fast):
     other_parameters(tmp_path / "runs" / "a")
     with tensorboard(tmp_path / "runs", tmp_path / "log.txt", load_fast=load_fast) as board:
-        end = time.monotonic() + 30
+        end = time.monotonic() + TIMEOUT_SECONDS
         while len((listed := board.get("runs")[1])["notes"]) < 2:  # it answers while it reads
             assert time.monotonic() < end, listed
             time.sleep(0.1)

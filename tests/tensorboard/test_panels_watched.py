@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from support.chromium import READY, chromium, needs_chromium
+from support.chromium import READY, TIMEOUT_SECONDS, chromium, needs_chromium
 from support.short_run import IGNORED_WARNINGS
 from support.tensorboard_process import tensorboard
 from support.watched_runs import LONG, watch, watch_all
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
 def board(trained, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "tensorboard.txt"
     with tensorboard(trained[0], log, load_fast="false") as process:
-        process.wait_for_runs(9)
+        process.wait_until_read(trained[0])
         yield process
 
 
@@ -70,7 +70,7 @@ def csv_of(page, panel):
     file.unlink(missing_ok=True)
     page.run(f"""[...document.querySelectorAll("#{panel} button")]
         .find((button) => button.textContent === "CSV").click()""")
-    end = time.monotonic() + 60
+    end = time.monotonic() + TIMEOUT_SECONDS
     while not file.is_file() or file.stat().st_size == 0:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -324,7 +324,7 @@ def test_notes_are_one_line_that_unfolds_and_stay_away_until_there_is_a_new_one(
     write_event(tmp_path / "runs" / "torn", b"{", np.zeros(2))
     notes = "document.querySelector('.notes')"
     with tensorboard(tmp_path / "runs", tmp_path / "log.txt", load_fast="false") as board:
-        board.wait_for_runs(1)
+        board.wait_until_read(tmp_path / "runs")
         page.open("about:blank")
         page.open(board.entry)
         page.wait(f"{notes} && !{notes}.hidden")

@@ -41,20 +41,22 @@ from comparison import jobs
 
 def note():
     open({str(tmp_path / "pid")!r}, "w").write(str(jobs.os.getpid()))
-    time.sleep(600)
+    time.sleep(3600)
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, jobs._start_job, (1,)) as pool:
         pool.submit(note).result()
 """)
-    parent = subprocess.Popen([sys.executable, program])
-    deadline = time.monotonic() + 120
-    while not ((tmp_path / "pid").is_file() and (pid := (tmp_path / "pid").read_text())):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    parent.kill()
-    parent.wait()
+    deadline = time.monotonic() + 600
+    with subprocess.Popen([sys.executable, program]) as parent:
+        try:
+            while not ((tmp_path / "pid").is_file() and (pid := (tmp_path / "pid").read_text())):
+                assert parent.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            parent.kill()
     # The state is the first letter after the name; Z waits for the one that adopted it.
     stat = Path(f"/proc/{pid}/stat")
     while stat.is_file() and stat.read_text().rpartition(") ")[2][0] != "Z":

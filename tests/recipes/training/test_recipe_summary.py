@@ -2,6 +2,7 @@ import io
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 import pytest
 from rich.console import Console
@@ -115,7 +116,7 @@ def test_the_command_for_the_full_report_starts_from_the_present_folder(tmp_path
         "    --model gpt2.GPT2 --data data.token_data.TokenData --num_batches 4"
     )
     command = summary.measure_command(Path("a b", "last.ckpt"), *CLASSES, 4)
-    assert command == f"  PYTHONPATH=recipes {program} {rest}"
+    assert command == f"  PYTHONPATH=recipes {quote(str(program))} {rest}"
     monkeypatch.chdir(tmp_path)
     command = summary.measure_command(Path("a b", "last.ckpt"), *CLASSES, 4)
     assert command == f"  PYTHONPATH={RECIPES} bin/lightning-linf {rest}"
