@@ -45,9 +45,12 @@ def make_page(runs: Sequence[Run]) -> str:
 {style}</style>
 </head>
 <body class="report">
+<header>
 <h1>{html.escape(title)}</h1>
 <p class="muted">Made by lightning_linf {version("lightning-linf")}.</p>
-{reports}
+</header>
+<section aria-label="Last measurements">
+{reports}</section>
 <div id="panels"></div>
 <noscript><p>The panels need JavaScript; what is above does not.</p></noscript>
 <script type="application/json" id="data">{data}</script>

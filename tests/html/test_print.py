@@ -93,6 +93,8 @@ def test_paper_holds_small_charts_side_by_side_and_no_words_twice(tmp_path):
     with chromium(tmp_path) as page:
         page.open(output.as_uri())
         page.wait(READY)
+        landmarks = page.run("[...document.body.children].map((node) => node.localName)")
+        assert landmarks == ["header", "section", "div", "noscript", "script", "script"]
         tops = """[...document.querySelectorAll("#loss canvas, #noise canvas")]
             .map((canvas) => Math.round(canvas.getBoundingClientRect().top))"""
         page.run(f"addEventListener('beforeprint', () => {{ window.tops = {tops}; }}); 0")
