@@ -86,6 +86,7 @@ def _progress(trainer: Trainer, total: int) -> Iterator[Callable[[int], object]]
     elif is_either(bar, TQDMProgressBar) and bar.is_enabled:
         with Tqdm(desc="Probing", total=total, leave=False, dynamic_ncols=True) as lines:
             yield lambda count: lines.update(count)
+            lines.total = lines.n  # a bar that ends before its total is a failure in a notebook
         bar.train_progress_bar.unpause()
     else:
         yield lambda count: None
