@@ -5,7 +5,7 @@ from io import StringIO
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from rich.console import Console
 from rich.progress import Progress
@@ -37,9 +37,25 @@ def test_speed_of_a_tqdm_bar_leaves_a_probe_out():
     shown = TQDMProgressBar()
     shown._train_progress_bar = bar = Tqdm(total=20, file=lines)
     trainer = SimpleNamespace(progress_bar_callback=shown, received_sigterm=False)
+    for name in ("start_t", "last_print_t"):  # a minute, in which Lightning calls no `update`
+        setattr(bar, name, getattr(bar, name) - 60)
     start = bar.start_t
     with probing.products_counted(trainer, 10) as on_hvps:
         on_hvps(1)
         time.sleep(0.3)
     assert 0.3 <= bar.start_t - start < 5.0
     bar.close()
+
+
+def test_a_rich_display_is_left_without_the_probe():
+    lines = StringIO()
+    console = Console(file=lines, force_terminal=True, width=80)
+    shown = RichProgressBar()
+    shown.progress = Progress(console=console, auto_refresh=False)
+    trainer = SimpleNamespace(progress_bar_callback=shown, received_sigterm=False)
+    with shown.progress:
+        shown.progress.add_task("Training", total=20)
+        with probing.products_counted(trainer, 10) as on_hvps:
+            on_hvps(1)
+        text = lines.getvalue()
+    assert 0 < text.rindex("Probing") < text.rindex("Training")
