@@ -83,10 +83,13 @@ def _progress(trainer: Trainer, total: int) -> Iterator[Callable[[int], object]]
             progress.remove_task(task)
             for other in progress.tasks:
                 _leave_out(other, time.monotonic() - begin)
+            progress.refresh()  # without the line of the task
     elif is_either(bar, TQDMProgressBar) and bar.is_enabled:
         with Tqdm(desc="Probing", total=total, leave=False, dynamic_ncols=True) as lines:
             yield lambda count: lines.update(count)
-        bar.train_progress_bar.unpause()
+            lines.total = lines.n  # a bar that ends before its total is a failure in a notebook
+        # Its `unpause` leaves out all since the bar's last `update`, which Lightning never calls.
+        bar.train_progress_bar.start_t += time.monotonic() - begin
     else:
         yield lambda count: None
 

@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -28,7 +28,11 @@ def make_page(runs: Sequence[Run]) -> str:
     )
     # A script element ends at "</script", and not even there after "<!--<script".
     data = json.dumps(_data(runs), allow_nan=False).replace("<", "\\u003c")
-    reports = "".join(map(_report, runs))
+    said: set[str] = set()
+    reports = ""
+    for run in runs:
+        reports += _report(run, said)
+        said.update(run.report.legend if run.report is not None else ())
     title = f"Geometry of {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}"
     page = f"""<!DOCTYPE html>
 <html lang="en">
@@ -41,9 +45,12 @@ def make_page(runs: Sequence[Run]) -> str:
 {style}</style>
 </head>
 <body class="report">
+<header>
 <h1>{html.escape(title)}</h1>
 <p class="muted">Made by lightning_linf {version("lightning-linf")}.</p>
-{reports}
+</header>
+<section aria-label="Last measurements">
+{reports}</section>
 <div id="panels"></div>
 <noscript><p>The panels need JavaScript; what is above does not.</p></noscript>
 <script type="application/json" id="data">{data}</script>
@@ -55,13 +62,14 @@ def make_page(runs: Sequence[Run]) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def _report(run: Run) -> str:
+def _report(run: Run, said: Container[str]) -> str:
     name = html.escape(run.name)
     failure = failure_of(run)
     content = paragraphs(failure, kind="failure") if failure else ""
     if run.report is not None:
         when = f"At step {payload.counted(run.report_step):,}, the last whole measurement."
-        content += paragraphs(when, kind="muted") + words(run.report, name, failure is None)
+        content += paragraphs(when, kind="muted")
+        content += words(run.report, name, failure is None, said)
     elif failure is None:
         content = paragraphs(
             "No verdict: its records hold no report of its smoothness. LinfSmoothnessMonitor "

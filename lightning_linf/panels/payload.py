@@ -43,10 +43,12 @@ def vocabulary() -> dict[str, Any]:
 
 
 def curves(scalars: Mapping[str, Iterable[Sequence[float]]], most: int = MAX_STEPS) -> Any:
-    """Give the steps and values of scalars by tag; of two points of one step, the later one.
+    """Give the steps and values of scalars by tag.
 
     Args:
-        scalars: By tag, the points (step, value), or (step, value, time) with the time in seconds.
+        scalars: By tag, the points (step, value), or (step, value, time) with the time in seconds,
+            as they were logged. Where steps go back, a training was resumed from there, and what it
+            had logged of later steps does not count; nor does it in TensorBoard's own charts.
         most: Points of each.
 
     Returns:
@@ -85,8 +87,13 @@ def _not_finite_since(last: Sequence[tuple[int, Sequence[float]]]) -> int | None
 
 
 def _by_step(points: Iterable[Sequence[float]]) -> list[tuple[int, Sequence[float]]]:
-    """Put points in order; of two of one step the later one stays."""
-    return sorted({int(step): rest for step, *rest in points}.items())
+    """Leave out what a training had logged before it went back to the step of a later point."""
+    kept: list[tuple[int, Sequence[float]]] = []
+    for step, *rest in points:
+        while kept and kept[-1][0] >= step:
+            kept.pop()
+        kept.append((int(step), rest))
+    return kept
 
 
 def counted(step: int) -> int:

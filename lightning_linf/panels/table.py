@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -173,25 +174,26 @@ def fits(metadata: Metadata, array: Any) -> bool:
 
 
 def stack(metadata: Metadata, rows: Iterable[tuple[int, Any]]) -> tuple[Table, str | None]:
-    """Join the arrays of several steps into one table, in the order of steps.
+    """Join the arrays of several steps into one table.
 
     Args:
         metadata: Those of all arrays.
-        rows: Pairs of a step and its array, or None in place of an array that cannot be read. Of
-            two arrays of one step the later one counts.
+        rows: Pairs of a step and its array, or None in place of an array that cannot be read. Where
+            steps go back, a training was resumed from there, and arrays of later steps before it do
+            not count.
 
     Returns:
         The table, and a note if some arrays did not fit and were left out.
     """
-    fitting: dict[int, Array] = {}
+    steps: list[int] = []
+    arrays: list[Array] = []
     skipped = 0
     for step, array in rows:
         if fits(metadata, array):
-            fitting[int(step)] = np.asarray(array, dtype=np.float32)
+            kept = bisect_left(steps, step)
+            steps[kept:], arrays[kept:] = [int(step)], [np.asarray(array, dtype=np.float32)]
         else:
             skipped += 1
-    steps = sorted(fitting)
-    arrays = [fitting[step] for step in steps]
     values = np.stack(arrays) if arrays else np.zeros((0, *metadata.shape), dtype=np.float32)
     note = f"{skipped} broken record{'s' if skipped > 1 else ''} left out" if skipped else None
     return Table(metadata, steps, values, len(steps)), note

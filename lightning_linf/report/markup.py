@@ -1,6 +1,7 @@
 """A report's text as HTML, for a page and for a notebook."""
 
 import html
+from collections.abc import Container
 
 from lightning_linf.report.text import ReportText
 
@@ -14,13 +15,16 @@ _STYLE = """<style>
 </style>"""
 
 
-def words(text: ReportText, label: str, with_verdict: bool = True) -> str:
+def words(
+    text: ReportText, label: str, with_verdict: bool = True, said: Container[str] = ()
+) -> str:
     """Lay out what a terminal shows, of which any cell may hold a user's own words.
 
     Args:
         text: Of the report.
         label: What the table is of, for those who have it read to them; it is escaped already.
         with_verdict: False for a training that is lost, of which a verdict would mislead.
+        said: Lines of a legend that stand above on the page already, and are not printed again.
     """
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in text.headings)
     body = "".join(
@@ -33,7 +37,9 @@ def words(text: ReportText, label: str, with_verdict: bool = True) -> str:
         paragraphs(*text.header)
         + f'<div class="scroll" tabindex="0" role="region" aria-label="{label}: table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        + paragraphs(*text.legend, kind="muted")
+        + "".join(
+            paragraphs(line, kind="muted said" if line in said else "muted") for line in text.legend
+        )
         + (paragraphs(text.verdict, text.shares) if with_verdict else "")
     )
 

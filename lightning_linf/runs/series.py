@@ -2,9 +2,8 @@
 
 import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-
-import numpy as np
 
 from lightning_linf.panels.table import Metadata, thin
 
@@ -12,7 +11,7 @@ Point = tuple[int, float]
 
 
 class Points:
-    """Steps, values and times of one scalar, in the order of the files; 24 bytes a point."""
+    """Steps, values and times of one scalar, in the order of steps; 24 bytes a point."""
 
     def __init__(self, points: Iterable[Point] = ()) -> None:
         self._steps, self._values, self._times = array("q"), array("d"), array("d")
@@ -20,17 +19,22 @@ class Points:
             self.add(step, value)
 
     def add(self, step: int, value: float, time: float | None = None) -> None:
-        """Append a point, which was logged at a time, in seconds since 1970, if that is known."""
+        """Append a point, and forget those from its step on: a training has gone back to there.
+
+        Args:
+            step: Of an optimizer.
+            value: Of the scalar.
+            time: When it was logged, in seconds since 1970, if that is known.
+        """
+        self.cut(step)
         self._steps.append(step)
         self._values.append(value)
         self._times.append(math.nan if time is None else time)
 
     def cut(self, step: int) -> None:
         """Forget all points from a step on."""
-        kept = [i for i, one in enumerate(self._steps) if one < step]
-        self._steps = array("q", (self._steps[i] for i in kept))
-        self._values = array("d", (self._values[i] for i in kept))
-        self._times = array("d", (self._times[i] for i in kept))
+        kept = bisect_left(self._steps, step)
+        del self._steps[kept:], self._values[kept:], self._times[kept:]
 
     def move(self, num_steps: int) -> None:
         """Number all steps by so many more."""
@@ -56,39 +60,36 @@ class Places:
         self._steps, self._files, self._places = array("q"), array("q"), array("q")
 
     def add(self, step: int, file: int, place: int) -> None:
-        """Append a record, which lies at a place in the file of this number."""
+        """Append a record, which lies at a place in the file of this number.
+
+        Those from its step on are forgotten, as those of :class:`Points` are.
+        """
+        self.cut(step)
         self._steps.append(step)
         self._files.append(file)
         self._places.append(place)
 
     def cut(self, step: int) -> None:
         """Forget all records from a step on."""
-        kept = [i for i, one in enumerate(self._steps) if one < step]
-        for column in (self._steps, self._files, self._places):
-            column[:] = array("q", (column[i] for i in kept))
+        kept = bisect_left(self._steps, step)
+        del self._steps[kept:], self._files[kept:], self._places[kept:]
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def latest_first(self) -> Iterator[tuple[int, int, int]]:
-        """Go back from the last step, giving step, file and place; of one step the later first."""
-        for i in np.argsort(np.array(self._steps), kind="stable")[::-1].tolist():
-            yield self._steps[i], self._files[i], self._places[i]
+        """Go back from the last step, giving step, file and place."""
+        columns = (self._steps, self._files, self._places)
+        return zip(*map(reversed, columns), strict=True)
 
     def evenly(self, most: int) -> tuple[int, list[tuple[int, int, int]]]:
-        """Choose steps evenly, the first and the last among them; of one step the later record.
+        """Choose steps evenly, the first and the last among them.
 
         Returns:
             The number of all steps; step, file and place of those chosen.
         """
-        steps = np.array(self._steps)
-        order = np.argsort(steps, kind="stable")
-        is_last = np.append(np.diff(steps[order]) != 0, True)[: len(steps)]
-        distinct = order[is_last]
-        chosen = distinct[thin(len(distinct), most)]
-        return len(distinct), [
-            (self._steps[i], self._files[i], self._places[i]) for i in chosen.tolist()
-        ]
+        chosen = thin(len(self._steps), most)
+        return len(self._steps), [(self._steps[i], self._files[i], self._places[i]) for i in chosen]
 
 
 class Series(Places):

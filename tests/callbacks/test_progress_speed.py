@@ -4,7 +4,7 @@ from io import StringIO
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from rich.console import Console
 from rich.progress import Progress
@@ -31,16 +31,29 @@ def test_speed_of_a_rich_task_leaves_a_probe_out():
     assert task.elapsed == 25.0  # the clock that is shown goes on
 
 
-def test_speed_of_a_tqdm_bar_leaves_a_probe_out():
-    lines = StringIO()
+def test_speed_of_a_tqdm_bar_leaves_a_probe_out(monkeypatch):
+    now = [60.0]
+    monkeypatch.setattr(probing, "time", SimpleNamespace(monotonic=lambda: now[0]))
     shown = TQDMProgressBar()
-    shown._train_progress_bar = bar = Tqdm(total=20, file=lines)
-    now = [0.0]
-    bar._time = lambda: now[0]
-    bar.start_t = bar.last_print_t = 0.0
+    shown._train_progress_bar = bar = Tqdm(total=20, file=StringIO())
+    bar.start_t = bar.last_print_t = 0.0  # a minute ago, and Lightning has called no `update`
     trainer = SimpleNamespace(progress_bar_callback=shown, received_sigterm=False)
     with probing.products_counted(trainer, 10) as on_hvps:
         on_hvps(1)
         now[0] += 20.0
     assert bar.start_t == 20.0
     bar.close()
+
+
+def test_a_rich_display_is_left_without_the_probe():
+    lines = StringIO()
+    console = Console(file=lines, force_terminal=True, width=80)
+    shown = RichProgressBar()
+    shown.progress = Progress(console=console, auto_refresh=False)
+    trainer = SimpleNamespace(progress_bar_callback=shown, received_sigterm=False)
+    with shown.progress:
+        shown.progress.add_task("Training", total=20)
+        with probing.products_counted(trainer, 10) as on_hvps:
+            on_hvps(1)
+        text = lines.getvalue()
+    assert 0 < text.rindex("Probing") < text.rindex("Training")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,4 +79,33 @@ def test_a_dark_page_is_drawn_in_light_colours_and_as_wide_as_paper_while_it_pri
         assert 500 < width <= 700 < screen[1]
         assert ink != screen[2]
         page.wait(f"JSON.stringify({look}) === JSON.stringify({json.dumps(screen)})")
+        assert page.complaints == []
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_paper_holds_small_charts_side_by_side_and_no_words_twice(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs lightning-linf[tensorboard]")
+    train_into(tmp_path / "runs", "run")
+    shutil.copytree(tmp_path / "runs" / "run", tmp_path / "runs" / "other")
+    output = Path(tmp_path, "report.html")
+    assert main(["report", str(tmp_path / "runs"), "-o", str(output)]) == 0
+    with chromium(tmp_path) as page:
+        page.open(output.as_uri())
+        page.wait(READY)
+        landmarks = page.run("[...document.body.children].map((node) => node.localName)")
+        assert landmarks == ["header", "section", "div", "noscript", "script", "script"]
+        tops = """[...document.querySelectorAll("#loss canvas, #noise canvas")]
+            .map((canvas) => Math.round(canvas.getBoundingClientRect().top))"""
+        page.run(f"addEventListener('beforeprint', () => {{ window.tops = {tops}; }}); 0")
+        page.send("Page.printToPDF")
+        loss, noise = page.wait("window.tops")
+        assert loss == noise
+        text = "document.body.innerText"
+        legend, verdict = "the largest curvature that one step can meet.", "This is no forecast"
+        screen = page.run(text)
+        page.send("Emulation.setEmulatedMedia", media="print")
+        paper = page.run(text)
+        assert (screen.count(legend), paper.count(legend)) == (2, 1)
+        assert (screen.count(verdict), paper.count(verdict)) == (4, 2)
         assert page.complaints == []

@@ -1,5 +1,6 @@
 """No chart, tooltip or card says what was not measured."""
 
+import itertools
 import json
 
 import pytest
@@ -371,3 +372,85 @@ def test_a_reference_below_a_logarithmic_axis_is_left_out(page):
         CHART + "draw([line('a', [1, 2], [1, 9])], { log: true, reference: 0 });",
     )
     assert page.run("[plot.scales.y.min, plot.scales.y.max]") == [1, 10]
+
+
+@pytest.mark.parametrize("values", [[3e-40, 2e-7], [1e-300, 1e300], [2.5e-3, 4e-3], [1e33, 3e38]])
+def test_a_logarithmic_axis_has_numbers_however_small_or_large_its_values_are(page, values):
+    options = "{ log: true, height: 210 }"
+    load(page, "drawing/chart", CHART + f"draw([line('a', [1, 2], {values})], {options});")
+    ticks = [tick for tick in page.run("plot.axes[1]._values") if tick]
+    assert 2 <= len(ticks) == len(set(ticks)) < 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "x"), [("step", [1, 3_000_000]), ("time", [30, 150]), ("time", [0, 100_000])]
+)
+def test_numbers_of_the_x_axis_neither_touch_nor_leave_the_chart(page, kind, x):
+    chart = CHART.replace('kind: "step"', f'kind: "{kind}"').replace("900px", "500px")
+    load(page, "drawing/chart", f"{chart} draw([line('a', {x}, [1, 2])]);")
+    ends = page.run("""(() => {
+        const [axis] = plot.axes;
+        plot.ctx.font = axis.font[0];
+        return axis._splits.map((at, i) => {
+            const half = plot.ctx.measureText(axis._values[i]).width / 2;
+            const x = plot.valToPos(at, "x", true);
+            return [x - half, x + half];
+        });
+    })()""")
+    assert len(ends) >= 2
+    assert all(left > right for (_, right), (left, _) in itertools.pairwise(ends))
+    assert ends[-1][1] <= page.run("plot.ctx.canvas.width")
+
+
+def test_values_that_a_logarithmic_axis_leaves_out_are_counted(page):
+    make_app(page)
+    page.run("""{
+        source.run.own = { learning_rate: ["lr"] };
+        const curve = { steps: [1, 2, 3], values: [0, 0.1, -1], num_steps: 3 };
+        const read = source.scalars;
+        source.scalars = async (run) => new Map([...(await read(run)), ["lr", curve]]);
+        app.reload();
+    }""")
+    note = "document.querySelector('#learning-rate > .footnote').textContent"
+    page.wait("document.querySelector('#learning-rate canvas')")
+    assert page.run(note) == "2 values of at most 0 have no place on a logarithmic axis. "
+    page.run("document.querySelector('#learning-rate .controls > button').click()")
+    page.wait(f"{note} === ''")
+
+
+def test_a_clock_that_was_set_back_is_said(page):
+    curves = "[{ steps: [4, 8, 12], seconds: [10, 20, %s] }, undefined, { steps: [1] }]"
+    said = "A clock was set back after step 8: what follows has times before it. "
+    for last, expected in ((30, ""), (19.5, ""), (5, said)):
+        assert load(page, "panels/panel", f"return m.clockSetBack({curves % last});") == expected
+
+
+def test_a_curve_of_zeros_stands_in_the_middle(page):
+    load(page, "drawing/chart", CHART + "draw([line('a', [1, 2], [0, 0])]);")
+    assert page.run("[plot.scales.y.min, plot.scales.y.max]") == [-1, 1]
+
+
+def test_numbers_of_a_card_do_not_lie_on_each_other(page):
+    page.size(360)
+    make_app(page)
+    page.run("""{
+        source.scalars = async () => new Map([
+            ["step_advantage/coordinate", 1.54e-9],
+            ["advantage_lower/coordinate", 0.000123],
+            ["advantage_upper/coordinate", 16500],
+        ].map(([name, value]) => [`geometry/${name}`, { steps: [1], values: [value] }]));
+        app.reload();
+    }""")
+    boxes = page.wait("""((nodes) => nodes.length && nodes.map((node) => {
+        const range = document.createRange();
+        range.selectNodeContents(node);
+        return range.getBoundingClientRect().toJSON();
+    }))([...document.querySelectorAll(".brackets .along, .brackets .range")])""")
+    along, between = boxes
+    assert along["right"] < between["left"]
+    track = page.run("document.querySelector('.track').getBoundingClientRect().toJSON()")
+    assert track["right"] < along["left"]
+    assert track["width"] >= 40
+    assert between["right"] <= page.run(
+        "document.querySelector('.verdict').getBoundingClientRect().right"
+    )

@@ -15,7 +15,7 @@ def entry(step, values, **changes):
 def test_long_runs_are_thinned_to_first_last_and_between():
     metadata = lay_out(entry(0, [1.0, 2.0]))[1]
     rows = [(step, np.full((2, 1), step, np.float32)) for step in range(10_000)]
-    table, note = stack(metadata, reversed(rows))  # sorted by step
+    table, note = stack(metadata, rows)
     assert note is None
     shown = payload.layers(table.thinned(payload.MAX_STEPS), "density")
     assert shown["num_steps"] == 10_000
@@ -41,6 +41,18 @@ def test_of_two_records_of_a_step_the_later_one_counts():
     table, _ = stack(metadata, rows)
     assert table.steps == [5]
     assert table.values.tolist() == [[[2.0], [2.0]]]
+
+
+def test_what_a_training_logged_before_it_went_back_does_not_count():
+    steps = [0, 2, 4, 6, 8, 3, 5]  # it was resumed at step 3
+    nan = float("nan")
+    curve = payload.curves({"loss": [(step, nan if step > 5 else 1.0) for step in steps]})["loss"]
+    assert curve["steps"] == [1, 3, 4, 6]
+    assert curve["num_steps"] == 4
+    assert curve["not_finite_since"] is None
+    metadata = lay_out(entry(0, [1.0, 2.0]))[1]
+    table, _ = stack(metadata, [(step, np.full((2, 1), step, np.float32)) for step in steps])
+    assert table.steps == table.values[:, 0, 0].tolist() == [0, 2, 3, 5]
 
 
 def test_the_row_of_all_parameters_lacks_only_what_was_not_measured():

@@ -11,6 +11,7 @@ from support.reports import D, favouring_adam, full_report, make_report, trained
 from torch import nn
 
 from lightning_linf import Partition, measure_geometry
+from lightning_linf.probe import progress
 from lightning_linf.report.measurement import SpectralSmoothness
 from lightning_linf.report.text import describe
 
@@ -176,3 +177,23 @@ def test_progress_shows_the_products_and_leaves_no_line(capsys):
     assert "Probing" in shown
     assert sum(counted) == report.num_hvps
     assert shown.endswith("\r")  # the bar is wiped away
+
+
+def test_a_bar_of_fewer_products_than_there_might_be_ends_full(monkeypatch):
+    ends = []
+
+    class Noted(progress.Tqdm):
+        """In a notebook, tqdm turns a bar red that ends before its total, and leaves it there."""
+
+        def close(self):
+            ends.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(progress, "Tqdm", Noted)
+    report = measure_geometry(
+        nn.Linear(3, 1),
+        list(torch.randn(2, 8, 3)),
+        loss=lambda m, x: m(x).square().mean(),
+        progress=True,
+    )
+    assert ends[0] == (report.num_hvps, report.num_hvps)

@@ -6,7 +6,7 @@ import { cssColor, element, onWidth } from "./dom.js";
 import { lay, nearest } from "./lines.js";
 import { intervals, referenceLine } from "./marks.js";
 import { format } from "./numbers.js";
-import { xAxis, xRange, yRange } from "./ranges.js";
+import { logAxis, rightOf, xAxis, xRange, yRange } from "./ranges.js";
 import { readout } from "./readout.js";
 import { symlogAxis, symlogScale } from "./symlog.js";
 
@@ -45,6 +45,7 @@ export function drawChart(
         y: { ...scaleOf(log, linear), range: yRange(log, linear, reference) },
       },
       axes: axes(axis.kind, unit, log, linear),
+      padding: [null, rightOf(axis.kind), null, null],
       legend: { show: false },
       cursor: cursor(axis),
       hooks: { setSelect: [(u) => zoomIn(u, axis)] },
@@ -91,7 +92,7 @@ function axes(kind, unit, log, linear) {
     { ...both, size: 28, ...xAxis(kind) },
     {
       ...both,
-      ...(linear === null ? {} : symlogAxis(linear)),
+      ...(log ? logAxis : linear === null ? {} : symlogAxis(linear)),
       label: unit + (log ? ", log scale" : symlog),
       size: (u, texts) => Math.max(52, 18 + 8 * longest(texts ?? [])),
       values: (u, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),

@@ -79,10 +79,10 @@ export function finiteRange(values) {
 // Rounds to the next of 1, 2 and 5 times a power of ten, so that an axis of less than a decade has
 // two numbers; uPlot's rangeLog would always end it at a whole decade.
 export function round125(value, direction) {
-  const power = 10 ** Math.floor(Math.log10(value));
-  const digits = [1, 2, 5, 10];
-  const ratio = Number((value / power).toPrecision(12));
+  const [digits, power] = value.toExponential(11).split("e").map(Number);
+  const ends = [1, 2, 5, 10];
   const digit =
-    direction === Math.floor ? digits.findLast((d) => d <= ratio) : digits.find((d) => d >= ratio);
-  return Number((digit * power).toPrecision(12));
+    direction === Math.floor ? ends.findLast((d) => d <= digits) : ends.find((d) => d >= digits);
+  const rounded = Number(`${digit}e${power}`);
+  return Math.min(Number.MAX_VALUE, Math.max(Number.MIN_VALUE, rounded));
 }

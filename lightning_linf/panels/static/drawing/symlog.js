@@ -32,8 +32,13 @@ export function linearWidth(values) {
 
 export const symlogScale = (width) => ({ distr: 4, asinh: width });
 
+// The distance between two numbers of an axis for uPlot, which leaves all out where it knows none that
+// fits. An axis whose numbers are chosen otherwise has one that always does.
+export const wholeAxis = (u, axis, low, high) => [Math.max(5, high - low)];
+
 // uPlot's axis: numbers at 0 and at powers of ten, as many as there is room for.
 export const symlogAxis = (width) => ({
+  incrs: wholeAxis,
   splits: (u, axis, low, high) => {
     const place = (value) => Math.asinh(value / width);
     const pixels = u.height / (place(high) - place(low));

@@ -5,7 +5,7 @@ import { element, field, fillSelect } from "../drawing/dom.js";
 import { linearWidth } from "../drawing/symlog.js";
 import { rowsOf } from "./curves.js";
 import { LayerPanel } from "./layers.js";
-import { thinned, untimed } from "./panel.js";
+import { thinned, untimed, withoutPlace } from "./panel.js";
 import { placeSteps } from "./times.js";
 
 export class LayerCurves extends LayerPanel {
@@ -40,16 +40,18 @@ export class LayerCurves extends LayerPanel {
     if (view.isOld()) return null;
     const all = read.flatMap(({ values }) => values);
     const linear = this.choice.log ? linearWidth(all) : null; // where some are negative
+    const log = this.choice.log && linear === null;
+    const curves = read.map(({ x, values, run }) => ({
+      run: run.name,
+      label: run.label,
+      color: view.colorOf(run.name),
+      dash: [],
+      lines: [{ x, values, width: 2 }],
+    }));
     const plot = drawChart(this.body, {
-      curves: read.map(({ x, values, run }) => ({
-        run: run.name,
-        label: run.label,
-        color: view.colorOf(run.name),
-        dash: [],
-        lines: [{ x, values, width: 2 }],
-      })),
+      curves,
       axis: view.axis,
-      log: this.choice.log && linear === null,
+      log,
       linear,
       label: `${column.label} of ${layer} by step`,
       unit: column.name,
@@ -64,6 +66,7 @@ export class LayerCurves extends LayerPanel {
       quantities: view.isKnown(column.name) ? [column.name] : [],
       note:
         thinned(read.map(({ curve }) => curve)) +
+        withoutPlace(curves, log) +
         untimed(
           view,
           read.map(({ x }) => ({ seconds: x.length > 0 })),

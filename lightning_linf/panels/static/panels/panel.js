@@ -6,6 +6,7 @@ import { saveCsv, savePng } from "../drawing/download.js";
 import { format, formatStep } from "../drawing/numbers.js";
 import { Help } from "./help.js";
 
+const CLOCK_ERROR = 1; // second: clocks are set a little while trainings run
 const MAX_ROWS = 200; // of a table on the page; a CSV file has all
 export const MOST_RUNS = 6; // that are told apart by cards and a legend
 
@@ -178,4 +179,29 @@ export function untimed(view, curves) {
   const count = isTime ? curves.filter((curve) => curve && !curve.seconds).length : 0;
   if (count < 2) return count ? "1 curve comes without times and is not shown. " : "";
   return `${formatStep(count)} curves come without times and are not shown. `;
+}
+
+// Says how many points a logarithmic axis has no place for. A lower end of 0 is drawn: its bar goes
+// down to the end of the chart.
+export function withoutPlace(curves, log) {
+  if (!log) return "";
+  const isLower = ({ bars = [] }, line) => bars.some(([, lower]) => lower === line);
+  const values = curves.flatMap((curve) =>
+    curve.lines.flatMap((line, i) => (isLower(curve, i) ? [] : line.values)),
+  );
+  const count = values.filter((value) => Number.isFinite(value) && value <= 0).length;
+  if (count < 2) return count ? "1 value of at most 0 has no place on a logarithmic axis. " : "";
+  return `${formatStep(count)} values of at most 0 have no place on a logarithmic axis. `;
+}
+
+// Says after which step the clock of a training was set back, of the first one on the page.
+export function clockSetBack(curves) {
+  const steps = curves.flatMap((curve) => {
+    const { steps, seconds = [] } = curve ?? {};
+    const last = seconds.findIndex((at, i) => seconds[i + 1] < at - CLOCK_ERROR);
+    return last < 0 ? [] : [steps[last]];
+  });
+  if (!steps.length) return "";
+  const first = formatStep(Math.min(...steps));
+  return `A clock was set back after step ${first}: what follows has times before it. `;
 }

@@ -4,7 +4,7 @@ import { drawChart } from "../drawing/chart.js";
 import { cssColor, element, field } from "../drawing/dom.js";
 import { format, smooth } from "../drawing/numbers.js";
 import { CurveControls, intervalOf, labelOf, legendOf, lineOf, rowsOf, styleOf } from "./curves.js";
-import { Panel, thinned, untimed } from "./panel.js";
+import { Panel, clockSetBack, thinned, untimed, withoutPlace } from "./panel.js";
 
 const HEIGHT = 210;
 
@@ -89,7 +89,13 @@ export class ScalarPanel extends Panel {
       legend: legendOf(view, keys, chosen, label, cssColor("--text"), undefined, mayCoincide),
       canvases: [plot.ctx.canvas],
       quantities: this.about.quantities,
-      note: [thinned(shown, "points read"), untimed(view, shown), linearNote(scale)].join(""),
+      note: [
+        thinned(shown, "points read"),
+        untimed(view, shown),
+        clockSetBack(shown),
+        withoutPlace(curves, scale.log),
+        linearNote(scale),
+      ].join(""),
     };
   }
 

@@ -5,7 +5,7 @@ import { choice, cssColor } from "../drawing/dom.js";
 import { markOf, noteOfMarks } from "./brackets.js";
 import { CurveControls, intervalOf, labelOf, legendOf, lineOf, rowsOf, styleOf } from "./curves.js";
 import { monitorOf, partitionLabel, partitionsIn, tagOf, withoutPrefix } from "./names.js";
-import { Panel, thinned, untimed } from "./panel.js";
+import { Panel, clockSetBack, thinned, untimed, withoutPlace } from "./panel.js";
 import { coordinatesOf } from "./report_text.js";
 
 const ABOUT = {
@@ -73,10 +73,11 @@ export class Smoothness extends Panel {
       }),
     );
     const ofSgd = all.map((scalars) => scalars.get(tagOf("lambda_max")));
+    const log = this.curveControls.isLog([]);
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
-      log: this.curveControls.isLog([]),
+      log,
       label: "Smoothness by step",
       unit: `${this.kind}(Φ)/d`,
     });
@@ -89,6 +90,8 @@ export class Smoothness extends Panel {
       note: [
         thinned(ofSgd, "points read"),
         untimed(view, ofSgd),
+        clockSetBack(ofSgd),
+        withoutPlace(curves, log),
         noteOfMarks(view, partitions, mark),
       ].join(""),
     };

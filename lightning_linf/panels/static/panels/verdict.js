@@ -6,7 +6,7 @@ import { format, formatRange } from "../drawing/numbers.js";
 import { markOf, noteOfMarks } from "./brackets.js";
 import { CurveControls, intervalOf, labelOf, legendOf, rowsOf, styleOf } from "./curves.js";
 import { monitorOf, partitionLabel, partitionsIn, tagOf, unitOf } from "./names.js";
-import { MOST_RUNS, Panel, thinned, untimed } from "./panel.js";
+import { MOST_RUNS, Panel, clockSetBack, thinned, untimed, withoutPlace } from "./panel.js";
 import { failureOf, lastOf } from "./last.js";
 import { coordinatesOf } from "./report_text.js";
 import { Cards } from "./verdict_cards.js";
@@ -68,10 +68,11 @@ export class Verdict extends Panel {
       }),
     );
     const ofAdam = all.map((scalars) => scalars.get(tagOf("advantage_lower", "coordinate")));
+    const log = this.curveControls.isLog([]);
     const plot = drawChart(this.body, {
       curves,
       axis: view.axis,
-      log: this.curveControls.isLog([]),
+      log,
       reference: 1,
       label: "Advantage over SGD's geometry by step",
       unit: unitOf("advantage_lower"),
@@ -84,6 +85,8 @@ export class Verdict extends Panel {
       note: [
         thinned(ofAdam, "points read"),
         untimed(view, ofAdam),
+        clockSetBack(ofAdam),
+        withoutPlace(curves, log),
         noteOfMarks(view, partitions, mark),
       ].join(""),
     };
