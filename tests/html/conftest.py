@@ -32,8 +32,8 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser):
+    browser.leave()
     browser.size(1280)
-    browser.complaints.clear()
     browser.open(browser.address + "vendor/manifest.json")
     browser.wait("document.readyState === 'complete' && location.pathname.length > 1")
     styles = [browser.address + name for name in ("vendor/uPlot.min.css", "style.css")]

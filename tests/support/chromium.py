@@ -105,6 +105,13 @@ class Page:
     def open(self, url):
         self.send("Page.navigate", url=url)
 
+    def leave(self):
+        """Close the page that is shown, and forget what it asked for and complained of."""
+        self.open("about:blank")
+        self.run("0")  # after it, nothing more comes of that page
+        self.requests.clear()
+        self.complaints.clear()
+
     def run(self, expression):
         """Evaluate JavaScript, a promise to its end, and give the value."""
         result = self.send(

@@ -58,10 +58,9 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def page(board, browser):
     """The plugin's page with all panels drawn, 1280 pixels wide, in light colours."""
+    browser.leave()
     browser.size(1280)
     browser.prefer("light")
-    browser.requests.clear()
-    browser.complaints.clear()
     browser.open(board.entry)
     browser.wait(READY)
     yield browser
@@ -413,8 +412,8 @@ def test_corrupt_data_are_noted_and_the_rest_is_shown(browser, tmp_path, load_fa
     (runs / "noise" / "events.out.tfevents.1.x.1").write_bytes(b"\xff" * 500)
     with tensorboard(runs, tmp_path / "log.txt", load_fast=load_fast) as board:
         board.wait_until_read(runs)
+        browser.leave()
         browser.size(1280)
-        browser.complaints.clear()
         browser.open(board.entry)
         browser.wait("document.querySelectorAll('.notes li').length === 2")
         notes = browser.run("document.querySelector('.notes ul').textContent")

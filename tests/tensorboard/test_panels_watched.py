@@ -49,9 +49,9 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser):
+    browser.leave()
     browser.size(1280)
     browser.prefer("light")
-    browser.complaints.clear()
     yield browser
     assert browser.complaints == []
 
