@@ -127,7 +127,7 @@ def main(folder: str = "runs/screenshots") -> None:
         tensorboard(runs, target / "tensorboard.txt", load_fast="false") as board,
         chromium(target) as page,
     ):
-        board.wait_for_runs(len(demo_runs.OPTIMIZERS))
+        board.wait_until_read(runs)
         take_tab(page, board.address, DOCS / "geometry-tab.png")
         take_layers(page, board.entry, DOCS / "geometry-layers.png")
         take_panels(page, board.entry, DOCS / "pictures")
