@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.chromium import needs_chromium
 from torch.multiprocessing import ProcessRaisedException
 
 import lightning_linf
@@ -317,3 +318,14 @@ def test_commands_of_the_first_minutes_are_those_of_the_pages(load):
 @pytest.mark.skipif(not (BENCHMARKS.parent / ".git").exists(), reason="no repository")
 def test_a_fresh_clone_is_timed(printed):
     assert re.fullmatch(r"the clone  \d+", printed("first_minutes", "--only", "clone")[-1])
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_panels_benchmark_times_each_reader_and_all_runs(printed):
+    pytest.importorskip("tensorboard")
+    lines = printed("panels", "--layers", "3", "--steps", "3", "--runs", "2")
+    for reader in (True, False):
+        start = lines.index(f"--load_fast={str(reader).lower()}")
+        for what in ("all events read", "layers again", "page drawn by", "all 2 runs drawn after"):
+            assert any(what in line for line in lines[start : start + 14]), what
