@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from rich.progress import Task
 
 from lightning_linf.callbacks._last_step import LastStep
@@ -17,6 +16,7 @@ from lightning_linf.partition import Partition
 from lightning_linf.probe import Landscape, ProbeError, measure_landscape
 from lightning_linf.probe.brackets import OPERATOR_HVPS
 from lightning_linf.probe.noise import measure_noise
+from lightning_linf.probe.progress import products_bar
 from lightning_linf.probe.spectral import SPECTRAL_HVPS
 from lightning_linf.report import GeometryReport
 
@@ -85,9 +85,8 @@ def _progress(trainer: Trainer, total: int) -> Iterator[Callable[[int], object]]
                 _leave_out(other, time.monotonic() - begin)
             progress.refresh()  # without the line of the task
     elif is_either(bar, TQDMProgressBar) and bar.is_enabled:
-        with Tqdm(desc="Probing", total=total, leave=False, dynamic_ncols=True) as lines:
+        with products_bar(total) as lines:
             yield lambda count: lines.update(count)
-            lines.total = lines.n  # a bar that ends before its total is a failure in a notebook
         # Its `unpause` leaves out all since the bar's last `update`, which Lightning never calls.
         bar.train_progress_bar.start_t += time.monotonic() - begin
     else:

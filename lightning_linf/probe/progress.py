@@ -22,7 +22,7 @@ def products_shown(
     if not is_shown:
         yield on_hvps
         return
-    with Tqdm(desc="Probing", total=total, leave=False, dynamic_ncols=True, unit="HVP") as bar:
+    with products_bar(total) as bar:
 
         def advance(count: int) -> None:
             bar.update(count)
@@ -30,4 +30,11 @@ def products_shown(
                 on_hvps(count)
 
         yield advance
+
+
+@contextmanager
+def products_bar(total: int) -> Iterator[Tqdm]:
+    """Show a bar of at most ``total`` products, which goes when they end."""
+    with Tqdm(desc="Probing", total=total, leave=False, dynamic_ncols=True, unit="HVP") as bar:
+        yield bar
         bar.total = bar.n  # a bar that ends before its total is a failure in a notebook

@@ -324,21 +324,3 @@ def test_probes_show_in_the_trainers_own_progress_bar(tmp_path, bar, options, ca
     captured = capsys.readouterr()
     assert "Probing" in captured.out + captured.err
     assert len(monitor.history) == 1
-
-
-def test_the_probes_own_bar_ends_full(tmp_path, monkeypatch):
-    ends = []
-
-    class Noted(probe_module.Tqdm):
-        """In a notebook, tqdm turns a bar red that ends before its total, and leaves it there."""
-
-        def close(self):
-            ends.append((self.n, self.total))
-            super().close()
-
-    monkeypatch.setattr(probe_module, "Tqdm", Noted)
-    bar = lightning.pytorch.callbacks.TQDMProgressBar()
-    monitor = LinfSmoothnessMonitor(every_n_steps=1, num_probes=4, on_error="raise")
-    fit(Quadratic(), [bar, monitor], tmp_path, enable_progress_bar=True)
-    num_hvps = monitor.last_report.num_hvps
-    assert ends[0] == (num_hvps, num_hvps)
